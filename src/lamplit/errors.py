@@ -1,0 +1,46 @@
+"""Everything lamplit raises on purpose.
+
+LamplitError
+├── UsageError          an argument, column or file name that cannot be what was meant
+├── PairsError          pairs that cannot be read
+├── ImageError          one picture that cannot be used (skipped and listed, never fatal to a run)
+├── TowerError          a tower that cannot be opened, or weights that do not fit it
+├── StoreError          a store that cannot be read, or belongs to another tower
+├── TuneError           a tuning run that cannot go on
+└── MissingExtraError   an optional part that is not installed
+"""
+
+
+class LamplitError(Exception):
+    """Base of every error lamplit raises on purpose; its text says what happened and what to do."""
+
+
+class UsageError(LamplitError):
+    """An argument, column or file name cannot be what was meant."""
+
+
+class PairsError(LamplitError):
+    """Pairs cannot be read."""
+
+
+class ImageError(LamplitError):
+    """One picture cannot be used. Its text is the reason listed in `skipped.jsonl`."""
+
+
+class TowerError(LamplitError):
+    """A tower cannot be opened, or its weights do not fit."""
+
+
+class StoreError(LamplitError):
+    """A store cannot be read, or was made by another tower."""
+
+
+class TuneError(LamplitError):
+    """A tuning run cannot go on."""
+
+
+class MissingExtraError(LamplitError):
+    """An optional part is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; type: pip install 'lamplit[{extra}]'")

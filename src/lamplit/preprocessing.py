@@ -1,0 +1,81 @@
+"""How a tower wants its pictures: size, crop, interpolation, mean and standard deviation.
+
+The values always come from the tower's own library. Pictures stay `uint8` until they are on the tower's
+device, so that what travels between processes is four times smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as transforms
+from torchvision.transforms.v2 import functional as TF  # noqa: N812
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns a picture into a tower's input.
+
+    `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
+    `fit="squash"` scales both sides to `image_size`, whatever the aspect ratio.
+    """
+
+    image_size: tuple[int, int]  # height, width
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_fraction: float = 1.0
+    fit: Literal["crop", "squash"] = "crop"
+
+    def resize(self, image: Tensor) -> Tensor:
+        """Scale and crop one picture, antialiased: (3, H, W) uint8 in, (3, height, width) uint8 out."""
+        size = self._target_size(image.shape[-2], image.shape[-1])
+        # Lanczos exists in PIL only; bicubic is its nearest neighbour on tensors.
+        mode = "bicubic" if self.interpolation == "lanczos" else self.interpolation
+        if tuple(image.shape[-2:]) != size:
+            image = TF.resize(image, list(size), InterpolationMode(mode), antialias=True)
+        return TF.center_crop(image, list(self.image_size))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) uint8 in, float32 with the tower's mean and deviation out."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
+        return (images.float() - mean) / std
+
+    def reference(self, image: Image.Image) -> Tensor:
+        """Prepare one RGB picture slowly, through PIL as the towers' own libraries do.
+
+        The measure for `resize`: (3, height, width) float32.
+        """
+        size = self._target_size(image.height, image.width)
+        image = TF.resize(image, list(size), InterpolationMode(self.interpolation))
+        image = TF.center_crop(image, list(self.image_size))
+        pixels = transforms.Compose([transforms.PILToTensor(), transforms.ToDtype(torch.float32, scale=True)])
+        return TF.normalize(pixels(image), list(self.mean), list(self.std))
+
+    def _target_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.fit == "squash":
+            return self.image_size
+        # As torchvision and timm: the short side is exact, the long side rounded down; a target that is not
+        # square is filled by the larger of the two scales.
+        target_height, target_width = (int(side / self.crop_fraction) for side in self.image_size)
+        if target_height == target_width:
+            if height <= width:
+                return target_height, int(target_height * width / height)
+            return int(target_width * height / width), target_width
+        scale = max(target_height / height, target_width / width)
+        return round(height * scale), round(width * scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Undo `to_dict` after a trip through JSON, which turns tuples into lists."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
