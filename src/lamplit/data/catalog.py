@@ -1,0 +1,62 @@
+"""Named data sets, fetched once into the user's cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lamplit.data import recipes
+from lamplit.errors import UsageError
+
+CATALOG = {
+    "stamps": "701 pictures of things, captions in 78 languages (Tux Paint; GPL-2)",
+}
+_RECIPES: dict[str, Callable[[Path, Path], None]] = {
+    "stamps": recipes.make_stamps,
+}
+
+
+def fetch(name: str, folder: Path | None = None) -> Path:
+    """Fetch a data set of the catalogue, unless it is there already, and return its file of pairs.
+
+    Args:
+        name: a key of `CATALOG`.
+        folder: where data sets are kept; `$LAMPLIT_CACHE`, or else `~/.cache/lamplit`.
+
+    Raises:
+        UsageError: there is no such data set, or the package manager that carries it is missing.
+        PairsError: it cannot be fetched.
+    """
+    if name not in CATALOG:
+        raise UsageError(f"there is no data set {name!r}; type one of {', '.join(CATALOG)}")
+    folder = (folder or _cache_folder()).absolute()
+    target = folder / name
+    if pairs := _find_pairs(target):
+        return pairs
+    if target.exists():
+        raise UsageError(f"{target} exists but holds no pairs; remove it and type: lamplit data get {name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and renamed when it is whole: an interrupted fetch leaves nothing half-made.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as temporary:
+        work, made = Path(temporary, "work"), Path(temporary, "made")
+        work.mkdir()
+        made.mkdir()
+        _RECIPES[name](work, made)
+        try:
+            made.rename(target)
+        except OSError:  # another process was first
+            if not _find_pairs(target):
+                raise
+    return next(target.glob("pairs.*"))
+
+
+def _find_pairs(target: Path) -> Path | None:
+    return next(target.glob("pairs.*"), None)
+
+
+def _cache_folder() -> Path:
+    if chosen := os.environ.get("LAMPLIT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamplit"

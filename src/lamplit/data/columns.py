@@ -1,0 +1,149 @@
+"""Which columns of a table hold the picture, the texts and the rest, and what their cells mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lamplit.errors import PairsError, UsageError
+
+# Looked for in this order, whatever their case.
+IMAGE_COLUMNS = (
+    "image", "images", "img", "jpg", "png",
+    "file_name", "filename", "filepath", "path", "image_path",
+)  # fmt: skip
+TEXT_COLUMNS = (
+    "text", "texts", "caption", "captions", "title", "description",
+    "sentence", "sentences", "alt", "txt",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def find_image_column(source: str, rows: list[Row], wanted: str | None) -> str:
+    """Return the column of pictures, given the first rows of a table.
+
+    Raises:
+        PairsError: there are no rows, or no column has one of the known names.
+        UsageError: the wanted column is not there.
+    """
+    if not rows:
+        raise PairsError(f"{source} has no rows; expected one picture a row, and its texts")
+    if wanted:
+        return _named(source, wanted, rows, "--image-column")
+    if found := _first(IMAGE_COLUMNS, rows):
+        return found
+    hint = " (web addresses: download them first, for example with img2dataset)"
+    raise PairsError(
+        f"{source} has no column named {', '.join(IMAGE_COLUMNS)}; it has {listed(rows)}"
+        f"{hint if _first(('url', 'image_url'), rows) else ''}; name it with --image-column NAME"
+    )
+
+
+def find_text_columns(
+    source: str, rows: list[Row], wanted: str | None, candidates: Sequence[str] = TEXT_COLUMNS
+) -> tuple[str, ...]:
+    """Return the columns of texts: those wanted (commas between), else the first candidate there, if any."""
+    if wanted:
+        names = [wanted] if any(wanted in row for row in rows) else wanted.split(",")
+        return tuple(_named(source, name.strip(), rows, "--text-column") for name in names)
+    found = _first(candidates, rows)
+    return (found,) if found else ()
+
+
+def listed(rows: list[Row]) -> str:
+    """Name the columns of some rows, for an error."""
+    return ", ".join(dict.fromkeys(column for row in rows for column in row)) or "no columns"
+
+
+def image_cell(value: Any, column: str) -> str | bytes:
+    """Return a cell's picture: its path, or its bytes; an empty cell is an empty picture, skipped later."""
+    if isinstance(value, list) and len(value) <= 1:
+        value = value[0] if value else None
+    if _is_media(value):
+        value = value.get("bytes") or value.get("path")
+    match value:
+        case None | "":
+            return b""
+        case str() if re.match(r"https?://", value):
+            raise PairsError(
+                f"column {column} holds web addresses ({value[:60]}); download the pictures first, "
+                "for example with img2dataset, and give the folder of tars that it writes"
+            )
+        case bytes() | str():
+            return value
+    raise PairsError(
+        f"column {column} holds a {type(value).__name__}; expected a path or the bytes of one picture; "
+        "name another column with --image-column NAME"
+    )
+
+
+def text_cells(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return every text of the named columns, stripped, blank ones dropped."""
+    return strip(text for column in columns for text in _texts(row.get(column), column))
+
+
+def strip(texts: Iterable[str]) -> tuple[str, ...]:
+    """Strip texts and drop the blank ones."""
+    return tuple(stripped for text in texts if (stripped := text.strip()))
+
+
+def metadata_cells(row: Row, taken: Sequence[str]) -> Row:
+    """Return the columns that are neither picture nor text, as values that JSON can hold.
+
+    Bytes are left out: they are other media, and do not belong beside every vector.
+    """
+    return {
+        column: _plain(value)
+        for column, value in row.items()
+        if column not in taken and not isinstance(value, bytes) and not _is_media(value)
+    }
+
+
+def _named(source: str, wanted: str, rows: list[Row], option: str) -> str:
+    present = {column for row in rows for column in row}
+    alike = [wanted] if wanted in present else [c for c in present if c.casefold() == wanted.casefold()]
+    if len(alike) != 1:
+        raise UsageError(f"{source} has no column {wanted!r}; it has {listed(rows)}; type {option} NAME")
+    return alike[0]
+
+
+def _first(candidates: Sequence[str], rows: list[Row]) -> str | None:
+    present = {column.casefold(): column for row in rows for column in row}
+    return next((present[candidate] for candidate in candidates if candidate in present), None)
+
+
+def _texts(value: Any, column: str) -> list[str]:
+    match value:
+        case None:
+            return []
+        case str():
+            return [value]
+        case list():
+            return [text for item in value for text in _texts(item, column)]
+        case int() | float():
+            return [str(value)] if math.isfinite(value) else []
+    raise PairsError(
+        f"column {column} holds a {type(value).__name__}; expected a text or a list of texts; "
+        "name another column with --text-column NAME"
+    )
+
+
+def _is_media(value: Any) -> bool:
+    # As `datasets` stores pictures and sounds that it does not decode.
+    return isinstance(value, dict) and value.keys() == {"bytes", "path"}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(name): _plain(item) for name, item in value.items()}
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

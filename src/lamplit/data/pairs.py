@@ -1,0 +1,313 @@
+"""Pairs of pictures and texts, read from anywhere, one at a time; nothing is decoded here."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path, PurePath
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lamplit.data.columns import (
+    TEXT_COLUMNS,
+    Row,
+    find_image_column,
+    find_text_columns,
+    image_cell,
+    listed,
+    metadata_cells,
+    strip,
+    text_cells,
+)
+from lamplit.data.rows import TABLE_SUFFIXES, table_rows, tar_samples
+from lamplit.errors import PairsError, UsageError
+
+# SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
+PICTURE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
+))  # fmt: skip
+READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException, DatasetsError)
+# Rows looked at to find the columns: the first may lack one.
+NUM_FIRST_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture and its texts."""
+
+    id: str  # stable between runs: the path as the source writes it, the tar's key, or the row's number
+    image: Path | bytes  # the file to read, or the encoded picture itself
+    texts: tuple[str, ...]  # empty for a picture that is only to be searched
+    metadata: dict[str, Any]  # every other column, as values that JSON can hold
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one source; iterating again reads them again, in the same order."""
+
+    source: str
+    count: int | None  # None where it cannot be known without reading everything
+    image_column: str | None  # None where pictures are files of their own
+    text_columns: tuple[str, ...]  # empty where texts are files of their own, or there are none
+    _read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Pair]:
+        try:
+            yield from self._read()
+        except READ_ERRORS as error:
+            raise _unreadable(self.source, error) from error
+
+
+def read_pairs(
+    source: str | Path,
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    split: str = "train",
+) -> Pairs:
+    """Open pictures with their texts, reading no more than the first rows.
+
+    Args:
+        source: a CSV, TSV, JSONL or Parquet file; a folder of pictures, with same-named `.txt` files (one
+            caption a line), a `metadata.csv|jsonl|parquet` with a `file_name` column, or no text at all; a
+            webdataset tar, or a folder of them; a glob or brace form of files (`shards/a-{000..099}.tar`);
+            or the id of a data set on the Hugging Face hub (`owner/name`).
+        image_column: the column of pictures or their paths; found by its name when not given.
+        text_column: the column of texts, or several with commas between; found by its name when not given,
+            and no texts are read where there is none.
+        split: of a data set on the hub; files have none.
+
+    Raises:
+        PairsError: nothing is there, or it cannot be read.
+        UsageError: a named column does not exist.
+    """
+    name = str(source)
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            return _open_folder(name, path.absolute(), image_column, text_column)
+        if files := _expand(str(path)):
+            return _open_files(name, files, image_column, text_column)
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
+            *TABLE_SUFFIXES,
+            ".tar",
+        ):
+            return _open_hub(name, image_column, text_column, split)
+    except READ_ERRORS as error:
+        raise _unreadable(name, error) from error
+    raise PairsError(
+        f"{name} does not exist; give a folder of pictures, a {', '.join(TABLE_SUFFIXES)} or .tar file, "
+        "or the id of a data set on the Hugging Face hub (owner/name)"
+    )
+
+
+def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDArray[np.bool_]:
+    """Mark the texts that tuning must not see: (N,) bool.
+
+    Equal captions (stripped, case folded) stay together, and exactly `round(fraction * distinct captions)`
+    of them are marked: those with the lowest hashes, so that the order of the texts does not matter.
+    """
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
+    captions = [text.strip().casefold() for text in texts]
+    key = str(seed).encode()
+
+    def rank(caption: str) -> bytes:
+        return blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()
+
+    distinct = sorted(set(captions), key=rank)
+    marked = set(distinct[: round(fraction * len(distinct))])
+    return np.array([caption in marked for caption in captions], dtype=np.bool_)
+
+
+def _open_folder(name: str, folder: Path, image_column: str | None, text_column: str | None) -> Pairs:
+    files = _walk(folder)
+    tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
+    pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+    shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
+    if tables:
+        return _open_tables(name, folder, [folder / table for table in tables], image_column, text_column)
+    if shards and not pictures:
+        return _open_files(name, [folder / shard for shard in shards], image_column, text_column)
+    if not pictures:
+        raise PairsError(
+            f"{name} holds no pictures; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
+            "their captions or a metadata.csv with a file_name column, or webdataset tars"
+        )
+    if image_column or text_column:
+        raise UsageError(
+            f"{name} has no table, so it has no columns: texts come from .txt files beside the pictures; "
+            "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
+        )
+    return Pairs(name, len(pictures), None, (), lambda: (_picture(folder, file) for file in pictures))
+
+
+def _open_files(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
+    suffixes = {file.suffix.lower() for file in files}
+    if suffixes == {".tar"}:
+        return _open_tars(name, files, image_column, text_column)
+    if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
+        return _open_tables(name, files[0].parent, files, image_column, text_column)
+    raise PairsError(
+        f"{name} ends in {' and '.join(sorted(suffixes)) or 'nothing'}; expected files of one kind out of "
+        f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of pictures"
+    )
+
+
+def _open_tables(
+    name: str, root: Path, files: list[Path], image_column: str | None, text_column: str | None
+) -> Pairs:
+    first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
+    image, texts = _find_columns(name, first, image_column, text_column)
+    count = None
+    if all(file.suffix.lower() == ".parquet" for file in files):
+        count = sum(parquet.read_metadata(file).num_rows for file in files)
+
+    def read() -> Iterator[Pair]:
+        # Ids are relative to the source; a table deeper in it names paths relative to itself.
+        rows = ((row, file.parent) for file in files for row in table_rows(file))
+        seen: dict[str, int] = {}
+        for number, (row, folder) in enumerate(rows):
+            prefix = PurePath(os.path.relpath(folder, root))
+            yield _pair(row, image, texts, folder, prefix, str(number), seen)
+
+    return Pairs(name, count, image, texts, read)
+
+
+def _open_hub(name: str, image_column: str | None, text_column: str | None, split: str) -> Pairs:
+    download = datasets.DownloadConfig(max_retries=1)
+    try:
+        data = datasets.load_dataset(name, split=split, streaming=True, download_config=download).decode(
+            False
+        )
+        first = list(islice(data, 1))
+    except READ_ERRORS as error:
+        raise PairsError(
+            f"{name} is no file or folder here, and the Hugging Face hub does not give it: {_line(error)}; "
+            "check the name, the split and the network, or `hf auth login` for a private data set"
+        ) from error
+    image, texts = _find_columns(name, first, image_column, text_column)
+    splits = data.info.splits or {}
+    count = splits[split].num_examples if split in splits else None
+
+    def read() -> Iterator[Pair]:
+        seen: dict[str, int] = {}
+        for number, row in enumerate(data):
+            yield _pair(row, image, texts, Path(), PurePath(), str(number), seen)
+
+    return Pairs(name, count, image, texts, read)
+
+
+def _open_tars(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
+    def samples() -> Iterator[tuple[str, Row]]:
+        return chain.from_iterable(map(tar_samples, files))
+
+    first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
+    if not any(_picture_field(fields, image_column) for fields in first):
+        raise PairsError(
+            f"{name} holds no pictures in its first samples; it has {listed(first)}; expected files such as "
+            "000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
+        )
+    # By webdataset's own custom the caption is the .txt; a .json often repeats it.
+    texts = find_text_columns(name, first, text_column, ("txt", *TEXT_COLUMNS))
+
+    def read() -> Iterator[Pair]:
+        seen: dict[str, int] = {}
+        for key, fields in samples():
+            picture = _picture_field(fields, image_column)
+            image = fields.pop(picture) if picture else b""
+            yield Pair(_unique(key, seen), image, text_cells(fields, texts), metadata_cells(fields, texts))
+
+    return Pairs(name, None, image_column, texts, read)
+
+
+def _find_columns(
+    name: str, rows: list[Row], image_column: str | None, text_column: str | None
+) -> tuple[str, tuple[str, ...]]:
+    image = find_image_column(name, rows, image_column)
+    return image, find_text_columns(name, rows, text_column, [c for c in TEXT_COLUMNS if c != image])
+
+
+def _pair(
+    row: Row,
+    column: str,
+    texts: tuple[str, ...],
+    folder: Path,
+    prefix: PurePath,
+    name: str,
+    seen: dict[str, int],
+) -> Pair:
+    image: Path | bytes
+    match image_cell(row.get(column), column):
+        case str() as path:
+            name, image = (prefix / path).as_posix(), folder / path
+        case content:
+            image = content
+    return Pair(_unique(name, seen), image, text_cells(row, texts), metadata_cells(row, (column, *texts)))
+
+
+def _picture(folder: Path, file: PurePath) -> Pair:
+    captions = (folder / file).with_suffix(".txt")
+    texts = captions.read_text("utf-8-sig", "replace").splitlines() if captions.is_file() else []
+    metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
+    return Pair(file.as_posix(), folder / file, strip(texts), metadata)
+
+
+def _picture_field(fields: Row, image_column: str | None) -> str | None:
+    for name, value in fields.items():
+        wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in PICTURE_SUFFIXES
+        if wanted and isinstance(value, bytes):
+            return name
+    return None
+
+
+def _walk(folder: Path) -> list[PurePath]:
+    """List every file below a folder, hidden ones left out, sorted, relative to it."""
+    files: list[PurePath] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [PurePath(parent, name).relative_to(folder) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _expand(path: str) -> list[Path]:
+    """List the files that a path, a glob or a brace form such as `a-{000..003}.tar` stands for."""
+    if os.path.isfile(path):
+        return [Path(path).absolute()]
+    if braces := re.search(r"\{(\d+)\.\.(\d+)\}", path):
+        start, stop = braces.groups()
+        numbers = [f"{number:0{len(start)}}" for number in range(int(start), int(stop) + 1)]
+        found = {number: _expand(path.replace(braces.group(), number, 1)) for number in numbers}
+        missing = [number for number, files in found.items() if not files]
+        if missing and len(missing) < len(numbers):
+            raise FileNotFoundError(f"there is no file for {', '.join(missing[:10])}")
+        return [file for files in found.values() for file in files]
+    return [Path(file).absolute() for file in sorted(glob.glob(path)) if os.path.isfile(file)]
+
+
+def _unique(name: str, seen: dict[str, int]) -> str:
+    """Return the name the first time, then `name#2`, `name#3`."""
+    seen[name] = seen.get(name, 0) + 1
+    return name if seen[name] == 1 else _unique(f"{name}#{seen[name]}", seen)
+
+
+def _unreadable(name: str, error: BaseException) -> PairsError:
+    return PairsError(f"{name} cannot be read: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

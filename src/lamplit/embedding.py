@@ -1,0 +1,237 @@
+"""Embed pairs once with a locked image tower: from pictures to a store, resumable anywhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
+from lamplit.data.pairs import Pair, Pairs, read_pairs
+from lamplit.engines import Engine, EngineName, best_device, choose_engine
+from lamplit.errors import StoreError
+from lamplit.progress import Advance, progress_bar
+from lamplit.store import Row, Store
+from lamplit.towers.image import ImageTower, open_image_tower
+
+COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
+COMMIT_ROWS = 4096
+
+
+@dataclass
+class EmbedReport:
+    """What one run of `embed` did, in pictures."""
+
+    store: str
+    tower: str
+    engine: str = "none"
+    embedded: int = 0
+    updated: int = 0  # embedded again, because the picture changed, or given new texts
+    unchanged: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    skipped_file: str | None = None
+    seconds: float = 0.0
+
+
+def embed(
+    source: str | Path | Pairs,
+    out: str | Path,
+    *,
+    tower: str | nn.Module | ImageTower,
+    tower_weights: str | Path | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    center: bool = False,
+    engine: EngineName = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    device: str | None = None,
+    progress: bool = False,
+) -> EmbedReport:
+    """Embed the pictures of `source` into the store `out`, each once.
+
+    Run again, it embeds only what is new or changed; killed, it goes on from the last commit. Pictures that
+    cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
+
+    Args:
+        source: anything `read_pairs` reads, or the pairs themselves.
+        out: the store to make or to add to.
+        tower: what `open_image_tower` opens, or an open tower.
+        tower_weights: weights file for the tower, or `"random"`.
+        image_column: column with the pictures, where it is not found by its name.
+        text_column: column (or columns, by commas) with the texts.
+        center: for a new store, subtract the mean of its vectors from every vector that is read from it.
+        engine: what runs the tower; `auto` measures.
+        batch_size: pictures in one forward pass.
+        workers: processes that decode ahead of the tower; with any, a script needs
+            `if __name__ == "__main__":`.
+        max_pixels: pictures of more are skipped unseen.
+        device: torch device; by default the accelerator, if there is one.
+        progress: show a bar on stderr.
+
+    Raises:
+        PairsError: the source cannot be read.
+        TowerError: the tower cannot be opened.
+        StoreError: the store belongs to another tower, or no picture could be embedded.
+    """
+    started = time.monotonic()
+    pairs = (
+        source
+        if isinstance(source, Pairs)
+        else read_pairs(source, image_column=image_column, text_column=text_column)
+    )
+    if not isinstance(tower, ImageTower):
+        tower = open_image_tower(tower, weights=tower_weights)
+    writer = _Writer(out, tower, center)
+    report = EmbedReport(str(out), tower.spec)
+    batches = read_batches(
+        pairs,
+        tower.preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        known=writer.hashes,
+        max_pixels=max_pixels,
+    )
+    with progress_bar("embed", pairs.count, shown=progress) as advance:
+        _run(
+            batches,
+            writer,
+            report,
+            tower,
+            engine,
+            torch.device(device or best_device()),
+            pairs.count,
+            advance,
+        )
+    writer.finish()
+    report.updated = writer.updated
+    report.skipped_file = _list_skipped(out, report.skipped)
+    report.seconds = time.monotonic() - started
+    if writer.store is None or len(writer.store) == 0:
+        found = (
+            "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
+        )
+        listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
+        raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
+    return report
+
+
+def _run(
+    batches: Iterator[Batch],
+    writer: _Writer,
+    report: EmbedReport,
+    tower: ImageTower,
+    engine_name: EngineName,
+    device: torch.device,
+    count: int | None,
+    advance: Advance,
+) -> None:
+    engine: Engine | None = None
+    for batch in batches:
+        if len(batch.images):
+            if engine is None:  # picked on real pictures of this very source
+                report.engine, engine = choose_engine(
+                    tower, engine_name, batch.images, num_pictures=count, device=device
+                )
+                writer.engine = report.engine
+            writer.add(batch, engine(batch.images))
+            report.embedded += len(batch.images)
+        writer.keep(batch.unchanged)
+        report.unchanged += len(batch.unchanged)
+        report.skipped += batch.skipped
+        done = len(batch.images) + len(batch.unchanged) + len(batch.skipped)
+        advance(done, f"{len(report.skipped)} skipped" if report.skipped else "")
+
+
+class _Writer:
+    """Collects rows and commits them, each commit atomic: what is in the store is whole and there once."""
+
+    def __init__(self, out: str | Path, tower: ImageTower, center: bool) -> None:
+        self.out = out
+        self.center = center
+        self.identity = tower.identity()
+        self.engine = "none"
+        self.updated = 0
+        self.store: Store | None = None
+        self.hashes: dict[str, str] = {}
+        self._rows: list[Row] = []
+        self._last_commit = time.monotonic()
+        self._stored_texts: dict[str, tuple[list[str], dict[str, Any]]] = {}
+        if Store.exists(out):
+            self.store = Store(out)
+            self.store.require_tower(self.identity)
+            if center and not self.store.centered:
+                raise StoreError(
+                    f"{out} was made without --center; give another --out to have a centred store"
+                )
+            self.hashes = self.store.hashes()
+            self._stored_texts = self.store.texts_and_metadata()
+
+    def add(self, batch: Batch, vectors: Tensor) -> None:
+        """Take embedded pictures."""
+        for pair, content_hash, vector in zip(batch.pairs, batch.hashes, vectors, strict=True):
+            self._rows.append(_row(pair, content_hash, vector))
+        self._commit_if_due()
+
+    def keep(self, pairs: list[Pair]) -> None:
+        """Take pictures whose vectors are in the store; write those whose texts or metadata are new."""
+        for pair in pairs:
+            texts, metadata = self._stored_texts[pair.id]
+            if list(pair.texts) != texts or any(
+                pair.metadata.get(name) != value for name, value in metadata.items()
+            ):
+                self._rows.append(_row(pair, self.hashes[pair.id], None))
+        self._commit_if_due()
+
+    def finish(self) -> None:
+        """Commit what is left."""
+        self._commit()
+        if self.store is not None:
+            self.store.finish()
+
+    def _commit_if_due(self) -> None:
+        if len(self._rows) >= COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        rows, self._rows = self._rows, []
+        self._last_commit = time.monotonic()
+        if not rows:
+            return
+        if self.store is None:
+            names = dict.fromkeys(name for row in rows for name in row.metadata)
+            self.store = Store.create(
+                self.out,
+                self.identity,
+                rows,
+                engine=self.engine,
+                centered=self.center,
+                metadata_columns=list(names),
+            )
+            return
+        changed = [row for row in rows if row.id in self.hashes]
+        self.updated += len(changed)
+        self.store.append([row for row in rows if row.id not in self.hashes])
+        self.store.replace(changed)
+
+
+def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
+    path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
+    return Row(pair.id, path, content_hash, list(pair.texts), vector, pair.metadata)
+
+
+def _list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
+    """Write the list of this run's skipped pictures beside the store, or remove the last run's."""
+    file = Path(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
+    if not skipped:
+        file.unlink(missing_ok=True)
+        return None
+    file.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
+    return str(file)

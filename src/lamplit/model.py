@@ -1,0 +1,215 @@
+"""LiT: a locked image tower, a text tower that reads it, and the scale of their cosines.
+
+A saved model is a folder that works offline and can be read one tower at a time: `config.json`,
+`text_tower.safetensors`, `image_tower.safetensors` and `tokenizer/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamplit._version import __version__
+from lamplit.data.images import decode_image, open_bytes
+from lamplit.errors import TowerError, UsageError
+from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower
+from lamplit.towers.lock import Locked
+from lamplit.towers.text import TextTower, build_text_tower
+
+FORMAT = 1
+Picture = str | Path | bytes | Image.Image
+
+
+class LiT(nn.Module):
+    """The two-tower model of the paper (section 3), without an image head: the locked space is the joint space.
+
+    Args:
+        text_tower: reads texts into the image tower's width.
+        identity: which image tower the text tower reads.
+        image_tower: the tower itself, where pictures are to be encoded; `Locked` unless it is to be trained.
+        center: (D,) mean to subtract from unit picture vectors, for stores made with `--center`.
+        logit_scale: first multiplier on cosines.
+        logit_bias: first offset of the logits, for the sigmoid loss; nothing for softmax.
+    """
+
+    def __init__(
+        self,
+        text_tower: TextTower | None,
+        identity: TowerIdentity,
+        image_tower: nn.Module | None = None,
+        *,
+        center: Tensor | None = None,
+        logit_scale: float = 10.0,
+        logit_bias: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.identity = identity
+        self.text_tower = text_tower
+        self.image_tower = Locked(image_tower) if isinstance(image_tower, ImageTower) else image_tower
+        self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
+        self.register_buffer("center", center, persistent=False)
+        self.center: Tensor | None
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied by."""
+        return self.log_scale.exp()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where its outputs are."""
+        return self.log_scale.device
+
+    @torch.no_grad()
+    def encode_images(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:
+        """Embed pictures: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
+
+        Raises:
+            TowerError: the model was loaded without its image tower.
+            ImageError: a picture cannot be used.
+        """
+        if self.image_tower is None:
+            raise TowerError(
+                f"this model is open without its image tower ({self.identity.spec}); load it with towers='both'"
+            )
+        resize = self.identity.preprocessing.resize
+        parts = [torch.empty(0, self.identity.width, device=self.device)]
+        for start in range(0, len(pictures), batch_size):
+            pixels = torch.stack(
+                [resize(_decode(picture)) for picture in pictures[start : start + batch_size]]
+            )
+            zimg = F.normalize(self.image_tower(pixels.to(self.device)), dim=-1)
+            parts.append(zimg if self.center is None else F.normalize(zimg - self.center, dim=-1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
+        """Embed texts: N strings in, (N, D) unit vectors out.
+
+        Raises:
+            TowerError: the model was loaded without its text tower.
+        """
+        if self.text_tower is None:
+            raise TowerError("this model is open without its text tower; load it with towers='both'")
+        was_training = self.text_tower.training
+        self.text_tower.eval()
+        tokens = self.text_tower.tokenize(texts)
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        ztxt = torch.empty(len(tokens), self.identity.width, device=self.device)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            ztxt[chosen] = F.normalize(self.text_tower([tokens[i] for i in chosen]), dim=-1)
+        self.text_tower.train(was_training)
+        return ztxt
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model into `folder`; whichever tower it is open without stays out."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "format": FORMAT,
+            "lamplit": __version__,
+            "image_tower": self.identity.to_dict(),
+            "center": None if self.center is None else self.center.tolist(),
+            "text_tower": None,
+            "logit_bias": None if self.logit_bias is None else float(self.logit_bias),
+        }
+        if self.text_tower is not None:
+            config["text_tower"] = self.text_tower.describe()
+            self.text_tower.save_tokenizer(folder / "tokenizer")
+            save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
+        if self.image_tower is not None:
+            save_model(_unlocked(self.image_tower), str(folder / "image_tower.safetensors"))
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+class _TextPart(nn.Module):
+    """What `text_tower.safetensors` holds: the tower and the two scalars, never the image tower."""
+
+    def __init__(self, model: LiT) -> None:
+        super().__init__()
+        self.text_tower = model.text_tower
+        self.log_scale = model.log_scale
+        self.logit_bias = model.logit_bias
+
+
+def load(
+    folder: str | Path,
+    *,
+    towers: Literal["both", "text", "image"] = "both",
+    image_tower: nn.Module | None = None,
+) -> LiT:
+    """Load a saved model in eval mode, needing nothing but its folder.
+
+    Args:
+        folder: what `LiT.save` or a tuning run wrote.
+        towers: load one alone to search (`text`) or embed (`image`) with less memory.
+        image_tower: the module itself, for a model whose tower was given as one.
+
+    Raises:
+        UsageError: no model there.
+        TowerError: its weights do not fit, or are not there.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote"
+        )
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("format", FORMAT + 1) > FORMAT:
+        raise UsageError(f"{folder}/config.json has no format that this lamplit reads (up to {FORMAT})")
+    identity = TowerIdentity.from_dict(config["image_tower"])
+    center = None if config["center"] is None else torch.tensor(config["center"])
+    text = None
+    if towers != "image":
+        text = build_text_tower(config["text_tower"], folder / "tokenizer")
+    model = LiT(text, identity, center=center, logit_bias=config["logit_bias"])
+    if text is not None:
+        _load_weights(_TextPart(model), folder / "text_tower.safetensors")
+    weights = folder / "image_tower.safetensors"
+    if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
+        model.image_tower = _load_image_tower(identity, image_tower, weights)
+    return model.eval()
+
+
+def _load_image_tower(identity: TowerIdentity, module: nn.Module | None, weights: Path) -> Locked:
+    if module is None:
+        tower = build_image_tower(identity)
+    else:
+        tower = ImageTower(identity.spec, module, identity.preprocessing, identity.config)
+    _load_weights(tower, weights)
+    found = tower.identity().fingerprint
+    if found != identity.fingerprint:
+        raise TowerError(f"{weights} has fingerprint {found}, but the model reads {identity.fingerprint}")
+    return Locked(tower)
+
+
+def _load_weights(module: nn.Module, file: Path) -> None:
+    if not file.is_file():
+        raise TowerError(f"{file} is missing: the model is not whole")
+    try:
+        load_model(module, file)
+    except (RuntimeError, ValueError) as error:
+        raise TowerError(f"{file} does not fit its config.json: {error}") from error
+
+
+def _unlocked(tower: nn.Module) -> nn.Module:
+    return tower.tower if isinstance(tower, Locked) else tower
+
+
+def _decode(picture: Picture) -> Tensor:
+    if isinstance(picture, Image.Image):
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        return pil_to_tensor(picture.convert("RGB"))
+    return decode_image(open_bytes(Path(picture) if isinstance(picture, str) else picture))

@@ -1,0 +1,202 @@
+"""The paper's optimizers, its schedule, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lamplit.errors import UsageError
+
+_SMALLEST_FACTORED = 32
+
+
+class Adafactor(Optimizer):
+    """Adafactor as LiT uses it: big_vision's variant, not the original one.
+
+    The second moment of a matrix is kept as the means of its rows and of its columns. There is no clipping,
+    no step relative to a parameter's size, and no bias correction of the momentum.
+
+    Weight decay is decoupled in torch's sense, `p -= lr * (update + weight_decay * p)`. The paper does not
+    multiply its decay by the learning rate: divide the paper's value by the learning rate.
+
+    Args:
+        params: parameters or groups of them, as for every torch optimizer.
+        lr: learning rate.
+        beta1: decay of the momentum.
+        decay: the second moment's decay is `1 - (t + 1) ** -decay` in step t, counted from 0 ...
+        beta2_cap: ... and never more than this.
+        eps: added to the squared gradients.
+        weight_decay: decay of the parameters, in units of `lr`.
+        momentum_dtype: how the momentum is stored; the paper's is `torch.bfloat16`.
+
+    Raises:
+        UsageError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        beta1: float = 0.9,
+        decay: float = 0.8,
+        beta2_cap: float = 0.999,
+        eps: float = 1e-30,
+        weight_decay: float = 0.0,
+        *,
+        momentum_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not (lr >= 0 and weight_decay >= 0 and 0 <= beta1 < 1 and 0 <= beta2_cap < 1):
+            raise UsageError(
+                f"Adafactor got lr={lr}, weight_decay={weight_decay}, beta1={beta1}, beta2_cap={beta2_cap}; "
+                "the first two must be at least 0, the betas at least 0 and less than 1"
+            )
+        self.momentum_dtype = momentum_dtype
+        defaults = {
+            "lr": lr,
+            "beta1": beta1,
+            "decay": decay,
+            "beta2_cap": beta2_cap,
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Change every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._momentum(self.state[parameter], parameter.grad.float(), group)
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-group["lr"])
+        return loss
+
+    def _momentum(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """Take one gradient into a parameter's state; return what to step along."""
+        axes = _factored_axes(gradient.shape)
+        if not state:
+            state["step"] = 0
+            state["momentum"] = torch.zeros_like(gradient, dtype=self.momentum_dtype)
+            # The means are over axes kept with length 1, so that they broadcast.
+            for axis in axes or (None,):
+                shape = [1 if axis == k else length for k, length in enumerate(gradient.shape)]
+                state["moment" if axis is None else f"moment_{axis}"] = gradient.new_zeros(shape)
+        decay = min(group["beta2_cap"], 1 - (state["step"] + 1) ** -group["decay"])
+        state["step"] += 1
+        squares = gradient.square().add_(group["eps"])
+        if axes is None:
+            update = gradient * state["moment"].lerp_(squares, 1 - decay).rsqrt()
+        else:
+            columns, rows = (state[f"moment_{axis}"] for axis in axes)
+            columns.lerp_(squares.mean(axes[0], keepdim=True), 1 - decay)
+            rows.lerp_(squares.mean(axes[1], keepdim=True), 1 - decay)
+            update = gradient * (rows / rows.mean(axes[0], keepdim=True)).rsqrt() * columns.rsqrt()
+        # The step is taken along the momentum before it is rounded for storage.
+        momentum: Tensor = state["momentum"].float() * group["beta1"] + update.mul_(1 - group["beta1"])
+        state["momentum"] = momentum.to(self.momentum_dtype)
+        return momentum
+
+
+def _factored_axes(shape: torch.Size) -> tuple[int, int] | None:
+    """Return the second-largest axis and the largest; None where the former is too short to factor."""
+    if len(shape) < 2:
+        return None
+    *_, second, largest = sorted(range(len(shape)), key=lambda axis: shape[axis])
+    return (second, largest) if shape[second] >= _SMALLEST_FACTORED else None
+
+
+def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """Factor of the learning rate in a step (from 0): a linear rise from 0, then half a cosine to 0."""
+    rise = min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+
+
+def parameter_groups(
+    parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Sort what trains into what decays and what does not, as the paper does.
+
+    Only kernels decay: weights of two or more dimensions that are not an embedding's. Biases, norms,
+    class tokens, position and token embeddings, logit scale and bias do not.
+
+    Args:
+        parameters: a module, or names and parameters; of the latter an embedding is known by its name only
+            ("embed" in the name of its module). Frozen parameters are left out.
+        weight_decay: in torch's sense, multiplied by the learning rate.
+
+    Returns:
+        Two groups for a torch optimizer, in the order of `named_parameters`; an empty one is left out.
+    """
+    embeddings: set[int] = set()
+    if isinstance(parameters, nn.Module):
+        embeddings = {
+            id(module.weight) for module in parameters.modules() if isinstance(module, nn.Embedding)
+        }
+        parameters = parameters.named_parameters()
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            kernel = parameter.ndim >= 2 and id(parameter) not in embeddings and _names_kernel(name)
+            (decaying if kernel else others).append(parameter)
+    groups = [
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _names_kernel(name: str) -> bool:
+    # "blocks.0.fc1.weight" and "attention.in_proj_weight" are kernels; "pos_embed", "cls_token" and
+    # "embeddings.word_embeddings.weight" are not; "patch_embed.proj.weight" is one again.
+    *_, module, weight = ["", *name.split(".")]
+    return weight.endswith("weight") and "embed" not in module
+
+
+def build_optimizer(
+    name: Literal["adamw", "adafactor"],
+    parameters: nn.Module | Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> Optimizer:
+    """Make an optimizer of everything that trains, with decay on kernels only.
+
+    Args:
+        name: `adamw` or `adafactor`.
+        parameters: as for `parameter_groups`.
+        lr: learning rate.
+        weight_decay: in torch's sense, multiplied by the learning rate.
+        betas: decays of the first moment and of the second; for Adafactor the latter is the highest it takes.
+
+    Raises:
+        UsageError: if there is no such optimizer, or nothing trains.
+    """
+    groups = parameter_groups(parameters, weight_decay=weight_decay)
+    if not groups:
+        raise UsageError("every parameter is frozen, so there is nothing to tune; unlock a tower")
+    if name == "adamw":
+        # One pass over the memory instead of a dozen: 4 to 5 times faster than torch's default on a CPU.
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    if name == "adafactor":
+        return Adafactor(groups, lr=lr, beta1=betas[0], beta2_cap=betas[1])
+    raise UsageError(f"there is no optimizer {name!r}; it must be 'adamw' or 'adafactor'")

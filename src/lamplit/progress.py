@@ -1,0 +1,38 @@
+"""One way to show that something long is going on: a bar on stderr, silent unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[[int, str], None]
+
+
+@contextmanager
+def progress_bar(name: str, total: int | None, *, shown: bool) -> Iterator[Advance]:
+    """Open a bar; what it yields is called with how much more is done and a short note to show behind it."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(name, total=total, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            progress.update(task, advance=done, note=note)
+
+        yield advance

@@ -1,0 +1,244 @@
+"""The store: pairs and the vectors of their pictures under one locked tower, in one Lance table.
+
+The same table is the tuning cache, what a model is evaluated on, and the search index. It opens in anything
+that reads Lance (LanceDB, DuckDB, Polars, Ray, Spark).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import lance
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lamplit.errors import StoreError
+from lamplit.towers.image import TowerIdentity
+
+FORMAT = 1
+COLUMNS = ("id", "path", "hash", "texts", "vector")  # every other column is the user's metadata
+_METADATA_KEY = "lamplit"
+
+
+@dataclass
+class Row:
+    """One picture of the store; `vector` is (D,) with unit length, or nothing to keep a stored one."""
+
+    id: str
+    path: str
+    hash: str
+    texts: Sequence[str]
+    vector: Tensor | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """An open store. Rows come in the order of their ids, whatever order they were embedded in."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a store.
+
+        Raises:
+            StoreError: there is none, or it was written by a newer lamplit.
+        """
+        self.path = str(path)
+        try:
+            self._table = lance.dataset(self.path)
+        except (ValueError, OSError) as error:
+            raise StoreError(
+                f"no store at {path}; make one with: lamplit embed SOURCE --out {path}"
+            ) from error
+        described = (self._table.schema.metadata or {}).get(_METADATA_KEY.encode())
+        if described is None:
+            raise StoreError(f"{path} is a Lance table, but not one that lamplit embed made")
+        values = json.loads(described)
+        if values["format"] > FORMAT:
+            raise StoreError(
+                f"{path} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it"
+            )
+        self.tower = TowerIdentity.from_dict(values["tower"])
+        self.engine: str = values["engine"]
+        self.centered: bool = values["centered"]
+        self.center: Tensor | None = None if values["center"] is None else torch.tensor(values["center"])
+
+    @classmethod
+    def exists(cls, path: str | Path) -> bool:
+        """Tell whether there is a Lance table at `path`."""
+        try:
+            lance.dataset(str(path))
+        except (ValueError, OSError):
+            return False
+        return True
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        tower: TowerIdentity,
+        rows: Sequence[Row],
+        *,
+        engine: str,
+        centered: bool = False,
+        metadata_columns: Sequence[str] = (),
+    ) -> Self:
+        """Write a new store with its first rows. The rows decide the types of the metadata columns."""
+        values = {
+            "format": FORMAT,
+            "tower": tower.to_dict(),
+            "engine": engine,
+            "centered": centered,
+            "center": None,
+        }
+        columns = {name: pa.array([row.metadata.get(name) for row in rows]) for name in metadata_columns}
+        # A column that is empty so far may hold anything later; text does.
+        types = [(name, pa.string() if pa.types.is_null(c.type) else c.type) for name, c in columns.items()]
+        fixed = [
+            ("id", pa.string()),
+            ("path", pa.string()),
+            ("hash", pa.string()),
+            ("texts", pa.list_(pa.string())),
+        ]
+        vector = pa.list_(pa.float16(), tower.width)
+        schema = pa.schema([*fixed, *types, ("vector", vector)], metadata={_METADATA_KEY: json.dumps(values)})
+        lance.write_dataset(_to_table(rows, schema), str(path), schema=schema)
+        return cls(path)
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return int(self._table.count_rows())
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """Names of the columns that the pairs brought along."""
+        return [name for name in self._table.schema.names if name not in COLUMNS]
+
+    def replace(self, rows: Sequence[Row]) -> None:
+        """Replace rows by id, in one atomic commit; a row without a vector keeps the one that is stored."""
+        for kept in (True, False):
+            some = [row for row in rows if (row.vector is None) == kept]
+            if some:
+                schema = self._table.schema
+                columns = [name for name in schema.names if not (kept and name == "vector")]
+                table = _to_table(some, schema, columns)
+                self._table.merge_insert("id").when_matched_update_all().execute(table)
+        self._table.checkout_latest()
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows whose ids are new, in one atomic commit."""
+        if rows:
+            self._table = lance.write_dataset(_to_table(rows, self._table.schema), self.path, mode="append")
+
+    def finish(self) -> None:
+        """Fix the centre of a centred store once its first pictures are in, and merge small fragments."""
+        if self.centered and self.center is None:
+            self.center = self._raw_vectors().mean(0)
+            values = json.loads(self._table.schema.metadata[_METADATA_KEY.encode()])
+            values["center"] = self.center.tolist()
+            self._table.update_schema_metadata({_METADATA_KEY: json.dumps(values)})
+        self._table.optimize.compact_files()
+        self._table.checkout_latest()
+
+    def hashes(self) -> dict[str, str]:
+        """Content hash of every picture, by id."""
+        table = self._table.to_table(columns=["id", "hash"])
+        return dict(zip(table["id"].to_pylist(), table["hash"].to_pylist(), strict=True))
+
+    def texts_and_metadata(self) -> dict[str, tuple[list[str], dict[str, Any]]]:
+        """Texts and metadata of every picture, by id."""
+        names = self.metadata_columns
+        rows = self._table.to_table(columns=["id", "texts", *names]).to_pylist()
+        return {row["id"]: (row["texts"], {name: row[name] for name in names}) for row in rows}
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column, in the order of the ids.
+
+        Raises:
+            StoreError: no such column.
+        """
+        if name not in self._table.schema.names:
+            there = ", ".join(n for n in self._table.schema.names if n != "vector")
+            raise StoreError(f"{self.path} has no column {name!r}; it has: {there}")
+        values: list[Any] = self._sorted(name)[name].to_pylist()
+        return values
+
+    def texts(self, column: str = "texts") -> list[list[str]]:
+        """Texts of each picture, from the pairs' own text column or a metadata column of text (or lists of it).
+
+        Raises:
+            StoreError: no such column, or one that holds no text.
+        """
+        texts = []
+        for value in self.column(column):
+            cells = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(isinstance(cell, str) for cell in cells):
+                raise StoreError(f"column {column!r} of {self.path} holds no text: {value!r}")
+            texts.append([cell.strip() for cell in cells if cell.strip()])
+        return texts
+
+    def vectors(self) -> Tensor:
+        """(N, D) float32 unit vectors, centred if the store is."""
+        return self.apply_center(self._raw_vectors())
+
+    def apply_center(self, vectors: Tensor) -> Tensor:
+        """Bring (B, D) unit vectors of the tower into the space of this store."""
+        return vectors if self.center is None else F.normalize(vectors - self.center, dim=-1)
+
+    def require_tower(self, tower: TowerIdentity) -> None:
+        """Refuse vectors of another tower.
+
+        Raises:
+            StoreError: naming both towers and the way out.
+        """
+        if tower.fingerprint != self.tower.fingerprint:
+            raise StoreError(
+                f"{self.path} was embedded by {self.tower.spec} (fingerprint {self.tower.fingerprint}), not by "
+                f"{tower.spec} (fingerprint {tower.fingerprint}): their vectors cannot be compared. "
+                f"Embed the pictures again with: lamplit embed SOURCE --tower {tower.spec} --out ANOTHER.lance"
+            )
+
+    def _sorted(self, *columns: str) -> pa.Table:
+        names = list(dict.fromkeys(["id", *columns]))
+        return self._table.to_table(columns=names).sort_by("id")
+
+    def _raw_vectors(self) -> Tensor:
+        column = self._sorted("vector")["vector"].combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        return F.normalize(torch.from_numpy(flat.reshape(-1, self.tower.width)), dim=-1)
+
+
+def _to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    columns = columns or schema.names
+    arrays = {
+        "id": pa.array([row.id for row in rows], pa.string()),
+        "path": pa.array([row.path for row in rows], pa.string()),
+        "hash": pa.array([row.hash for row in rows], pa.string()),
+        "texts": pa.array([list(row.texts) for row in rows], pa.list_(pa.string())),
+    }
+    if "vector" in columns:
+        flat = torch.cat([row.vector for row in rows if row.vector is not None]).to(torch.float16).numpy()
+        arrays["vector"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(flat), schema.field("vector").type.list_size
+        )
+    for name in columns:
+        if name not in arrays:
+            arrays[name] = _metadata_array([row.metadata.get(name) for row in rows], schema.field(name).type)
+    described = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
+    return pa.table([arrays[name] for name in columns], schema=described)
+
+
+def _metadata_array(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+    """Values as `kind`; one that does not fit becomes text where text is kept, else nothing."""
+    cells = []
+    for value in values:
+        try:
+            cells.append(pa.scalar(value, kind).as_py())
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            cells.append(str(value) if pa.types.is_string(kind) else None)
+    return pa.array(cells, kind)

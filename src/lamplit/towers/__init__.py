@@ -1,0 +1,1 @@
+"""The two networks: image towers, text towers, and the lock."""

@@ -1,0 +1,77 @@
+"""Weights and configurations from disk: strict, and never run as code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lamplit.errors import TowerError
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file or a pickled state dict, never running code that the file brings.
+
+    Raises:
+        TowerError: the file is not there, or is not a plain dictionary of tensors.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError, SafetensorError, ValueError) as error:
+        raise TowerError(
+            f"{path} is neither a safetensors file nor a plain state dict; what it holds could only be read by "
+            "running code from it, which lamplit never does: save its state_dict() as safetensors"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TowerError(f"{path} is not a state dict: expected a dictionary of tensors")
+    return state
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load every tensor or none.
+
+    Raises:
+        TowerError: naming the keys that are missing, unexpected or of another shape.
+    """
+    missing, unexpected = key_difference(module, state)
+    own = module.state_dict()
+    shapes = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    told = [f"{len(keys)} {kind}: {', '.join(keys[:10])}" for kind, keys in problems.items() if keys]
+    if told:
+        raise TowerError(f"the weights do not fit {name}; {'; '.join(told)}")
+    module.load_state_dict(state)
+
+
+def key_difference(module: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Keys of `module` that `state` lacks, and keys of `state` that `module` has no place for."""
+    own = module.state_dict()
+    return [k for k in own if k not in state], [k for k in state if k not in own]
+
+
+def first_line(error: Exception) -> str:
+    """What a library says first; the rest is mostly advice for another reader."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A transformers configuration as JSON values, without the folder it happened to lie in."""
+    return {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}

