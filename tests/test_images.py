@@ -417,6 +417,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_with_lance_and_damaged_jpegs_stays_quiet(tmp_path):
     data = bytearray(encode(RGB, "JPEG"))
     data[-40:-30] = bytes(10)

@@ -1,5 +1,87 @@
-"""lamplit: lock any image model and teach a text tower to read it (LiT, Zhai et al., CVPR 2022)."""
+"""lamplit: lock any image model and teach a text tower to read it (LiT, Zhai et al., CVPR 2022).
+
+Names are loaded when they are first used: `import lamplit` is quick, and brings no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from lamplit._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from lamplit.data.catalog import fetch
+    from lamplit.data.pairs import Pair, Pairs, read_pairs
+    from lamplit.embedding import embed
+    from lamplit.errors import LamplitError
+    from lamplit.evaluation import evaluate
+    from lamplit.losses import sigmoid_loss, softmax_loss
+    from lamplit.model import LiT, load
+    from lamplit.preprocessing import Preprocessing
+    from lamplit.retrieval import Searcher, search
+    from lamplit.settings import TuneSettings
+    from lamplit.store import Store
+    from lamplit.towers.image import open_image_tower
+    from lamplit.towers.lock import Locked
+    from lamplit.towers.text import open_text_tower
+    from lamplit.tuning import tune
+    from lamplit.zeroshot import classify
+
+_HOMES = {
+    "LamplitError": "errors",
+    "LiT": "model",
+    "Locked": "towers.lock",
+    "Pair": "data.pairs",
+    "Pairs": "data.pairs",
+    "Preprocessing": "preprocessing",
+    "Searcher": "retrieval",
+    "Store": "store",
+    "TuneSettings": "settings",
+    "classify": "zeroshot",
+    "embed": "embedding",
+    "evaluate": "evaluation",
+    "fetch": "data.catalog",
+    "load": "model",
+    "open_image_tower": "towers.image",
+    "open_text_tower": "towers.text",
+    "read_pairs": "data.pairs",
+    "search": "retrieval",
+    "sigmoid_loss": "losses",
+    "softmax_loss": "losses",
+    "tune": "tuning",
+}
+
+__all__ = [
+    "LamplitError",
+    "LiT",
+    "Locked",
+    "Pair",
+    "Pairs",
+    "Preprocessing",
+    "Searcher",
+    "Store",
+    "TuneSettings",
+    "__version__",
+    "classify",
+    "embed",
+    "evaluate",
+    "fetch",
+    "load",
+    "open_image_tower",
+    "open_text_tower",
+    "read_pairs",
+    "search",
+    "sigmoid_loss",
+    "softmax_loss",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lamplit' has no attribute {name!r}")
+    return getattr(import_module(f"lamplit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -83,9 +83,7 @@ def embed(
     """
     started = time.monotonic()
     pairs = (
-        source
-        if isinstance(source, Pairs)
-        else read_pairs(source, image_column=image_column, text_column=text_column)
+        source if isinstance(source, Pairs) else read_pairs(source, image_column=image_column, text_column=text_column)
     )
     if not isinstance(tower, ImageTower):
         tower = open_image_tower(tower, weights=tower_weights)
@@ -115,9 +113,7 @@ def embed(
     report.skipped_file = _list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if writer.store is None or len(writer.store) == 0:
-        found = (
-            "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
-        )
+        found = "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
         listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
         raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
     return report
@@ -168,9 +164,7 @@ class _Writer:
             self.store = Store(out)
             self.store.require_tower(self.identity)
             if center and not self.store.centered:
-                raise StoreError(
-                    f"{out} was made without --center; give another --out to have a centred store"
-                )
+                raise StoreError(f"{out} was made without --center; give another --out to have a centred store")
             self.hashes = self.store.hashes()
             self._stored_texts = self.store.texts_and_metadata()
 
@@ -184,9 +178,7 @@ class _Writer:
         """Take pictures whose vectors are in the store; write those whose texts or metadata are new."""
         for pair in pairs:
             texts, metadata = self._stored_texts[pair.id]
-            if list(pair.texts) != texts or any(
-                pair.metadata.get(name) != value for name, value in metadata.items()
-            ):
+            if list(pair.texts) != texts or any(pair.metadata.get(name) != value for name, value in metadata.items()):
                 self._rows.append(_row(pair, self.hashes[pair.id], None))
         self._commit_if_due()
 

@@ -24,9 +24,7 @@ from lamplit.towers.image import ImageTower
 from lamplit.towers.lock import Locked
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
-Engine = Callable[
-    [Tensor], Tensor
-]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
+Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
 
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
 # Seconds that the eager tower must have before it for the start of another engine to pay.
@@ -42,6 +40,13 @@ def cache_folder() -> Path:
 def best_device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 here; on a CPU without hardware for it, it is six times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_engine(
@@ -130,9 +135,7 @@ def _export(tower: ImageTower, sample: Tensor, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own future
         try:
-            program = torch.export.export(
-                tower.backbone, (pictures,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-            )
+            program = torch.export.export(tower.backbone, (pictures,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             torch.onnx.export(program, (pictures,), partial, dynamo=True, external_data=False, verbose=False)
         except (
             torch.onnx.errors.OnnxExporterError,
@@ -154,9 +157,7 @@ def _has_onnx() -> bool:
 def _require_agreement(name: str, vectors: Tensor, expected: Tensor) -> None:
     difference = float((vectors - expected).abs().max())
     if not difference <= TOLERANCE:
-        raise TowerError(
-            f"engine {name} differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not used"
-        )
+        raise TowerError(f"engine {name} differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not used")
 
 
 def _seconds(engine: Engine, sample: Tensor) -> float:

@@ -59,9 +59,7 @@ def retrieval_ranks(
 def _check_links(query_index: Tensor, gallery_index: Tensor, num_queries: int, num_gallery: int) -> None:
     for index, size in ((query_index, num_queries), (gallery_index, num_gallery)):
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-            raise UsageError(
-                f"a link points to {int(index.min())} or {int(index.max())}; there are {size} vectors"
-            )
+            raise UsageError(f"a link points to {int(index.min())} or {int(index.max())}; there are {size} vectors")
     linked = torch.bincount(query_index, minlength=num_queries) > 0
     if not bool(linked.all()):
         first = int((~linked).nonzero()[0])

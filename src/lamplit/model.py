@@ -6,6 +6,7 @@ A saved model is a folder that works offline and can be read one tower at a time
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -85,9 +86,7 @@ class LiT(nn.Module):
         resize = self.identity.preprocessing.resize
         parts = [torch.empty(0, self.identity.width, device=self.device)]
         for start in range(0, len(pictures), batch_size):
-            pixels = torch.stack(
-                [resize(_decode(picture)) for picture in pictures[start : start + batch_size]]
-            )
+            pixels = torch.stack([resize(_decode(picture)) for picture in pictures[start : start + batch_size]])
             zimg = F.normalize(self.image_tower(pixels.to(self.device)), dim=-1)
             parts.append(zimg if self.center is None else F.normalize(zimg - self.center, dim=-1))
         return torch.cat(parts)
@@ -129,7 +128,7 @@ class LiT(nn.Module):
             self.text_tower.save_tokenizer(folder / "tokenizer")
             save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
         if self.image_tower is not None:
-            save_model(_unlocked(self.image_tower), str(folder / "image_tower.safetensors"))
+            save_image_tower(_unlocked(self.image_tower), folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -162,9 +161,7 @@ def load(
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote"
-        )
+        raise UsageError(f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote")
     config = json.loads((folder / "config.json").read_text())
     if config.get("format", FORMAT + 1) > FORMAT:
         raise UsageError(f"{folder}/config.json has no format that this lamplit reads (up to {FORMAT})")
@@ -180,6 +177,11 @@ def load(
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
         model.image_tower = _load_image_tower(identity, image_tower, weights)
     return model.eval()
+
+
+def save_image_tower(tower: nn.Module, folder: Path) -> None:
+    """Write the weights of an image tower beside the text tower that reads it."""
+    save_model(tower, str(folder / "image_tower.safetensors"))
 
 
 def _load_image_tower(identity: TowerIdentity, module: nn.Module | None, weights: Path) -> Locked:
@@ -209,7 +211,7 @@ def _unlocked(tower: nn.Module) -> nn.Module:
 
 def _decode(picture: Picture) -> Tensor:
     if isinstance(picture, Image.Image):
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        return pil_to_tensor(picture.convert("RGB"))
+        encoded = io.BytesIO()
+        picture.save(encoded, "PNG")  # one way in: bounds, alpha and odd modes are dealt with there
+        picture = encoded.getvalue()
     return decode_image(open_bytes(Path(picture) if isinstance(picture, str) else picture))

@@ -147,9 +147,7 @@ def parameter_groups(
     """
     embeddings: set[int] = set()
     if isinstance(parameters, nn.Module):
-        embeddings = {
-            id(module.weight) for module in parameters.modules() if isinstance(module, nn.Embedding)
-        }
+        embeddings = {id(module.weight) for module in parameters.modules() if isinstance(module, nn.Embedding)}
         parameters = parameters.named_parameters()
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

@@ -6,6 +6,7 @@ device, so that what travels between processes is four times smaller.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
-from torchvision.transforms.v2 import functional as TF  # noqa: N812
+from torchvision.transforms.v2 import functional as TF
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Preprocessing:
 
     def resize(self, image: Tensor) -> Tensor:
         """Scale and crop one picture, antialiased: (3, H, W) uint8 in, (3, height, width) uint8 out."""
+        image = self._trim(image)
         size = self._target_size(image.shape[-2], image.shape[-1])
         # Lanczos exists in PIL only; bicubic is its nearest neighbour on tensors.
         mode = "bicubic" if self.interpolation == "lanczos" else self.interpolation
         if tuple(image.shape[-2:]) != size:
             image = TF.resize(image, list(size), InterpolationMode(mode), antialias=True)
-        return TF.center_crop(image, list(self.image_size))
+        cropped: Tensor = TF.center_crop(image, list(self.image_size))
+        return cropped
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) uint8 in, float32 with the tower's mean and deviation out."""
@@ -56,7 +59,18 @@ class Preprocessing:
         image = TF.resize(image, list(size), InterpolationMode(self.interpolation))
         image = TF.center_crop(image, list(self.image_size))
         pixels = transforms.Compose([transforms.PILToTensor(), transforms.ToDtype(torch.float32, scale=True)])
-        return TF.normalize(pixels(image), list(self.mean), list(self.std))
+        normalized: Tensor = TF.normalize(pixels(image), list(self.mean), list(self.std))
+        return normalized
+
+    def _trim(self, image: Tensor) -> Tensor:
+        # A line of 1 x 30,000 pixels, scaled whole for the crop, would be 224 x 6,720,000. No crop shows more
+        # than the middle of so long a picture.
+        height, width = image.shape[-2:]
+        longest = 8 * min(height, width) * math.ceil(max(self.image_size) / min(self.image_size))
+        if self.fit == "squash" or max(height, width) <= longest:
+            return image
+        trimmed: Tensor = TF.center_crop(image, [min(height, longest), min(width, longest)])
+        return trimmed
 
     def _target_size(self, height: int, width: int) -> tuple[int, int]:
         if self.fit == "squash":
@@ -78,4 +92,5 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Undo `to_dict` after a trip through JSON, which turns tuples into lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)

@@ -15,7 +15,9 @@ from typing import Any, Self
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,17 +54,14 @@ class Store:
         try:
             self._table = lance.dataset(self.path)
         except (ValueError, OSError) as error:
-            raise StoreError(
-                f"no store at {path}; make one with: lamplit embed SOURCE --out {path}"
-            ) from error
+            raise StoreError(f"no store at {path}; make one with: lamplit embed SOURCE --out {path}") from error
+        self._order: NDArray[np.int64] | None = None  # where each row lies in the table, by its place
         described = (self._table.schema.metadata or {}).get(_METADATA_KEY.encode())
         if described is None:
             raise StoreError(f"{path} is a Lance table, but not one that lamplit embed made")
         values = json.loads(described)
         if values["format"] > FORMAT:
-            raise StoreError(
-                f"{path} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it"
-            )
+            raise StoreError(f"{path} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it")
         self.tower = TowerIdentity.from_dict(values["tower"])
         self.engine: str = values["engine"]
         self.centered: bool = values["centered"]
@@ -138,7 +137,7 @@ class Store:
     def finish(self) -> None:
         """Fix the centre of a centred store once its first pictures are in, and merge small fragments."""
         if self.centered and self.center is None:
-            self.center = self._raw_vectors().mean(0)
+            self.center = self.vectors().mean(0)
             values = json.loads(self._table.schema.metadata[_METADATA_KEY.encode()])
             values["center"] = self.center.tolist()
             self._table.update_schema_metadata({_METADATA_KEY: json.dumps(values)})
@@ -182,13 +181,21 @@ class Store:
             texts.append([cell.strip() for cell in cells if cell.strip()])
         return texts
 
-    def vectors(self) -> Tensor:
-        """(N, D) float32 unit vectors, centred if the store is."""
-        return self.apply_center(self._raw_vectors())
+    def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Everything but the vectors of the rows at `places` (in the order of the ids)."""
+        if self._order is None:
+            ids = self._table.to_table(columns=["id"])["id"]
+            self._order = pc.sort_indices(ids).to_numpy()
+        names = [name for name in self._table.schema.names if name != "vector"]
+        found: list[dict[str, Any]] = self._table.take(self._order[list(places)].tolist(), columns=names).to_pylist()
+        return found
 
-    def apply_center(self, vectors: Tensor) -> Tensor:
-        """Bring (B, D) unit vectors of the tower into the space of this store."""
-        return vectors if self.center is None else F.normalize(vectors - self.center, dim=-1)
+    def vectors(self, center: Tensor | None = None) -> Tensor:
+        """(N, D) float32 unit vectors; with a (D,) `center`, that is subtracted and they are made unit again."""
+        column = self._sorted("vector")["vector"].combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        vectors = F.normalize(torch.from_numpy(flat.reshape(-1, self.tower.width)), dim=-1)
+        return vectors if center is None else F.normalize(vectors - center, dim=-1)
 
     def require_tower(self, tower: TowerIdentity) -> None:
         """Refuse vectors of another tower.
@@ -207,11 +214,6 @@ class Store:
         names = list(dict.fromkeys(["id", *columns]))
         return self._table.to_table(columns=names).sort_by("id")
 
-    def _raw_vectors(self) -> Tensor:
-        column = self._sorted("vector")["vector"].combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        return F.normalize(torch.from_numpy(flat.reshape(-1, self.tower.width)), dim=-1)
-
 
 def _to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     columns = columns or schema.names
@@ -223,9 +225,7 @@ def _to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | N
     }
     if "vector" in columns:
         flat = torch.cat([row.vector for row in rows if row.vector is not None]).to(torch.float16).numpy()
-        arrays["vector"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(flat), schema.field("vector").type.list_size
-        )
+        arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
     for name in columns:
         if name not in arrays:
             arrays[name] = _metadata_array([row.metadata.get(name) for row in rows], schema.field(name).type)

@@ -12,9 +12,15 @@ from lamplit.errors import UsageError
 
 CATALOG = {
     "stamps": "701 pictures of things, captions in 78 languages (Tux Paint; GPL-2)",
+    "openclipart": "3,200 drawings with titles and keywords (Open Clip Art; public domain)",
+    "emoji": "1,911 emoji drawn by two vendors, with names (MIT; drawings Apache-2.0 and CC-BY-4.0)",
+    "fashion-mnist": "70,000 grey pictures in 10 classes, without captions (Zalando; MIT)",
 }
 _RECIPES: dict[str, Callable[[Path, Path], None]] = {
     "stamps": recipes.make_stamps,
+    "openclipart": recipes.make_openclipart,
+    "emoji": recipes.make_emoji,
+    "fashion-mnist": recipes.make_fashion_mnist,
 }
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import warnings
 import zlib
 from collections import deque
@@ -304,3 +305,12 @@ def _start_worker(_worker: int) -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+    # Torch watches the process that forked this one: the fork server, which waits for its workers to end, and
+    # so would outlive a killed main process together with them.
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    if main := multiprocessing.parent_process():
+        main.join()
+        os._exit(1)

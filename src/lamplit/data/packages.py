@@ -20,9 +20,7 @@ def fetch_debian_package(package: str, folder: Path) -> Path:
     """
     _require("apt-get", f"the Debian package {package}")
     _require("dpkg-deb", f"the Debian package {package}")
-    root, downloads, lists, cache = (
-        folder / f"{package}-{part}" for part in ("root", "deb", "lists", "cache")
-    )
+    root, downloads, lists, cache = (folder / f"{package}-{part}" for part in ("root", "deb", "lists", "cache"))
     for path in (root, downloads, lists / "partial", cache / "archives" / "partial"):
         path.mkdir(parents=True)
     try:
@@ -47,8 +45,11 @@ def fetch_npm_package(package: str, folder: Path) -> Path:
     root = folder / package.replace("/", "-")
     root.mkdir(parents=True)
     _run(["npm", "pack", package, "--silent", "--cache", str(folder / "npm-cache")], root)
-    with tarfile.open(next(root.glob("*.tgz"))) as archive:
-        archive.extractall(root, filter="data")
+    try:
+        with tarfile.open(next(root.glob("*.tgz"))) as archive:
+            archive.extractall(root, filter="data")
+    except tarfile.TarError as error:
+        raise PairsError(f"the npm package {package} cannot be unpacked: {error}") from error
     return root / "package"
 
 

@@ -168,9 +168,7 @@ def _open_files(name: str, files: list[Path], image_column: str | None, text_col
     )
 
 
-def _open_tables(
-    name: str, root: Path, files: list[Path], image_column: str | None, text_column: str | None
-) -> Pairs:
+def _open_tables(name: str, root: Path, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
     first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
     image, texts = _find_columns(name, first, image_column, text_column)
     count = None
@@ -191,9 +189,7 @@ def _open_tables(
 def _open_hub(name: str, image_column: str | None, text_column: str | None, split: str) -> Pairs:
     download = datasets.DownloadConfig(max_retries=1)
     try:
-        data = datasets.load_dataset(name, split=split, streaming=True, download_config=download).decode(
-            False
-        )
+        data = datasets.load_dataset(name, split=split, streaming=True, download_config=download).decode(False)
         first = list(islice(data, 1))
     except READ_ERRORS as error:
         raise PairsError(

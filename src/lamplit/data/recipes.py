@@ -5,20 +5,32 @@ A recipe fetches into `work`, and leaves a pairs file and the pictures it names 
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
+from pyarrow import parquet
 
 from lamplit.data.images import decode_image
-from lamplit.data.packages import fetch_debian_package
-from lamplit.errors import MissingExtraError
+from lamplit.data.packages import fetch_debian_package, fetch_npm_package
+from lamplit.errors import ImageError, MissingExtraError
 
 LONGEST_SIDE = 512  # pixels; towers look at 224 to 384
+MOST_USES = 10  # of a title; one shared by more pictures names a collection ("gramastar"), not what is seen
+EMOJI_PACKAGES = {"google": "emoji-datasource-google@16.0.0", "twitter": "emoji-datasource-twitter@16.0.0"}
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 def make_stamps(work: Path, made: Path) -> None:
@@ -35,7 +47,7 @@ def make_stamps(work: Path, made: Path) -> None:
             continue
         target = Path("pictures") / place.with_suffix(".png")
         _write_png(source, made / target)
-        rows.append({"image": target.as_posix(), **captions, "category": place.parts[0]})
+        rows.append({"image": target.as_posix(), "category": place.parts[0], **captions})
     _write_jsonl(made / "pairs.jsonl", rows)
 
 
@@ -49,12 +61,121 @@ def parse_stamp_captions(content: str) -> dict[str, str]:
     return {column: caption for column, caption in captions.items() if caption}
 
 
+def make_openclipart(work: Path, made: Path) -> None:
+    """Open Clip Art: pictures as PNG, their titles and descriptions from the SVGs they were drawn from."""
+    pictures = fetch_debian_package("openclipart-png", work) / "usr/share/openclipart/png"
+    drawings = fetch_debian_package("openclipart-svg", work) / "usr/share/openclipart/svg"
+    described = {}
+    for drawing in sorted(drawings.rglob("*.svg")):
+        place = drawing.relative_to(drawings).with_suffix(".png")
+        # Links are the same picture under another heading.
+        if not drawing.is_symlink() and (pictures / place).is_file():
+            described[place] = parse_svg_description(drawing.read_bytes())
+    num_uses = Counter(text for description in described.values() for text in description["text"])
+    rows = []
+    for place, description in described.items():
+        texts = [text for text in description["text"] if num_uses[text] <= MOST_USES]
+        if not texts:
+            continue
+        target = made / "pictures" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pictures / place, target)
+        image = f"pictures/{place.as_posix()}"
+        rows.append({"image": image, "category": place.parts[0], **description, "text": texts})
+    _write_jsonl(made / "pairs.jsonl", rows)
+
+
+def make_emoji(work: Path, made: Path) -> None:
+    """Emoji as two vendors draw them, 64 pixels wide, with their Unicode names and short names."""
+    rows = []
+    for vendor, package in EMOJI_PACKAGES.items():
+        root = fetch_npm_package(package, work)
+        target = made / "pictures" / vendor
+        target.mkdir(parents=True)
+        for emoji in json.loads((root / "emoji.json").read_text("utf-8")):
+            picture = root / "img" / vendor / "64" / emoji["image"]
+            if not picture.is_file():
+                continue
+            shutil.copyfile(picture, target / emoji["image"])
+            names = [
+                emoji["name"].lower(),
+                *(name.replace("_", " ").replace("-", " ") for name in emoji["short_names"]),
+            ]
+            rows.append({
+                "image": f"pictures/{vendor}/{emoji['image']}", "text": list(dict.fromkeys(names)),
+                "vendor": vendor, "category": emoji["category"], "code": emoji["unified"],
+            })  # fmt: skip
+    _write_jsonl(made / "pairs.jsonl", rows)
+
+
+def make_fashion_mnist(work: Path, made: Path) -> None:
+    """Fashion-MNIST: 70,000 grey pictures of 28 pixels, in 10 classes and without captions."""
+    root = fetch_debian_package("dataset-fashion-mnist", work) / "usr/share/datasets/fashion-mnist"
+    schema = pa.schema([(name, pa.string()) for name in ("text", "label", "split")]).insert(
+        0, pa.field("image", pa.binary())
+    )
+    with parquet.ParquetWriter(made / "pairs.parquet", schema) as writer:
+        for split, prefix in (("train", "train"), ("test", "t10k")):
+            images = parse_idx(gzip.decompress((root / f"{prefix}-images-idx3-ubyte.gz").read_bytes()))
+            labels = parse_idx(gzip.decompress((root / f"{prefix}-labels-idx1-ubyte.gz").read_bytes()))
+            for start in range(0, len(images), 5000):
+                rows = [
+                    {"image": _png(image), "label": FASHION_CLASSES[label], "split": split}
+                    for image, label in zip(images[start : start + 5000], labels[start : start + 5000], strict=True)
+                ]
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def parse_svg_description(content: bytes) -> dict[str, list[str]]:
+    """Read an SVG's Dublin Core metadata: `text` (title and description) and `keywords`.
+
+    A file that declares entities is refused as if it had none: they can make a parser expand without end.
+    """
+    found: dict[str, list[str]] = {"title": [], "description": [], "li": []}
+    path: list[str] = []
+    words: list[str] = []
+
+    def start(name: str, _attributes: Any) -> None:
+        path.append(name.rpartition(":")[2])
+        words.clear()
+
+    def end(name: str) -> None:
+        # Creators and publishers have titles too, deeper in the same block.
+        owner = path[-4:-1] if path[-1] == "li" else path[-2:-1]
+        if path[-1] in found and owner in (["Work"], ["Work", "subject", "Bag"]):
+            found[path[-1]].append(" ".join("".join(words).split()))
+        path.pop()
+
+    def refuse(*_declaration: Any) -> None:
+        raise ValueError("the file declares entities")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = words.append
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError):
+        return {"text": [], "keywords": []}
+    texts = [text for text in found["title"] + found["description"] if text]
+    return {"text": list(dict.fromkeys(texts)), "keywords": [word for word in found["li"] if word]}
+
+
+def parse_idx(content: bytes) -> NDArray[np.uint8]:
+    """Read an array of bytes in the MNIST format: two zeros, type 8, the number of sides, the sides."""
+    zeros, kind, num_sides = int.from_bytes(content[:2], "big"), content[2], content[3]
+    if zeros or kind != 8:
+        raise ValueError("not an IDX file of bytes")
+    sides = np.frombuffer(content, ">u4", num_sides, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_sides).reshape(sides)
+
+
 def _write_png(source: Path, target: Path) -> None:
     data = render_svg(source) if source.suffix == ".svg" else source.read_bytes()
     image = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy())
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     target.parent.mkdir(parents=True, exist_ok=True)
-    image.save(target, optimize=True)
+    image.save(target)
 
 
 def render_svg(path: Path) -> bytes:
@@ -62,15 +183,24 @@ def render_svg(path: Path) -> bytes:
 
     Raises:
         MissingExtraError: the renderer is not installed.
+        ImageError: it is no SVG that can be rendered.
     """
     try:
         import resvg_py
     except ImportError as error:
         raise MissingExtraError("resvg-py", "demo") from error
-    # Widths in points are nothing without a resolution.
-    return bytes(
-        resvg_py.svg_to_bytes(svg_path=str(path), width=LONGEST_SIDE, dpi=96, skip_system_fonts=True)
-    )
+    try:
+        # Widths in points are nothing without a resolution.
+        data = resvg_py.svg_to_bytes(svg_path=str(path), width=LONGEST_SIDE, dpi=96, skip_system_fonts=True)
+    except ValueError as error:
+        raise ImageError(f"{path.name} cannot be rendered ({error})") from error
+    return bytes(data)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -75,9 +75,7 @@ def _csv_rows(file: Path, separator: str) -> Iterator[Row]:
 
 
 def _load(reader: str, file: Path, **options: Any) -> Any:
-    return datasets.load_dataset(
-        reader, data_files=[glob.escape(str(file))], split="train", streaming=True, **options
-    )
+    return datasets.load_dataset(reader, data_files=[glob.escape(str(file))], split="train", streaming=True, **options)
 
 
 def _json_rows(file: Path) -> Iterator[Row]:

@@ -30,9 +30,9 @@ _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class ClassHead:
-    """A supervised tower's own classifier: what each class is called, and its vector in the tower's space."""
+    """A supervised tower's own classifier: texts that say each class, and its vector in the tower's space."""
 
-    names: list[list[str]]  # C lists of synonyms, the usual name first
+    texts: list[list[str]]  # C lists, the usual name first
     vectors: Tensor  # (C, D)
 
 
@@ -45,6 +45,7 @@ class TowerIdentity:
     width: int
     preprocessing: Preprocessing
     config: dict[str, Any]
+    weights: str | None = None  # the file they were read from, where it was not the library's own
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -70,6 +71,7 @@ class ImageTower(nn.Module):
         preprocessing: Preprocessing,
         config: dict[str, Any],
         class_head: ClassHead | None = None,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -77,6 +79,7 @@ class ImageTower(nn.Module):
         self.preprocessing = preprocessing
         self.config = config
         self.class_head = class_head
+        self.weights = weights
         with torch.no_grad():  # what comes out is the only thing that every library agrees on
             blank = torch.zeros(1, 3, *preprocessing.image_size, dtype=torch.uint8)
             self.width = self(blank).shape[1]
@@ -96,10 +99,8 @@ class ImageTower(nn.Module):
     def identity(self) -> TowerIdentity:
         """Say what this tower is; the fingerprint covers weights, preprocessing and architecture."""
         content = [weights_digest(self), self.preprocessing.to_dict(), self.config]
-        fingerprint = hashlib.blake2b(
-            json.dumps(content, sort_keys=True).encode(), digest_size=16
-        ).hexdigest()
-        return TowerIdentity(self.spec, fingerprint, self.width, self.preprocessing, self.config)
+        fingerprint = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return TowerIdentity(self.spec, fingerprint, self.width, self.preprocessing, self.config, self.weights)
 
 
 def open_image_tower(
@@ -123,9 +124,7 @@ def open_image_tower(
     """
     if isinstance(tower, nn.Module):
         if preprocessing is None:
-            raise UsageError(
-                "a module does not say how it wants its pictures; give preprocessing=Preprocessing(...)"
-            )
+            raise UsageError("a module does not say how it wants its pictures; give preprocessing=Preprocessing(...)")
         name = f"{type(tower).__module__}.{type(tower).__qualname__}"
         return ImageTower(f"module:{name}", tower, preprocessing, {"library": "module", "name": name})
     library, _, name = tower.partition(":")
@@ -140,6 +139,8 @@ def open_image_tower(
         raise UsageError(f"{tower!r} is not an image tower; expected timm:NAME, hf:NAME_OR_FOLDER or {demos}")
     if preprocessing is not None:
         opened.preprocessing = preprocessing
+    if weights is not None:
+        opened.weights = "random" if weights == "random" else str(Path(weights).resolve())
     return opened
 
 
@@ -162,10 +163,7 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
 def _open_timm(name: str, weights: str | Path | None) -> ImageTower:
     spec = f"timm:{name}"
     if not timm.is_model(name):
-        near = (
-            ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8])
-            or "see timm.list_models()"
-        )
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8]) or "see timm.list_models()"
         raise UsageError(f"timm has no model {name!r}; near it: {near}")
     try:
         model = timm.create_model(name, pretrained=weights is None)
@@ -179,20 +177,16 @@ def _open_timm(name: str, weights: str | Path | None) -> ImageTower:
     return _timm_tower(spec, model, name, trained=weights != "random")
 
 
-def _with_weights(model: nn.Module, spec: str, state: dict[str, Tensor]) -> nn.Module:
+def _with_weights(model: Any, spec: str, state: dict[str, Tensor]) -> Any:
     """Load `state` strictly; a file of the bare backbone, without its classifier, is fine too."""
     missing, unexpected = key_difference(model, state)
-    if (
-        missing
-        and not unexpected
-        and all(key.startswith(model.pretrained_cfg["classifier"]) for key in missing)
-    ):
+    if missing and not unexpected and all(key.startswith(model.pretrained_cfg["classifier"]) for key in missing):
         model.reset_classifier(0)
     load_strictly(model, state, spec)
     return model
 
 
-def _timm_tower(spec: str, model: nn.Module, name: str, *, trained: bool) -> ImageTower:
+def _timm_tower(spec: str, model: Any, name: str, *, trained: bool) -> ImageTower:
     values = resolve_model_data_config(model)
     preprocessing = Preprocessing(
         image_size=tuple(values["input_size"][1:]),
@@ -210,17 +204,26 @@ def _timm_tower(spec: str, model: nn.Module, name: str, *, trained: bool) -> Ima
     return tower
 
 
-def _timm_class_head(model: nn.Module) -> ClassHead | None:
+def _timm_class_head(model: Any) -> ClassHead | None:
     subset = infer_imagenet_subset(model)
     classifier = model.get_classifier()
     if subset is None or not isinstance(classifier, nn.Linear):
         return None
     info = ImageNetInfo(subset)
-    names = []
-    for index in range(classifier.out_features):
-        lemmas, _, definition = info.index_to_description(index, detailed=True).partition(": ")
-        names.append([*lemmas.split(", "), *([definition] if definition else [])])
-    return ClassHead(names, classifier.weight.detach().clone())
+    descriptions = [info.index_to_description(c, detailed=True) for c in range(classifier.out_features)]
+    return ClassHead([_class_texts(*_split(d)) for d in descriptions], classifier.weight.detach().clone())
+
+
+def _split(description: str) -> tuple[list[str], str]:
+    """WordNet's 'tench, Tinca tinca: a game fish of ...' as names and definition."""
+    names, _, definition = description.partition(": ")
+    return names.split(", "), definition
+
+
+def _class_texts(names: list[str], definition: str = "") -> list[str]:
+    """Ways to say a class: its name, as a caption, with its synonyms, by its definition."""
+    texts = [names[0], f"A {names[0]}.", ", ".join(names), definition]
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def _open_demo(name: str) -> ImageTower:
@@ -242,9 +245,7 @@ def _open_demo(name: str) -> ImageTower:
 def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
     spec = f"hf:{name}"
     if weights is not None:
-        raise UsageError(
-            f"{spec} brings its own weights; put the file into a folder with its config.json instead"
-        )
+        raise UsageError(f"{spec} brings its own weights; put the file into a folder with its config.json instead")
     try:
         config = AutoConfig.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name, use_fast=False).to_dict()
@@ -271,12 +272,12 @@ def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
     return tower
 
 
-def _transformers_class_head(model: nn.Module, config: Any) -> ClassHead | None:
+def _transformers_class_head(model: Any, config: Any) -> ClassHead | None:
     linear = [m for m in model.classifier.modules() if isinstance(m, nn.Linear)]
     names = [config.id2label[i] for i in range(config.num_labels)]
     if len(linear) != 1 or names[0] == "LABEL_0":
         return None
-    return ClassHead([name.split(", ") for name in names], linear[0].weight.detach().clone())
+    return ClassHead([_class_texts(name.split(", ")) for name in names], linear[0].weight.detach().clone())
 
 
 def _transformers_preprocessing(processor: dict[str, Any]) -> Preprocessing:

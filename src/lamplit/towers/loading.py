@@ -24,10 +24,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except (UnpicklingError, EOFError, RuntimeError, SafetensorError, ValueError) as error:
         raise TowerError(
             f"{path} is neither a safetensors file nor a plain state dict; what it holds could only be read by "
@@ -38,7 +35,11 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TowerError(f"{path} is not a state dict: expected a dictionary of tensors")
-    return state
+    return dict(state)
+
+
+def _unpickle(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:

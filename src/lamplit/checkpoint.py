@@ -1,0 +1,81 @@
+"""Everything a run needs to go on, in one file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lamplit.errors import TuneError
+
+
+def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write weights, optimizer state, random state and `progress` (JSON values) atomically to `file`."""
+    tensors = {f"model.{name}": tensor for name, tensor in _trained(model).items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    for name, state in _random_states().items():
+        tensors[f"random.{name}"] = state
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    described = {"progress": json.dumps(progress), "numbers": json.dumps(numbers)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, described)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(file)
+
+
+def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Bring model, optimizer and random state back to where `file` was written; return its `progress`.
+
+    Raises:
+        TuneError: the file cannot be read, or belongs to another model.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            described = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise TuneError(f"checkpoint {file} cannot be read ({error}); delete it to start over") from error
+    own = _trained(model)
+    given = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in given.items()}:
+        raise TuneError(f"checkpoint {file} belongs to another model; delete it or give another --out")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+    states: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in json.loads(described["numbers"]).items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    progress: dict[str, Any] = json.loads(described["progress"])
+    return progress
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that a run changes; a locked tower's are not among them."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor.detach() for name, tensor in trained.items()}
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

@@ -1,0 +1,257 @@
+"""The command line: each command reads its arguments, calls the library once and prints.
+
+Results go to stdout (`--json` for machines), progress and errors to stderr. Exit codes: 0, 1 for an error that
+lamplit explains, 2 for wrong usage. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+import lamplit
+from lamplit import tables
+from lamplit.errors import LamplitError, UsageError
+
+app = typer.Typer(
+    help="Lock any image model, teach a text tower to read it, then classify, search and evaluate by words.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Catalogued data sets, fetched through the package manager that carries them.")
+app.add_typer(data_app, name="data")
+stdout, stderr = Console(), Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures, where it is not found by its name.")]
+TextColumns = Annotated[str | None, typer.Option("--text-column", help="Column with the texts; several by commas.")]
+Device = Annotated[str | None, typer.Option(help="torch device; by default the accelerator, if there is one.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Take what comes before the command (`main` looks for --debug itself)."""
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="stamps, openclipart, emoji or fashion-mnist.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to; by default the user's cache.")] = None,
+) -> None:
+    """Fetch a data set and print the path of its pairs file."""
+    print_line(lamplit.fetch(name, folder))
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
+    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER or demo:efficientnet-lite0.")],
+    out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
+    tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    center: Annotated[
+        bool, typer.Option("--center", help="Subtract the mean vector (a property of the store).")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pictures of more are skipped unseen.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed pictures once with a locked tower; run again for what is new or changed."""
+    limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+    if engine not in ("auto", "torch", "compile", "onnx"):
+        raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
+    report = lamplit.embed(
+        source, out, tower=tower, tower_weights=tower_weights, image_column=image_column, text_column=text_column,
+        center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
+        workers=_default_workers() if workers is None else workers, device=device, progress=True, **limits,
+    )  # fmt: skip
+    show(report, tables.embed_report, as_json)
+
+
+@app.command()
+def tune(
+    store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
+    text: Annotated[str, typer.Option(help="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny, :small or :base.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run and its model.")],
+    mode: Annotated[str, typer.Option(help="auto, Lu (text tower from scratch) or LU (pre-trained).")] = "auto",
+    text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
+    loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
+    optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
+    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="In torch's sense.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
+    epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
+    warmup: Annotated[float, typer.Option(help="Part of the steps over which the rate rises.")] = 0.1,
+    grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
+    context_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    held_out: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
+    head_start: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
+    evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 20,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a text tower on a store; run again to resume."""
+    values = {name: value for name, value in locals().items() if name not in ("store", "out", "device", "as_json")}
+    report = lamplit.tune(store, out, lamplit.TuneSettings(**values), device=device, progress=True)
+    show(report, tables.tune_report, as_json)
+
+
+@app.command()
+def classify(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
+    classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
+    templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Classify pictures by words."""
+    if (classes is None) == (classes_file is None):
+        raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
+    names = _lines(classes_file) if classes_file else [name.strip() for name in str(classes).split(",") if name.strip()]
+    options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
+    files = [file for image in images for file in (sorted(image.rglob("*.*")) if image.is_dir() else [image])]
+    predictions, skipped = lamplit.classify(lamplit.load(model), files, names, top=top, **options)
+    for item in skipped:
+        stderr.print(f"skipped {item.path}: {item.reason}", markup=False, soft_wrap=True)
+    if not predictions:
+        raise UsageError(f"none of {len(files)} pictures could be used")
+    show(predictions, tables.predictions, as_json)
+
+
+@app.command()
+def search(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
+    query: Annotated[str | None, typer.Argument(help="Words.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures.")] = 10,
+    image: Annotated[Path | None, typer.Option(help="A picture instead of words.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find pictures by words, or by a picture."""
+    if (query is None) == (image is None):
+        raise UsageError('give words or a picture: lamplit search MODEL STORE "words", or --image FILE')
+    opened = lamplit.load(model, towers="image" if image else "text")
+    show(lamplit.search(opened, lamplit.Store(store), query, image=image, k=k), tables.hits, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    source: Annotated[str, typer.Argument(help="Store, folder or file of pairs.")],
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "texts",
+    label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
+    classes_file: Annotated[Path | None, typer.Option(help="Classes to choose from, one per line.")] = None,
+    templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Use the captions the model was tuned on, too, where this is its store."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure recall both ways, and zero-shot accuracy; on its own store, on held-out captions only."""
+    options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
+    settings = None if everything else _settings_of_run(model, source)
+    result = lamplit.evaluate(
+        lamplit.load(model), source, text_column=text_column, label_column=label_column,
+        class_names=_lines(classes_file) if classes_file else None, held_out_of=settings, progress=True, **options,
+    )  # fmt: skip
+    show(result, tables.evaluation, as_json)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="Folder of a model, or a store.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a model or a store is."""
+    from lamplit.inspection import describe
+
+    show(describe(path), tables.info, as_json)
+
+
+def show(result: Any, table: Any, as_json: bool) -> None:
+    """Print a result as JSON, or as tables."""
+    if as_json:
+        plain = [asdict(item) for item in result] if isinstance(result, list) else result
+        plain = plain if isinstance(plain, dict | list) else asdict(plain)
+        print_line(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+    else:
+        made: list[Table] = table(result)
+        for each in made:
+            stdout.print(each)
+
+
+def print_line(value: object) -> None:
+    """Print one thing as it is, for pipes."""
+    typer.echo(str(value))
+
+
+def main() -> None:
+    """Run the command line; every error lamplit raises on purpose becomes one line."""
+    debug = "--debug" in sys.argv
+    handler = RichHandler(console=stderr, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("lamplit").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except UsageError as error:
+        _explain(error, debug)
+        sys.exit(2)
+    except LamplitError as error:
+        _explain(error, debug)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        stderr.print("interrupted")
+        sys.exit(130)
+
+
+def _explain(error: LamplitError, debug: bool) -> None:
+    if debug:
+        stderr.print_exception()
+    stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _default_workers() -> int:
+    return max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+def _settings_of_run(model: Path, source: str) -> lamplit.TuneSettings | None:
+    from lamplit.inspection import settings_of_run
+
+    return settings_of_run(model, source)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error

@@ -1,0 +1,43 @@
+"""A picture of a run: loss, learning rate, logit scale and held-out recall over the steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_RECALLS = (
+    "image_to_text/recall@1",
+    "image_to_text/recall@5",
+    "text_to_image/recall@1",
+    "text_to_image/recall@5",
+)
+
+
+def draw_curves(log: Path, picture: Path) -> None:
+    """Draw a run's `log.jsonl` as a PNG."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if line.get("held_out")]
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2)
+    for axis, key, title in zip(
+        axes.flat, ("loss", "lr", "logit_scale"), ("loss", "learning rate", "logit scale"), strict=False
+    ):
+        axis.plot([line["step"] for line in steps], [line[key] for line in steps], color="tab:blue", linewidth=1.2)
+        axis.set_title(title)
+    recall = axes[1, 1]
+    for name in _RECALLS if evaluations else ():
+        values = [line["held_out"][name] for line in evaluations]
+        recall.plot([line["step"] for line in evaluations], values, marker="o", markersize=3, label=name)
+    recall.set_title("held-out recall" if evaluations else "nothing held out")
+    if evaluations:
+        recall.legend(fontsize=7)
+        recall.set_ylim(0, 1)
+    for axis in axes.flat:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)

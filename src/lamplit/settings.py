@@ -1,0 +1,82 @@
+"""The dials of a tuning run, each beside the reason for its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lamplit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What a run does; saved with it, and compared when it is resumed."""
+
+    text: str
+    """Text tower: hf:NAME_OR_FOLDER, demo:minilm, or scratch:tiny, scratch:small, scratch:base."""
+    mode: Literal["auto", "Lu", "LU"] = "auto"
+    """Locked image tower with a text tower from scratch (Lu) or pre-trained (LU); auto: as the tower comes."""
+    text_column: str = "texts"
+    """Column of the store with the texts; another language's, say."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """The paper's loss, or SigLIP's."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """AdamW, or Adafactor as the paper uses it for large towers."""
+    lr: float | None = None
+    """Peak learning rate; by default 1e-3 from scratch (the paper's) and 1e-5 for a pre-trained text tower."""
+    weight_decay: float = 0.1
+    """In torch's sense (times the learning rate); the paper's 1e-4 at 1e-3 is 0.1 here."""
+    batch_size: int = 1024
+    """Pairs in one loss; larger is better (section 5.5), and memory does not limit it."""
+    epochs: float = 20.0
+    """Passes over the training pairs."""
+    warmup: float = 0.1
+    """Part of the steps over which the learning rate rises."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient over all that trains."""
+    context_length: int | None = None
+    """Longest text in tokens; by default what the text tower was made for."""
+    held_out: float = 0.2
+    """Part of the distinct captions that is never seen; at most 5,000 of them."""
+    head_start: bool = True
+    """Begin from a head in closed form (from the image tower's classifier and the training pairs)."""
+    evaluations: int = 20
+    """How often held-out recall is measured; each time a checkpoint is written, too."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better recall."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 autocast where the processor has it in hardware; elsewhere it is slower."""
+    seed: int = 0
+    """Of the split, the order of the pairs and dropout."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: naming the setting and its range.
+        """
+        ranges = {
+            "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares"),
+            "epochs": (self.epochs > 0, "more than 0"),
+            "warmup": (0 <= self.warmup <= 1, "between 0 and 1"),
+            "held_out": (0 <= self.held_out < 1, "at least 0 and less than 1"),
+            "evaluations": (self.evaluations >= 1, "at least 1"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1"),
+            "lr": (self.lr is None or self.lr > 0, "more than 0"),
+            "grad_clip": (self.grad_clip > 0, "more than 0"),
+        }
+        for name, (holds, expected) in ranges.items():
+            if not holds:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected {expected}")
+        if self.mode == "LU" and self.text.startswith("scratch:"):
+            raise UsageError(f"{self.text} has no pre-trained weights; mode LU needs a text tower that has")
+
+    @property
+    def pretrained_text(self) -> bool:
+        """Whether the text tower starts from pre-trained weights."""
+        return self.mode != "Lu" and not self.text.startswith("scratch:")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.lr if self.lr is not None else 1e-5 if self.pretrained_text else 1e-3

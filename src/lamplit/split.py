@@ -1,0 +1,87 @@
+"""Which pairs of a store are tuned on, and which captions are kept to measure with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lamplit.data.pairs import held_out
+from lamplit.errors import UsageError
+from lamplit.metrics import retrieval_metrics
+from lamplit.store import Store
+
+MOST_HELD_OUT = 5000  # distinct captions; more would only make every evaluation slower
+
+
+@dataclass(frozen=True)
+class Links:
+    """Pictures and texts with the true pairs between them: pair l is (picture_index[l], text_index[l])."""
+
+    texts: list[str]  # M distinct texts
+    picture_index: Tensor  # (L,) rows of the store
+    text_index: Tensor  # (L,) places in texts
+
+    def __len__(self) -> int:
+        """Count the pairs."""
+        return len(self.picture_index)
+
+
+def link(rows: Sequence[int], texts: Sequence[Sequence[str]]) -> Links:
+    """Link rows of a store to their texts; texts that differ in case only are one."""
+    place: dict[str, int] = {}
+    distinct: list[str] = []
+    pictures: list[int] = []
+    indices: list[int] = []
+    for row, row_texts in zip(rows, texts, strict=True):
+        for text in row_texts:
+            key = text.casefold()
+            if key not in place:
+                place[key] = len(distinct)
+                distinct.append(text)
+            pictures.append(row)
+            indices.append(place[key])
+    return Links(distinct, torch.tensor(pictures, dtype=torch.long), torch.tensor(indices, dtype=torch.long))
+
+
+def split_store(store: Store, text_column: str, fraction: float, seed: int) -> tuple[Links, Links]:
+    """Split the store's pairs by caption into those to tune on and those held out.
+
+    A picture is held out if its first text is; no text of a held-out picture is tuned on, under any picture.
+
+    Raises:
+        UsageError: fewer than two pairs are left to tune on.
+    """
+    texts = store.texts(text_column)
+    rows = [row for row, row_texts in enumerate(texts) if row_texts]
+    first = [texts[row][0] for row in rows]
+    distinct = len({text.casefold() for text in first})
+    part = min(fraction, MOST_HELD_OUT / distinct) if distinct else 0.0
+    mask = held_out(first, part, seed).tolist()
+    kept = [row for row, out in zip(rows, mask, strict=True) if out]
+    unseen = {text.casefold() for row in kept for text in texts[row]}
+    train_rows = [row for row, out in zip(rows, mask, strict=True) if not out]
+    train = [[text for text in texts[row] if text.casefold() not in unseen] for row in train_rows]
+    links = link(train_rows, train)
+    if len(links) < 2:
+        raise UsageError(
+            f"{store.path} has {len(links)} pairs to tune on in column {text_column!r} "
+            f"({len(rows)} of {len(texts)} pictures have a text there); tuning compares pairs, so give at least 2"
+        )
+    return links, link(kept, [texts[row] for row in kept])
+
+
+def held_out_recall(zimg: Tensor, ztxt: Tensor, links: Links) -> dict[str, float]:
+    """Recall both ways on linked pairs, and their mean (`mean_recall`), which decides the best checkpoint.
+
+    Args:
+        zimg: unit vectors of all rows of the store, (N, D).
+        ztxt: unit vectors of the linked texts, (M, D).
+        links: the true pairs.
+    """
+    rows, picture_index = torch.unique(links.picture_index, return_inverse=True)
+    metrics = retrieval_metrics(zimg[rows].to(ztxt.device), ztxt, picture_index, links.text_index)
+    recalls = [value for name, value in metrics.items() if "recall@" in name]
+    return metrics | {"mean_recall": sum(recalls) / len(recalls)}

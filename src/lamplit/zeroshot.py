@@ -1,0 +1,74 @@
+"""Classify pictures by words: the nearest class text wins (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lamplit.data.images import Skipped
+from lamplit.errors import ImageError, UsageError
+from lamplit.model import LiT, Picture
+from lamplit.prompts import DEFAULT_TEMPLATES, fill
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one picture, with their probabilities among all classes asked for."""
+
+    path: str
+    classes: list[str]  # best first
+    probabilities: list[float]
+
+
+def class_vectors(model: LiT, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
+    """Embed classes: for each, the mean of its prompts' unit vectors, made unit again. (C, D).
+
+    Raises:
+        UsageError: no classes, the same class twice, or a template without `{}`.
+    """
+    if not class_names:
+        raise UsageError("no classes to choose from; give --classes a,b,c or --classes-file FILE")
+    twice = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    if twice:
+        raise UsageError(f"classes given twice: {', '.join(twice)}")
+    prompts = [prompt for name in class_names for prompt in fill(name, templates)]
+    ztxt = model.encode_texts(prompts).view(len(class_names), len(templates), -1)
+    return F.normalize(ztxt.mean(1), dim=-1)
+
+
+def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
+    """Softmax of the scaled cosines: (N, D) pictures and (C, D) classes in, (N, C) out."""
+    return (model.logit_scale.detach() * zimg @ classes.T).softmax(-1)
+
+
+def classify(
+    model: LiT,
+    images: Sequence[Picture],
+    class_names: Sequence[str],
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    top: int = 5,
+) -> tuple[list[Prediction], list[Skipped]]:
+    """Classify pictures; those that cannot be used come back in the second list, with the reason.
+
+    Raises:
+        UsageError: no classes, the same class twice, or a template without `{}`.
+        TowerError: the model was loaded without one of its towers.
+    """
+    classes = class_vectors(model, class_names, templates)
+    predictions, skipped = [], []
+    for number, image in enumerate(images):
+        name = str(image) if isinstance(image, str | Path) else f"picture {number}"
+        try:
+            probabilities = predict_proba(model, model.encode_images([image]), classes)[0]
+        except ImageError as error:
+            skipped.append(Skipped(name, name, str(error)))
+            continue
+        best = torch.topk(probabilities, min(top, len(class_names)))
+        predictions.append(Prediction(name, [class_names[i] for i in best.indices.tolist()], best.values.tolist()))
+    return predictions, skipped

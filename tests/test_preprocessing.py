@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import resource
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
+
+from lamplit.preprocessing import Preprocessing
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHAPES = [
+    (375, 500),
+    (500, 375),
+    (300, 300),
+    (224, 224),
+    (224, 400),
+    (1200, 90),
+    (90, 1200),
+    (100, 81),
+    (63, 64),
+]
+
+
+def natural(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A picture with the spectrum of natural ones: noise at every scale, the coarser the stronger."""
+    generator = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 128.0)
+    for octave in range(7):
+        coarse = generator.normal(0, 60 / 2**octave, (2 ** (octave + 1), 2 ** (octave + 1), 3))
+        layers = [
+            Image.fromarray(coarse[..., c].astype(np.float32)).resize((width, height), 3) for c in range(3)
+        ]
+        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+    pixels[:, width // 3 : width // 2] += 60
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (640, 480), (120, 100), (900, 90)])
+def test_the_fast_way_is_near_the_reference(interpolation, fit, shape):
+    preprocessing = Preprocessing((224, 224), MEAN, STD, interpolation, 0.875 if fit == "crop" else 1.0, fit)
+    image = natural(*shape)
+    fast = preprocessing.normalize(preprocessing.resize(to_tensor(image))[None])[0]
+    reference = preprocessing.reference(image)
+    assert fast.shape == reference.shape == (3, 224, 224)
+    difference = ((fast - reference) * torch.tensor(STD).view(3, 1, 1)).abs()
+    assert difference.mean() <= 1.5 / 255
+    assert difference.std() > 0 or interpolation == "nearest" or shape == (224, 224), "nothing was compared"
+
+
+def test_lanczos_is_stood_in_for_by_bicubic():
+    preprocessing = Preprocessing((224, 224), MEAN, STD, "lanczos", 0.9)
+    image = natural(375, 500)
+    fast = preprocessing.normalize(preprocessing.resize(to_tensor(image))[None])[0]
+    difference = (fast - preprocessing.reference(image)) * torch.tensor(STD).view(3, 1, 1)
+    assert difference.abs().mean() <= 1.5 / 255
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [(224, 224), (160, 224)])
+@pytest.mark.parametrize(
+    ("fit", "mode", "crop_fraction"),
+    [("crop", "center", 1.0), ("crop", "center", 0.95), ("crop", "center", 0.875), ("squash", "squash", 1.0)],
+)
+def test_the_reference_is_timm_s_transform(shape, size, fit, mode, crop_fraction):
+    preprocessing = Preprocessing(size, MEAN, STD, "bicubic", crop_fraction, fit)
+    timms = create_transform(
+        (3, *size), mean=MEAN, std=STD, interpolation="bicubic", crop_pct=crop_fraction, crop_mode=mode
+    )
+    image = natural(*shape)
+    assert torch.allclose(preprocessing.reference(image), timms(image), atol=1e-5)
+    assert preprocessing.resize(to_tensor(image)).shape == (3, *size)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_reference_is_torchvision_s_transform(shape):
+    preprocessing = Preprocessing((224, 224), MEAN, STD, "bilinear", 224 / 256)
+    torchvisions = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    image = natural(*shape)
+    assert torch.allclose(preprocessing.reference(image), torchvisions(image), atol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    st.tuples(st.integers(2, 40), st.integers(1, 40)),  # torch 2.14 cannot scale to 1 x 1
+    st.floats(0.3, 1),
+    st.sampled_from(["crop", "squash"]),
+)
+def test_every_picture_fills_the_tower_s_input(shape, size, crop_fraction, fit):
+    preprocessing = Preprocessing(size, (0.0,) * 3, (1.0,) * 3, "bilinear", crop_fraction, fit)
+    image = preprocessing.resize(torch.full((3, *shape), 255, dtype=torch.uint8))
+    assert image.shape == (3, *size)
+    assert image.min() == 255, "the crop is padded"
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1)])
+def test_a_long_line_of_pixels_does_not_fill_the_memory(shape):
+    preprocessing = Preprocessing((224, 224), MEAN, STD, "bilinear")
+    line = (torch.arange(30_000) % 251).to(torch.uint8).expand(3, 1, -1).reshape(3, *shape)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    image = preprocessing.resize(line)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; 4.5 GB scaled whole
+    middle = int(line.flatten(1)[0, 15_000])
+    assert abs(int(image[0, 112, 112]) - middle) <= 1
+
+
+def test_normalize():
+    preprocessing = Preprocessing((2, 1), (0.5, 0.0, 0.25), (0.5, 1.0, 0.25))
+    images = torch.tensor([[[[0], [255]], [[51], [102]], [[255], [0]]]], dtype=torch.uint8)
+    expected = torch.tensor([[[[-1.0], [1.0]], [[0.2], [0.4]], [[3.0], [-1.0]]]])
+    assert torch.allclose(preprocessing.normalize(images), expected)
+    assert preprocessing.normalize(images).dtype == torch.float32
+
+
+def test_a_trip_through_json_changes_nothing():
+    preprocessing = Preprocessing((160, 224), MEAN, STD, "bilinear", 0.875, "squash")
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
