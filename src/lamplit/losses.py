@@ -6,7 +6,7 @@ Notable features:
   of the few kept in between, `sigmoid_loss` once.
 - With a locked image tower only the texts need a gradient: three B × B × D products instead of the five of
   the plain loss (two instead of four for the sigmoid).
-- The diagonal never passes through a sum. A pair's loss is `log(1 + others / own)`, so neither the loss nor
+- The diagonal is computed apart, in float64, and a pair's loss is `log(1 + others / own)`: neither the loss nor
   its gradient loses digits when a model is nearly perfect.
 - Rows that share a picture or a caption are positives of each other. They cost O(B × D), not O(B × B).
 - Every sum has a fixed order: results are the same to the last bit in every run.
@@ -217,16 +217,12 @@ class _LogSums(NamedTuple):
 
 def _log_sums(tiles: Tiles, kept_bytes: int) -> _LogSums:
     shift = _common_shift(tiles)
-    own = tiles.ztxt.new_empty(tiles.size)
     parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size)  # one from each tile
     kept = {}
-    num_kept = kept_bytes // (own.element_size() * tiles.side**2)
+    num_kept = kept_bytes // (parts.element_size() * tiles.side**2)
 
     def sum_powers(spares: list[Tensor], j: int, i: int) -> None:
-        tile = tiles.logits(j, i, out=spares[0])
-        if i == j:
-            own[tiles.blocks[j]] = tile.diagonal()
-        tile.sub_(shift).exp2_()
+        tile = tiles.logits(j, i, out=spares[0]).sub_(shift).exp2_()
         if i == j:
             tile.fill_diagonal_(0)
         torch.sum(tile, 1, out=parts[0, i, tiles.blocks[j]])
@@ -235,7 +231,7 @@ def _log_sums(tiles: Tiles, kept_bytes: int) -> _LogSums:
             kept[j, i] = tile.clone()
 
     tiles.sweep(sum_powers)
-    own = own.to(tiles.wide)
+    own = tiles.own_logits()
     sums = parts.sum(1, dtype=tiles.wide)
     # What was rounded to zero is lost: all of it must be nothing beside the sum.
     finfo = torch.finfo(parts.dtype)
@@ -327,13 +323,14 @@ class _SigmoidLoss(torch.autograd.Function):
         tiles = Tiles(zimg, ztxt, scale)
         gradients = Gradients(tiles, both=ctx.needs_input_grad[0]) if any(ctx.needs_input_grad) else None
         offset = float(bias) / _LN2
-        losses = tiles.ztxt.new_zeros(len(tiles.blocks), len(tiles.blocks), dtype=tiles.wide)
+        own = tiles.own_logits()
+        losses = own.new_zeros(len(tiles.blocks), len(tiles.blocks))
         weights = torch.zeros_like(losses)
 
         def add_losses(spares: list[Tensor], j: int, i: int) -> None:
             tile = tiles.logits(j, i, out=spares[0]).add_(offset)
             if i == j:
-                tile.diagonal().neg_()
+                tile.diagonal().copy_(-own[tiles.blocks[j]] - offset)
             losses[j, i] = _softplus(tile, *spares[1:])
             if gradients is not None:
                 if i == j:

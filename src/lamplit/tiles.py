@@ -42,6 +42,11 @@ class Tiles:
         """Write the logits of text block j against image block i to `out`, and return it."""
         return out.addmm_(self.ztxt[self.blocks[j]], self.zimg[self.blocks[i]].T, beta=0, alpha=self.scale)
 
+    def own_logits(self) -> Tensor:
+        """Return the logits of the pairs themselves, (B,), more exact than those of the tiles."""
+        by_block = [(self.ztxt[k] * self.zimg[k]).sum(1, dtype=self.wide) for k in self.blocks]
+        return torch.cat(by_block).mul_(self.scale)
+
     def sweep(self, visit: Visit, *, disjoint: bool = False) -> None:
         """Call `visit(spares, j, i)` for every text block j and image block i.
 

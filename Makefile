@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test quick check format benchmarks clean
+
+quickstart: $(INSTALLED)  ## the main job on real data: embed, tune, search
+	$(BIN)/python examples/quickstart.py
+
+test: $(INSTALLED)  ## every test, slow ones too
+	$(BIN)/python -m pytest -q
+
+quick: $(INSTALLED)  ## the fast tests alone
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(INSTALLED)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes an hour
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/stamps.py
+
+# The environment is made again only when what it holds is described differently.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,onnx]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,75 @@
+"""The main job on real data: embed pictures once, tune a text tower on their captions, ask with new words.
+
+Run with: make quickstart
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+import lamplit
+from lamplit import tables
+from lamplit.sheet import contact_sheet
+
+OUT = Path("runs/quickstart")
+QUERIES = ("something to eat for breakfast", "it swims in the sea", "you wear it on your head")
+console, notes = Console(), Console(stderr=True)
+
+
+def main() -> None:
+    """Go through the stages; leave model, results and contact sheet in `runs/quickstart`."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=notes)])
+    logging.getLogger("lamplit").setLevel(logging.INFO)
+    OUT.mkdir(parents=True, exist_ok=True)
+    store, model = OUT / "stamps.lance", OUT / "model"
+    with stage("1/4  fetch 700 captioned pictures (Debian's tuxpaint-stamps)"):
+        pairs = lamplit.fetch("stamps")
+    with stage("2/4  embed each picture once with a locked ImageNet tower"):
+        tower = "demo:efficientnet-lite0"
+        embedded = lamplit.embed(pairs, store, tower=tower, workers=1, progress=True)
+        console.print(tables.embed_report(embedded)[0])
+    with stage("3/4  tune a text tower to read the vectors; a fifth of the captions is never seen"):
+        report = lamplit.tune(store, model, lamplit.TuneSettings(text="demo:minilm"), progress=True)
+        console.print(tables.what_trains(report.trains))
+        console.print(tables.recall_table(report))
+    with stage("4/4  ask with words that no caption has"):
+        searcher = lamplit.Searcher(lamplit.load(model, towers="text"), lamplit.Store(store))
+        found = {query: searcher.search(query, k=6) for query in QUERIES}
+        contact_sheet(found, OUT / "searches.png")
+        for query, hits in found.items():
+            console.print(f"  {query}: {', '.join(hit.texts[0] for hit in hits[:4])}", highlight=False)
+    results = report.best | {"head_start": report.start, "last": report.last, "embed": asdict(embedded)}
+    (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    console.print(f"\npictures that were found: {OUT / 'searches.png'}; figures: {OUT / 'results.json'}")
+    console.print("\nNext, on your own data:", style="bold")
+    console.print("  lamplit embed my_pictures/ --tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance")
+    console.print("  lamplit tune mine.lance --text hf:sentence-transformers/all-MiniLM-L6-v2 --out runs/mine")
+    console.print('  lamplit search runs/mine mine.lance "a red bicycle"')
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Say what begins, and how long it took."""
+    console.rule(name, align="left")
+    started = time.monotonic()
+    yield
+    console.print(f"[dim]{time.monotonic() - started:.1f} s[/dim]")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        main()
+    except lamplit.LamplitError as error:
+        sys.exit(f"error: {error}")

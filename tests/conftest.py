@@ -1,0 +1,136 @@
+"""What the tests share: pictures with captions, a tiny random tower of each kind, and a store."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from lamplit.embedding import embed
+from lamplit.store import Store
+from lamplit.towers.image import ImageTower, open_image_tower
+
+COLORS = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "purple": "violett", "black": "schwarz"}
+SHAPES = {"circle": "Kreis", "square": "Quadrat", "triangle": "Dreieck", "cross": "Kreuz", "ring": "Ring"}
+SIZES = {"small": 12, "large": 28}
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what lamplit caches (ONNX files, data sets) out of the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAMPLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def draw(shape: str, color: str, radius: int, size: int = 64) -> Image.Image:
+    """Draw one shape in the middle of a white square."""
+    picture = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(picture)
+    low, high, middle = size // 2 - radius, size // 2 + radius, size // 2
+    box = (low, low, high, high)
+    match shape:
+        case "circle":
+            pen.ellipse(box, fill=color)
+        case "square":
+            pen.rectangle(box, fill=color)
+        case "triangle":
+            pen.polygon([(low, high), (high, high), (middle, low)], fill=color)
+        case "cross":
+            pen.line((low, low, high, high), fill=color, width=6)
+            pen.line((low, high, high, low), fill=color, width=6)
+        case _:
+            pen.ellipse(box, outline=color, width=5)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder of 60 drawings, PNG and JPEG, and `pairs.csv` with path, caption, german and shape."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for number, (shape, color, size) in enumerate((s, c, z) for s in SHAPES for c in COLORS for z in SIZES):
+        path = f"{size}_{color}_{shape}.{'jpg' if number % 3 == 0 else 'png'}"
+        draw(shape, color, SIZES[size]).save(folder / path)
+        german = f"{COLORS[color]}, {'klein' if size == 'small' else 'groß'}: {SHAPES[shape]}"
+        rows.append({"path": path, "caption": f"A {size} {color} {shape}.", "german": german, "shape": shape})
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_tower() -> ImageTower:
+    """Open an untrained ViT, 64 wide, on pictures of 160 x 160; the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return open_image_tower("timm:test_vit", weights="random")
+
+
+@pytest.fixture(scope="session")
+def store_path(pictures: Path, image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embed the 60 drawings. To be read only; copy the folder to change it."""
+    path = tmp_path_factory.mktemp("store") / "drawings.lance"
+    embed(pictures / "pairs.csv", path, tower=image_tower, engine="torch")
+    return path
+
+
+@pytest.fixture
+def store(store_path: Path) -> Store:
+    """Open the store of the 60 drawings."""
+    return Store(store_path)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save an untrained BERT, 2 layers and 32 wide, that knows the words of the captions, for `hf:FOLDER`."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = wordpiece_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def wordpiece_tokenizer(model_max_length: int = 32) -> PreTrainedTokenizerFast:
+    """Make a lower-casing WordPiece tokenizer of the captions' words and of single letters."""
+    letters = "abcdefghijklmnopqrstuvwxyzäöüß0123456789.,:"
+    words = [*COLORS, *SHAPES, *SIZES, *COLORS.values(), *SHAPES.values(), "klein", "groß"]
+    vocabulary = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *(w.lower() for w in words)]
+    ids = {word: number for number, word in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=model_max_length,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
