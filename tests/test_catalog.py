@@ -176,7 +176,8 @@ def test_stamps_for_real(tmp_path, monkeypatch):
     for pair in read_pairs(path):
         with Image.open(pair.image) as image:
             assert image.mode == "RGB"
-            assert max(image.size) <= 512
+            assert image.width == image.height <= 512
+            assert image.getpixel((0, 0)) == (255, 255, 255)
     german = list(read_pairs(path, text_column="text_de"))
     assert german[0].texts != next(iter(read_pairs(path))).texts
 

@@ -356,9 +356,7 @@ def test_no_large_temporaries(kind):
     zimg, ztxt = zimg.float(), ztxt.float().requires_grad_()
     ids = {"image_ids": torch.arange(4096) // 2, "text_ids": torch.arange(4096) % 4000}
     torch.set_num_threads(1)
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         FAST[kind](zimg, ztxt, torch.tensor(20.0), torch.tensor(-5.0), **ids).backward()
     allocations = [e.self_cpu_memory_usage for e in profile.events()]
     assert 0 < max(allocations) <= 4 * 2**20

@@ -108,7 +108,7 @@ def test_adafactor_takes_a_closure_and_leaves_out_what_has_no_gradient():
         optimizer.zero_grad()
         loss = (trained**2).sum()
         loss.backward()
-        return float(loss)
+        return loss.item()
 
     assert optimizer.step(closure) == 3.0
     assert (trained < 1).all()

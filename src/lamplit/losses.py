@@ -322,7 +322,7 @@ class _SigmoidLoss(torch.autograd.Function):
     def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         tiles = Tiles(zimg, ztxt, scale)
         gradients = Gradients(tiles, both=ctx.needs_input_grad[0]) if any(ctx.needs_input_grad) else None
-        offset = float(bias) / _LN2
+        offset = float(bias.detach()) / _LN2
         own = tiles.own_logits()
         losses = own.new_zeros(len(tiles.blocks), len(tiles.blocks))
         weights = torch.zeros_like(losses)

@@ -32,7 +32,7 @@ class Tiles:
 
     def __init__(self, zimg: Tensor, ztxt: Tensor, scale: Tensor) -> None:
         self.zimg, self.ztxt = zimg.detach().contiguous(), ztxt.detach().contiguous()
-        self.scale = float(scale) / math.log(2)
+        self.scale = float(scale.detach()) / math.log(2)
         self.size = len(zimg)
         self.side = min(self.size, _CPU_SIDE if zimg.device.type == "cpu" else _ACCELERATOR_SIDE)
         self.blocks = [slice(k, min(k + self.side, self.size)) for k in range(0, self.size, self.side)]

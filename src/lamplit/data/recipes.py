@@ -46,7 +46,7 @@ def make_stamps(work: Path, made: Path) -> None:
         if source is None or "text" not in captions or place.parts[0] == "symbols":  # letters and digits
             continue
         target = Path("pictures") / place.with_suffix(".png")
-        _write_png(source, made / target)
+        _write_stamp(source, made / target)
         rows.append({"image": target.as_posix(), "category": place.parts[0], **captions})
     _write_jsonl(made / "pairs.jsonl", rows)
 
@@ -170,12 +170,16 @@ def parse_idx(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * num_sides).reshape(sides)
 
 
-def _write_png(source: Path, target: Path) -> None:
+def _write_stamp(source: Path, target: Path) -> None:
+    """Write a cut-out in the middle of a white square, with so much margin that a tower's centre crop (7/8) spares it."""
     data = render_svg(source) if source.suffix == ".svg" else source.read_bytes()
     image = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy())
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    image.thumbnail((LONGEST_SIDE * 7 // 8,) * 2)
+    side = -(-max(image.size) * 8 // 7)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     target.parent.mkdir(parents=True, exist_ok=True)
-    image.save(target)
+    square.save(target)
 
 
 def render_svg(path: Path) -> bytes:

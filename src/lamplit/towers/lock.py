@@ -32,7 +32,9 @@ class Locked(nn.Module):
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
         """Run the tower; the output never carries a graph."""
-        self.tower.eval()  # somebody may hold the tower itself and have called .train() on it
+        # Whoever holds the tower itself may have called .train() on it; .requires_grad_() on a parent sets the
+        # parameters without asking their modules.
+        self.tower.eval().requires_grad_(False)
         output: Tensor = self.tower(inputs)
         return output
 
