@@ -171,7 +171,7 @@ def parse_idx(content: bytes) -> NDArray[np.uint8]:
 
 
 def _write_stamp(source: Path, target: Path) -> None:
-    """Write a cut-out in the middle of a white square, with so much margin that a tower's centre crop (7/8) spares it."""
+    """Write a cut-out amid a white square, with such a margin that a tower's centre crop (7/8) spares it."""
     data = render_svg(source) if source.suffix == ".svg" else source.read_bytes()
     image = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy())
     image.thumbnail((LONGEST_SIDE * 7 // 8,) * 2)

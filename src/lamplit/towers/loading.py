@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lamplit.errors import TowerError
+
+# What torch and safetensors raise on damaged files: 12,000 damaged at random gave all of these.
+_READ_ERRORS = (
+    UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, OverflowError, struct.error,
+)  # fmt: skip
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -25,10 +33,10 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (UnpicklingError, EOFError, RuntimeError, SafetensorError, ValueError) as error:
+    except _READ_ERRORS as error:
         raise TowerError(
-            f"{path} is neither a safetensors file nor a plain state dict; what it holds could only be read by "
-            "running code from it, which lamplit never does: save its state_dict() as safetensors"
+            f"{path} is neither a safetensors file nor a plain state dict: it is damaged, or could only be read by "
+            "running code from it, which lamplit never does; save its state_dict() as safetensors"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -39,7 +47,9 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch reads those too, or raises
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:

@@ -213,10 +213,7 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        if pretrained:
-            encoder = _load_encoder(spec, name, config)
-        else:
-            encoder = _encoder_class(config).from_config(config)
+        encoder = _load_encoder(spec, name, config) if pretrained else _encoder_class(config).from_config(config)
     except (OSError, ValueError) as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     _drop_pooler(encoder)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import contextlib
+import pickle
+import random
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from lamplit.errors import TowerError
+from lamplit.towers.loading import first_line, key_difference, load_strictly, plain_config, read_weights
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    return {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_safetensors(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "tower.safetensors")
+    assert same(read_weights(tmp_path / "tower.safetensors"), state)
+
+
+@pytest.mark.parametrize("name", ["tower.pth", "tower.pt", "tower.bin", "tower"])
+def test_pickled_state_dict(state: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+    torch.save(OrderedDict(state), tmp_path / name)
+    assert same(read_weights(tmp_path / name), state)
+
+
+def test_newer_pickle_protocol(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "tower.pth", pickle_protocol=4)
+    assert same(read_weights(tmp_path / "tower.pth"), state)
+
+
+def test_old_pickle_format(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same(read_weights(str(tmp_path / "old.pth")), state)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_training_checkpoint_is_unwrapped(state: dict[str, Tensor], tmp_path: Path, wrapper: str) -> None:
+    torch.save({"epoch": 3, "optimizer": {}, wrapper: state}, tmp_path / "checkpoint.pth")
+    assert same(read_weights(tmp_path / "checkpoint.pth"), state)
+
+
+class Bomb:
+    """What a hostile pickle looks like: reading it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (Path(self.file),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("writer", ["torch", "torch-legacy", "pickle"])
+def test_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
+    trace, file = tmp_path / "executed", tmp_path / "hostile.pth"
+    hostile = {"weight": torch.ones(2), "bomb": Bomb(trace)}
+    if writer == "pickle":
+        file.write_bytes(pickle.dumps(Bomb(trace), protocol=2))
+    else:
+        torch.save(hostile, file, _use_new_zipfile_serialization=writer == "torch")
+
+    with pytest.raises(TowerError, match="running code") as caught:
+        read_weights(file)
+
+    assert not trace.exists()
+    assert str(file) in str(caught.value)
+    if writer == "pickle":  # the bomb is live: this test can fail
+        pickle.loads(file.read_bytes())
+        assert trace.exists()
+
+
+def test_module_pickled_whole_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(TowerError, match="state_dict"):
+        read_weights(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("name", ["tower.safetensors", "tower.pth"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x02K\x01J", b"PK\x03\x04" + bytes(50), bytes(200)])
+def test_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TowerError, match=name):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_truncated_file(state: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"tower.{suffix}"
+    if suffix == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state, file)
+    whole = file.read_bytes()
+    for length in (len(whole) // 3, len(whole) // 2, len(whole) - 3):
+        file.write_bytes(whole[:length])
+        with pytest.raises(TowerError):
+            read_weights(file)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_file_damaged_anywhere(state: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"tower.{suffix}"
+    if suffix == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=False)
+    whole, generator = file.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[generator.randrange(min(len(whole), 600))] = generator.randrange(256)
+        file.write_bytes(damaged)
+        with contextlib.suppress(TowerError):  # a changed number reads well; nothing else may be raised
+            read_weights(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match=r"no weights at .*absent\.pth"):
+        read_weights(tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"a": 1}, torch.ones(2), {"a": torch.ones(1), "b": {"c": 1}}])
+def test_pickle_of_something_else(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(TowerError, match="not a state dict"):
+        read_weights(tmp_path / "other.pth")
+
+
+def test_load_strictly(state: dict[str, Tensor]) -> None:
+    module = nn.Linear(3, 2)
+    load_strictly(module, state, "tower")
+    assert same(module.state_dict(), state)
+
+
+def test_load_strictly_lists_every_problem_and_changes_nothing() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    state = {
+        "0.weight": torch.ones(2, 3),
+        "0.bias": torch.ones(5),
+        "1.weight": torch.ones(2, 2),
+        "2.bias": torch.ones(1),
+    }
+
+    with pytest.raises(TowerError) as caught:
+        load_strictly(module, state, "my tower")
+
+    message = str(caught.value)
+    assert "my tower" in message
+    assert "1 missing: 1.bias" in message
+    assert "1 unexpected: 2.bias" in message
+    assert "1 of another shape: 0.bias (5,) for (2,)" in message
+    assert same(module.state_dict(), before)
+
+
+def test_key_difference(state: dict[str, Tensor]) -> None:
+    module = nn.Linear(3, 2)
+    assert key_difference(module, state) == ([], [])
+    assert key_difference(module, {"weight": state["weight"], "scale": state["bias"]}) == (["bias"], ["scale"])
+
+
+def test_first_line() -> None:
+    assert first_line(OSError("\nno such thing\nread the manual")) == "no such thing"
+    assert first_line(KeyError()) == "KeyError"
+
+
+def test_plain_config_forgets_the_folder() -> None:
+    config = BertConfig(hidden_size=32, num_attention_heads=2)
+    config._name_or_path = "/somewhere"
+    values = plain_config(config)
+    assert "_name_or_path" not in values
+    assert values["hidden_size"] == 32
+    assert plain_config(BertConfig.from_dict(values)) == values
