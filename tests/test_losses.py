@@ -18,7 +18,7 @@ from lamplit.losses import sigmoid_loss, softmax_loss
 LOSSES = pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 
 
-@pytest.fixture(params=[5, 512], ids=["tiny tiles", "default tiles"])
+@pytest.fixture(params=[6, 512], ids=["tiny tiles", "default tiles"])
 def tile_side(request, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_SIDE", request.param)
 
@@ -119,7 +119,7 @@ def test_as_the_slow_loss(kind, data):
     ids = st.none() | st.lists(st.integers(0, count), min_size=count, max_size=count).map(torch.tensor)
     ids = {name: data.draw(ids, label=name) for name in ("image_ids", "text_ids")}
     zimg, ztxt = pairs(count, width, data.draw(st.integers(0, 99), label="seed"))
-    side = data.draw(st.sampled_from([1, 3, 4, 8, 512]), label="tile")
+    side = data.draw(st.sampled_from([2, 6, 8, 16, 512]), label="tile")
     threads = data.draw(st.sampled_from([1, 2]), label="threads")
     before = tiles._CPU_SIDE, torch.get_num_threads()
     tiles._CPU_SIDE = side
@@ -171,7 +171,7 @@ def test_float32_gradients_are_exact(scale, similarity):
     actual = run(fast_softmax_loss, zimg, ztxt, scale, train=train, dtype=torch.float32)
     assert float(actual[0]) == pytest.approx(float(expected[0]), rel=1e-5, abs=0)
     for name in expected[1]:
-        # A gradient is known as well as exp() of a float32 logit is.
+        # A power of a float32 logit is known to about scale * 1e-7, its largest and most exact ones apart.
         assert relative_error(actual[1][name], expected[1][name]) <= max(2e-6, scale * 1e-7), name
 
 
@@ -264,7 +264,7 @@ def test_kept_tiles_change_nothing(monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_SIDE", 64)
     zimg, ztxt = pairs(300, 16)
     results = []
-    for kept_bytes in (0, 7 * 64 * 64 * 4, 2**30):
+    for kept_bytes in (0, 20 * 32 * 32 * 4, 2**30):
         monkeypatch.setattr(losses, "_KEPT_BYTES", kept_bytes)
         results.append(run(fast_softmax_loss, zimg, ztxt, 100.0, dtype=torch.float32)[1])
     assert all(torch.equal(r[name], results[0][name]) for r in results[1:] for name in r)

@@ -1,9 +1,11 @@
-"""Everything a run needs to go on, in one file that is there whole or not at all."""
+"""What a run needs to go on, in files that are there whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         tensors[f"random.{name}"] = state
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    described = {"progress": json.dumps(progress), "numbers": json.dumps(numbers)}
+    # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.
+    described = {"lamplit": json.dumps({"progress": progress, "numbers": numbers})}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, described)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
@@ -44,18 +47,20 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            described = opened.metadata()
+            described = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise TuneError(f"checkpoint {file} cannot be read ({error}); delete it to start over") from error
     own = _trained(model)
+    noted = json.loads(described.get("lamplit", "{}"))
     given = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in given.items()}:
+    shapes, given_shapes = ({name: tensor.shape for name, tensor in part.items()} for part in (own, given))
+    if not noted or shapes != given_shapes:
         raise TuneError(f"checkpoint {file} belongs to another model; delete it or give another --out")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
-    states: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in json.loads(described["numbers"]).items()}
+    states: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in noted["numbers"].items()}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
@@ -64,8 +69,42 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    progress: dict[str, Any] = json.loads(described["progress"])
+    progress: dict[str, Any] = noted["progress"]
     return progress
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file atomically."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+@contextmanager
+def open_log(file: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open a log to add to: what this yields appends one line of JSON, at once."""
+    with file.open("a", encoding="utf-8") as opened:
+
+        def write(values: dict[str, Any]) -> None:
+            opened.write(json.dumps(values) + "\n")
+            opened.flush()
+
+        yield write
+
+
+def cut_log(file: Path, step: int) -> float:
+    """Drop what was logged after `step`: those steps are taken again. Return the seconds the run had taken."""
+    kept, seconds = [], 0.0
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            break
+        if values["step"] <= step:
+            kept.append(line)
+            seconds = values.get("seconds", seconds)
+    write_whole(file, "".join(line + "\n" for line in kept))
+    return seconds
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

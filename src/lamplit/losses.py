@@ -28,7 +28,7 @@ from lamplit.errors import UsageError
 from lamplit.tiles import Gradients, Tiles, widest
 
 _LN2 = math.log(2)  # tiles hold logits in units of it
-_KEPT_BYTES = 80 * 2**20  # at B = 4096 all of the tiles, at B = 32768 one in fifty
+_KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 4096, one in 45 at 32768
 _LINEAR_FROM = 115.0  # 2 ** 115 is a float32, and log2(1 + 2 ** 115) is 115 even in float64
 
 
@@ -123,25 +123,27 @@ def _gradient_side_last(zimg: Tensor, ztxt: Tensor) -> tuple[Tensor, Tensor]:
 # --- Positives beside the diagonal
 
 
+_SIGNS = (1, 1, -1)  # of groups by picture, by text, and by both
+
+
 @dataclass(frozen=True)
 class _Positives:
-    """The rows that have other positives than themselves, and how these hang together.
-
-    Sums over "same picture or same text" are sums over groups: same picture, plus same text, minus both.
-    """
+    """The rows that have other positives than themselves, and how these hang together."""
 
     rows: Tensor  # (R,) of the B rows
     counts: Tensor  # (R,) positives of each, itself included
-    groups: Tensor  # (3, R) group number of each row: by picture, by text, by both
-    signs = (1.0, 1.0, -1.0)
+    groups: list[Tensor]  # (R,) group number of each row: by picture, by text, and by both
 
     def sum_of_cosines(self, zimg: Tensor, ztxt: Tensor, weights: Tensor) -> Tensor:
-        """Sum of <zimg_i, ztxt_j> over all positives i, j, each times the mean of weights i and j."""
+        """Sum of <zimg_i, ztxt_j> over all positives i, j, each times the mean of weights i and j.
+
+        A sum over rows of the same picture or the same text is one over those of the same picture, plus one
+        over those of the same text, less one over those of both. Each is <sum of pictures, sum of texts>.
+        """
         zimg, ztxt = zimg[self.rows], ztxt[self.rows]
         weights = weights[:, None] / 2
         total = zimg.new_zeros(())
-        for sign, group in zip(self.signs, self.groups, strict=True):
-            # <sum of pictures, sum of texts>, with the weights once on the pictures and once on the texts.
+        for sign, group in zip(_SIGNS, self.groups, strict=False):
             zeros = zimg.new_zeros(int(group.max()) + 1, zimg.shape[1])
             images, texts = zeros.index_add(0, group, zimg), zeros.index_add(0, group, ztxt)
             weighted_images = zeros.index_add(0, group, zimg * weights)
@@ -152,32 +154,36 @@ class _Positives:
 
 def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> _Positives | None:
     """Find the rows with more than one positive; None where there are none."""
-    if image_ids is None and text_ids is None:
-        return None
-    own = torch.arange(len(zimg), device=zimg.device)
+    groups: list[Tensor] = []
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
-        if ids is not None and ids.shape != own.shape:
-            raise UsageError(f"{name} has the shape {tuple(ids.shape)}; it needs one id per row: ({len(own)},)")
-    by_image, image_counts = _number_groups(own if image_ids is None else image_ids.to(zimg.device))
-    by_text, text_counts = _number_groups(own if text_ids is None else text_ids.to(zimg.device))
-    by_both, both_counts = _number_groups(by_image * len(own) + by_text)
-    counts = image_counts + text_counts - both_counts
+        if ids is not None:
+            if ids.shape != zimg.shape[:1]:
+                raise UsageError(f"{name} has the shape {tuple(ids.shape)}; it needs one id per row: ({len(zimg)},)")
+            groups.append(_number_groups(ids.to(zimg.device)))
+    if not groups:
+        return None
+    if len(groups) == 2:
+        groups.append(_number_groups(groups[0] * len(zimg) + groups[1]))
+    counts = torch.zeros_like(groups[0])
+    for sign, group in zip(_SIGNS, groups, strict=False):
+        counts += sign * group.bincount()[group]
     rows = (counts > 1).nonzero().squeeze(1)
     if len(rows) == 0:
         return None
     # Groups never reach outside `rows`: whoever shares a group has that positive too.
-    groups = [_number_groups(group[rows])[0] for group in (by_image, by_text, by_both)]
-    return _Positives(rows, counts[rows].to(zimg.dtype), torch.stack(groups))
+    return _Positives(rows, counts[rows].to(zimg.dtype), [_number_groups(group[rows]) for group in groups])
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).sum(dtype=widest(left.device)).to(left.dtype)
+    total: Tensor = (left * right).sum(dtype=widest(left.device))
+    return total.to(left.dtype)
 
 
-def _number_groups(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's group, numbered from 0, and the size of that group."""
-    _, group, counts = torch.unique(ids, return_inverse=True, return_counts=True)
-    return group, counts[group]
+def _number_groups(ids: Tensor) -> Tensor:
+    """Return each row's group, numbered from 0."""
+    group: Tensor
+    _, group = torch.unique(ids, return_inverse=True)
+    return group
 
 
 # --- Softmax
@@ -189,7 +195,8 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor) -> Tensor:
         tiles = Tiles(zimg, ztxt, scale)
-        own, others, shift, kept = _log_sums(tiles, _KEPT_BYTES if any(ctx.needs_input_grad) else 0)
+        kept_bytes = _KEPT_BYTES - ztxt.nbytes if any(ctx.needs_input_grad) else 0
+        own, others, shift, kept = _log_sums(tiles, kept_bytes)
         losses = torch.logaddexp2(others - own, others.new_zeros(()))  # log2(1 + others / own)
         own_weights = torch.expm1(losses * -_LN2).sum(0)
         ctx.shift, ctx.kept = shift, list(kept)

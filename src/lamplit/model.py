@@ -121,7 +121,7 @@ class LiT(nn.Module):
             "image_tower": self.identity.to_dict(),
             "center": None if self.center is None else self.center.tolist(),
             "text_tower": None,
-            "logit_bias": None if self.logit_bias is None else float(self.logit_bias),
+            "logit_bias": None if self.logit_bias is None else float(self.logit_bias.detach()),
         }
         if self.text_tower is not None:
             config["text_tower"] = self.text_tower.describe()

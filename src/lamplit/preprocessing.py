@@ -23,7 +23,7 @@ class Preprocessing:
     """What turns a picture into a tower's input.
 
     `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
-    `fit="squash"` scales both sides to `image_size`, whatever the aspect ratio.
+    `fit="squash"` scales both sides to it, whatever the aspect ratio.
     """
 
     image_size: tuple[int, int]  # height, width
@@ -73,11 +73,12 @@ class Preprocessing:
         return trimmed
 
     def _target_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.fit == "squash":
-            return self.image_size
         # As torchvision and timm: the short side is exact, the long side rounded down; a target that is not
         # square is filled by the larger of the two scales.
-        target_height, target_width = (int(side / self.crop_fraction) for side in self.image_size)
+        # The bit more is for 224 / (224 / 400), which is 399.99... in floats.
+        target_height, target_width = (int(side / self.crop_fraction + 1e-9) for side in self.image_size)
+        if self.fit == "squash":
+            return target_height, target_width
         if target_height == target_width:
             if height <= width:
                 return target_height, int(target_height * width / height)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError
 
@@ -64,7 +64,13 @@ class TuneSettings:
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "more than 0"),
             "grad_clip": (self.grad_clip > 0, "more than 0"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "context_length": (self.context_length is None or self.context_length >= 3, "at least 3"),
         }
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                choices = get_args(kind)
+                ranges[name] = (getattr(self, name) in choices, f"one of {', '.join(choices)}")
         for name, (holds, expected) in ranges.items():
             if not holds:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected {expected}")

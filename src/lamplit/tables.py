@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from lamplit.embedding import EmbedReport
@@ -49,36 +50,38 @@ def _run_rows(report: TuneReport) -> dict[str, Any]:
 
 def what_trains(parts: dict[str, dict[str, float | str]]) -> Table:
     """Parameters and memory of each part of a model."""
-    table = Table("part", "", "parameters", "MB in training", title="what trains")
+    table = _table("part", "", "parameters", "MB in training", title="what trains")
     for name, part in parts.items():
-        table.add_row(name, str(part["state"]), f"{part['parameters']:,}", f"{part['megabytes']:,}")
+        _add_row(table, name, part["state"], f"{part['parameters']:,}", f"{part['megabytes']:,}")
     return table
 
 
 def recall_table(report: TuneReport) -> Table:
     """Held-out recall before the first step, at the best checkpoint and after the last step."""
     title = f"held-out recall: {report.held_out_pairs} pairs, {report.held_out_captions} captions never seen"
-    table = Table("metric", "head start", f"best (step {report.best_step})", f"last (step {report.steps})", title=title)
+    table = _table(
+        "metric", "head start", f"best (step {report.best_step})", f"last (step {report.steps})", title=title
+    )
     for name in report.start:
         values = (report.start, report.best, report.last)
-        table.add_row(name, *(f"{value[name]:.3f}" if name in value else "" for value in values))
+        _add_row(table, name, *(f"{value[name]:.3f}" if name in value else "" for value in values))
     return table
 
 
 def predictions(results: list[Prediction]) -> list[Table]:
     """The best classes of each picture."""
-    table = Table("picture", "class", "probability")
+    table = _table("picture", "class", "probability")
     for result in results:
         for place, (name, probability) in enumerate(zip(result.classes, result.probabilities, strict=True)):
-            table.add_row("" if place else result.path, name, f"{probability:.3f}")
+            _add_row(table, "" if place else result.path, name, f"{probability:.3f}")
     return [table]
 
 
 def hits(results: list[Hit]) -> list[Table]:
     """Pictures that were found, best first."""
-    table = Table("score", "path", "texts")
+    table = _table("score", "path", "texts")
     for hit in results:
-        table.add_row(f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
+        _add_row(table, f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
     return [table]
 
 
@@ -86,24 +89,43 @@ def evaluation(result: Evaluation) -> list[Table]:
     """Retrieval and zero-shot figures; the classes from worst to best."""
     made = []
     if result.retrieval:
-        seen = "held-out captions only" if result.held_out_only else "all captions"
-        table = Table("metric", "value", title=f"retrieval: {result.pictures} pictures, {result.captions} {seen}")
+        seen = ", held out" if result.held_out_only else ""
+        title = f"retrieval: {result.captioned_pictures} pictures, {result.captions} captions{seen}"
+        table = _table("metric", "value", title=title)
         for name, value in result.retrieval.items():
-            table.add_row(name, f"{value:.3f}")
+            _add_row(table, name, f"{value:.3f}")
         made.append(table)
     if result.zero_shot:
-        table = Table("class", "accuracy", "pictures", title=f"zero-shot: {result.classes} classes")
+        table = _table("class", "accuracy", "pictures", title=f"zero-shot: {result.classes} classes")
         for name, value in result.zero_shot.items():
-            table.add_row(name, f"{value:.3f}", "all")
+            _add_row(table, name, f"{value:.3f}", "all")
         for name, row in sorted(result.per_class.items(), key=lambda item: item[1]["accuracy"]):
-            table.add_row(name, f"{row['accuracy']:.3f}", f"{row['pictures']:.0f}")
+            _add_row(table, name, f"{row['accuracy']:.3f}", f"{row['pictures']:.0f}")
         made.append(table)
     return made
 
 
 def info(values: dict[str, Any]) -> list[Table]:
     """Names and values."""
-    table = Table(show_header=False)
+    table = _table("name", "value", show_header=False)
     for name, value in values.items():
-        table.add_row(name, str(value))
+        _add_row(table, name, value)
     return [table]
+
+
+def plain(table: Table) -> str:
+    """A table as lines of cells between tabs."""
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    lines = ["\t".join(str(cell).replace("\n", "; ") for cell in row) for row in rows]
+    headers = ["\t".join(str(column.header) for column in table.columns)] if table.show_header else []
+    return "\n".join([*([str(table.title)] if table.title else []), *headers, *lines])
+
+
+def _table(*headers: str, title: str | None = None, show_header: bool = True) -> Table:
+    # Folded, never cut: a path that ends in an ellipsis is no use.
+    return Table(*(Column(header, overflow="fold") for header in headers), title=title, show_header=show_header)
+
+
+def _add_row(table: Table, *cells: object) -> None:
+    """Add cells as they are: a file may be called `[bold].jpg`."""
+    table.add_row(*(Text(str(cell), overflow="fold") for cell in cells))

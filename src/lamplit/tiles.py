@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-_CPU_SIDE = 512  # 512 × 512 float32 are 1 MB: a tile stays in its core's own cache
+_CPU_SIDE = 512  # at most: 512 × 512 float32 are 1 MB, and a tile stays in its core's own cache
 _ACCELERATOR_SIDE = 4096
 
 Visit = Callable[[list[Tensor], int, int], None]
@@ -34,7 +34,12 @@ class Tiles:
         self.zimg, self.ztxt = zimg.detach().contiguous(), ztxt.detach().contiguous()
         self.scale = float(scale.detach()) / math.log(2)
         self.size = len(zimg)
-        self.side = min(self.size, _CPU_SIDE if zimg.device.type == "cpu" else _ACCELERATOR_SIDE)
+        self.side = _ACCELERATOR_SIDE
+        if zimg.device.type == "cpu":
+            # Enough rows of tiles for 16 threads, unless the tiles got too small for fast products. The size
+            # does not depend on the number of threads, and so neither do the results.
+            self.side = max(_CPU_SIDE // 2, min(_CPU_SIDE, self.size // 16))
+        self.side = min(self.side, self.size)
         self.blocks = [slice(k, min(k + self.side, self.size)) for k in range(0, self.size, self.side)]
         self.wide = widest(zimg.device)
 

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamplit.checkpoint import load_checkpoint, save_checkpoint
+from lamplit.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
 from lamplit.curves import draw_curves
 from lamplit.engines import best_device, has_fast_bf16
 from lamplit.errors import LamplitError, TuneError, UsageError
@@ -129,23 +128,22 @@ class _Run:
             settings.optimizer, self.model, lr=settings.peak_lr, weight_decay=settings.weight_decay
         )
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)  # pairs of one epoch, shuffled
-        self.state: dict[str, Any] = {"step": 0, "best": -1.0, "best_step": 0, "stale": 0, "seconds": 0.0}
+        self.state: dict[str, Any] = {"step": 0, "best": -1.0, "best_step": 0, "stale": 0}
         self.report = self._new_report(store)
 
     def run(self, progress: bool) -> TuneReport:
         """Go through all steps; return the report."""
         self.report.fingerprint_before = self._fingerprint()
-        checkpoint = self.out / "checkpoints" / "last.safetensors"
+        checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
         if checkpoint.is_file():
             self.state = load_checkpoint(checkpoint, self.model, self.optimizer)
-            _cut_log(self.out / "log.jsonl", self.state["step"])
-            self.report.start, self.report.best = self.state["start"], self.state["best_metrics"]
+            seconds = cut_log(self.out / "log.jsonl", self.state["step"])
         else:
             self._start()
-        started = time.monotonic() - self.state["seconds"]
+        started = time.monotonic() - seconds
         with (
             progress_bar("tune", self.total_steps, shown=progress) as advance,
-            _Log(self.out / "log.jsonl") as log,
+            open_log(self.out / "log.jsonl") as log,
         ):
             advance(self.state["step"], "")
             for step in range(self.state["step"], self.total_steps):
@@ -156,8 +154,7 @@ class _Run:
                 if (step + 1) % self.eval_every == 0 or step + 1 == self.total_steps:
                     metrics = self._evaluate(step + 1)
                     log({"step": step + 1, "held_out": metrics})
-                    self.state["seconds"] = time.monotonic() - started
-                    self._save(checkpoint)
+                    save_checkpoint(checkpoint, self.model, self.optimizer, self.state)
                 advance(1, self._note(line))
         return self._finish(time.monotonic() - started)
 
@@ -170,8 +167,8 @@ class _Run:
             class_head = None if self.image_tower is None else self.image_tower.class_head
             fit_head(self.tower, self.zimg[self.train.picture_index], texts, class_head)
         metrics = self._evaluate(0)
-        self.report.start = self.state["start"] = metrics
-        with _Log(self.out / "log.jsonl") as log:
+        self.state["start"] = metrics
+        with open_log(self.out / "log.jsonl") as log:
             log({"step": 0, "held_out": metrics, "head_start": self.settings.head_start})
         if metrics:
             origin = "the head start alone" if self.settings.head_start else "an untrained head"
@@ -201,10 +198,11 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.settings.grad_clip)
         value = float(loss)
         if not math.isfinite(value) or not math.isfinite(float(norm)):
+            scale = float(self.model.logit_scale.detach())
             raise TuneError(
                 f"the loss is {value} and the gradient's norm {float(norm)} in step {step + 1}, at learning rate "
-                f"{self.settings.peak_lr * factor:.1e} and logit scale {float(self.model.logit_scale):.1f}; nothing "
-                f"of this step was kept. Lower --lr (it peaks at {self.settings.peak_lr:.0e}) or give more --warmup"
+                f"{self.settings.peak_lr * factor:.1e} and logit scale {scale:.1f}; nothing of this step was kept. "
+                f"Lower --lr (it peaks at {self.settings.peak_lr:.0e}) or give more --warmup, with another --out"
             )
         self.optimizer.step()
         self._warn_if_stuck(step, value)
@@ -213,7 +211,7 @@ class _Run:
             "epoch": round((step + 1) / self.steps_per_epoch, 3),
             "loss": value,
             "lr": self.settings.peak_lr * factor,
-            "logit_scale": float(self.model.logit_scale),
+            "logit_scale": float(self.model.logit_scale.detach()),
             "grad_norm": float(norm),
             "pairs_per_second": round(len(rows) / (time.monotonic() - began), 1),
         }
@@ -252,20 +250,13 @@ class _Run:
         else:
             self.state["stale"] += 1
         self.state["last_metrics"] = metrics
-        self.report.best, self.report.best_step = self.state["best_metrics"], self.state["best_step"]
         self.state["step"] = step
         return metrics
 
-    def _save(self, checkpoint: Path) -> None:
-        save_checkpoint(checkpoint, self.model, self.optimizer, self.state)
-
     def _finish(self, seconds: float) -> TuneReport:
-        report = self.report
-        report.last, report.steps, report.seconds = (
-            self.state["last_metrics"],
-            self.state["step"],
-            round(seconds, 2),
-        )
+        report, state = self.report, self.state
+        report.start, report.best, report.last = state["start"], state["best_metrics"], state["last_metrics"]
+        report.best_step, report.steps, report.seconds = state["best_step"], state["step"], round(seconds, 2)
         report.fingerprint_after = self._fingerprint()
         if report.fingerprint_after != report.fingerprint_before:
             raise TuneError(
@@ -275,7 +266,7 @@ class _Run:
         if self.image_tower is not None:
             save_image_tower(self.image_tower, self.out)
         draw_curves(self.out / "log.jsonl", self.out / "curves.png")
-        (self.out / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+        write_whole(self.out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
         return report
 
     def _out_of_patience(self) -> bool:
@@ -338,7 +329,7 @@ def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[st
 def _claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     """Note in the run's folder what it is a run of; return the report if that run is finished."""
     content = {
-        "store": store.path,
+        "store": store.path if "://" in store.path else str(Path(store.path).resolve()),
         "pictures": len(store),
         "tower": store.tower.fingerprint,
         **asdict(settings),
@@ -354,7 +345,7 @@ def _claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None
     elif (out / "config.json").is_file():
         raise UsageError(f"{out} holds a model that is not a run of lamplit tune; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(file, json.dumps(content, indent=2) + "\n")
     return None
 
 
@@ -374,33 +365,3 @@ def _reopen(store: Store) -> ImageTower | None:
         )
         return None
     return tower
-
-
-def _cut_log(file: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint: those steps are taken again."""
-    lines = file.read_text().splitlines() if file.is_file() else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
-            break
-    file.write_text("".join(line + "\n" for line in kept))
-
-
-class _Log:
-    """Appends JSON lines, each flushed."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file.open("a")
-
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        return self._write
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()

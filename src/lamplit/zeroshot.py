@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ def class_vectors(model: LiT, class_names: Sequence[str], templates: Sequence[st
     """Embed classes: for each, the mean of its prompts' unit vectors, made unit again. (C, D).
 
     Raises:
-        UsageError: no classes, the same class twice, or a template without `{}`.
+        UsageError: no classes, no templates, the same class twice, or a template without `{}`.
     """
     if not class_names:
         raise UsageError("no classes to choose from; give --classes a,b,c or --classes-file FILE")
-    twice = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    if not templates:
+        raise UsageError("no templates to put the classes into; give one a line, such as: a photo of a {}.")
+    twice = sorted(name for name, count in Counter(class_names).items() if count > 1)
     if twice:
         raise UsageError(f"classes given twice: {', '.join(twice)}")
     prompts = [prompt for name in class_names for prompt in fill(name, templates)]
@@ -57,7 +60,7 @@ def classify(
     """Classify pictures; those that cannot be used come back in the second list, with the reason.
 
     Raises:
-        UsageError: no classes, the same class twice, or a template without `{}`.
+        UsageError: no classes, no templates, the same class twice, or a template without `{}`.
         TowerError: the model was loaded without one of its towers.
     """
     classes = class_vectors(model, class_names, templates)

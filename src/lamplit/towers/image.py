@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import timm
 import torch
@@ -123,6 +123,8 @@ def open_image_tower(
         TowerError: the weights cannot be had, or do not fit.
     """
     if isinstance(tower, nn.Module):
+        if weights is not None:
+            raise UsageError("a module has its weights; load other ones into it before it is given")
         if preprocessing is None:
             raise UsageError("a module does not say how it wants its pictures; give preprocessing=Preprocessing(...)")
         name = f"{type(tower).__module__}.{type(tower).__qualname__}"
@@ -133,6 +135,8 @@ def open_image_tower(
     elif library == "hf" and name:
         opened = _open_transformers(name, weights)
     elif library == "demo" and name in DEMO_TOWERS:
+        if weights is not None:
+            raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
         opened = _open_demo(name)
     else:
         demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
@@ -152,9 +156,11 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
     """
     config = identity.config
     if config["library"] == "timm":
-        backbone = timm.create_model(config["name"], pretrained=False, num_classes=0)
+        backbone = timm.create_model(config["name"], pretrained=False)
+        backbone.reset_classifier(0)
     elif config["library"] == "transformers":
-        backbone = AutoModel.from_config(AutoConfig.for_model(**config["config"]), **config["options"])
+        built = AutoConfig.for_model(**config["config"])
+        backbone = AutoModel.from_config(built, dtype=torch.float32, **config["options"])
     else:
         raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
     return ImageTower(identity.spec, backbone, identity.preprocessing, config)
@@ -256,17 +262,20 @@ def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     class_head = _transformers_class_head(model, config) if classifies else None
     backbone = model.base_model
+    try:
+        preprocessing = _transformers_preprocessing(processor)
+    except KeyError as error:
+        raise TowerError(f"{spec} does not say how it wants its pictures; its processor has no {error}") from error
     missing = {key.removeprefix(f"{model.base_model_prefix}.") for key in report["missing_keys"]}
-    options = {}
     if missing and all(key.startswith("pooler.") for key in missing):
         # A pooler that was never trained: leave it out and read the class token.
-        options = {"add_pooling_layer": False}
         backbone.pooler, missing = None, set()
+    options = {"add_pooling_layer": False} if getattr(backbone, "pooler", True) is None else {}
     if missing or report["mismatched_keys"]:
         keys = sorted(missing) + sorted(str(key) for key in report["mismatched_keys"])
         raise TowerError(f"{spec} lacks weights for: {', '.join(keys[:20])}")
     built = {"library": "transformers", "config": plain_config(config), "options": options}
-    tower = ImageTower(spec, backbone, _transformers_preprocessing(processor), built, class_head)
+    tower = ImageTower(spec, backbone, preprocessing, built, class_head)
     if class_head is not None and class_head.vectors.shape[1] != tower.width:
         tower.class_head = None
     return tower
@@ -281,18 +290,23 @@ def _transformers_class_head(model: Any, config: Any) -> ClassHead | None:
 
 
 def _transformers_preprocessing(processor: dict[str, Any]) -> Preprocessing:
-    size, crop = processor["size"], processor.get("crop_size") or {}
-    resized = size.get("shortest_edge") or size.get("height")
-    fit = "crop" if "shortest_edge" in size else "squash"
-    if not processor.get("do_center_crop"):
-        crop = {"height": size.get("height", resized), "width": size.get("width", resized)}
+    size, cropped = processor["size"], processor.get("crop_size")
+    side = size.get("shortest_edge") or size["height"]
+    fit: Literal["crop", "squash"] = "crop" if "shortest_edge" in size else "squash"
+    height, width = size.get("height", side), size.get("width", side)
+    crop_fraction = 1.0
+    if processor.get("do_center_crop") and cropped:
+        height, width = cropped["height"], cropped["width"]
+        crop_fraction = height / side
+    if processor.get("crop_pct"):  # ConvNeXt's and PoolFormer's: the picture is scaled to more than `size`
+        fit, crop_fraction = ("crop", processor["crop_pct"]) if side < 384 else ("squash", 1.0)
     return Preprocessing(
-        image_size=(crop["height"], crop["width"]),
+        image_size=(height, width),
         mean=tuple(processor["image_mean"]),
         std=tuple(processor["image_std"]),
         interpolation=_PIL_INTERPOLATION[int(processor["resample"])],  # type: ignore[arg-type]
-        crop_fraction=crop["height"] / resized if fit == "crop" else 1.0,
-        fit=fit,  # type: ignore[arg-type]
+        crop_fraction=crop_fraction,
+        fit=fit,
     )
 
 

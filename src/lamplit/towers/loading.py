@@ -48,7 +48,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch reads those too, or raises
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # it raises where that matters
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -84,5 +84,5 @@ def first_line(error: Exception) -> str:
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """A transformers configuration as JSON values, without the folder it happened to lie in."""
-    return {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+    """A transformers configuration as JSON values, without where it lay and which release read it."""
+    return {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
