@@ -23,13 +23,15 @@ from lamplit import tables
 from lamplit.sheet import contact_sheet
 
 OUT = Path("runs/quickstart")
-QUERIES = ("something to eat for breakfast", "it swims in the sea", "you wear it on your head")
+QUERIES = ("a musical instrument", "poultry", "a marine mammal")  # words that no caption has
+VENV = ".venv/bin/"  # where `make` installs
 console, notes = Console(), Console(stderr=True)
 
 
 def main() -> None:
     """Go through the stages; leave model, results and contact sheet in `runs/quickstart`."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=notes)])
+    handler = RichHandler(console=notes, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("lamplit").setLevel(logging.INFO)
     OUT.mkdir(parents=True, exist_ok=True)
     store, model = OUT / "stamps.lance", OUT / "model"
@@ -53,9 +55,12 @@ def main() -> None:
     (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"\npictures that were found: {OUT / 'searches.png'}; figures: {OUT / 'results.json'}")
     console.print("\nNext, on your own data:", style="bold")
-    console.print("  lamplit embed my_pictures/ --tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance")
-    console.print("  lamplit tune mine.lance --text hf:sentence-transformers/all-MiniLM-L6-v2 --out runs/mine")
-    console.print('  lamplit search runs/mine mine.lance "a red bicycle"')
+    for command in (
+        "lamplit embed my_pictures/ --tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance",
+        "lamplit tune mine.lance --text hf:sentence-transformers/all-MiniLM-L6-v2 --out runs/mine",
+        'lamplit search runs/mine mine.lance "a red bicycle"',
+    ):
+        console.print(f"  {VENV}{command}", soft_wrap=True, highlight=False)
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
@@ -13,11 +15,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lamplit.embedding import embed
-from lamplit.store import Store
-from lamplit.towers.image import ImageTower, open_image_tower
+from lamplit.head_start import fit_head
+from lamplit.model import LiT
+from lamplit.preprocessing import Preprocessing
+from lamplit.store import Row, Store
+from lamplit.towers.image import ImageTower, TowerIdentity, open_image_tower
+from lamplit.towers.text import open_text_tower
 
 COLORS = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "purple": "violett", "black": "schwarz"}
 SHAPES = {"circle": "Kreis", "square": "Quadrat", "triangle": "Dreieck", "cross": "Kreuz", "ring": "Ring"}
@@ -134,3 +142,55 @@ def wordpiece_tokenizer(model_max_length: int = 32) -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def write_store(
+    path: Path, vectors: Tensor, texts: Sequence[Sequence[str]], metadata: Sequence[dict[str, object]] = ()
+) -> Store:
+    """Write a store of (N, D) made-up vectors, from a tower that nobody can open. The ids sort as the rows do."""
+    gray = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
+    tower = TowerIdentity("module:made.up", "0" * 32, vectors.shape[1], gray, {"library": "module", "name": "made.up"})
+    columns = list(metadata[0]) if metadata else []
+    rows = [
+        Row(f"{i:05}", f"{i}.png", f"hash{i}", row_texts, vector, metadata[i] if metadata else {})
+        for i, (vector, row_texts) in enumerate(zip(F.normalize(vectors, dim=-1), texts, strict=True))
+    ]
+    return Store.create(path, tower, rows, engine="torch", metadata_columns=columns)
+
+
+@pytest.fixture(scope="session")
+def words_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a store of 360 captions; a picture's vector is the sum of its words' random vectors, 32 wide, and noise.
+
+    Column `german` has each caption in other words. To be read only.
+    """
+    generator = torch.Generator().manual_seed(0)
+    captions = [
+        (f"{size} {color} {shape} on {ground}", f"{COLORS[color]} {SHAPES[shape]} {size} {COLORS[ground]}")
+        for size, color, shape, ground in itertools.product(SIZES, COLORS, SHAPES, COLORS)
+    ]
+    meanings: dict[str, Tensor] = {}
+    vectors = torch.randn(32, generator=generator) + 0.1 * torch.randn(len(captions), 32, generator=generator)
+    for row, (caption, _) in enumerate(captions):
+        *words, ground = re.sub(" on ", " ", caption).split()
+        for word in (*words, f"on {ground}"):
+            vectors[row] += meanings.setdefault(word, torch.randn(32, generator=generator))
+    path = tmp_path_factory.mktemp("words") / "words.lance"
+    metadata = [{"german": german, "shape": caption.split()[2]} for caption, german in captions]
+    write_store(path, vectors, [[caption] for caption, _ in captions], metadata)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_path(
+    image_tower: ImageTower, text_folder: Path, store_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Save a model of both towers that reads the drawings after a fashion: its head is fitted, its encoder random."""
+    store = Store(store_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_tower = open_text_tower(f"hf:{text_folder}", width=store.tower.width)
+    fit_head(text_tower, store.vectors(), [texts[0] for texts in store.texts()], None)
+    path = tmp_path_factory.mktemp("model") / "model"
+    LiT(text_tower, store.tower, image_tower).save(path)
+    return path

@@ -86,17 +86,15 @@ def test_timm_random(name: str) -> None:
     assert tower.identity().weights == "random"
 
 
-def test_timm_squash_is_read() -> None:
-    tower = open_image_tower("timm:vit_pwee_patch16_reg1_gap_256", weights="random")
-    assert tower.preprocessing.fit == "crop"
-    squashed = next(
-        name
-        for name in timm.list_pretrained("*base*siglip*224*")
-        if timm.get_pretrained_cfg(name).crop_mode == "squash"
-    )
-    with torch.device("meta"):
-        model = timm.create_model(squashed, pretrained=False)
-    assert timm.data.resolve_model_data_config(model)["crop_mode"] == "squash"
+@pytest.mark.parametrize("name", ["test_vit", "tf_efficientnetv2_b3.in21k_ft_in1k"])  # the second squashes
+def test_timm_preprocessing_is_timms_own(name: str) -> None:
+    tower = open_image_tower(f"timm:{name}", weights="random")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower.backbone))
+    small = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(small).resize((500, 250))
+    expected, found = transform(picture), tower.preprocessing.reference(picture)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -168,7 +166,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
     save_file(timm_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
-    with pytest.raises(TowerError, match="missing: .*unexpected: "):
+    with pytest.raises(TowerError, match=r"missing: .*unexpected: "):
         open_image_tower("timm:test_resnet", weights=tmp_path / "vit.safetensors")
 
 
@@ -182,13 +180,13 @@ def test_weights_file_that_is_not_there(tmp_path: Path) -> None:
     ["test_vit.r160_in1k", "resnet18", "test_vit.no_such_tag", "vit_small_patch16_36x1_224"],  # the last has no weights
 )
 def test_no_weights_is_an_error_that_says_how_to_give_them(name: str) -> None:
-    with pytest.raises(TowerError, match="--tower-weights FILE.*--tower-weights random"):
+    with pytest.raises(TowerError, match=r"--tower-weights FILE.*--tower-weights random"):
         open_image_tower(f"timm:{name}")
 
 
 def test_unknown_timm_name_lists_its_neighbours() -> None:
-    with pytest.raises(UsageError, match="resnet999.*near it: .*resnet"):
-        open_image_tower("timm:resnet999_d")
+    with pytest.raises(UsageError, match=r"resnet51.*near it: .*resnet50,"):
+        open_image_tower("timm:resnet51")
 
 
 @pytest.mark.parametrize("spec", ["resnet18", "timm:", "hf:", "demo:", "demo:resnet", "onnx:tower", "", ":", "TIMM:x"])
@@ -239,7 +237,8 @@ def test_module_that_does_not_pool() -> None:
 
 # Hugging Face folders
 
-LABELS = {0: "red fox, Vulpes vulpes", 1: "cat", 2: "dog"}
+# more than ten, so that the order of their numbers is not that of their digits
+LABELS = {0: "red fox, Vulpes vulpes", 1: "cat"} | {c: f"thing {c}" for c in range(2, 12)}
 VIT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -319,7 +318,7 @@ FOLDERS: dict[str, tuple[Callable[[], Any], Any, int, bool, Preprocessing]] = {
         DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}),
         32,
         False,
-        Preprocessing((32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.8, "squash"),
+        Preprocessing((32, 32), HALF, HALF, "bicubic", 0.8, "squash"),
     ),
 }
 
@@ -351,7 +350,7 @@ def test_folder(tmp_path: Path, kind: str) -> None:
     if tower.class_head is not None:
         assert tower.class_head.texts[0] == ["red fox", "A red fox.", "red fox, Vulpes vulpes"]
         assert tower.class_head.texts[1] == ["cat", "A cat."]
-        assert tower.class_head.vectors.shape == (3, width)
+        assert tower.class_head.vectors.shape == (12, width)
         # the vectors are the classifier's own: with its bias they give its own logits
         with torch.no_grad():
             logits = model(preprocessing.normalize(blank(tower))).logits
@@ -392,7 +391,7 @@ def test_folders_preprocessing_is_its_processors_own(tmp_path: Path, kind: str) 
     ResNetModel(ResNetConfig(**RESNET)).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     small = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(small).resize((150, 110))
+    picture = Image.fromarray(small).resize((200, 100))
 
     tower = open_image_tower(f"hf:{tmp_path}")
 
@@ -416,19 +415,18 @@ def test_folder_without_preprocessing(tmp_path: Path) -> None:
 def test_folder_whose_checkpoint_lacks_keys(tmp_path: Path) -> None:
     save_folder(tmp_path, "vit")
     state = load_file(tmp_path / "model.safetensors")
-    lost = next(key for key in state if key.startswith("encoder.layer.1") or key.startswith("layers.1"))
+    lost = next(key for key in state if key.startswith(("encoder.layer.1", "layers.1")))
     del state[lost]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TowerError, match="lacks weights for") as caught:
+    with pytest.raises(TowerError, match=r"lacks weights for: \S*1\.attention\S*$"):
         open_image_tower(f"hf:{tmp_path}")
-    assert lost in str(caught.value)
 
 
 def test_folder_whose_checkpoint_has_other_shapes(tmp_path: Path) -> None:
     save_folder(tmp_path, "vit")
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 48}))
-    with pytest.raises((TowerError), match="intermediate|size mismatch|lacks|could not be opened"):
+    with pytest.raises(TowerError, match=r"fc1\.weight \(\(64, 32\) for \(48, 32\)\)"):
         open_image_tower(f"hf:{tmp_path}")
 
 
@@ -440,6 +438,30 @@ def test_folder_in_half_precision_is_read_in_full(tmp_path: Path) -> None:
     built = build_image_tower(tower.identity())
     for opened in (tower, built):
         assert {parameter.dtype for parameter in opened.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
+def test_damaged_folder(tmp_path: Path, name: str, content: bytes) -> None:
+    save_folder(tmp_path, "vit")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TowerError, match=f"hf:{tmp_path}"):
+        open_image_tower(f"hf:{tmp_path}")
+
+
+def test_folder_with_a_pickle_that_runs_code(tmp_path: Path) -> None:
+    save_folder(tmp_path, "vit")
+    (tmp_path / "model.safetensors").unlink()
+    trace = tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, tuple[Path]]:
+            return Path.touch, (trace,)
+
+    torch.save({"layernorm.weight": Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(TowerError, match="could not be opened"):
+        open_image_tower(f"hf:{tmp_path}")
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder"])
@@ -536,4 +558,4 @@ def test_demo_tower_was_trained(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = tower(pixels) @ tower.class_head.vectors.T
     best = [tower.class_head.texts[c][0] for c in logits[0].topk(5).indices]
-    assert best == []
+    assert "crossword puzzle" in best

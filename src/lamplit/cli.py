@@ -108,7 +108,7 @@ def tune(
     context_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
     head_start: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
-    evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 20,
+    evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,

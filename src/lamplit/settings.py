@@ -40,7 +40,7 @@ class TuneSettings:
     """Part of the distinct captions that is never seen; at most 5,000 of them."""
     head_start: bool = True
     """Begin from a head in closed form (from the image tower's classifier and the training pairs)."""
-    evaluations: int = 20
+    evaluations: int = 10
     """How often held-out recall is measured; each time a checkpoint is written, too."""
     patience: int | None = None
     """Stop after so many evaluations without a better recall."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,7 +22,15 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from lamplit.errors import MissingExtraError, TowerError, UsageError
 from lamplit.preprocessing import Preprocessing
-from lamplit.towers.loading import first_line, key_difference, load_strictly, plain_config, read_weights
+from lamplit.towers.loading import (
+    READ_ERRORS,
+    first_line,
+    key_difference,
+    load_strictly,
+    plain_config,
+    read_weights,
+    require_whole,
+)
 from lamplit.towers.lock import weights_digest
 
 DEMO_TOWERS = {f"efficientnet-lite{n}": f"tf_efficientnet_lite{n}" for n in range(3)}
@@ -75,11 +84,12 @@ class ImageTower(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = backbone.eval()
+        self.backbone = backbone
         self.preprocessing = preprocessing
         self.config = config
         self.class_head = class_head
         self.weights = weights
+        self.eval()
         with torch.no_grad():  # what comes out is the only thing that every library agrees on
             blank = torch.zeros(1, 3, *preprocessing.image_size, dtype=torch.uint8)
             self.width = self(blank).shape[1]
@@ -169,7 +179,7 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
 def _open_timm(name: str, weights: str | Path | None) -> ImageTower:
     spec = f"timm:{name}"
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8]) or "see timm.list_models()"
+        near = ", ".join(get_close_matches(name, timm.list_models(), 8)) or "see timm.list_models()"
         raise UsageError(f"timm has no model {name!r}; near it: {near}")
     try:
         model = timm.create_model(name, pretrained=weights is None)
@@ -257,8 +267,10 @@ def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
         processor = AutoImageProcessor.from_pretrained(name, use_fast=False).to_dict()
         classifies = any("ForImageClassification" in kind for kind in config.architectures or [])
         loader = AutoModelForImageClassification if classifies else AutoModel
-        model, report = loader.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        model, report = loader.from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+    except READ_ERRORS as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     class_head = _transformers_class_head(model, config) if classifies else None
     backbone = model.base_model
@@ -271,9 +283,7 @@ def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
         # A pooler that was never trained: leave it out and read the class token.
         backbone.pooler, missing = None, set()
     options = {"add_pooling_layer": False} if getattr(backbone, "pooler", True) is None else {}
-    if missing or report["mismatched_keys"]:
-        keys = sorted(missing) + sorted(str(key) for key in report["mismatched_keys"])
-        raise TowerError(f"{spec} lacks weights for: {', '.join(keys[:20])}")
+    require_whole(spec, missing, report["mismatched_keys"])
     built = {"library": "transformers", "config": plain_config(config), "options": options}
     tower = ImageTower(spec, backbone, preprocessing, built, class_head)
     if class_head is not None and class_head.vectors.shape[1] != tower.width:
@@ -282,7 +292,8 @@ def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
 
 
 def _transformers_class_head(model: Any, config: Any) -> ClassHead | None:
-    linear = [m for m in model.classifier.modules() if isinstance(m, nn.Linear)]
+    classifier = getattr(model, "classifier", nn.Identity())  # some have two, under other names
+    linear = [m for m in classifier.modules() if isinstance(m, nn.Linear)]
     names = [config.id2label[i] for i in range(config.num_labels)]
     if len(linear) != 1 or names[0] == "LABEL_0":
         return None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,13 +16,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from lamplit.errors import TowerError
 
-# What torch and safetensors raise on damaged files: 12,000 damaged at random gave all of these.
-_READ_ERRORS = (
-    UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, OverflowError, struct.error,
+# What torch, safetensors and transformers raise on damaged files: 12,000 damaged at random gave all of these.
+READ_ERRORS = (
+    OSError, UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError,
+    AttributeError, AssertionError, OverflowError, struct.error,
 )  # fmt: skip
 
 
@@ -33,7 +38,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise TowerError(
             f"{path} is neither a safetensors file nor a plain state dict: it is damaged, or could only be read by "
             "running code from it, which lamplit never does; save its state_dict() as safetensors"
@@ -72,6 +77,17 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
     module.load_state_dict(state)
 
 
+def require_whole(name: str, missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse a transformers checkpoint that left some of the tower random, by its loading report.
+
+    Raises:
+        TowerError: naming the keys that are missing or of another shape.
+    """
+    shapes = [f"{key} ({tuple(found)} for {tuple(own)})" for key, found, own in mismatched]
+    if keys := [*sorted(missing), *sorted(shapes)]:
+        raise TowerError(f"{name} lacks weights for: {', '.join(keys[:20])}")
+
+
 def key_difference(module: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     """Keys of `module` that `state` lacks, and keys of `state` that `module` has no place for."""
     own = module.state_dict()
@@ -85,4 +101,18 @@ def first_line(error: Exception) -> str:
 
 def plain_config(config: Any) -> dict[str, Any]:
     """A transformers configuration as JSON values, without where it lay and which release read it."""
-    return {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    # Through JSON, which turns keys into text: sorted for a fingerprint, 2 comes before 10, but "10" before "2".
+    values = json.loads(json.dumps(config.to_dict(), default=str))
+    return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars from stderr, where ours are."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

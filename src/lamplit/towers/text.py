@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lamplit.errors import MissingExtraError, TowerError, UsageError
-from lamplit.towers.loading import first_line, plain_config
+from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, require_whole
 from lamplit.towers.scratch import SIZES, ScratchEncoder, train_tokenizer
 
 Pooling = Literal["cls", "mean", "last"]
@@ -177,8 +177,7 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     config = dict(description["config"])
     library = config.pop("library")
     if library == "transformers":
-        model_config = AutoConfig.for_model(**config["config"])
-        encoder = _encoder_class(model_config).from_config(model_config)
+        encoder = _build_encoder(AutoConfig.for_model(**config["config"]))
         _drop_pooler(encoder)
     else:
         encoder = ScratchEncoder(**config)
@@ -213,8 +212,8 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = _load_encoder(spec, name, config) if pretrained else _encoder_class(config).from_config(config)
-    except (OSError, ValueError) as error:
+        encoder = _load_encoder(spec, name, config) if pretrained else _build_encoder(config)
+    except READ_ERRORS as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     _drop_pooler(encoder)
     pooling, made_for = _sentence_transformers_settings(Path(name))
@@ -234,13 +233,17 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
 
 
 def _load_encoder(spec: str, name: str, config: Any) -> nn.Module:
-    encoder, report = _encoder_class(config).from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+    encoder, report = _encoder_class(config).from_pretrained(
+        name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if missing or report["mismatched_keys"]:
-        keys = [*sorted(missing), *sorted(str(key) for key in report["mismatched_keys"])]
-        raise TowerError(f"{spec} lacks weights for: {', '.join(keys[:20])}")
+    require_whole(spec, missing, report["mismatched_keys"])
     loaded: nn.Module = encoder
     return loaded
+
+
+def _build_encoder(config: Any) -> Any:
+    return _encoder_class(config).from_config(config, dtype=torch.float32)
 
 
 def _encoder_class(config: Any) -> Any:

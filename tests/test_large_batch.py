@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamplit.large_batch import backward_in_chunks
+from lamplit.losses import sigmoid_loss, softmax_loss
+from lamplit.towers.text import TextTower, open_text_tower
+
+CPU = torch.device("cpu")
+HUGE = 2**50
+B, D = 40, 16
+
+
+class Step:
+    """A batch of texts of many lengths, with the tower, scale and bias that its loss depends on."""
+
+    def __init__(self, folder: Path, loss: str = "softmax") -> None:
+        generator = torch.Generator().manual_seed(1)
+        torch.manual_seed(0)
+        self.tower: TextTower = open_text_tower(f"hf:{folder}", width=D)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+        self.bias = nn.Parameter(torch.tensor(-3.0))
+        lengths = torch.randint(3, 30, (B,), generator=generator).tolist()
+        self.tokens = [torch.randint(5, 90, (length,), generator=generator).tolist() for length in lengths]
+        self.zimg = F.normalize(torch.randn(B, D, generator=generator), dim=-1)
+        self.calls: list[list[list[int]]] = []
+        self.loss_of: Callable[[Tensor], Tensor] = self._softmax if loss == "softmax" else self._sigmoid
+
+    def _softmax(self, ztxt: Tensor) -> Tensor:
+        return softmax_loss(self.zimg, ztxt, self.log_scale.exp())
+
+    def _sigmoid(self, ztxt: Tensor) -> Tensor:
+        return sigmoid_loss(self.zimg, ztxt, self.log_scale.exp(), self.bias)
+
+    def encode(self, tokens: list[list[int]]) -> Tensor:
+        self.calls.append(tokens)
+        vectors: Tensor = self.tower(tokens)
+        return vectors
+
+    def plain(self) -> tuple[float, dict[str, Tensor]]:
+        """Take the step in one graph."""
+        self.clear()
+        loss = self.loss_of(F.normalize(self.tower(self.tokens), dim=-1))
+        torch.autograd.backward(loss)
+        return float(loss.detach()), self.gradients()
+
+    def chunked(self, chunk_tokens: int, memory_budget: int | None) -> tuple[float, dict[str, Tensor]]:
+        self.clear()
+        loss = backward_in_chunks(
+            self.encode, self.tokens, self.loss_of, device=CPU, chunk_tokens=chunk_tokens, memory_budget=memory_budget
+        )
+        assert not loss.requires_grad
+        return float(loss), self.gradients()
+
+    def clear(self) -> None:
+        self.calls.clear()
+        for parameter in [*self.tower.parameters(), self.log_scale, self.bias]:
+            parameter.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        named = {**dict(self.tower.named_parameters()), "log_scale": self.log_scale, "bias": self.bias}
+        return {name: value.grad.clone() for name, value in named.items() if value.grad is not None}
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Relative distance of two gradients over all parameters."""
+    assert found.keys() == expected.keys()
+    a, b = (torch.cat([part[name].double().flatten() for name in expected]) for part in (found, expected))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def steps(text_folder: Path) -> dict[str, Step]:
+    return {loss: Step(text_folder, loss) for loss in ("softmax", "sigmoid")}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@given(chunk_tokens=st.integers(1, 900), memory_budget=st.sampled_from([0, 1, 200_000, 1_000_000, HUGE, None]))
+@settings(deadline=None, max_examples=15)
+def test_gradient_is_the_plain_steps(
+    steps: dict[str, Step], loss: str, chunk_tokens: int, memory_budget: int | None
+) -> None:
+    step = steps[loss]
+    step.tower.eval()
+    expected_loss, expected = step.plain()
+    found_loss, found = step.chunked(chunk_tokens, memory_budget)
+    assert found_loss == pytest.approx(expected_loss, rel=1e-6)
+    assert difference(found, expected) < 1e-6
+    for scalar in ("log_scale", "bias") if loss == "sigmoid" else ("log_scale",):
+        assert float(found[scalar]) == pytest.approx(float(expected[scalar]), rel=2e-6)
+    assert ("bias" in found) == (loss == "sigmoid")
+
+
+def test_gradient_with_dropout_is_the_plain_steps_where_one_chunk_holds_all(steps: dict[str, Step]) -> None:
+    step = steps["softmax"]
+    step.tower.train()
+    for memory_budget in (0, HUGE):
+        torch.manual_seed(5)
+        expected = step.plain()[1]
+        torch.manual_seed(5)
+        assert difference(step.chunked(10**6, memory_budget)[1], expected) < 1e-6
+    assert difference(step.plain()[1], expected) > 1e-2, "another draw drops others"
+
+
+@pytest.mark.parametrize("chunk_tokens", [50, 200])
+def test_dropout_and_random_state_do_not_depend_on_the_budget(steps: dict[str, Step], chunk_tokens: int) -> None:
+    step = steps["softmax"]
+    step.tower.train()
+    results = []
+    for memory_budget in (HUGE, 1, 300_000, 0):
+        torch.manual_seed(5)
+        results.append((*step.chunked(chunk_tokens, memory_budget), torch.get_rng_state()))
+    for loss, gradients, state in results[1:]:
+        assert loss == results[0][0]
+        assert difference(gradients, results[0][1]) < 1e-6
+        assert torch.equal(state, results[0][2])
+    torch.manual_seed(5)
+    assert not torch.equal(torch.get_rng_state(), results[0][2]), "dropout drew nothing"
+
+
+def test_only_what_does_not_fit_is_encoded_twice(steps: dict[str, Step]) -> None:
+    step = steps["softmax"]
+    step.tower.eval()
+    step.chunked(60, HUGE)
+    once = list(step.calls)
+    assert sorted(text for chunk in once for text in chunk) == sorted(step.tokens)
+    assert all(sum(map(len, chunk)) <= 60 for chunk in once)
+    lengths = [len(text) for chunk in once for text in chunk]
+    assert lengths == sorted(lengths)
+    step.chunked(60, 0)
+    assert step.calls == once + once
+    step.chunked(60, 1)  # it is asked before a chunk whether anything is left, so the first is kept
+    assert step.calls == once + once[1:]
+
+
+def test_text_longer_than_a_chunk_has_one_to_itself(steps: dict[str, Step]) -> None:
+    step = steps["softmax"]
+    step.tower.eval()
+    step.chunked(1, HUGE)
+    assert [len(chunk) for chunk in step.calls] == [1] * B
+
+
+def test_gradient_is_added_to_what_is_there(steps: dict[str, Step]) -> None:
+    step = steps["softmax"]
+    step.tower.eval()
+    once = step.plain()[1]
+    backward_in_chunks(step.encode, step.tokens, step.loss_of, device=CPU, chunk_tokens=100, memory_budget=0)
+    assert difference(step.gradients(), {name: 2 * value for name, value in once.items()}) < 1e-6

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, asdict
+from typing import Any
+
+import pytest
+
+from lamplit.errors import UsageError
+from lamplit.settings import TuneSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 1),
+        ("epochs", 0.0),
+        ("epochs", math.nan),
+        ("warmup", -0.1),
+        ("warmup", 1.1),
+        ("held_out", 1.0),
+        ("held_out", -0.1),
+        ("evaluations", 0),
+        ("patience", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("grad_clip", 0.0),
+        ("weight_decay", -1.0),
+        ("context_length", 2),
+        ("mode", "lu"),
+        ("loss", "hinge"),
+        ("optimizer", "sgd"),
+        ("precision", "fp16"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is {value}; expected "):
+        TuneSettings("demo:minilm", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 2),
+        ("warmup", 0.0),
+        ("warmup", 1.0),
+        ("held_out", 0.0),
+        ("patience", None),
+        ("patience", 1),
+        ("weight_decay", 0.0),
+        ("mode", "Lu"),
+        ("loss", "sigmoid"),
+        ("optimizer", "adafactor"),
+        ("precision", "bf16"),
+    ],
+)
+def test_ends_of_the_ranges_are_taken(name: str, value: Any) -> None:
+    assert getattr(TuneSettings("demo:minilm", **{name: value}), name) == value
+
+
+def test_tower_from_scratch_cannot_be_pretrained() -> None:
+    with pytest.raises(UsageError, match="scratch:tiny has no pre-trained weights"):
+        TuneSettings("scratch:tiny", mode="LU")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "pretrained"),
+    [
+        ("hf:any", "auto", True),
+        ("hf:any", "LU", True),
+        ("hf:any", "Lu", False),
+        ("scratch:tiny", "auto", False),
+        ("scratch:tiny", "Lu", False),
+    ],
+)
+def test_mode_and_learning_rate_follow_the_text_tower(text: str, mode: Any, pretrained: bool) -> None:
+    settings = TuneSettings(text, mode=mode)
+    assert settings.pretrained_text is pretrained
+    assert settings.peak_lr == (1e-5 if pretrained else 1e-3)
+    assert TuneSettings(text, mode=mode, lr=0.25).peak_lr == 0.25
+
+
+def test_settings_do_not_change_and_go_through_a_dictionary() -> None:
+    settings = TuneSettings("demo:minilm", seed=3)
+    with pytest.raises(FrozenInstanceError):
+        settings.seed = 4  # type: ignore[misc]
+    assert TuneSettings(**asdict(settings)) == settings
