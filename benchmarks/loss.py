@@ -25,8 +25,8 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timing import in_turn
 from torch import Tensor
 
 from lamplit.losses import sigmoid_loss, softmax_loss
@@ -80,16 +81,8 @@ def step(loss: Loss, zimg: Tensor, ztxt: Tensor, scale: float, bias: float = -10
 def time_sides(names: list[str], size: int, turns: int) -> dict[str, list[float]]:
     """Seconds of each side's turns; the first, untimed turn warms up."""
     pairs = make_pairs(size)
-    sides = {name: open_side(name) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(turns + 1):
-        for name, loss in sides.items():
-            gc.collect()
-            start = time.perf_counter()
-            step(loss, *pairs, scale=50.0)
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    sides = {name: partial(step, open_side(name), *pairs, scale=50.0) for name in names}
+    return in_turn(sides, turns)
 
 
 def measure_memory(name: str, size: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -36,6 +37,7 @@ def in_turn(sides: dict[str, Callable[[], Any]], turns: int, warm_up: bool = Tru
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, run in sides.items():
+            gc.collect()
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)

@@ -1,0 +1,63 @@
+"""Every benchmark runs, and its figures have the shape that the README quotes; speed is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name, tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return json.loads(file.read_text())["figures"]
+
+
+def check_sides(figures, num_sides):
+    assert len(figures["sides"]) == num_sides
+    assert any(name.startswith("lamplit") for name in figures["sides"])
+    for side in figures["sides"].values():
+        assert 0 < side["min"] <= side["median"] <= side["max"]
+        assert side["ratio"] > 0
+
+
+def test_tune(tmp_path):
+    step, whole, padding, large, accumulation = run("tune", tmp_path)
+    check_sides(step, 4)
+    check_sides(padding, 2)
+    check_sides(large, 3)
+    check_sides(accumulation, 2)
+    assert list(whole["epochs"]) == ["1", "3", "10", "50"]
+    for ratios in whole["epochs"].values():
+        assert all(ratio > 0 for ratio in ratios.values())
+
+
+def test_embed(tmp_path):
+    decoding, *towers = run("embed", tmp_path)
+    check_sides(decoding, 2)
+    assert 0 < decoding["mean_difference"] < 1.5
+    assert towers
+    for tower in towers:
+        check_sides(tower, 2)
+
+
+def test_stamps(tmp_path):
+    [figures] = run("stamps", tmp_path)
+    assert len(figures["seeds"]) == 2
+    for rows in figures["results"].values():
+        assert len(rows) == len(figures["seeds"])
+        assert all(0 <= row["image_to_text/recall@1"] <= row["image_to_text/recall@5"] <= 1 for row in rows)
+    # The parts are worth less than the whole, on any split seen so far by more than 0.03.
+    parts = [results for name, results in figures["results"].items() if "alone" in name]
+    whole = figures["results"]["head start as it is"]
+    for part in parts:
+        assert sum(row["mean_recall"] for row in part) < sum(row["mean_recall"] for row in whole)
