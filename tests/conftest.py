@@ -145,17 +145,32 @@ def wordpiece_tokenizer(model_max_length: int = 32) -> PreTrainedTokenizerFast:
 
 
 def write_store(
-    path: Path, vectors: Tensor, texts: Sequence[Sequence[str]], metadata: Sequence[dict[str, object]] = ()
+    path: Path,
+    vectors: Tensor,
+    texts: Sequence[Sequence[str]],
+    metadata: Sequence[dict[str, object]] = (),
+    *,
+    hashes: Sequence[str] = (),
+    centered: bool = False,
 ) -> Store:
     """Write a store of (N, D) made-up vectors, from a tower that nobody can open. The ids sort as the rows do."""
     gray = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
     tower = TowerIdentity("module:made.up", "0" * 32, vectors.shape[1], gray, {"library": "module", "name": "made.up"})
     columns = list(metadata[0]) if metadata else []
     rows = [
-        Row(f"{i:05}", f"{i}.png", f"hash{i}", row_texts, vector, metadata[i] if metadata else {})
+        Row(
+            f"{i:05}",
+            f"{i}.png",
+            hashes[i] if hashes else f"hash{i}",
+            row_texts,
+            vector,
+            metadata[i] if metadata else {},
+        )
         for i, (vector, row_texts) in enumerate(zip(F.normalize(vectors, dim=-1), texts, strict=True))
     ]
-    return Store.create(path, tower, rows, engine="torch", metadata_columns=columns)
+    store = Store.create(path, tower, rows, engine="torch", centered=centered, metadata_columns=columns)
+    store.finish()
+    return store
 
 
 @pytest.fixture(scope="session")

@@ -21,5 +21,5 @@ def test_defaults_have_a_place_for_the_name() -> None:
 
 @pytest.mark.parametrize("template", ["a photo", "", "a {class}"])
 def test_template_without_a_place_is_refused(template: str) -> None:
-    with pytest.raises(UsageError, match="has no place for the class name; put {} there"):
+    with pytest.raises(UsageError, match=r"has no place for the class name; put \{\} there"):
         fill("cat", ["{}", template])

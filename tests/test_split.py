@@ -110,9 +110,9 @@ def test_store_without_texts_is_refused(tmp_path: Path) -> None:
 def test_columns(made_up: Store) -> None:
     train, held_out = split_store(made_up, "german", 0.0, 0)
     assert (train.texts, len(train), len(held_out)) == (["Ding"], 6, 0)
-    with pytest.raises(StoreError, match="no column 'french'; it has: .*german"):
+    with pytest.raises(StoreError, match=r"no column 'french'; it has: .*german"):
         split_store(made_up, "french", 0.2, 0)
-    with pytest.raises(StoreError, match="'number' .* holds no text"):
+    with pytest.raises(StoreError, match=r"'number' .* holds no text"):
         split_store(made_up, "number", 0.2, 0)
 
 

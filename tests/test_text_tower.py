@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 @torch.no_grad()
 def vectors(tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
-    result: torch.Tensor = tower.eval()(tower.tokenize(texts))
-    return result
+    """Unit vectors, as they are used."""
+    return F.normalize(tower.eval()(tower.tokenize(texts)), dim=-1)
 
 
 def open_kind(kind: str, text_folder: Path) -> TextTower:
@@ -121,7 +121,7 @@ def test_head_starts_small_and_unbiased(text_folder: Path) -> None:
 def cost(lengths: Sequence[int], cuts: Sequence[int], pass_cost: int) -> int:
     """Padded tokens and passes when sorted `lengths` are cut before each place in `cuts`."""
     ends = [0, *cuts, len(lengths)]
-    groups = [lengths[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    groups = [lengths[start:end] for start, end in pairwise(ends)]
     return sum(len(group) * group[-1] + pass_cost for group in groups)
 
 
@@ -147,7 +147,7 @@ def test_truncation(text_folder: Path) -> None:
     tower = open_text_tower(f"hf:{text_folder}", width=16, context_length=6)
     texts = ["red circle", "A small red circle.", "A large green square, and a cross."]
     whole = open_text_tower(f"hf:{text_folder}", width=16).tokenize(texts)
-    assert [len(ids) for ids in whole] == [4, 7, 12]
+    assert [len(ids) for ids in whole] == [4, 7, 13]
     cut = tower.tokenize(texts)
     assert [len(ids) for ids in cut] == [4, 6, 6]
     assert cut[2][-1] == whole[2][-1]  # the end token stays
@@ -350,6 +350,8 @@ def test_sentence_transformers_pooling(
     [
         FLAGS | {"pooling_mode_max_tokens": True},
         {"pooling_mode": "max"},
+        {"pooling_mode": ["cls", "mean"]},
+        {},
         FLAGS | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},  # side by side: twice the width
         FLAGS | {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
     ],

@@ -256,8 +256,8 @@ def _most_positions(encoder: Any, config: Any) -> int:
     """Longest text that the encoder has positions for; RoBERTa's kin begin to count behind the padding's."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    taken = 0 if getattr(table, "padding_idx", None) is None else table.padding_idx + 1
-    return 10**6 if positions is None else positions - taken
+    padding: int | None = getattr(table, "padding_idx", None)
+    return 10**6 if positions is None else positions if padding is None else positions - padding - 1
 
 
 def _drop_pooler(encoder: nn.Module) -> None:
@@ -276,13 +276,16 @@ def _sentence_transformers_settings(folder: Path) -> tuple[Pooling | None, int |
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
             settings = json.loads((folder / module["path"] / "config.json").read_text())
-            chosen = [value for key, value in _POOLING_NAMES.items() if settings.get(f"pooling_mode_{key}")]
-            chosen += [value for key, value in _POOLING_NAMES.items() if settings.get("pooling_mode") == key]
-            if len(chosen) != 1 or settings.get("pooling_mode_max_tokens"):
+            named = settings.get("pooling_mode", [])
+            chosen = [named] if isinstance(named, str) else list(named)
+            chosen += [
+                key.removeprefix("pooling_mode_") for key in settings if key[:13] == "pooling_mode_" and settings[key]
+            ]
+            if len(chosen) != 1 or chosen[0] not in _POOLING_NAMES:
                 raise TowerError(
                     f"{folder} pools in a way lamplit has not: {settings}; expected cls, mean or last token"
                 )
-            pooling = chosen[0]
+            pooling = _POOLING_NAMES[chosen[0]]
     length_file = folder / "sentence_bert_config.json"
     made_for = json.loads(length_file.read_text()).get("max_seq_length") if length_file.is_file() else None
     return pooling, made_for
