@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import wordpiece_tokenizer
@@ -361,6 +362,20 @@ def test_sentence_transformers_pooling_that_we_have_not(
 ) -> None:
     with pytest.raises(TowerError, match="pools in a way lamplit has not"):
         open_text_tower(sentence_folder(text_folder, tmp_path / "folder", pooling), width=16)
+
+
+def test_sentence_transformers_of_the_hub(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository as the hub's own cache keeps it."""
+    repository = tmp_path / "models--someone--sentences"
+    sentence_folder(text_folder, repository / "snapshots" / "abc", {"pooling_mode": "mean"}, max_seq_length=9)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    tower = open_text_tower("hf:someone/sentences", width=16)
+    assert (tower.pooling, tower.context_length) == ("mean", 9)
+    (repository / "snapshots" / "abc" / "modules.json").unlink()
+    tower = open_text_tower("hf:someone/sentences", width=16)
+    assert (tower.pooling, tower.context_length) == ("cls", 32)
 
 
 def test_demo_gives_sentence_transformers_own_vectors() -> None:

@@ -17,7 +17,7 @@ from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.engines import Engine, EngineName, best_device, choose_engine
 from lamplit.errors import StoreError
 from lamplit.progress import Advance, progress_bar
-from lamplit.store import Row, Store
+from lamplit.store import Row, Store, metadata_name
 from lamplit.towers.image import ImageTower, open_image_tower
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
@@ -178,8 +178,9 @@ class _Writer:
         """Take pictures whose vectors are in the store; write those whose texts or metadata are new."""
         for pair in pairs:
             texts, metadata = self._stored_texts[pair.id]
-            if list(pair.texts) != texts or any(pair.metadata.get(name) != value for name, value in metadata.items()):
-                self._rows.append(_row(pair, self.hashes[pair.id], None))
+            row = _row(pair, self.hashes[pair.id], None)
+            if self.store and (row.texts != texts or self.store.as_stored(row.metadata) != metadata):
+                self._rows.append(row)
         self._commit_if_due()
 
     def finish(self) -> None:
@@ -216,7 +217,8 @@ class _Writer:
 
 def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
     path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
-    return Row(pair.id, path, content_hash, list(pair.texts), vector, pair.metadata)
+    metadata = {metadata_name(name): value for name, value in pair.metadata.items()}
+    return Row(pair.id, path, content_hash, list(pair.texts), vector, metadata)
 
 
 def _list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:

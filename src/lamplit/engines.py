@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lamplit.errors import MissingExtraError, TowerError
 from lamplit.towers.image import ImageTower
+from lamplit.towers.loading import first_line
 from lamplit.towers.lock import Locked
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
@@ -67,9 +68,7 @@ def choose_engine(
         return "torch", torch_engine
     expected = torch_engine(sample)
     if name != "auto":
-        engine = _start(name, tower, sample, device)
-        _require_agreement(name, engine(sample), expected)
-        return name, engine
+        return name, _start(name, tower, sample, device, expected)
     eager_seconds = _seconds(torch_engine, sample)
     left = eager_seconds * (float("inf") if num_pictures is None else num_pictures / len(sample))
     for other in ("onnx", "compile"):
@@ -77,8 +76,7 @@ def choose_engine(
         if (left < _START_PAYS[other] and not ready) or (other == "onnx" and not _has_onnx()):
             continue
         try:
-            engine = _start(other, tower, sample, device)
-            _require_agreement(other, engine(sample), expected)
+            engine = _start(other, tower, sample, device, expected)
         except TowerError as error:
             logging.getLogger(__name__).warning("%s", error)
             continue
@@ -87,12 +85,20 @@ def choose_engine(
     return "torch", torch_engine
 
 
-def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device) -> Engine:
-    if name == "compile":
-        return _torch_engine(tower, device, compiled=True)
-    if not _has_onnx():
+def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Engine:
+    """Start an engine that gives `expected` for `sample`."""
+    if name == "onnx" and not _has_onnx():
         raise MissingExtraError("onnxruntime", "onnx")
-    return _onnx_engine(tower, sample)
+    # Every error of torch's compilers is a RuntimeError.
+    errors: tuple[type[Exception], ...] = (RuntimeError, *_onnx_errors())
+    try:
+        compiles = name == "compile"
+        engine = _torch_engine(tower, device, compiled=True) if compiles else _onnx_engine(tower, sample)
+        vectors = engine(sample)
+    except errors as error:
+        raise TowerError(f"engine {name} cannot run {tower.spec}: {first_line(error)}") from error
+    _require_agreement(name, vectors, expected)
+    return engine
 
 
 def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = False) -> Engine:
@@ -108,15 +114,13 @@ def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = F
 
 
 def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
-    import onnxruntime
-
     file = _onnx_file(tower)
-    if not file.is_file():
+    session = _onnx_session(file) if file.is_file() else None
+    if session is None:  # not made yet, or damaged since
         _export(tower, sample, file)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = _onnx_session(file)
+    if session is None:
+        raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")
     [entry] = session.get_inputs()
     normalize = tower.preprocessing.normalize
 
@@ -125,6 +129,28 @@ def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
         return F.normalize(torch.from_numpy(features), dim=-1)
 
     return run
+
+
+def _onnx_session(file: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except _onnx_errors():
+        return None
+
+
+def _onnx_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises; its errors have no base of their own."""
+    if not _has_onnx():
+        return ()
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented", "EPFail")
+    return tuple(getattr(state, name) for name in (*names, "RuntimeException"))
 
 
 def _export(tower: ImageTower, sample: Tensor, file: Path) -> None:
@@ -137,12 +163,9 @@ def _export(tower: ImageTower, sample: Tensor, file: Path) -> None:
         try:
             program = torch.export.export(tower.backbone, (pictures,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             torch.onnx.export(program, (pictures,), partial, dynamo=True, external_data=False, verbose=False)
-        except (
-            torch.onnx.errors.OnnxExporterError,
-            torch._dynamo.exc.TorchDynamoException,
-            ValueError,
-        ) as error:
-            raise TowerError(f"{tower.spec} cannot be exported to ONNX: {error}") from error
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            partial.unlink(missing_ok=True)
+            raise TowerError(f"{tower.spec} cannot be exported to ONNX: {first_line(error)}") from error
     partial.replace(file)
 
 

@@ -6,12 +6,11 @@ A saved model is a folder that works offline and can be read one tower at a time
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit._version import __version__
-from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower
+from lamplit.towers.loading import READ_ERRORS
 from lamplit.towers.lock import Locked
 from lamplit.towers.text import TextTower, build_text_tower
 
@@ -162,13 +162,11 @@ def load(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UsageError(f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote")
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("format", FORMAT + 1) > FORMAT:
-        raise UsageError(f"{folder}/config.json has no format that this lamplit reads (up to {FORMAT})")
-    identity = TowerIdentity.from_dict(config["image_tower"])
+    config = _read_config(folder / "config.json")
+    identity: TowerIdentity = config["image_tower"]
     center = None if config["center"] is None else torch.tensor(config["center"])
     text = None
-    if towers != "image":
+    if towers != "image" and config["text_tower"] is not None:
         text = build_text_tower(config["text_tower"], folder / "tokenizer")
     model = LiT(text, identity, center=center, logit_bias=config["logit_bias"])
     if text is not None:
@@ -182,6 +180,16 @@ def load(
 def save_image_tower(tower: nn.Module, folder: Path) -> None:
     """Write the weights of an image tower beside the text tower that reads it."""
     save_model(tower, str(folder / "image_tower.safetensors"))
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+        if config["format"] > FORMAT:
+            raise UsageError(f"{file} has format {config['format']}; this lamplit reads up to {FORMAT}: upgrade it")
+        return config | {"image_tower": TowerIdentity.from_dict(config["image_tower"])}
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
 
 
 def _load_image_tower(identity: TowerIdentity, module: nn.Module | None, weights: Path) -> Locked:
@@ -201,7 +209,7 @@ def _load_weights(module: nn.Module, file: Path) -> None:
         raise TowerError(f"{file} is missing: the model is not whole")
     try:
         load_model(module, file)
-    except (RuntimeError, ValueError) as error:
+    except READ_ERRORS as error:
         raise TowerError(f"{file} does not fit its config.json: {error}") from error
 
 
@@ -211,7 +219,5 @@ def _unlocked(tower: nn.Module) -> nn.Module:
 
 def _decode(picture: Picture) -> Tensor:
     if isinstance(picture, Image.Image):
-        encoded = io.BytesIO()
-        picture.save(encoded, "PNG")  # one way in: bounds, alpha and odd modes are dealt with there
-        picture = encoded.getvalue()
+        return convert_image(picture)
     return decode_image(open_bytes(Path(picture) if isinstance(picture, str) else picture))

@@ -7,7 +7,7 @@ that reads Lance (LanceDB, DuckDB, Polars, Ray, Spark).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -51,10 +51,10 @@ class Store:
             StoreError: there is none, or it was written by a newer lamplit.
         """
         self.path = str(path)
-        try:
-            self._table = lance.dataset(self.path)
-        except (ValueError, OSError) as error:
-            raise StoreError(f"no store at {path}; make one with: lamplit embed SOURCE --out {path}") from error
+        table = _open_table(path)
+        if table is None:
+            raise StoreError(f"no store at {path}; make one with: lamplit embed SOURCE --out {path}")
+        self._table = table
         self._order: NDArray[np.int64] | None = None  # where each row lies in the table, by its place
         described = (self._table.schema.metadata or {}).get(_METADATA_KEY.encode())
         if described is None:
@@ -70,11 +70,7 @@ class Store:
     @classmethod
     def exists(cls, path: str | Path) -> bool:
         """Tell whether there is a Lance table at `path`."""
-        try:
-            lance.dataset(str(path))
-        except (ValueError, OSError):
-            return False
-        return True
+        return _open_table(path) is not None
 
     @classmethod
     def create(
@@ -95,9 +91,7 @@ class Store:
             "centered": centered,
             "center": None,
         }
-        columns = {name: pa.array([row.metadata.get(name) for row in rows]) for name in metadata_columns}
-        # A column that is empty so far may hold anything later; text does.
-        types = [(name, pa.string() if pa.types.is_null(c.type) else c.type) for name, c in columns.items()]
+        types = [(name, _column_type([row.metadata.get(name) for row in rows])) for name in metadata_columns]
         fixed = [
             ("id", pa.string()),
             ("path", pa.string()),
@@ -127,12 +121,13 @@ class Store:
                 columns = [name for name in schema.names if not (kept and name == "vector")]
                 table = _to_table(some, schema, columns)
                 self._table.merge_insert("id").when_matched_update_all().execute(table)
-        self._table.checkout_latest()
+        self._refresh()
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows whose ids are new, in one atomic commit."""
         if rows:
-            self._table = lance.write_dataset(_to_table(rows, self._table.schema), self.path, mode="append")
+            lance.write_dataset(_to_table(rows, self._table.schema), self.path, mode="append")
+            self._refresh()
 
     def finish(self) -> None:
         """Fix the centre of a centred store once its first pictures are in, and merge small fragments."""
@@ -142,7 +137,12 @@ class Store:
             values["center"] = self.center.tolist()
             self._table.update_schema_metadata({_METADATA_KEY: json.dumps(values)})
         self._table.optimize.compact_files()
-        self._table.checkout_latest()
+        self._refresh()
+
+    def as_stored(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the columns of this store keep of a row's metadata."""
+        schema = self._table.schema
+        return {name: _fitted(metadata.get(name), schema.field(name).type) for name in self.metadata_columns}
 
     def hashes(self) -> dict[str, str]:
         """Content hash of every picture, by id."""
@@ -210,9 +210,28 @@ class Store:
                 f"Embed the pictures again with: lamplit embed SOURCE --tower {tower.spec} --out ANOTHER.lance"
             )
 
+    def _refresh(self) -> None:
+        self._table.checkout_latest()
+        self._order = None
+
     def _sorted(self, *columns: str) -> pa.Table:
         names = list(dict.fromkeys(["id", *columns]))
         return self._table.to_table(columns=names).sort_by("id")
+
+
+def metadata_name(name: str) -> str:
+    """Name a column of the pairs' own as a store can: `id` becomes `id_`, `a.b` becomes `a_b`."""
+    name = name.replace(".", "_").replace("`", "_")
+    return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
+
+
+def _open_table(path: str | Path) -> Any:
+    if Path(path).is_file():  # Lance would try for seconds
+        return None
+    try:
+        return lance.dataset(str(path))
+    except (ValueError, OSError):
+        return None
 
 
 def _to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -228,17 +247,26 @@ def _to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | N
         arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
     for name in columns:
         if name not in arrays:
-            arrays[name] = _metadata_array([row.metadata.get(name) for row in rows], schema.field(name).type)
+            kind = schema.field(name).type
+            arrays[name] = pa.array([_fitted(row.metadata.get(name), kind) for row in rows], kind)
     described = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
     return pa.table([arrays[name] for name in columns], schema=described)
 
 
-def _metadata_array(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
-    """Values as `kind`; one that does not fit becomes text where text is kept, else nothing."""
-    cells = []
-    for value in values:
-        try:
-            cells.append(pa.scalar(value, kind).as_py())
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-            cells.append(str(value) if pa.types.is_string(kind) else None)
-    return pa.array(cells, kind)
+def _column_type(values: Sequence[Any]) -> pa.DataType:
+    """Find a type for a column by its first values; text, where they are of several kinds or none yet."""
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+    if pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
+        return pa.list_(pa.string())
+    return pa.string() if "null" in str(kind) else kind
+
+
+def _fitted(value: Any, kind: pa.DataType) -> Any:
+    """`value` as `kind`; one that does not fit becomes text where text is kept, else nothing."""
+    try:
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return str(value) if pa.types.is_string(kind) else None

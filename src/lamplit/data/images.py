@@ -143,10 +143,22 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
                 _check_size(image.width * image.height, max_pixels)
                 if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
                     return _decode_jpeg(data)
-                image.load()
-                return torch.from_numpy(np.array(_to_rgb(_upright(image)))).permute(2, 0, 1)
+                return _pixels(image)
     except _DECODE_ERRORS as error:
         raise ImageError(_reason(error, data, max_pixels)) from error
+
+
+def convert_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """As `decode_image`, of a picture that Pillow has opened or made.
+
+    Raises:
+        ImageError: with the reason in a few words.
+    """
+    try:
+        _check_size(image.width * image.height, max_pixels)
+        return _pixels(image)
+    except _DECODE_ERRORS as error:
+        raise ImageError(_reason(error, b"", max_pixels)) from error
 
 
 def open_bytes(image: Path | bytes) -> bytes:
@@ -172,6 +184,11 @@ def _decode_jpeg(data: bytes) -> Tensor:
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     pixels: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     return pixels
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    image.load()
+    return torch.from_numpy(np.array(_to_rgb(_upright(image)))).permute(2, 0, 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:

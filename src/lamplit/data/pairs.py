@@ -171,9 +171,7 @@ def _open_files(name: str, files: list[Path], image_column: str | None, text_col
 def _open_tables(name: str, root: Path, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
     first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
     image, texts = _find_columns(name, first, image_column, text_column)
-    count = None
-    if all(file.suffix.lower() == ".parquet" for file in files):
-        count = sum(parquet.read_metadata(file).num_rows for file in files)
+    counts = [_count_rows(file) for file in files]
 
     def read() -> Iterator[Pair]:
         # Ids are relative to the source; a table deeper in it names paths relative to itself.
@@ -183,7 +181,17 @@ def _open_tables(name: str, root: Path, files: list[Path], image_column: str | N
             prefix = PurePath(os.path.relpath(folder, root))
             yield _pair(row, image, texts, folder, prefix, str(number), seen)
 
-    return Pairs(name, count, image, texts, read)
+    return Pairs(name, None if None in counts else sum(count or 0 for count in counts), image, texts, read)
+
+
+def _count_rows(file: Path) -> int | None:
+    """Count rows where that is quick; nothing for CSV, whose cells may hold line ends."""
+    if file.suffix.lower() == ".parquet":
+        return int(parquet.read_metadata(file).num_rows)
+    if file.suffix.lower() != ".jsonl":
+        return None
+    with file.open("rb") as lines:
+        return sum(not line.isspace() for line in lines)
 
 
 def _open_hub(name: str, image_column: str | None, text_column: str | None, split: str) -> Pairs:

@@ -70,7 +70,8 @@ def _csv_rows(file: Path, separator: str) -> Iterator[Row]:
     if len(set(header)) < len(header):
         raise ValueError(f"two columns have one name: {', '.join(header)}")
     if header:
-        features = datasets.Features({column: datasets.Value("string") for column in header})
+        names = [column or f"Unnamed: {place}" for place, column in enumerate(header)]  # as pandas calls them
+        features = datasets.Features({name: datasets.Value("string") for name in names})
         yield from _load("csv", file, sep=separator, features=features, na_filter=False)
 
 

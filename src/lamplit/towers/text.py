@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -80,6 +82,8 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `context_length`."""
+        if not texts:
+            return []
         ids: list[list[int]] = self.tokenizer(
             list(texts), truncation=True, max_length=self.context_length, return_attention_mask=False
         )["input_ids"]
@@ -174,7 +178,11 @@ def open_text_tower(
 
 
 def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> TextTower:
-    """Build the tower that `describe` described, with weights still to be loaded."""
+    """Build the tower that `describe` described, with weights still to be loaded.
+
+    Raises:
+        TowerError: its tokenizer is not there.
+    """
     config = dict(description["config"])
     library = config.pop("library")
     if library == "transformers":
@@ -182,7 +190,10 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
         _drop_pooler(encoder)
     else:
         encoder = ScratchEncoder(**config)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    except READ_ERRORS as error:
+        raise TowerError(f"{tokenizer_folder} is missing or damaged: the model is not whole") from error
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
     return TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
 
@@ -217,7 +228,7 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
     except READ_ERRORS as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     _drop_pooler(encoder)
-    pooling, made_for = _sentence_transformers_settings(Path(name))
+    pooling, made_for = _sentence_transformers_settings(name)
     if pooling is None:
         pooling = "cls" if config.model_type in ENCODERS_WITH_CLASS_TOKEN else "mean"
     longest = min(made_for or 10**6, tokenizer.model_max_length, _most_positions(encoder, config))
@@ -266,29 +277,35 @@ def _drop_pooler(encoder: nn.Module) -> None:
         encoder.pooler = None  # type: ignore[assignment]
 
 
-def _sentence_transformers_settings(folder: Path) -> tuple[Pooling | None, int | None]:
-    """Read pooling and context length where `folder` is a sentence-transformers model."""
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return None, None
+def _sentence_transformers_settings(name: str) -> tuple[Pooling | None, int | None]:
+    """Read pooling and context length where `name` is a sentence-transformers model."""
     pooling: Pooling | None = None
-    for module in json.loads(modules.read_text()):
-        kind = module["type"].rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            settings = json.loads((folder / module["path"] / "config.json").read_text())
-            named = settings.get("pooling_mode", [])
-            chosen = [named] if isinstance(named, str) else list(named)
-            chosen += [
-                key.removeprefix("pooling_mode_") for key in settings if key[:13] == "pooling_mode_" and settings[key]
-            ]
-            if len(chosen) != 1 or chosen[0] not in _POOLING_NAMES:
-                raise TowerError(
-                    f"{folder} pools in a way lamplit has not: {settings}; expected cls, mean or last token"
-                )
-            pooling = _POOLING_NAMES[chosen[0]]
-    length_file = folder / "sentence_bert_config.json"
-    made_for = json.loads(length_file.read_text()).get("max_seq_length") if length_file.is_file() else None
+    for module in _read_json(name, "modules.json") or []:
+        if module["type"].rsplit(".", 1)[-1] == "Pooling":
+            pooling = _read_pooling(name, _read_json(name, f"{module['path']}/config.json") or {})
+    made_for = (_read_json(name, "sentence_bert_config.json") or {}).get("max_seq_length") if pooling else None
     return pooling, made_for
+
+
+def _read_pooling(name: str, settings: dict[str, Any]) -> Pooling:
+    named = settings.get("pooling_mode", [])
+    chosen = [named] if isinstance(named, str) else list(named)
+    prefix = "pooling_mode_"
+    chosen += [key.removeprefix(prefix) for key, value in settings.items() if key.startswith(prefix) and value]
+    if len(chosen) != 1 or chosen[0] not in _POOLING_NAMES:
+        raise TowerError(f"{name} pools in a way lamplit has not: {settings}; expected cls, mean or last token")
+    return _POOLING_NAMES[chosen[0]]
+
+
+def _read_json(name: str, file: str) -> Any:
+    """Read a file of the model's folder or of its hub repository; nothing where there is none."""
+    path = Path(name) / file
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, file))
+        except EntryNotFoundError:
+            return None
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from rich.console import Console
+from safetensors.torch import save_model
+
+from lamplit import cli, tables
+from lamplit.retrieval import Hit
+from lamplit.settings import TuneSettings
+from lamplit.store import Store
+from lamplit.towers.image import ImageTower
+
+COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "info", "data"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Lamplit = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Undo what `main` sets for its process."""
+    logger = logging.getLogger("lamplit")
+    level, environment = logger.level, dict(os.environ)
+    yield
+    logger.setLevel(level)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def lamplit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Lamplit:
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["lamplit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Result(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+def process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would."""
+    command = [sys.executable, "-c", "from lamplit.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+# --- Help and errors
+
+
+def test_help_brings_no_torch() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['--help']; from lamplit.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: sys.exit(ended.code or 3 * bool({'torch', 'numpy', 'lance'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data get"])
+def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
+    code, out, _ = lamplit(*command.split(), "--help")
+    assert code == 0
+    assert "Usage: lamplit" in out
+    if command != "data":
+        assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["info"],
+        ["info", "a", "b"],
+        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--lr", "fast"],
+        ["tune", "a.lance", "--text", "demo:minilm"],
+        ["search", "model", "store", "words", "-k", "0"],
+        ["embed", "a.csv", "--tower", "timm:test_vit", "--out", "b", "--engine", "steam"],
+        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--loss", "hinge"],
+        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--batch-size", "1"],
+        ["search", "model", "store"],
+        ["search", "model", "store", "words", "--image", "a.png"],
+        ["classify", "model", "a.png"],
+        ["classify", "model", "a.png", "--classes", "a", "--classes-file", "b"],
+        ["classify", "model", "a.png", "--classes-file", "none.txt"],
+        ["info", "none"],
+        ["data", "get", "nothing"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2_and_no_traceback(lamplit: Lamplit, arguments: list[str]) -> None:
+    code, out, err = lamplit(*arguments)
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert err if arguments else out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["tune", "none.lance", "--text", "demo:minilm", "--out", "x"],
+            "error: no store at none.lance; make one",
+        ),
+        (["embed", "none.csv", "--tower", "timm:test_vit", "--out", "x.lance"], "error: "),
+    ],
+)
+def test_our_errors_are_1_and_one_line(
+    lamplit: Lamplit, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = lamplit(*arguments)
+    assert code == 1
+    assert out == ""
+    [line] = err.splitlines()
+    assert line.startswith(message)
+
+
+def test_long_error_stays_one_line_in_a_real_process(tmp_path: Path) -> None:
+    path = tmp_path / ("long name " * 15) / "[bold]none[/bold].lance"
+    done = process("info", path, COLUMNS="40", OMP_NUM_THREADS="1")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {path} is neither a model")
+
+
+def test_folder_that_cannot_be_made_is_one_line(lamplit: Lamplit, words_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = lamplit("tune", words_path, "--text", "scratch:tiny", "--out", tmp_path / "file" / "run")
+    assert code == 1
+    assert "Traceback" not in err
+    assert str(tmp_path / "file" / "run") in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "none"], ["info", "none", "--debug"]])
+def test_debug_shows_the_traceback_before_the_line(lamplit: Lamplit, arguments: list[str]) -> None:
+    code, _, err = lamplit(*arguments)
+    assert code == 2
+    assert "Traceback" in err
+    assert "inspection.py" in err
+    assert err.splitlines()[-1].startswith("error: none is neither")
+    assert "Traceback" not in lamplit("info", "none").err
+
+
+def test_debug_behind_two_dashes_is_a_word(lamplit: Lamplit) -> None:
+    _, _, err = lamplit("info", "--", "--debug")
+    assert err.startswith("error: --debug is neither")
+
+
+# --- The settings of a run
+
+
+def test_options_of_tune_are_the_settings() -> None:
+    parameters = inspect.signature(cli.tune).parameters
+    options = {
+        name: MISSING if parameter.default is inspect.Parameter.empty else parameter.default
+        for name, parameter in parameters.items()
+        if name not in ("store", "out", "device", "as_json")
+    }
+    assert options == {field.name: field.default for field in fields(TuneSettings)}
+    assert list(options) == [field.name for field in fields(TuneSettings)], "in the same order"
+    typed: Any = typer.main.get_command(cli.app)
+    flags = {flag for parameter in typed.commands["tune"].params for flag in parameter.opts}
+    assert {f"--{field.name.replace('_', '-')}" for field in fields(TuneSettings)} <= flags
+
+
+# --- The main job
+
+
+@pytest.fixture(scope="module")
+def tower_file(image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tower") / "tower.safetensors"
+    save_model(image_tower.backbone, str(file))
+    return file
+
+
+def parsed(result: Result) -> Any:
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
+    """Embed, tune, ask: every command once as a table and once as JSON."""
+    store, run = tmp_path / "[red] drawings.lance", tmp_path / "runs" / "[bold]run"
+    embedding = [
+        "embed", pictures / "pairs.csv", "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
+        "--engine", "torch", "--workers", 0,
+    ]  # fmt: skip
+    made = parsed(lamplit(*embedding, "--json"))
+    assert (made["store"], made["embedded"], made["skipped"]) == (str(store), 60, [])
+    again = lamplit(*embedding)
+    assert (again.code, f"store\t{store}\n" in again.out, "unchanged\t60\n" in again.out) == (0, True, True)
+
+    tuning = ["tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 2, "--batch-size", 16]
+    report = parsed(lamplit(*tuning, "--lr", "1e-4", "--json"))
+    assert (report["out"], report["training_pairs"], report["held_out_pairs"]) == (str(run), 48, 12)
+    table = lamplit(*tuning, "--lr", "1e-4")
+    assert table.code == 0
+    assert f"model\t{run}\n" in table.out
+    assert f"fingerprint {report['fingerprint_after']} before and after" in table.out
+    assert f"image_to_text/recall@1\t{report['start']['image_to_text/recall@1']:.3f}\t" in table.out
+    changed = lamplit(*tuning, "--lr", "1e-3")
+    assert (changed.code, "lr was 0.0001 and is 0.001" in changed.err) == (2, True)
+
+    assert parsed(lamplit("info", store, "--json"))["pictures"] == 60
+    assert parsed(lamplit("info", run, "--json"))["model"] == str(run)
+    assert "pictures\t60\n" in lamplit("info", store).out
+    assert f"model\t{run}\n" in lamplit("info", run).out
+
+    hits = parsed(lamplit("search", run, store, "a red ring", "-k", 4, "--json"))
+    assert len(hits) == 4
+    assert set(hits[0]) == {"score", "id", "path", "texts", "metadata"}
+    lines = lamplit("search", run, store, "a red ring", "-k", 4).out.splitlines()
+    assert lines == ["score\tpath\ttexts", *(f"{h['score']:.3f}\t{h['path']}\t{h['texts'][0]}" for h in hits)]
+    by_image = parsed(lamplit("search", run, store, "--image", hits[0]["path"], "--json"))
+    assert (by_image[0]["path"], len(by_image)) == (hits[0]["path"], 10)
+
+    found = parsed(lamplit("evaluate", run, store, "--label-column", "shape", "--json"))
+    assert (found["held_out_only"], found["captions"], found["classes"]) == (True, 12, 5)
+    assert found["retrieval"] == pytest.approx(report["best"])
+    everything = parsed(lamplit("evaluate", run, store, "--all", "--json"))
+    assert (everything["held_out_only"], everything["captions"]) == (False, 60)
+    shown = lamplit("evaluate", run, store, "--label-column", "shape")
+    assert "retrieval: 12 pictures, 12 captions, held out\n" in shown.out
+    assert f"accuracy@1\t{found['zero_shot']['accuracy@1']:.3f}\tall\n" in shown.out
+
+
+def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new.folder"
+    (folder / "inner.png").mkdir(parents=True)
+    shutil.copy(next(pictures.glob("large_red_ring.*")), folder / "inner.png" / "[red]ring.png")
+    (folder / "bad.png").write_text("no picture")
+    (tmp_path / "classes.txt").write_text("ring\n\n  Größe \ncircle\n", encoding="utf-8")
+    (tmp_path / "templates.txt").write_text("a {}\n")
+    by_words = ["classify", model_path, folder, "--classes", "ring, Größe,circle,", "--top", 2]
+    by_files = [
+        "classify", model_path, folder, "--classes-file", tmp_path / "classes.txt", "--templates",
+        tmp_path / "templates.txt",
+    ]  # fmt: skip
+    result = lamplit(*by_words, "--json")
+    [prediction] = parsed(result)
+    assert prediction["path"] == str(folder / "inner.png" / "[red]ring.png")
+    assert len(prediction["classes"]) == 2
+    [line] = result.err.splitlines()
+    assert line.startswith(f"skipped {folder / 'bad.png'}: ")
+    [whole] = parsed(lamplit(*by_files, "--json"))
+    assert set(whole["classes"]) == {"ring", "Größe", "circle"}
+    plain = lamplit(*by_words).out.splitlines()
+    assert plain[1] == f"{prediction['path']}\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}"
+    only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
+    assert only_bad.code == 2
+    assert only_bad.err.splitlines()[-1] == "error: none of 1 pictures could be used"
+
+
+def test_evaluate_says_what_it_skipped(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:
+    for name in ("large_red_ring", "small_blue_cross"):
+        shutil.copy(next(pictures.glob(f"{name}.*")), tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "bad.png").write_text("no picture")
+    result = lamplit("evaluate", model_path, tmp_path, "--json")
+    assert parsed(result)["captions"] == 2
+    assert [line for line in result.err.splitlines() if line.startswith("skipped ") and "bad.png" in line]
+
+
+def test_data_get(lamplit: Lamplit, tmp_path: Path) -> None:
+    (tmp_path / "stamps").mkdir()
+    (tmp_path / "stamps" / "pairs.csv").touch()  # fetched before
+    expected = str(tmp_path / "stamps" / "pairs.csv")
+    assert lamplit("data", "get", "stamps", "--folder", tmp_path).out == f"{expected}\n"
+    assert parsed(lamplit("data", "get", "stamps", "--folder", tmp_path, "--json")) == {"pairs": expected}
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_paths_are_whole_on_a_terminal(width: int) -> None:
+    path = "/pictures/[bold]/" + "long_name_" * 8 + "[/end].png"
+    [table] = tables.hits([Hit(0.5, "1", path, ["[red] text"], {})])
+    screen = io.StringIO()
+    Console(file=screen, width=width, force_terminal=True, color_system=None).print(table)
+    rows = [line.split("│")[1:-1] for line in screen.getvalue().splitlines() if line.startswith("│")]
+    score, shown, text = ("".join(cell.strip() for cell in cells) for cells in zip(*rows, strict=True))
+    assert (score, shown, text.replace(" ", "")) == ("0.500", path, "[red]text")
+
+
+def test_paths_are_whole_in_a_real_pipe(model_path: Path, store_path: Path) -> None:
+    done = process("search", model_path, store_path, "ring", "-k", 3, COLUMNS="30", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    [header, *lines] = done.stdout.splitlines()
+    assert header.split("\t") == ["score", "path", "texts"]
+    paths = set(Store(store_path).column("path"))
+    assert len(lines) == 3
+    assert {line.split("\t")[1] for line in lines} <= paths

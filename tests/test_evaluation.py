@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_store
+
+import lamplit
+from lamplit.errors import StoreError, TowerError, UsageError
+from lamplit.evaluation import Evaluation, evaluate
+from lamplit.model import LiT
+from lamplit.settings import TuneSettings
+from lamplit.split import split_store
+from lamplit.store import Row, Store
+from lamplit.zeroshot import class_vectors
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> LiT:
+    return lamplit.load(model_path)
+
+
+def recall_by_hand(store: Store, model: LiT, pairs: list[tuple[int, str]], k: int) -> float:
+    """Picture to caption."""
+    texts = sorted({text for _, text in pairs})
+    scores = store.vectors() @ model.encode_texts(texts).T
+    rows = sorted({row for row, _ in pairs})
+    found = [any((row, texts[i]) in pairs for i in scores[row].argsort(descending=True)[:k].tolist()) for row in rows]
+    return sum(found) / len(found)
+
+
+def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
+    found = evaluate(model, store)
+    pairs = [(row, texts[0]) for row, texts in enumerate(store.texts())]
+    for k in (1, 5, 10):
+        assert found.retrieval[f"image_to_text/recall@{k}"] == pytest.approx(recall_by_hand(store, model, pairs, k))
+    assert (found.pictures, found.captioned_pictures, found.captions) == (60, 60, 60)
+    assert (found.source, found.held_out_only, found.skipped) == (store.path, False, [])
+    assert found.zero_shot == {}
+    assert found == evaluate(model, store.path) == evaluate(model, Path(store.path))
+
+
+def test_held_out_only(model: LiT, store: Store) -> None:
+    settings = TuneSettings("demo:minilm", held_out=0.3, seed=3)
+    found = evaluate(model, store, held_out_of=settings)
+    links = split_store(store, "texts", 0.3, 3)[1]
+    assert found.held_out_only
+    assert (found.pictures, found.captioned_pictures, found.captions) == (60, 18, 18)
+    pairs = [(row, store.texts()[row][0]) for row in links.picture_index.tolist()]
+    assert found.retrieval["image_to_text/recall@1"] == pytest.approx(recall_by_hand(store, model, pairs, 1))
+
+
+def test_column_is_the_one_of_the_run_unless_asked_for_another(model: LiT, store: Store) -> None:
+    english = TuneSettings("demo:minilm", held_out=0.3)
+    german = TuneSettings("demo:minilm", held_out=0.3, text_column="german")
+    assert evaluate(model, store, held_out_of=german) == evaluate(
+        model, store, held_out_of=german, text_column="german"
+    )
+    held_out_rows = split_store(store, "texts", 0.3, 0)[1].picture_index.tolist()
+    found = evaluate(model, store, held_out_of=english, text_column="german")
+    pairs = [(row, store.texts("german")[row][0]) for row in held_out_rows]
+    assert found.retrieval["image_to_text/recall@5"] == pytest.approx(recall_by_hand(store, model, pairs, 5))
+    assert found != evaluate(model, store, held_out_of=english)
+
+
+def check_zero_shot(found: Evaluation, store: Store, model: LiT, names: list[str], templates: list[str]) -> None:
+    scores = store.vectors() @ class_vectors(model, names, templates).T
+    labels = [str(label) for label in store.column("shape")]
+    best = [[names[i] for i in row.argsort(descending=True).tolist()] for row in scores]
+    for k in (1, 5):
+        right = [label in row[:k] for label, row in zip(labels, best, strict=True)]
+        assert found.zero_shot[f"accuracy@{k}"] == pytest.approx(sum(right) / len(right))
+    for name in set(labels):
+        right = [row[0] == name for label, row in zip(labels, best, strict=True) if label == name]
+        assert found.per_class[name] == {"accuracy": pytest.approx(sum(right) / len(right)), "pictures": len(right)}
+    assert set(found.per_class) == set(labels)
+    assert (found.classes, found.templates) == (len(names), templates)
+
+
+def test_labels_give_zero_shot_accuracy_and_each_classs_own(model: LiT, store: Store) -> None:
+    found = evaluate(model, store, label_column="shape", templates=["{}", "A {}."])
+    check_zero_shot(found, store, model, ["circle", "cross", "ring", "square", "triangle"], ["{}", "A {}."])
+    assert found.retrieval, "measured as well"
+
+
+def test_more_classes_to_choose_from(model: LiT, store: Store) -> None:
+    names = ["ring", "dog", "circle", "cross", "triangle", "square", "cat"]
+    found = evaluate(model, store, label_column="shape", class_names=names, templates=["{}"])
+    check_zero_shot(found, store, model, names, ["{}"])
+
+
+def test_class_that_was_not_given_is_named(model: LiT, store: Store) -> None:
+    with pytest.raises(StoreError, match="'shape' has classes that were not given: square, triangle"):
+        evaluate(model, store, label_column="shape", class_names=["ring", "circle", "cross"])
+    with pytest.raises(StoreError, match=r"has no column 'kind'; it has: .*shape"):
+        evaluate(model, store, label_column="kind")
+    with pytest.raises(UsageError, match="classes given twice: ring"):
+        evaluate(
+            model, store, label_column="shape", class_names=["ring", "circle", "cross", "ring", "square", "triangle"]
+        )
+
+
+def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[str | None]) -> Store:
+    """Write a store under the model's own tower."""
+    vectors = torch.randn(len(texts), model.identity.width, generator=torch.Generator().manual_seed(0))
+    made = write_store(path, vectors, texts, [{"kind": label, "empty": None} for label in labels])
+    rows = [
+        Row(row["id"], row["path"], row["hash"], row["texts"], vector, {"kind": row["kind"]})
+        for row, vector in zip(made.rows(range(len(texts))), made.vectors(), strict=True)
+    ]
+    own = path.with_name(f"own_{path.name}")
+    return Store.create(own, model.identity, rows, engine="torch", metadata_columns=["kind", "empty"])
+
+
+def test_pictures_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:
+    store = made_up_store(tmp_path / "a.lance", model, [[], ["a ring"], [], []], ["ring", None, "cross", "ring"])
+    found = evaluate(model, store, label_column="kind")
+    assert {name: row["pictures"] for name, row in found.per_class.items()} == {"ring": 2, "cross": 1}
+    assert (found.captions, found.captioned_pictures) == (1, 1)
+
+
+def test_nothing_to_evaluate_with_is_an_error(model: LiT, tmp_path: Path) -> None:
+    store = made_up_store(tmp_path / "a.lance", model, [[], []], ["ring", "cross"])
+    with pytest.raises(UsageError, match=r"no texts in column 'texts' and no --label-column .*: kind, empty"):
+        evaluate(model, store)
+    with pytest.raises(StoreError, match=r"column 'empty' of .* is empty"):
+        evaluate(model, store, label_column="empty")
+
+
+def test_other_tower_is_refused(model: LiT, words_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"was embedded by module:made\.up"):
+        evaluate(model, words_path)
+
+
+def test_file_of_pairs_is_embedded_first(model: LiT, store: Store, pictures: Path) -> None:
+    found = evaluate(model, pictures / "pairs.csv", label_column="shape")
+    stored = evaluate(model, store, label_column="shape")
+    assert found.source == str(pictures / "pairs.csv")
+    assert found.retrieval == pytest.approx(stored.retrieval)
+    assert found.zero_shot == pytest.approx(stored.zero_shot)
+
+
+def test_folder_is_embedded_first_and_what_cannot_be_is_listed(model: LiT, pictures: Path, tmp_path: Path) -> None:
+    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+        for row in list(csv.DictReader(file))[:8]:
+            shutil.copy(pictures / row["path"], tmp_path)
+            (tmp_path / row["path"]).with_suffix(".txt").write_text(row["caption"])
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.txt").write_text("A bad one.")
+    found = evaluate(model, tmp_path)
+    assert (found.source, found.pictures, found.captions) == (str(tmp_path), 8, 8)
+    assert [Path(item.path).name for item in found.skipped] == ["bad.png"]
+    assert found.retrieval["image_to_text/recall@10"] == 1
+    assert not list(tmp_path.glob("*.lance")), "nothing is kept"
+
+
+def test_pictures_need_the_image_tower(model_path: Path, pictures: Path) -> None:
+    with pytest.raises(TowerError, match="is not a store, and the model is open without its image tower"):
+        evaluate(lamplit.load(model_path, towers="text"), pictures / "pairs.csv")

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import lamplit
+from lamplit.errors import UsageError
+from lamplit.inspection import describe, settings_of_run
+from lamplit.settings import TuneSettings
+from lamplit.store import Store
+
+
+def test_store(store: Store) -> None:
+    found = describe(store.path)
+    assert (found["store"], found["pictures"], found["texts"], found["width"]) == (store.path, 60, 60, 64)
+    assert (found["image tower"], found["fingerprint"]) == ("timm:test_vit", store.tower.fingerprint)
+    assert (found["engine"], found["centred"], found["picture size"]) == ("torch", False, "160x160")
+    assert found["metadata columns"] == "german, shape"
+    [first, *others] = found["some pairs"].split("\n")
+    path, text = first.split(": ")
+    assert Path(path).is_file()
+    assert text in {texts[0] for texts in store.texts()}
+    assert len(others) == 2
+
+
+def test_model(model_path: Path, store: Store) -> None:
+    found = describe(model_path)
+    assert found["model"] == str(model_path)
+    assert found["fingerprint"] == store.tower.fingerprint
+    assert found["text tower"].startswith("hf:")
+    assert (found["width"], found["context length"], found["centred"]) == (64, 32, False)
+    assert found["files"] == "image_tower.safetensors, text_tower.safetensors"
+    assert not [name for name in found if name.startswith("held-out")]
+
+
+def test_model_of_a_run_tells_its_recall(words_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    settings = TuneSettings(f"hf:{text_folder}", epochs=0.1, batch_size=32)
+    report = lamplit.tune(words_path, tmp_path / "run", settings)
+    found = describe(tmp_path / "run")
+    assert found["held-out image_to_text/recall@5"] == round(report.best["image_to_text/recall@5"], 4)
+    assert settings_of_run(tmp_path / "run", str(words_path)) == settings
+
+
+def test_model_without_a_text_tower(model_path: Path, tmp_path: Path) -> None:
+    lamplit.load(model_path, towers="image").save(tmp_path / "image")
+    found = describe(tmp_path / "image")
+    assert (found["text tower"], found["context length"]) == ("none", "none")
+    assert found["files"] == "image_tower.safetensors"
+
+
+def test_neither(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", Path(__file__)):
+        with pytest.raises(UsageError, match=r"is neither a model .* nor a store"):
+            describe(path)
+
+
+def test_settings_of_a_run_belong_to_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TuneSettings("demo:minilm", lr=0.5, patience=3)
+    assert settings_of_run(tmp_path, "a.lance") is None
+    values = asdict(settings) | {"store": str(tmp_path / "a.lance"), "pictures": 3, "tower": "0" * 32}
+    (tmp_path / "settings.json").write_text(json.dumps(values))
+    assert settings_of_run(tmp_path, str(tmp_path / "a.lance")) == settings
+    assert settings_of_run(tmp_path, str(tmp_path / "b.lance")) is None
+    monkeypatch.chdir(tmp_path)
+    assert settings_of_run(Path(), "a.lance") == settings

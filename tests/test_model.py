@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+from PIL import ExifTags, Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamplit.data.images import decode_image
+from lamplit.errors import ImageError, TowerError, UsageError
+from lamplit.model import FORMAT, LiT, load
+from lamplit.preprocessing import Preprocessing
+from lamplit.towers.image import ImageTower, open_image_tower
+from lamplit.towers.lock import Locked, weights_digest
+from lamplit.towers.text import open_text_tower
+
+TEXTS = ["A small red circle.", "a cross", "A large green square, and a small blue ring.", "red"]
+
+
+def make_model(image_tower: ImageTower, text_folder: Path, **options: Any) -> LiT:
+    torch.manual_seed(0)
+    text_tower = open_text_tower(f"hf:{text_folder}", width=image_tower.width)
+    return LiT(text_tower, image_tower.identity(), image_tower, **options).eval()
+
+
+@pytest.fixture
+def model(image_tower: ImageTower, text_folder: Path) -> LiT:
+    return make_model(image_tower, text_folder)
+
+
+@pytest.fixture(scope="module")
+def saved(image_tower: ImageTower, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on disk, to be read only."""
+    folder = tmp_path_factory.mktemp("model")
+    make_model(image_tower, text_folder, logit_scale=7.0).save(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def picture(pictures: Path) -> Path:
+    return pictures / "large_red_cross.png"
+
+
+# encoding
+
+
+def test_unit_vectors(model: LiT, pictures: Path) -> None:
+    zimg = model.encode_images(sorted(pictures.glob("*.png"))[:5], batch_size=2)
+    ztxt = model.encode_texts(TEXTS, batch_size=2)
+    assert zimg.shape == (5, 64)
+    assert ztxt.shape == (4, 64)
+    for vectors in (zimg, ztxt):
+        assert (vectors.norm(dim=-1) - 1).abs().max() < 1e-6
+        assert vectors.dtype == torch.float32
+        assert not vectors.requires_grad
+
+
+def test_pictures_by_hand(model: LiT, image_tower: ImageTower, picture: Path) -> None:
+    pixels = image_tower.preprocessing.resize(decode_image(picture.read_bytes()))
+    with torch.no_grad():
+        expected = F.normalize(image_tower(pixels[None]), dim=-1)
+    assert torch.equal(model.encode_images([picture]), expected)
+
+
+def test_every_way_to_give_a_picture(model: LiT, picture: Path) -> None:
+    with Image.open(picture) as opened:
+        given = [picture, str(picture), picture.read_bytes(), opened]
+        vectors = model.encode_images(given)
+    assert (vectors - vectors[0]).abs().max() < 1e-6
+
+
+def test_alpha_is_composited_on_white(model: LiT) -> None:
+    drawn = draw("circle", "red", 20).convert("RGBA")
+    pixels = np.array(drawn)
+    pixels[(pixels[..., :3] == 255).all(-1)] = 0
+    clear = Image.fromarray(pixels)
+    encoded = io.BytesIO()
+    clear.save(encoded, "PNG")
+    vectors = model.encode_images([drawn, clear, encoded.getvalue()])
+    assert (vectors - vectors[0]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "I;16", "YCbCr", "HSV", "F", "I", "PA", "RGBX", "RGBa"])
+def test_pil_images_of_every_mode(model: LiT, mode: str) -> None:
+    drawn = draw("circle", "black", 20)
+    if mode == "I;16":
+        image = Image.fromarray(np.array(drawn.convert("L")).astype(np.uint16) * 257)
+    else:
+        steps = {"PA": "P", "F": "L", "I": "L", "LA": "L", "RGBa": "RGBA"}
+        image = drawn.convert(steps.get(mode, "RGB")).convert(mode)
+    assert image.mode == mode
+    expected = model.encode_images([drawn])
+    assert (model.encode_images([image]) - expected).abs().max() < 0.02
+
+
+def test_pil_image_that_cannot_be_used(model: LiT, picture: Path) -> None:
+    with Image.open(io.BytesIO(picture.read_bytes()[:150])) as truncated, pytest.raises(ImageError, match="truncated"):
+        model.encode_images([truncated])
+
+
+def test_pil_image_is_turned_upright(model: LiT) -> None:
+    drawn = draw("triangle", "red", 20)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    encoded = io.BytesIO()
+    drawn.rotate(180).save(encoded, "PNG", exif=exif)
+    with Image.open(encoded) as opened:
+        turned = model.encode_images([opened, encoded.getvalue(), drawn, drawn.rotate(180)])
+    assert (turned[:3] - turned[0]).abs().max() < 1e-6
+    assert (turned[3] - turned[0]).abs().max() > 1e-3
+
+
+def test_nothing_to_encode(model: LiT) -> None:
+    assert model.encode_images([]).shape == (0, 64)
+    assert model.encode_texts([]).shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"), [(b"", "empty file"), (b"no picture", "not a picture"), ("/no/such.png", "file not found")]
+)
+def test_picture_that_cannot_be_used(model: LiT, picture: Any, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        model.encode_images([picture])
+
+
+def test_batches_do_not_matter(model: LiT, pictures: Path) -> None:
+    files = sorted(pictures.glob("*.jpg"))[:5]
+    expected = model.encode_images(files)
+    assert (model.encode_images(files, batch_size=2) - expected).abs().max() < 1e-6
+    expected = model.encode_texts(TEXTS)
+    assert (model.encode_texts(TEXTS, batch_size=1) - expected).abs().max() < 1e-6
+    assert (model.encode_texts(TEXTS[::-1]).flip(0) - expected).abs().max() < 1e-6
+
+
+def test_texts_are_read_without_dropout_and_train_mode_comes_back(model: LiT) -> None:
+    expected = model.encode_texts(TEXTS)
+    model.train()
+    assert torch.equal(model.encode_texts(TEXTS), expected)
+    assert model.text_tower is not None
+    assert model.text_tower.training
+
+
+def test_image_tower_is_locked(model: LiT, picture: Path) -> None:
+    assert isinstance(model.image_tower, Locked)
+    before = weights_digest(model.image_tower)
+    model.train()
+    model.encode_images([picture])
+    assert not model.image_tower.tower.training
+    assert weights_digest(model.image_tower) == before
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all(name.startswith(("text_tower.", "log_scale")) for name in trainable)
+
+
+def test_center_is_subtracted_from_pictures_only(image_tower: ImageTower, text_folder: Path, picture: Path) -> None:
+    plain = make_model(image_tower, text_folder)
+    center = torch.linspace(-0.1, 0.1, 64)
+    centered = make_model(image_tower, text_folder, center=center)
+    expected = F.normalize(plain.encode_images([picture]) - center, dim=-1)
+    assert torch.allclose(centered.encode_images([picture]), expected, atol=1e-6)
+    assert torch.equal(centered.encode_texts(TEXTS), plain.encode_texts(TEXTS))
+
+
+def test_scale_and_bias(image_tower: ImageTower, text_folder: Path) -> None:
+    assert make_model(image_tower, text_folder).logit_scale.item() == pytest.approx(10)
+    assert make_model(image_tower, text_folder).logit_bias is None
+    sigmoid = make_model(image_tower, text_folder, logit_scale=12.0, logit_bias=-9.5)
+    assert sigmoid.logit_scale.item() == pytest.approx(12)
+    assert sigmoid.logit_bias is not None
+    assert sigmoid.logit_bias.item() == -9.5
+
+
+# on disk
+
+
+def test_round_trip_is_exact(model: LiT, picture: Path, tmp_path: Path) -> None:
+    model.save(tmp_path / "deep" / "model")
+    again = load(str(tmp_path / "deep" / "model"))
+    assert torch.equal(again.encode_images([picture]), model.encode_images([picture]))
+    assert torch.equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
+    assert again.identity == model.identity
+    assert not again.training
+    again.save(tmp_path / "again")
+    for name in ("config.json", "text_tower.safetensors", "image_tower.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
+
+
+def test_scalars_and_center_are_kept(image_tower: ImageTower, text_folder: Path, picture: Path, tmp_path: Path) -> None:
+    center = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 30
+    model = make_model(image_tower, text_folder, center=center, logit_scale=13.7, logit_bias=-8.25)
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(again.log_scale, model.log_scale)
+    assert again.logit_bias is not None
+    assert again.logit_bias.item() == -8.25
+    assert again.center is not None
+    assert torch.equal(again.center, center)
+    assert torch.equal(again.encode_images([picture]), model.encode_images([picture]))
+
+
+def test_scratch_text_tower(image_tower: ImageTower, tmp_path: Path) -> None:
+    text_tower = open_text_tower("scratch:tiny", width=64, texts=TEXTS)
+    model = LiT(text_tower, image_tower.identity())
+    model.save(tmp_path)
+    assert torch.equal(load(tmp_path).encode_texts(TEXTS), model.encode_texts(TEXTS))
+    assert not (tmp_path / "image_tower.safetensors").exists()
+
+
+def test_no_pickle_is_written(saved: Path) -> None:
+    assert {file.suffix for file in saved.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".txt", ".jinja"}
+
+
+def test_one_tower_alone(saved: Path, picture: Path) -> None:
+    both = load(saved)
+    text, image = load(saved, towers="text"), load(saved, towers="image")
+    assert text.image_tower is None
+    assert image.text_tower is None
+    assert torch.equal(text.encode_texts(TEXTS), both.encode_texts(TEXTS))
+    assert torch.equal(image.encode_images([picture]), both.encode_images([picture]))
+    with pytest.raises(TowerError, match="without its image tower"):
+        text.encode_images([picture])
+    with pytest.raises(TowerError, match="without its text tower"):
+        image.encode_texts(TEXTS)
+    assert text.logit_scale.item() == both.logit_scale.item() == pytest.approx(7)
+
+
+def test_one_tower_alone_needs_no_other_file(copy: Path, picture: Path) -> None:
+    (copy / "image_tower.safetensors").unlink()
+    assert load(copy, towers="text").encode_texts(TEXTS).shape == (4, 64)
+    assert load(copy).image_tower is None  # tuned from a store, without the tower beside it
+    with pytest.raises(TowerError, match=r"image_tower\.safetensors is missing"):
+        load(copy, towers="image")
+
+
+def test_image_tower_alone_needs_no_text(copy: Path, picture: Path) -> None:
+    (copy / "text_tower.safetensors").unlink()
+    shutil.rmtree(copy / "tokenizer")
+    assert load(copy, towers="image").encode_images([picture]).shape == (1, 64)
+    with pytest.raises(TowerError, match="tokenizer is missing or damaged: the model is not whole"):
+        load(copy)
+
+
+def test_text_tower_file_missing(copy: Path) -> None:
+    (copy / "text_tower.safetensors").unlink()
+    with pytest.raises(TowerError, match=r"text_tower\.safetensors is missing: the model is not whole"):
+        load(copy, towers="text")
+
+
+def test_model_saved_without_its_text_tower(image_tower: ImageTower, picture: Path, tmp_path: Path) -> None:
+    LiT(None, image_tower.identity(), image_tower).save(tmp_path)
+    assert load(tmp_path, towers="image").encode_images([picture]).shape == (1, 64)
+    with pytest.raises(TowerError, match="without its text tower"):
+        load(tmp_path).encode_texts(TEXTS)
+
+
+def test_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model at .*config.json"):  # noqa: RUF043
+        load(tmp_path)
+
+
+def test_format_of_the_future(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["format"] = FORMAT + 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=f"up to {FORMAT}"):
+        load(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}'])
+def test_damaged_config(copy: Path, content: str) -> None:
+    (copy / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        load(copy)
+
+
+def test_tampered_image_tower_is_refused(copy: Path) -> None:
+    file = copy / "image_tower.safetensors"
+    state = load_file(file)
+    name = next(key for key in state if key.endswith("weight"))
+    state[name].view(-1)[0] += 1e-3
+    save_file(state, file)
+    with pytest.raises(TowerError, match="fingerprint"):
+        load(copy)
+    assert load(copy, towers="text").encode_texts(TEXTS).shape == (4, 64)
+
+
+def test_config_tampered_with_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["image_tower"]["preprocessing"]["crop_fraction"] = 0.5
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TowerError, match="fingerprint"):
+        load(copy)
+
+
+@pytest.mark.parametrize("file", ["image_tower.safetensors", "text_tower.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "lacking", "shape"])
+def test_weights_that_do_not_fit(copy: Path, file: str, damage: str) -> None:
+    path = copy / file
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        state = load_file(path)
+        name = max(state, key=lambda key: state[key].numel())
+        state[name] = torch.zeros(3)
+        if damage == "lacking":
+            del state[name]
+        save_file(state, path)
+    with pytest.raises(TowerError, match=f"{file} does not fit"):
+        load(copy)
+
+
+# towers of one's own
+
+
+class Mean(nn.Module):
+    """A tower that no library knows."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linear = nn.Linear(3, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.linear(images.mean((2, 3)))
+        return output
+
+
+def test_module_of_ones_own(text_folder: Path, picture: Path, tmp_path: Path) -> None:
+    half = (0.5, 0.5, 0.5)
+    tower = open_image_tower(Mean(), preprocessing=Preprocessing((32, 32), half, half))
+    model = make_model(tower, text_folder)
+    model.save(tmp_path)
+
+    again = load(tmp_path, image_tower=Mean(seed=1))  # its weights are read from the folder
+
+    assert torch.equal(again.encode_images([picture]), model.encode_images([picture]))
+    with pytest.raises(TowerError, match="image_tower="):
+        load(tmp_path)
+    assert load(tmp_path, towers="text").encode_texts(TEXTS).shape == (4, 8)
+    with pytest.raises(TowerError, match="does not fit"):
+        load(tmp_path, image_tower=nn.Sequential(Mean()))
+
+
+def test_hf_classifier_with_many_classes(text_folder: Path, picture: Path, tmp_path: Path) -> None:
+    """Its configuration has numbers as keys, which JSON writes as text, in another order."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    names = {c: f"class {c}" for c in range(12)}
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
+        id2label=names, label2id={name: c for c, name in names.items()},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    model = make_model(open_image_tower(f"hf:{tmp_path / 'vit'}"), text_folder)
+    model.save(tmp_path / "model")
+    shutil.rmtree(tmp_path / "vit")
+    assert torch.equal(load(tmp_path / "model").encode_images([picture]), model.encode_images([picture]))
