@@ -21,8 +21,8 @@ from rich.table import Table
 from timing import arguments, console, finish
 
 import lamplit
-from lamplit import head_start
-from lamplit.split import held_out_recall, split_store
+from lamplit.tuning import head_start
+from lamplit.tuning.split import held_out_recall, split_store
 
 METRICS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/recall@1", "text_to_image/recall@5")
 EVERYTHING_ALIKE = 1e9  # so much shrinkage leaves nothing of the covariance: picture vectors stay as they are

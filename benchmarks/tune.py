@@ -24,11 +24,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from lamplit.large_batch import backward_in_chunks
 from lamplit.losses import softmax_loss
 from lamplit.optimizers import build_optimizer
 from lamplit.towers.image import open_image_tower
 from lamplit.towers.text import TextTower, open_text_tower
+from lamplit.tuning.large_batch import backward_in_chunks
 
 CPU = torch.device("cpu")
 

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lamplit.embedding import embed
-from lamplit.head_start import fit_head
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
 from lamplit.store import Row, Store
 from lamplit.towers.image import ImageTower, TowerIdentity, open_image_tower
 from lamplit.towers.text import open_text_tower
+from lamplit.tuning.head_start import fit_head
 
 COLORS = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "purple": "violett", "black": "schwarz"}
 SHAPES = {"circle": "Kreis", "square": "Quadrat", "triangle": "Dreieck", "cross": "Kreuz", "ring": "Ring"}

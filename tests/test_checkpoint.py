@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lamplit.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
 from lamplit.errors import TuneError
 from lamplit.optimizers import Adafactor, build_optimizer
 from lamplit.towers.lock import Locked
+from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
 
 Name = Literal["adamw", "adafactor"]
 

@@ -20,9 +20,9 @@ from safetensors.torch import save_model
 
 from lamplit import cli, tables
 from lamplit.retrieval import Hit
-from lamplit.settings import TuneSettings
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower
+from lamplit.tuning.settings import TuneSettings
 
 COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "info", "data"]
 

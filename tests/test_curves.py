@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamplit.curves import draw_curves
+from lamplit.tuning.curves import draw_curves
 
 RECALLS = {f"{way}/recall@{k}": 0.5 for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
 

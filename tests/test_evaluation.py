@@ -12,9 +12,9 @@ import lamplit
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation import Evaluation, evaluate
 from lamplit.model import LiT
-from lamplit.settings import TuneSettings
-from lamplit.split import split_store
 from lamplit.store import Row, Store
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import split_store
 from lamplit.zeroshot import class_vectors
 
 

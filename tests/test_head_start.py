@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from lamplit import head_start
-from lamplit.head_start import fit_head
 from lamplit.metrics import retrieval_metrics
 from lamplit.towers.image import ClassHead
 from lamplit.towers.scratch import Encoded
 from lamplit.towers.text import TextTower
+from lamplit.tuning import head_start
+from lamplit.tuning.head_start import fit_head
 
 WORDS, FEATURES, WIDTH = 60, 24, 40
 

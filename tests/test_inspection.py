@@ -9,8 +9,8 @@ import pytest
 import lamplit
 from lamplit.errors import UsageError
 from lamplit.inspection import describe, settings_of_run
-from lamplit.settings import TuneSettings
 from lamplit.store import Store
+from lamplit.tuning.settings import TuneSettings
 
 
 def test_store(store: Store) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamplit.large_batch import backward_in_chunks
 from lamplit.losses import sigmoid_loss, softmax_loss
 from lamplit.towers.text import TextTower, open_text_tower
+from lamplit.tuning.large_batch import backward_in_chunks
 
 CPU = torch.device("cpu")
 HUGE = 2**50

@@ -13,12 +13,12 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 FLOORS = [
     {"errors", "_version"},
-    {"preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "settings"},
+    {"preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "tuning.settings"},
     {"losses", "data.*", "towers.*"},
-    {"store", "engines", "curves", "checkpoint", "large_batch"},
-    {"model", "split", "head_start"},
+    {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.large_batch"},
+    {"model", "tuning.split", "tuning.head_start"},
     {"embedding", "zeroshot", "retrieval", "inspection"},
-    {"tuning", "evaluation", "sheet"},
+    {"tuning.run", "evaluation", "sheet"},
     {"tables"},
     {"cli"},
 ]
@@ -37,8 +37,9 @@ def tree_of(module: str) -> ast.Module:
 
 
 def room(module: str) -> str:
-    """Name a module as the floors do: those of a folder share a name."""
-    return f"{module.split('.')[0]}.*" if "." in module else module
+    """Name a module as the floors do: those of data/ and towers/ share a name, the parts of a run have their own."""
+    folder = module.split(".")[0]
+    return f"{folder}.*" if folder in ("data", "towers") else module
 
 
 def floor(module: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lamplit.errors import UsageError
-from lamplit.settings import TuneSettings
+from lamplit.tuning.settings import TuneSettings
 
 
 @pytest.mark.parametrize(

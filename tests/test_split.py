@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lamplit import split
 from lamplit.errors import StoreError, UsageError
-from lamplit.split import Links, held_out_recall, link, split_store
 from lamplit.store import Store
+from lamplit.tuning import split
+from lamplit.tuning.split import Links, held_out_recall, link, split_store
 
 TEXTS = [
     ["A frog.", "Green animal"],

@@ -30,11 +30,11 @@ from lamplit.embedding import embed
 from lamplit.errors import StoreError, TuneError, UsageError
 from lamplit.losses import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
-from lamplit.settings import TuneSettings
-from lamplit.split import held_out_recall, split_store
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower
-from lamplit.tuning import TuneReport, tune
+from lamplit.tuning.run import TuneReport, tune
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import held_out_recall, split_store
 
 Settings = Callable[..., TuneSettings]
 STEP_KEYS = {"step", "epoch", "loss", "lr", "logit_scale", "grad_norm", "pairs_per_second", "seconds"}

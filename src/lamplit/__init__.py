@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from lamplit.model import LiT, load
     from lamplit.preprocessing import Preprocessing
     from lamplit.retrieval import Searcher, search
-    from lamplit.settings import TuneSettings
     from lamplit.store import Store
     from lamplit.towers.image import open_image_tower
     from lamplit.towers.lock import Locked
     from lamplit.towers.text import open_text_tower
-    from lamplit.tuning import tune
+    from lamplit.tuning.run import tune
+    from lamplit.tuning.settings import TuneSettings
     from lamplit.zeroshot import classify
 
 _HOMES = {
@@ -35,7 +35,7 @@ _HOMES = {
     "Preprocessing": "preprocessing",
     "Searcher": "retrieval",
     "Store": "store",
-    "TuneSettings": "settings",
+    "TuneSettings": "tuning.settings",
     "classify": "zeroshot",
     "embed": "embedding",
     "evaluate": "evaluation",
@@ -47,7 +47,7 @@ _HOMES = {
     "search": "retrieval",
     "sigmoid_loss": "losses",
     "softmax_loss": "losses",
-    "tune": "tuning",
+    "tune": "tuning.run",
 }
 
 __all__ = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.engines import Engine, EngineName, best_device, choose_engine
 from lamplit.errors import StoreError
-from lamplit.progress import Advance, progress_bar
+from lamplit.progress import progress_bar
 from lamplit.store import Row, Store, metadata_name
 from lamplit.towers.image import ImageTower, open_image_tower
 
@@ -97,18 +96,20 @@ def embed(
         known=writer.hashes,
         max_pixels=max_pixels,
     )
+    run = _Tower(tower, engine, torch.device(device or best_device()), pairs.count, batch_size)
     with progress_bar("embed", pairs.count, shown=progress) as advance:
-        _run(
-            batches,
-            writer,
-            report,
-            tower,
-            engine,
-            torch.device(device or best_device()),
-            pairs.count,
-            advance,
-        )
+        for batch in batches:
+            if len(batch.images):
+                writer.add(batch, run(batch), run.engine)
+            writer.keep(batch.unchanged)
+            report.embedded += len(batch.images)
+            report.unchanged += len(batch.unchanged)
+            report.skipped += batch.skipped
+            advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
+    # Convolutions ran channels last; the tower is the caller's, and safetensors takes it only as it was.
+    tower.backbone.to(memory_format=torch.contiguous_format)
     writer.finish()
+    report.engine = run.engine
     report.updated = writer.updated
     report.skipped_file = _list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
@@ -119,31 +120,26 @@ def embed(
     return report
 
 
-def _run(
-    batches: Iterator[Batch],
-    writer: _Writer,
-    report: EmbedReport,
-    tower: ImageTower,
-    engine_name: EngineName,
-    device: torch.device,
-    count: int | None,
-    advance: Advance,
-) -> None:
-    engine: Engine | None = None
-    for batch in batches:
-        if len(batch.images):
-            if engine is None:  # picked on real pictures of this very source
-                report.engine, engine = choose_engine(
-                    tower, engine_name, batch.images, num_pictures=count, device=device
-                )
-                writer.engine = report.engine
-            writer.add(batch, engine(batch.images))
-            report.embedded += len(batch.images)
-        writer.keep(batch.unchanged)
-        report.unchanged += len(batch.unchanged)
-        report.skipped += batch.skipped
-        done = len(batch.images) + len(batch.unchanged) + len(batch.skipped)
-        advance(done, f"{len(report.skipped)} skipped" if report.skipped else "")
+class _Tower:
+    """Runs the tower on batches, by the engine that is picked on the first of them."""
+
+    def __init__(
+        self, tower: ImageTower, name: EngineName, device: torch.device, num_pictures: int | None, batch_size: int
+    ) -> None:
+        self.tower, self.name, self.device = tower, name, device
+        self.num_pictures, self.batch_size = num_pictures, batch_size
+        self.engine = "none"
+        self._run: Engine | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B, 3, height, width) uint8 pictures of the batch in, (B, D) float32 unit vectors out."""
+        if self._run is None:
+            # A batch that is not full is all there is.
+            left = batch.size if batch.size < self.batch_size else self.num_pictures
+            self.engine, self._run = choose_engine(
+                self.tower, self.name, batch.images, num_pictures=left, device=self.device
+            )
+        return self._run(batch.images)
 
 
 class _Writer:
@@ -168,8 +164,9 @@ class _Writer:
             self.hashes = self.store.hashes()
             self._stored_texts = self.store.texts_and_metadata()
 
-    def add(self, batch: Batch, vectors: Tensor) -> None:
-        """Take embedded pictures."""
+    def add(self, batch: Batch, vectors: Tensor, engine: str) -> None:
+        """Take embedded pictures, and which engine embedded them."""
+        self.engine = engine
         for pair, content_hash, vector in zip(batch.pairs, batch.hashes, vectors, strict=True):
             self._rows.append(_row(pair, content_hash, vector))
         self._commit_if_due()

@@ -70,10 +70,13 @@ def choose_engine(
     if name != "auto":
         return name, _start(name, tower, sample, device, expected)
     eager_seconds = _seconds(torch_engine, sample)
-    left = eager_seconds * (float("inf") if num_pictures is None else num_pictures / len(sample))
+    # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
+    left = _START_PAYS["onnx"] if num_pictures is None else eager_seconds * num_pictures / len(sample)
     for other in ("onnx", "compile"):
+        if other == "onnx" and not (device.type == "cpu" and _has_onnx()):
+            continue
         ready = other == "onnx" and _onnx_file(tower).is_file()
-        if (left < _START_PAYS[other] and not ready) or (other == "onnx" and not _has_onnx()):
+        if left < _START_PAYS[other] and not ready:
             continue
         try:
             engine = _start(other, tower, sample, device, expected)

@@ -15,11 +15,11 @@ from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.metrics import per_class_accuracy, topk_accuracy
 from lamplit.model import LiT
 from lamplit.prompts import DEFAULT_TEMPLATES
-from lamplit.settings import TuneSettings
-from lamplit.split import Links, held_out_recall, link, split_store
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.towers.lock import Locked
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import Links, held_out_recall, link, split_store
 from lamplit.zeroshot import class_vectors
 
 

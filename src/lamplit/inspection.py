@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.errors import UsageError
-from lamplit.settings import TuneSettings
 from lamplit.store import Store
+from lamplit.tuning.settings import TuneSettings
 
 
 def describe(path: str | Path) -> dict[str, Any]:

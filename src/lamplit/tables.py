@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lamplit.embedding import EmbedReport
     from lamplit.evaluation import Evaluation
     from lamplit.retrieval import Hit
-    from lamplit.tuning import TuneReport
+    from lamplit.tuning.run import TuneReport
     from lamplit.zeroshot import Prediction
 
 

@@ -78,6 +78,11 @@ class Batch:
     skipped: list[Skipped]
     unchanged: list[Pair]  # whose bytes have the known hash; not decoded
 
+    @property
+    def size(self) -> int:
+        """How many pairs went into this batch, whatever became of them."""
+        return len(self.images) + len(self.skipped) + len(self.unchanged)
+
 
 def read_batches(
     pairs: Iterable[Pair],

@@ -41,7 +41,10 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
     was_training = text_tower.training
     text_tower.eval()
     device = text_tower.head.weight.device
-    zimg, texts = zimg[:MOST_PAIRS].to(device), texts[:MOST_PAIRS]
+    if len(texts) > MOST_PAIRS:
+        chosen = torch.randperm(len(texts))[:MOST_PAIRS]
+        zimg, texts = zimg[chosen], [texts[i] for i in chosen.tolist()]
+    zimg = zimg.to(device)
     features = _features(text_tower, texts)
     common, mean_feature = zimg.mean(0), features.mean(0)
     inputs = [features - mean_feature]

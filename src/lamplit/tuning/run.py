@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamplit.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
-from lamplit.curves import draw_curves
 from lamplit.engines import best_device, has_fast_bf16
 from lamplit.errors import LamplitError, TuneError, UsageError
-from lamplit.head_start import fit_head
-from lamplit.large_batch import backward_in_chunks
 from lamplit.losses import sigmoid_loss, softmax_loss
 from lamplit.model import LiT, save_image_tower
 from lamplit.optimizers import build_optimizer, warmup_cosine
 from lamplit.progress import progress_bar
-from lamplit.settings import TuneSettings
-from lamplit.split import held_out_recall, split_store
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower, open_image_tower
 from lamplit.towers.text import open_text_tower
+from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
+from lamplit.tuning.curves import draw_curves
+from lamplit.tuning.head_start import fit_head
+from lamplit.tuning.large_batch import backward_in_chunks
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import held_out_recall, split_store
 
 logger = logging.getLogger(__name__)
 STUCK = 0.98  # of ln(batch): what a model that only guesses loses

@@ -1,0 +1,1 @@
+"""A tuning run and its parts."""
