@@ -230,7 +230,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(options + arguments[end:])
+        app(options + arguments[end:], prog_name="lamplit")
     except UsageError as error:
         _explain(error, debug)
         sys.exit(2)
