@@ -188,7 +188,7 @@ def padding(options: Any, folder: Path) -> dict[str, Any]:
     tower = text_tower(bert, 64).train()
     generator = np.random.default_rng(0)
     # COCO's captions in WordPiece: mean 13, 95th percentile 17 to 18, few beyond 25.
-    lengths = np.clip(np.round(generator.gamma(28.0, 13.0 / 28.0, 32 if options.quick else 512)), 7, 50).astype(int)
+    lengths = np.clip(np.round(generator.gamma(28.0, 13.0 / 28.0, 32 if options.quick else 256)), 7, 50).astype(int)
     tokens = captions(lengths)
     ids = torch.tensor([[*row, *[0] * (77 - len(row))] for row in tokens])
 
@@ -207,7 +207,7 @@ def padding(options: Any, folder: Path) -> dict[str, Any]:
 def large_batch(options: Any, folder: Path) -> dict[str, Any]:
     """A big batch with no graph kept, with half of the graphs kept, and as one plain step."""
     bert = bert_folder(folder, "light", 64 if options.quick else 384, 2 if options.quick else 6)
-    batch = 64 if options.quick else 1024
+    batch = 64 if options.quick else 512
     zimg, tokens = vectors(batch, 512), captions(np.full(batch, 13))
     tower = text_tower(bert, 512)
     chunk = 13 * 64

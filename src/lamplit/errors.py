@@ -42,5 +42,6 @@ class TuneError(LamplitError):
 class MissingExtraError(LamplitError):
     """An optional part is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; type: pip install 'lamplit[{extra}]'")
+    def __init__(self, package: str, extra: str | None = None) -> None:
+        wanted = package if extra is None else f"'lamplit[{extra}]'"
+        super().__init__(f"{package} is not installed; type: pip install {wanted}")

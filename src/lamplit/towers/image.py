@@ -248,7 +248,7 @@ def _open_demo(name: str) -> ImageTower:
     try:
         module = import_module(package)
     except ImportError as error:
-        raise MissingExtraError(package.replace("_", "-"), "demo") from error
+        raise MissingExtraError(package.replace("_", "-")) from error
     [model_file] = Path(str(module.__file__)).parent.glob("models/*.pth")
     model = timm.create_model(DEMO_TOWERS[name], pretrained=False)
     own, given = model.state_dict(), read_weights(model_file)

@@ -32,6 +32,7 @@ from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import held_out_recall, split_store
 
 logger = logging.getLogger(__name__)
+CHECKPOINT_SECONDS = 600.0  # at most this much work is lost when the process is killed
 STUCK = 0.98  # of ln(batch): what a model that only guesses loses
 
 
@@ -146,15 +147,20 @@ class _Run:
             open_log(self.out / "log.jsonl") as log,
         ):
             advance(self.state["step"], "")
+            saved = time.monotonic()
             for step in range(self.state["step"], self.total_steps):
                 if self._out_of_patience():
                     break
                 line = self._step(step)
                 log(line | {"seconds": round(time.monotonic() - started, 3)})
+                self.state["step"] = step + 1
                 if (step + 1) % self.eval_every == 0 or step + 1 == self.total_steps:
                     metrics = self._evaluate(step + 1)
                     log({"step": step + 1, "held_out": metrics})
+                    saved = -CHECKPOINT_SECONDS  # after a measurement one is always due
+                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                     save_checkpoint(checkpoint, self.model, self.optimizer, self.state)
+                    saved = time.monotonic()
                 advance(1, self._note(line))
         return self._finish(time.monotonic() - started)
 
@@ -250,7 +256,6 @@ class _Run:
         else:
             self.state["stale"] += 1
         self.state["last_metrics"] = metrics
-        self.state["step"] = step
         return metrics
 
     def _finish(self, seconds: float) -> TuneReport:
