@@ -28,7 +28,7 @@ from lamplit.losses import softmax_loss
 from lamplit.optimizers import build_optimizer
 from lamplit.towers.image import open_image_tower
 from lamplit.towers.text import TextTower, open_text_tower
-from lamplit.tuning.large_batch import backward_in_chunks
+from lamplit.tuning.large_batch import _Saved, backward_in_chunks
 
 CPU = torch.device("cpu")
 
@@ -43,14 +43,14 @@ def main() -> None:
     finish(options, figures)
 
 
-def bert_folder(folder: Path, name: str, width: int, num_layers: int) -> Path:
+def bert_folder(folder: Path, name: str, width: int, num_layers: int, dropout: float = 0.0) -> Path:
     """Write a BERT with random weights as both libraries read it."""
     path = folder / name
     if path.exists():
         return path
     config = BertConfig(
         vocab_size=30522, hidden_size=width, num_hidden_layers=num_layers, num_attention_heads=max(1, width // 64),
-        intermediate_size=4 * width,
+        intermediate_size=4 * width, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     BertModel(config).save_pretrained(path)
     words = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
@@ -143,52 +143,58 @@ def vectors(count: int, width: int) -> torch.Tensor:
 
 def locked_step(options: Any, folder: Path) -> list[dict[str, Any]]:
     """Per pair: our step at 16 tokens, open_clip's at 16 and at its default 77, and the one-time embedding."""
-    batch, image_tower, image_size = (4, "test_vit", 160) if options.quick else (32, "vit_base_patch16_224", 224)
-    bert = bert_folder(folder, "step", 64 if options.quick else 768, 2 if options.quick else 12)
+    batch, image_tower, image_size = (4, "test_vit", 160) if options.quick else (16, "vit_base_patch16_224", 224)
+    bert = bert_folder(folder, "step", 64 if options.quick else 768, 2 if options.quick else 12, dropout=0.1)
     tower = open_image_tower(f"timm:{image_tower}", weights="random")
     width = tower.width
     images = torch.randn(batch, 3, image_size, image_size)
     pixels = torch.randint(0, 256, (batch, 3, image_size, image_size), dtype=torch.uint8)
-    tokens = captions(np.full(batch, 16))
-    at_16 = torch.tensor(tokens)
+    full, real = captions(np.full(batch, 16)), captions(coco_lengths(batch).clip(max=16))
+    at_16 = torch.tensor([[*row, *[0] * (16 - len(row))] for row in real])
     at_77 = F.pad(at_16, (0, 61))
     theirs = open_clip_model(image_tower, image_size, bert, width)
-    ours = LamplitStep(text_tower(bert, width), vectors(batch, width), tokens)
+    ours, zimg = text_tower(bert, width), vectors(batch, width)
 
     def embed() -> None:
         with torch.no_grad():
             tower(pixels)
 
+    first = "lamplit, from the store, captions as long as they are"
     seconds = in_turn(
         {
-            "lamplit, from the store, 16 tokens": ours,
-            "open_clip --lock-image, 16 tokens": OpenClipStep(theirs, images, at_16),
-            "open_clip --lock-image, 77 tokens (its default)": OpenClipStep(theirs, images, at_77),
+            first: LamplitStep(ours, zimg, real),
+            "lamplit, from the store, every caption 16 tokens": LamplitStep(ours, zimg, full),
+            "open_clip --lock-image, padded to 16 tokens": OpenClipStep(theirs, images, at_16),
+            "open_clip --lock-image, padded to 77 (its default)": OpenClipStep(theirs, images, at_77),
             "lamplit, embedding a picture (once)": embed,
         },
         options.turns,
     )
-    name = f"a step of {batch} pairs, {image_tower} locked, text tower {bert_size(options)}"
-    figures = compare(name, seconds, ours="lamplit, from the store, 16 tokens", unit=batch)
-    step, same, default, once = (side["median"] for side in figures["sides"].values())
+    mean = sum(map(len, real)) / batch
+    towers = f"{image_tower} locked, text tower {bert_size(options)}"
+    name = f"a pair's step in a batch of {batch}, {towers}, {mean:.1f} tokens on average"
+    figures = compare(name, seconds, ours=first, unit=batch)
+    step, _, same, default, once = (side["median"] for side in figures["sides"].values())
     whole: dict[str, Any] = {"title": "whole run with the one-time embedding, open_clip's time over ours", "epochs": {}}
     console.print(whole["title"])
     for epochs in (1, 3, 10, 50):
         mine = once + epochs * step
         whole["epochs"][epochs] = {"16 tokens": epochs * same / mine, "77 tokens": epochs * default / mine}
-        console.print(
-            f"  {epochs:3} epochs: {epochs * same / mine:5.2f}x at 16 tokens, {epochs * default / mine:5.2f}x at 77"
-        )
+        console.print(f"  {epochs:3} epochs: {epochs * same / mine:5.2f}x at 16, {epochs * default / mine:5.2f}x at 77")
     return [figures, whole]
+
+
+def coco_lengths(count: int) -> np.ndarray:
+    """Lengths as COCO's captions have in WordPiece: mean 13, 95th percentile 17 to 18, few beyond 25."""
+    drawn = np.random.default_rng(0).gamma(28.0, 13.0 / 28.0, count)
+    return np.clip(np.round(drawn), 7, 50).astype(int)
 
 
 def padding(options: Any, folder: Path) -> dict[str, Any]:
     """Forward and backward of one text tower on captions of COCO-like lengths, without padding and padded to 77."""
     bert = bert_folder(folder, "light", 64 if options.quick else 384, 2 if options.quick else 6)
     tower = text_tower(bert, 64).train()
-    generator = np.random.default_rng(0)
-    # COCO's captions in WordPiece: mean 13, 95th percentile 17 to 18, few beyond 25.
-    lengths = np.clip(np.round(generator.gamma(28.0, 13.0 / 28.0, 32 if options.quick else 256)), 7, 50).astype(int)
+    lengths = coco_lengths(32 if options.quick else 256)
     tokens = captions(lengths)
     ids = torch.tensor([[*row, *[0] * (77 - len(row))] for row in tokens])
 
@@ -205,16 +211,21 @@ def padding(options: Any, folder: Path) -> dict[str, Any]:
 
 
 def large_batch(options: Any, folder: Path) -> dict[str, Any]:
-    """A big batch with no graph kept, with half of the graphs kept, and as one plain step."""
+    """A big batch in chunks of which none, half or all keep their graph, against one plain step."""
     bert = bert_folder(folder, "light", 64 if options.quick else 384, 2 if options.quick else 6)
     batch = 64 if options.quick else 512
     zimg, tokens = vectors(batch, 512), captions(np.full(batch, 13))
     tower = text_tower(bert, 512)
+    saved = _Saved()
+    with saved:
+        tower(tokens[:64])
+    half = saved.num_bytes * (batch // 64) // 2
     chunk = 13 * 64
     seconds = in_turn(
         {
-            "lamplit, chunks of 64, every graph made again": LamplitStep(tower, zimg, tokens, chunk, 0),
-            "lamplit, chunks of 64, graphs kept": LamplitStep(tower, zimg, tokens, chunk, 10**15),
+            "lamplit, chunks of 64, no graph kept": LamplitStep(tower, zimg, tokens, chunk, 0),
+            "lamplit, chunks of 64, half of the graphs kept": LamplitStep(tower, zimg, tokens, chunk, half),
+            "lamplit, chunks of 64, every graph kept": LamplitStep(tower, zimg, tokens, chunk, 10**15),
             "plain step, one graph": LamplitStep(tower, zimg, tokens, 10**9, 10**15),
         },
         options.turns,
@@ -226,12 +237,12 @@ def accumulation(options: Any, folder: Path) -> dict[str, Any]:
     """open_clip's --accum-freq against our chunks, on towers so small that the loss shows."""
     bert = bert_folder(folder, "small", 128, 2)
     batch, frequency = (64, 4) if options.quick else (4096, 32)
-    tokens, zimg = captions(np.full(batch, 13)), vectors(batch, 64)
-    theirs = open_clip_model("test_vit", 160, bert, 64)
+    tokens, zimg = captions(np.full(batch, 13)), vectors(batch, 512)
+    theirs = open_clip_model("test_vit", 160, bert, 512)
     theirs.visual = nn.Identity()  # pictures come as vectors here, too: only the texts and the loss are compared
     seconds = in_turn(
         {
-            "lamplit": LamplitStep(text_tower(bert, 64), zimg, tokens, 13 * batch // frequency, 0),
+            "lamplit": LamplitStep(text_tower(bert, 512), zimg, tokens, 13 * batch // frequency, 0),
             f"open_clip --accum-freq {frequency}": OpenClipStep(theirs, zimg, torch.tensor(tokens), frequency),
         },
         options.turns,

@@ -32,9 +32,9 @@ def check_sides(figures, num_sides):
 
 def test_tune(tmp_path):
     step, whole, padding, large, accumulation = run("tune", tmp_path)
-    check_sides(step, 4)
+    check_sides(step, 5)
     check_sides(padding, 2)
-    check_sides(large, 3)
+    check_sides(large, 4)
     check_sides(accumulation, 2)
     assert list(whole["epochs"]) == ["1", "3", "10", "50"]
     for ratios in whole["epochs"].values():

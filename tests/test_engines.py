@@ -51,7 +51,9 @@ def reference(tower: ImageTower, images: Tensor) -> Tensor:
 
 
 def start(tower: ImageTower, name: engines.EngineName, num_pictures: int | None = 10) -> tuple[str, engines.Engine]:
-    return choose_engine(tower, name, pictures(4), num_pictures=num_pictures, device=CPU)
+    chosen, engine, vectors = choose_engine(tower, name, pictures(4), num_pictures=num_pictures, device=CPU)
+    assert torch.allclose(vectors, reference(tower, pictures(4)), atol=1e-5)
+    return chosen, engine
 
 
 def onnx_file(tower: ImageTower) -> Path:
@@ -127,7 +129,7 @@ def test_onnx_of_another_tower_is_refused(exported: ImageTower, caplog: pytest.L
         start(tower, "onnx")
 
     with caplog.at_level(logging.WARNING, logger="lamplit"):
-        name, engine = start(tower, "auto")
+        name, engine = start(tower, "auto", num_pictures=400)
     assert name == "torch"
     assert "differs from torch" in caplog.text
     assert (engine(pictures(3)) - reference(tower, pictures(3))).abs().max() < 1e-6
@@ -192,7 +194,8 @@ def test_auto_takes_what_is_faster() -> None:
     name, engine = start(tower, "auto", num_pictures=40_000)
     assert name == "onnx"
     assert (engine(pictures(3)) - reference(tower, pictures(3))).abs().max() < 1e-5
-    assert start(tower, "auto", num_pictures=40)[0] == "onnx"  # now that its file is there
+    assert start(tower, "auto", num_pictures=400)[0] == "onnx"  # now that its file is there
+    assert start(tower, "auto", num_pictures=40)[0] == "torch"  # too few for even a comparison to pay
 
 
 @pytest.mark.slow
@@ -210,7 +213,7 @@ def test_onnx_agrees_for_timm_towers(name: str) -> None:
     pytest.importorskip("onnxruntime")
     tower = open_image_tower(f"timm:{name}", weights="random")
     sample = torch.randint(0, 256, (4, 3, *tower.preprocessing.image_size), dtype=torch.uint8)
-    _, engine = choose_engine(tower, "onnx", sample, num_pictures=4, device=CPU)
+    _, engine, _ = choose_engine(tower, "onnx", sample, num_pictures=4, device=CPU)
     assert (engine(sample[:3]) - reference(tower, sample[:3])).abs().max() < TOLERANCE
 
 

@@ -136,9 +136,10 @@ class _Tower:
         if self._run is None:
             # A batch that is not full is all there is.
             left = batch.size if batch.size < self.batch_size else self.num_pictures
-            self.engine, self._run = choose_engine(
+            self.engine, self._run, vectors = choose_engine(
                 self.tower, self.name, batch.images, num_pictures=left, device=self.device
             )
+            return vectors
         return self._run(batch.images)
 
 

@@ -27,6 +27,7 @@ from lamplit.towers.lock import Locked
 EngineName = Literal["auto", "torch", "compile", "onnx"]
 Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
 
+SAMPLE = 8  # pictures that engines are compared on
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
 # Seconds that the eager tower must have before it for the start of another engine to pay.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
@@ -51,31 +52,39 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def choose_engine(
-    tower: ImageTower, name: EngineName, sample: Tensor, *, num_pictures: int | None, device: torch.device
-) -> tuple[str, Engine]:
-    """Pick what runs `tower` on pictures like `sample`, (B, 3, height, width) uint8.
+    tower: ImageTower, name: EngineName, images: Tensor, *, num_pictures: int | None, device: torch.device
+) -> tuple[str, Engine, Tensor]:
+    """Pick what runs `tower`; return its name, it, and the vectors of `images` (the first batch).
 
-    `auto` measures torch on the sample and tries another engine where its start would pay: the pictures left
-    would take torch longer than that, or the engine's file is already there. An engine is taken if it agrees
-    with torch to `TOLERANCE` and is faster.
+    `auto` times torch on the first batch, and tries another engine where the pictures left make its start pay. An
+    engine is taken if it agrees with torch to `TOLERANCE` on real pictures and is faster on them.
+
+    Args:
+        tower: what is to run.
+        name: the engine asked for.
+        images: (B, 3, height, width) uint8 pictures.
+        num_pictures: how many there are in all, if that is known.
+        device: where torch runs.
 
     Raises:
         TowerError: an engine asked for by name disagrees with torch or cannot run this tower.
         MissingExtraError: ONNX Runtime was asked for and is not installed.
     """
     torch_engine = _torch_engine(tower, device)
+    began = time.perf_counter()
+    vectors = torch_engine(images)
+    seconds = time.perf_counter() - began
     if name == "torch":
-        return "torch", torch_engine
-    expected = torch_engine(sample)
+        return "torch", torch_engine, vectors
+    sample, expected = images[:SAMPLE], vectors[:SAMPLE]
     if name != "auto":
-        return name, _start(name, tower, sample, device, expected)
-    eager_seconds = _seconds(torch_engine, sample)
-    # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
-    left = _START_PAYS["onnx"] if num_pictures is None else eager_seconds * num_pictures / len(sample)
+        return name, _start(name, tower, sample, device, expected), vectors
     for other in ("onnx", "compile"):
         if other == "onnx" and not (device.type == "cpu" and _has_onnx()):
             continue
-        ready = other == "onnx" and _onnx_file(tower).is_file()
+        # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
+        left = _START_PAYS["onnx"] if num_pictures is None else seconds / len(images) * num_pictures
+        ready = other == "onnx" and _onnx_file(tower).is_file() and (num_pictures or 0) >= 20 * SAMPLE
         if left < _START_PAYS[other] and not ready:
             continue
         try:
@@ -83,9 +92,9 @@ def choose_engine(
         except TowerError as error:
             logging.getLogger(__name__).warning("%s", error)
             continue
-        if _seconds(engine, sample) < eager_seconds:
-            return other, engine
-    return "torch", torch_engine
+        if _seconds(engine, sample) < _seconds(torch_engine, sample):
+            return other, engine, vectors
+    return "torch", torch_engine, vectors
 
 
 def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Engine:
@@ -187,10 +196,7 @@ def _require_agreement(name: str, vectors: Tensor, expected: Tensor) -> None:
 
 
 def _seconds(engine: Engine, sample: Tensor) -> float:
-    """Best of two runs after the one that has already been made."""
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        engine(sample)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    """Time an engine that has run before."""
+    began = time.perf_counter()
+    engine(sample)
+    return time.perf_counter() - began
