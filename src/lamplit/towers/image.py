@@ -28,6 +28,7 @@ from lamplit.towers.loading import (
     key_difference,
     load_strictly,
     plain_config,
+    quiet_transformers,
     read_weights,
     require_whole,
 )
@@ -267,9 +268,10 @@ def _open_transformers(name: str, weights: str | Path | None) -> ImageTower:
         processor = AutoImageProcessor.from_pretrained(name, use_fast=False).to_dict()
         classifies = any("ForImageClassification" in kind for kind in config.architectures or [])
         loader = AutoModelForImageClassification if classifies else AutoModel
-        model, report = loader.from_pretrained(
-            name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
+        with quiet_transformers():
+            model, report = loader.from_pretrained(
+                name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+            )
     except READ_ERRORS as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     class_head = _transformers_class_head(model, config) if classifies else None

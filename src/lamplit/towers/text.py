@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from lamplit.errors import MissingExtraError, TowerError, UsageError
-from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, require_whole
+from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
 from lamplit.towers.scratch import SIZES, ScratchEncoder, train_tokenizer
 
 Pooling = Literal["cls", "mean", "last"]
@@ -245,9 +245,10 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
 
 
 def _load_encoder(spec: str, name: str, config: Any) -> nn.Module:
-    encoder, report = _encoder_class(config).from_pretrained(
-        name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
-    )
+    with quiet_transformers():
+        encoder, report = _encoder_class(config).from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     require_whole(spec, missing, report["mismatched_keys"])
     loaded: nn.Module = encoder
