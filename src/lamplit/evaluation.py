@@ -83,7 +83,7 @@ def evaluate(
     evaluation = Evaluation(source.path, len(source), held_out_of is not None)
     links = _links(source, text_column, held_out_of)
     if len(links):
-        evaluation.retrieval = held_out_recall(source.vectors(model.center), model.encode_texts(links.texts), links)
+        evaluation.retrieval = held_out_recall(model.read_store(source), model.encode_texts(links.texts), links)
         evaluation.captions = len(links.texts)
         evaluation.captioned_pictures = len(torch.unique(links.picture_index))
     if label_column is not None:
@@ -123,7 +123,7 @@ def _zero_shot(
         raise StoreError(f"column {label_column!r} of {store.path} is empty")
     truth = torch.tensor([names.index(str(labels[row])) for row in rows])
     classes = class_vectors(model, names, templates)
-    scores = store.vectors(model.center)[rows].to(model.device) @ classes.T
+    scores = model.read_store(store)[rows] @ classes.T
     accuracies = per_class_accuracy(scores.argmax(1).cpu(), truth, len(names))
     counts = torch.bincount(truth, minlength=len(names))
     evaluation.classes, evaluation.templates = len(names), list(templates)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
+from lamplit.store import Store
 from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower
 from lamplit.towers.loading import READ_ERRORS
 from lamplit.towers.lock import Locked
@@ -31,13 +32,15 @@ Picture = str | Path | bytes | Image.Image
 
 
 class LiT(nn.Module):
-    """The two-tower model of the paper (section 3), without an image head: the locked space is the joint space.
+    """The two-tower model of the paper (section 3). Without an image head the locked space is the joint space.
 
     Args:
         text_tower: reads texts into the image tower's width.
         identity: which image tower the text tower reads.
         image_tower: the tower itself, where pictures are to be encoded; `Locked` unless it is to be trained.
         center: (D,) mean to subtract from unit picture vectors, for stores made with `--center`.
+        image_head: maps the tower's vectors into the joint space, (N, D) to (N, E); nothing where the tower's own
+            space is the joint one (the paper's best setting).
         logit_scale: first multiplier on cosines.
         logit_bias: first offset of the logits, for the sigmoid loss; nothing for softmax.
     """
@@ -49,6 +52,7 @@ class LiT(nn.Module):
         image_tower: nn.Module | None = None,
         *,
         center: Tensor | None = None,
+        image_head: nn.Linear | None = None,
         logit_scale: float = 10.0,
         logit_bias: float | None = None,
     ) -> None:
@@ -56,6 +60,7 @@ class LiT(nn.Module):
         self.identity = identity
         self.text_tower = text_tower
         self.image_tower = Locked(image_tower) if isinstance(image_tower, ImageTower) else image_tower
+        self.image_head = image_head
         self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
         self.register_buffer("center", center, persistent=False)
@@ -71,6 +76,28 @@ class LiT(nn.Module):
         """Where the model is, and where its outputs are."""
         return self.log_scale.device
 
+    @property
+    def width(self) -> int:
+        """Width of the joint space."""
+        return self.identity.width if self.image_head is None else self.image_head.out_features
+
+    def project(self, zimg: Tensor) -> Tensor:
+        """Bring unit vectors of the image tower into the joint space: (N, D) in, (N, E) unit vectors out."""
+        if self.center is not None:
+            zimg = F.normalize(zimg - self.center, dim=-1)
+        return zimg if self.image_head is None else F.normalize(self.image_head(zimg), dim=-1)
+
+    @torch.no_grad()
+    def read_store(self, store: Store) -> Tensor:
+        """Vectors of a store's pictures in the joint space, (N, E).
+
+        Raises:
+            StoreError: another tower embedded it.
+        """
+        store.require_tower(self.identity)
+        parts = store.vectors().split(65536)
+        return torch.cat([self.project(part.to(self.device)) for part in parts])
+
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:
         """Embed pictures: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
@@ -84,11 +111,10 @@ class LiT(nn.Module):
                 f"this model is open without its image tower ({self.identity.spec}); load it with towers='both'"
             )
         resize = self.identity.preprocessing.resize
-        parts = [torch.empty(0, self.identity.width, device=self.device)]
+        parts = [torch.empty(0, self.width, device=self.device)]
         for start in range(0, len(pictures), batch_size):
             pixels = torch.stack([resize(_decode(picture)) for picture in pictures[start : start + batch_size]])
-            zimg = F.normalize(self.image_tower(pixels.to(self.device)), dim=-1)
-            parts.append(zimg if self.center is None else F.normalize(zimg - self.center, dim=-1))
+            parts.append(self.project(F.normalize(self.image_tower(pixels.to(self.device)), dim=-1)))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -104,7 +130,7 @@ class LiT(nn.Module):
         self.text_tower.eval()
         tokens = self.text_tower.tokenize(texts)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        ztxt = torch.empty(len(tokens), self.identity.width, device=self.device)
+        ztxt = torch.empty(len(tokens), self.width, device=self.device)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ztxt[chosen] = F.normalize(self.text_tower([tokens[i] for i in chosen]), dim=-1)
@@ -120,6 +146,7 @@ class LiT(nn.Module):
             "lamplit": __version__,
             "image_tower": self.identity.to_dict(),
             "center": None if self.center is None else self.center.tolist(),
+            "image_head": None if self.image_head is None else self.image_head.out_features,
             "text_tower": None,
             "logit_bias": None if self.logit_bias is None else float(self.logit_bias.detach()),
         }
@@ -133,11 +160,12 @@ class LiT(nn.Module):
 
 
 class _TextPart(nn.Module):
-    """What `text_tower.safetensors` holds: the tower and the two scalars, never the image tower."""
+    """What `text_tower.safetensors` holds: all that reads an image tower's vectors, never the tower itself."""
 
     def __init__(self, model: LiT) -> None:
         super().__init__()
         self.text_tower = model.text_tower
+        self.image_head = model.image_head
         self.log_scale = model.log_scale
         self.logit_bias = model.logit_bias
 
@@ -168,7 +196,9 @@ def load(
     text = None
     if towers != "image" and config["text_tower"] is not None:
         text = build_text_tower(config["text_tower"], folder / "tokenizer")
-    model = LiT(text, identity, center=center, logit_bias=config["logit_bias"])
+    head_width = config.get("image_head")
+    image_head = None if head_width is None else nn.Linear(identity.width, head_width)
+    model = LiT(text, identity, center=center, image_head=image_head, logit_bias=config["logit_bias"])
     if text is not None:
         _load_weights(_TextPart(model), folder / "text_tower.safetensors")
     weights = folder / "image_tower.safetensors"

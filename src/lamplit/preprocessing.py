@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional as TF
@@ -24,6 +25,8 @@ class Preprocessing:
 
     `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
+    `antialias=False` samples the picture at single points and cuts off the fractions, as the LiT authors' own
+    pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
     """
 
     image_size: tuple[int, int]  # height, width
@@ -32,15 +35,18 @@ class Preprocessing:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_fraction: float = 1.0
     fit: Literal["crop", "squash"] = "crop"
+    antialias: bool = True
 
     def resize(self, image: Tensor) -> Tensor:
-        """Scale and crop one picture, antialiased: (3, H, W) uint8 in, (3, height, width) uint8 out."""
+        """Scale and crop one picture: (3, H, W) uint8 in, (3, height, width) uint8 out."""
         image = self._trim(image)
         size = self._target_size(image.shape[-2], image.shape[-1])
         # Lanczos exists in PIL only; bicubic is its nearest neighbour on tensors.
         mode = "bicubic" if self.interpolation == "lanczos" else self.interpolation
-        if tuple(image.shape[-2:]) != size:
+        if tuple(image.shape[-2:]) != size and self.antialias:
             image = TF.resize(image, list(size), InterpolationMode(mode), antialias=True)
+        elif tuple(image.shape[-2:]) != size:
+            image = F.interpolate(image[None].float(), size, mode=mode)[0].to(torch.uint8)
         cropped: Tensor = TF.center_crop(image, list(self.image_size))
         return cropped
 
@@ -87,8 +93,9 @@ class Preprocessing:
         return round(height * scale), round(width * scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON. What came later is left out at its default: fingerprints stay what they were."""
+        values = asdict(self)
+        return values if not self.antialias else {key: value for key, value in values.items() if key != "antialias"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

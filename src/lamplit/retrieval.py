@@ -32,10 +32,9 @@ class Searcher:
     """
 
     def __init__(self, model: LiT, store: Store) -> None:
-        store.require_tower(model.identity)
         self.model = model
         self.store = store
-        self.zimg = store.vectors(model.center).to(model.device)
+        self.zimg = model.read_store(store)
 
     def search(self, query: str | None = None, *, image: Picture | None = None, k: int = 10) -> list[Hit]:
         """Find the k pictures nearest to words, or to a picture.

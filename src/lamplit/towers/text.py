@@ -7,7 +7,6 @@ forward pass, so that a caption of eight tokens costs eight tokens.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,13 +21,13 @@ from transformers import (
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
-    PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from lamplit.errors import MissingExtraError, TowerError, UsageError
 from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
 from lamplit.towers.scratch import SIZES, ScratchEncoder, train_tokenizer
+from lamplit.towers.tokenizers import PretrainedTokenizer, Tokenizer
 
 Pooling = Literal["cls", "mean", "last"]
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
@@ -60,7 +59,7 @@ class TextTower(nn.Module):
         self,
         spec: str,
         encoder: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         *,
         pooling: Pooling,
         context_length: int,
@@ -82,18 +81,11 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `context_length`."""
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(
-            list(texts), truncation=True, max_length=self.context_length, return_attention_mask=False
-        )["input_ids"]
-        return ids
+        return self.tokenizer.encode(texts, self.context_length)
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """How many of `texts` lose their end to `context_length`."""
-        logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-        ids = self.tokenizer(list(texts), return_attention_mask=False)["input_ids"]
-        return sum(len(tokens) > self.context_length for tokens in ids)
+        return sum(len(tokens) > self.context_length for tokens in self.tokenizer.encode(texts, None))
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """B lists of token ids in, (B, D) vectors out."""
@@ -116,7 +108,7 @@ class TextTower(nn.Module):
     def _encode_group(self, tokens: list[Sequence[int]], device: torch.device) -> Tensor:
         lengths = torch.tensor([len(ids) for ids in tokens])
         longest = int(lengths.max())
-        fill = self.tokenizer.pad_token_id or 0
+        fill = self.tokenizer.pad_id
         ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in tokens], device=device)
         padded = bool((lengths < longest).any())
         mask = (torch.arange(longest) < lengths[:, None]).to(device) if padded else None
@@ -132,7 +124,7 @@ class TextTower(nn.Module):
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's own files."""
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save(folder)
 
     def describe(self) -> dict[str, Any]:
         """What `build_text_tower` needs, besides the weights and the tokenizer's files."""
@@ -190,16 +182,13 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
         _drop_pooler(encoder)
     else:
         encoder = ScratchEncoder(**config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    except READ_ERRORS as error:
-        raise TowerError(f"{tokenizer_folder} is missing or damaged: the model is not whole") from error
+    tokenizer = PretrainedTokenizer.load(tokenizer_folder)
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
     return TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
 
 
 def _open_scratch(spec: str, size: str, width: int, texts: Iterable[str], context_length: int) -> TextTower:
-    tokenizer = train_tokenizer(texts)
+    tokenizer = PretrainedTokenizer(train_tokenizer(texts))
     feature_width, num_layers, num_heads = SIZES[size]
     config = {
         "vocab_size": len(tokenizer),
@@ -235,7 +224,7 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
     return TextTower(
         spec,
         encoder,
-        tokenizer,
+        PretrainedTokenizer(tokenizer),
         pooling=pooling,
         context_length=min(context_length or longest, longest),
         feature_width=config.hidden_size,
