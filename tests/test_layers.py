@@ -13,12 +13,14 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 FLOORS = [
     {"errors", "_version"},
-    {"preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "tuning.settings"},
-    {"losses", "data.*", "towers.*"},
-    {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.large_batch"},
+    {"preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "tuning.settings", "tuning.large_batch"},
+    {"losses", "data.*", "towers.*", "tuning.recipes"},
+    {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.sides"},
     {"model", "tuning.split", "tuning.head_start"},
-    {"embedding", "zeroshot", "retrieval", "inspection"},
-    {"tuning.run", "evaluation", "sheet"},
+    {"embedding", "zeroshot", "retrieval", "inspection", "tuning.report", "tuning.batches", "tuning.assembly"},
+    {"evaluation", "sheet", "tuning.folder"},
+    {"tuning.run"},
+    {"comparison"},
     {"tables"},
     {"cli"},
 ]
