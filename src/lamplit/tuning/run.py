@@ -358,7 +358,9 @@ def _reopen(store: Store) -> ImageTower | None:
     """Open the tower that made the store, for its classifier and to save it with the model."""
     identity = store.tower
     try:
-        tower = open_image_tower(identity.spec, weights=identity.weights, preprocessing=identity.preprocessing)
+        tower = open_image_tower(
+            identity.spec, weights=identity.weights, preprocessing=identity.preprocessing, pool=identity.pool
+        )
     except LamplitError as error:
         logger.warning("the image tower %s cannot be opened (%s); the model is saved without it", identity.spec, error)
         return None
