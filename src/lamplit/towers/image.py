@@ -138,7 +138,7 @@ def open_image_tower(
     if library == "timm" and name:
         opened = open_timm(name, weights)
     elif library == "hf" and name:
-        opened = open_transformers(name, weights)
+        opened = open_transformers(name, weights, preprocessing)
     elif library == "demo" and name in DEMO_TOWERS:
         if weights is not None:
             raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")

@@ -31,12 +31,7 @@ def pool_features(backbone: nn.Module, pixels: Tensor, pool: str | None = None) 
     if pool is None or pool == "map":
         output = backbone(pixels)
         return output if isinstance(output, Tensor) else _own_output(backbone, output, pixels)
-    tokens: Tensor
-    if isinstance(backbone, PreTrainedModel):
-        tokens = backbone(pixels).last_hidden_state
-    else:
-        tokens = backbone.forward_features(pixels)  # type: ignore[operator]
-    return _pool_tokens(backbone, tokens, pixels, pool)
+    return _pool_tokens(backbone, _tokens(backbone, pixels), pixels, pool)
 
 
 def find_pools(backbone: nn.Module, pixels: Tensor) -> tuple[list[str], str | None]:
@@ -46,8 +41,8 @@ def find_pools(backbone: nn.Module, pixels: Tensor) -> tuple[list[str], str | No
     found by running all of them on `pixels` (B, 3, height, width): what comes out is what libraries agree on.
     """
     has_map, has_class_token = _has_attention_pool(backbone), _has_class_token(backbone)
-    if not has_map and not has_class_token:
-        # A feature map or patches alone; any mean but the library's own would only lack its norm.
+    if not has_map and not has_class_token and not _has_plain_tokens(backbone, pixels):
+        # Any mean but the library's own would only lack the norm that its head brings.
         return (["mean"], "mean") if _averages(backbone) else ([], None)
     offered = {"cls": has_class_token, "mean": True, "map": has_map, "cls+mean": has_class_token}
     names = [name for name in POOLS if offered[name]]
@@ -73,6 +68,15 @@ def require_pool(spec: str, pool: str, offered: list[str]) -> None:
     if pool not in offered:
         has = f"it offers {', '.join(offered)}" if offered else "it offers its library's own alone"
         raise TowerError(f"{spec} cannot pool by {pool} ({POOLS[pool]}); {has}. Leave --pool out for the library's own")
+
+
+def _tokens(backbone: nn.Module, pixels: Tensor) -> Tensor:
+    if isinstance(backbone, PreTrainedModel):
+        hidden: Tensor = backbone(pixels).last_hidden_state
+        return hidden
+    features: Any = backbone.forward_features(pixels)  # type: ignore[operator]
+    tokens: Tensor = features["patches"] if isinstance(features, dict) else features  # NaFlexViT's come in a dict
+    return tokens
 
 
 def _pool_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor, pool: str) -> Tensor:
@@ -131,6 +135,11 @@ def _has_attention_pool(backbone: nn.Module) -> bool:
     if not isinstance(backbone, PreTrainedModel):
         return getattr(backbone, "attn_pool", None) is not None and getattr(backbone, "global_pool", "") == "map"
     return hasattr(getattr(_vision(backbone), "head", None), "probe")
+
+
+def _has_plain_tokens(backbone: nn.Module, pixels: Tensor) -> bool:
+    """Tell whether a backbone of patches alone gives them with their last norm, as all of transformers' do."""
+    return isinstance(backbone, PreTrainedModel) and _tokens(backbone, pixels).ndim == 3
 
 
 def _averages(backbone: nn.Module) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,15 +25,19 @@ from lamplit.preprocessing import Preprocessing
 from lamplit.towers.backbone import Backbone, ClassHead, class_texts
 from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
 
+_MOST_DIFFERENCE = 0.05  # mean over a picture, in units of its normalised pixels
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def open_transformers(name: str, weights: str | Path | None) -> Backbone:
+def open_transformers(
+    name: str, weights: str | Path | None = None, preprocessing: Preprocessing | None = None
+) -> Backbone:
     """Open a model of transformers by its folder or hub name.
 
     A checkpoint of a whole CLIP or SigLIP opens as its vision tower, and gives what that library calls the image
     features: CLIP's class token through `visual_projection` (so does a `CLIPVisionModelWithProjection`; a plain
-    `CLIPVisionModel` has no projection and gives the class token), SigLIP's attention pooling.
+    `CLIPVisionModel` has no projection and gives the class token), SigLIP's attention pooling. The preprocessing is
+    read from the checkpoint's processor, where none is given.
 
     Raises:
         UsageError: weights were given beside the folder's own.
@@ -42,9 +48,10 @@ def open_transformers(name: str, weights: str | Path | None) -> Backbone:
         raise UsageError(f"{spec} brings its own weights; put the file into a folder with its config.json instead")
     try:
         config = AutoConfig.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name, use_fast=False).to_dict()
         loader, config, is_classifier = _loader(spec, config)
         with quiet_transformers():
+            if preprocessing is None:
+                preprocessing = _read_preprocessing(spec, AutoImageProcessor.from_pretrained(name, use_fast=False))
             model, report = loader.from_pretrained(
                 name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
             )
@@ -53,10 +60,6 @@ def open_transformers(name: str, weights: str | Path | None) -> Backbone:
     class_head = _class_head(model, config) if is_classifier else None
     projected = loader is CLIPVisionModelWithProjection
     backbone = model if projected else model.base_model
-    try:
-        preprocessing = _preprocessing(processor)
-    except KeyError as error:
-        raise TowerError(f"{spec} does not say how it wants its pictures; its processor has no {error}") from error
     missing = {key.removeprefix(f"{model.base_model_prefix}.") for key in report["missing_keys"]}
     if missing and all(key.startswith("pooler.") for key in missing):
         # A pooler that was never trained: leave it out and read the class token.
@@ -112,6 +115,25 @@ def _class_head(model: Any, config: Any) -> ClassHead | None:
     if len(linear) != 1 or names[0] == "LABEL_0":
         return None
     return ClassHead([class_texts(name.split(", ")) for name in names], linear[0].weight.detach().clone())
+
+
+def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
+    """Read what a processor does from its settings, and see on a picture that it does no more."""
+    try:
+        preprocessing = _preprocessing(processor.to_dict())
+    except KeyError as error:
+        raise TowerError(f"{spec} does not say how it wants its pictures; its processor has no {error}") from error
+    # A smooth picture, so that a pixel's shift counts little and other colours, scales or crops much.
+    small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
+    expected = torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
+    found = preprocessing.reference(picture)
+    if found.shape != expected.shape or (found - expected).abs().mean() > _MOST_DIFFERENCE:
+        raise TowerError(
+            f"{spec} prepares pictures in a way that lamplit does not know ({type(processor).__name__}); say what "
+            "comes nearest with open_image_tower(..., preprocessing=Preprocessing(...))"
+        )
+    return preprocessing
 
 
 def _preprocessing(processor: dict[str, Any]) -> Preprocessing:
