@@ -66,6 +66,9 @@ def embed(
     tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER or demo:efficientnet-lite0.")],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
     tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, mean, map or cls+mean; by default what the tower's own head uses.")
+    ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     center: Annotated[
@@ -83,8 +86,8 @@ def embed(
     if engine not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
-        source, out, tower=tower, tower_weights=tower_weights, image_column=image_column, text_column=text_column,
-        center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
+        source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
+        text_column=text_column, center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
         workers=_default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     show(report, tables.embed_report, as_json)

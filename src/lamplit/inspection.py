@@ -47,6 +47,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "fingerprint": image["fingerprint"],
         "text tower": text["spec"] if text else "none",
         "width": image["width"],
+        "pooling": _pooling(image["config"].get("pool")),
         "context length": text["context_length"] if text else "none",
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
@@ -64,9 +65,14 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "image tower": store.tower.spec,
         "fingerprint": store.tower.fingerprint,
         "width": store.tower.width,
+        "pooling": _pooling(store.tower.pool),
         "engine": store.engine,
         "centred": store.centered,
         "picture size": "x".join(map(str, store.tower.preprocessing.image_size)),
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
+
+
+def _pooling(pool: str | None) -> str:
+    return "the tower's own" if pool is None else pool

@@ -1,7 +1,7 @@
 """LiT: a locked image tower, a text tower that reads it, and the scale of their cosines.
 
 A saved model is a folder that works offline and can be read one tower at a time: `config.json`,
-`text_tower.safetensors`, `image_tower.safetensors` and `tokenizer/`.
+`text_tower.safetensors`, `image_tower.safetensors`, `tokenizer/`, and `image_head.safetensors` where there is one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +23,8 @@ from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower
-from lamplit.towers.loading import READ_ERRORS
+from lamplit.towers.image import ImageTower, TowerIdentity, load_image_tower
+from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
 from lamplit.towers.text import TextTower, build_text_tower
 
@@ -162,18 +161,19 @@ class LiT(nn.Module):
             config["text_tower"] = self.text_tower.describe()
             self.text_tower.save_tokenizer(folder / "tokenizer")
             save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
+        if self.image_head is not None:
+            save_model(self.image_head, str(folder / "image_head.safetensors"))
         if self.image_tower is not None:
             save_image_tower(_unlocked(self.image_tower), folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 class _TextPart(nn.Module):
-    """What `text_tower.safetensors` holds: all that reads an image tower's vectors, never the tower itself."""
+    """What `text_tower.safetensors` holds: the tower and the two scalars, never the image tower."""
 
     def __init__(self, model: LiT) -> None:
         super().__init__()
         self.text_tower = model.text_tower
-        self.image_head = model.image_head
         self.log_scale = model.log_scale
         self.logit_bias = model.logit_bias
 
@@ -202,19 +202,18 @@ def load(
     identity: TowerIdentity = config["image_tower"]
     center = None if config["center"] is None else torch.tensor(config["center"])
     text = None
-    reads = config["text_tower"] is not None
-    if towers != "image" and reads:
+    if towers != "image" and config["text_tower"] is not None:
         text = build_text_tower(config["text_tower"], folder / "tokenizer")
     head_width = config.get("image_head")
     image_head = None if head_width is None else nn.Linear(identity.width, head_width)
     model = LiT(text, identity, center=center, image_head=image_head, logit_bias=config["logit_bias"])
     if text is not None:
-        _load_weights(_TextPart(model), folder / "text_tower.safetensors")
-    elif reads:
-        _load_scalars(model, folder / "text_tower.safetensors")
+        load_whole(_TextPart(model), folder / "text_tower.safetensors")
+    if image_head is not None:
+        load_whole(image_head, folder / "image_head.safetensors")
     weights = folder / "image_tower.safetensors"
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
-        model.image_tower = _load_image_tower(identity, image_tower, weights)
+        model.image_tower = Locked(load_image_tower(identity, weights, image_tower))
     return model.eval()
 
 
@@ -231,38 +230,6 @@ def _read_config(file: Path) -> dict[str, Any]:
         return config | {"image_tower": TowerIdentity.from_dict(config["image_tower"])}
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
-
-
-def _load_image_tower(identity: TowerIdentity, module: nn.Module | None, weights: Path) -> Locked:
-    if module is None:
-        tower = build_image_tower(identity)
-    else:
-        tower = ImageTower(identity.spec, module, identity.preprocessing, identity.config)
-    _load_weights(tower, weights)
-    found = tower.identity().fingerprint
-    if found != identity.fingerprint:
-        raise TowerError(f"{weights} has fingerprint {found}, but the model reads {identity.fingerprint}")
-    return Locked(tower)
-
-
-def _load_weights(module: nn.Module, file: Path) -> None:
-    if not file.is_file():
-        raise TowerError(f"{file} is missing: the model is not whole")
-    try:
-        load_model(module, file)
-    except READ_ERRORS as error:
-        raise TowerError(f"{file} does not fit its config.json: {error}") from error
-
-
-def _load_scalars(model: LiT, file: Path) -> None:
-    """Read what the text tower's file holds for pictures alone: the image head, and scale and bias."""
-    if not file.is_file():
-        raise TowerError(f"{file} is missing: the model is not whole")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            model.load_state_dict({name: opened.get_tensor(name) for name in model.state_dict()})
-    except READ_ERRORS as error:
-        raise TowerError(f"{file} does not fit its config.json: {error}") from error
 
 
 def _unlocked(tower: nn.Module) -> nn.Module:

@@ -204,7 +204,9 @@ def _open_image_tower(store: Store, settings: TuneSettings) -> ImageTower | None
     if settings.mode[0] == "u":
         return build_image_tower(identity)
     try:
-        tower = open_image_tower(identity.spec, weights=identity.weights, preprocessing=identity.preprocessing)
+        tower = open_image_tower(
+            identity.spec, weights=identity.weights, preprocessing=identity.preprocessing, pool=identity.pool
+        )
         if tower.identity().fingerprint != identity.fingerprint:
             raise TuneError(f"{identity.spec} is not the tower that made {store.path} any more")
     except LamplitError as error:
