@@ -111,6 +111,7 @@ def tune(
     evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    lora: Annotated[int | None, typer.Option(help="Rank of low-rank changes that train in the text tower.")] = None,
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
     device: Device = None,
     as_json: AsJson = False,
@@ -185,6 +186,16 @@ def evaluate(
     )  # fmt: skip
     _list_skipped(result.skipped)
     show(result, tables.evaluation, as_json)
+
+
+@app.command()
+def merge(
+    model: Annotated[Path, typer.Argument(help="Folder of a model that was tuned with --lora.")],
+    out: Annotated[Path, typer.Option(help="Folder of the ordinary model to write.")],
+) -> None:
+    """Merge LoRA into the text tower: an ordinary model with the same vectors."""
+    lamplit.merge_lora(model, out)
+    print_line(out)
 
 
 @app.command()

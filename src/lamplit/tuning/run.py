@@ -120,6 +120,8 @@ class _Run:
             context_length=settings.context_length,
             pretrained=settings.pretrained_text,
         )
+        if settings.lora is not None:
+            text_tower.add_lora(settings.lora)
         self.image_tower = _reopen(store)
         bias = None if settings.loss == "softmax" else -math.log(self.batch_size - 1)
         self.model = LiT(text_tower, store.tower, center=store.center, logit_bias=bias).to(device)
@@ -309,7 +311,7 @@ class _Run:
             held_out_pairs=len(self.held_out),
             held_out_captions=len(self.held_out.texts),
             trains=what_trains(self.model, self.image_tower),
-            truncated_texts=self.tower.count_truncated(self.train.texts),
+            truncated_texts=self.tower.count_truncated(self.train.texts, self.tokens),
         )
 
 
@@ -317,9 +319,11 @@ def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[st
     """Parameters and memory of each part, and whether it trains."""
     assert model.text_tower is not None
     scalars = [model.log_scale, *([] if model.logit_bias is None else [model.logit_bias])]
+    encoder, low_rank = model.text_tower.split_lora()
     parts = {
         "image tower": ([] if image_tower is None else list(image_tower.parameters()), "locked"),
-        "text tower": (list(model.text_tower.encoder.parameters()), "trains"),
+        "text tower": (encoder, "locked" if low_rank else "trains"),
+        **({"text tower's LoRA": (low_rank, "trains")} if low_rank else {}),
         "text head": (list(model.text_tower.head.parameters()), "trains"),
         "logit scale": (scalars, "trains"),
     }

@@ -46,6 +46,8 @@ class TuneSettings:
     """Stop after so many evaluations without a better recall."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the processor has it in hardware; elsewhere it is slower."""
+    lora: int | None = None
+    """Rank of low-rank changes to the text tower, which train in the place of its weights; nothing for full tuning."""
     seed: int = 0
     """Of the split, the order of the pairs and dropout."""
 
@@ -64,6 +66,7 @@ class TuneSettings:
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "more than 0"),
             "grad_clip": (self.grad_clip > 0, "more than 0"),
+            "lora": (self.lora is None or self.lora >= 1, "a rank of at least 1"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "context_length": (self.context_length is None or self.context_length >= 3, "at least 3"),
         }
@@ -76,6 +79,9 @@ class TuneSettings:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected {expected}")
         if self.mode == "LU" and self.text.startswith("scratch:"):
             raise UsageError(f"{self.text} has no pre-trained weights; mode LU needs a text tower that has")
+
+        if self.lora is not None and not self.pretrained_text:
+            raise UsageError(f"lora changes pre-trained weights, and {self.text} in mode {self.mode} has none")
 
     @property
     def pretrained_text(self) -> bool:
