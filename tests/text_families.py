@@ -29,7 +29,7 @@ from lamplit.towers.image import TowerIdentity
 from lamplit.towers.text import PASS_COST, TextTower, length_groups, open_text_tower
 
 WIDTH = 16
-LONGEST = 24  # tokens that each member has positions for, where it has positions
+LONGEST = 48  # tokens that each member has positions for, where it has positions
 TEXTS = [
     "A small red circle.",
     "a",
@@ -61,7 +61,7 @@ def roberta_pairs() -> Any:
 
 
 def clip_pairs() -> Any:
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ids = {token: i for i, token in enumerate([*alphabet, *(f"{c}</w>" for c in alphabet), "<|s|>", "<|e|>"])}
     return hf.CLIPTokenizer(
         vocab=ids, merges=[], bos_token="<|s|>", eos_token="<|e|>", unk_token="<|e|>", pad_token="<|e|>"
@@ -138,9 +138,9 @@ def encoder(name: str, **options: Any) -> Callable[[int], Any]:
 
 def decoder(name: str, kind: str = "ForCausalLM", **options: Any) -> Callable[[int], Any]:
     """A decoder saved whole, language model head and all, as they are published."""
-    model, config = getattr(hf, f"{name}{kind}"), getattr(hf, f"{name.removesuffix('Text')}Config", None)
+    model, config = getattr(hf, f"{name}{kind}"), getattr(hf, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
     values = DECODER | {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0} | options
-    return lambda vocab_size: model((config or getattr(hf, f"{name}Config"))(vocab_size=vocab_size, **values))
+    return lambda vocab_size: model(config(vocab_size=vocab_size, **values))
 
 
 def t5(model: str) -> Callable[[int], Any]:
@@ -182,7 +182,6 @@ def inner(model: Any) -> Any:
     return model.base_model
 
 
-NO_HEADS = {"pad_token_id": 0}
 FAMILIES: dict[str, Family] = {
     "BERT": Family(encoder("Bert"), wordpiece, "cls"),
     "ALBERT": Family(encoder("Albert", embedding_size=16), wordpiece, "cls"),
@@ -214,7 +213,7 @@ FAMILIES: dict[str, Family] = {
         decoder("Gemma3", head_dim=16, sliding_window=4), gemma_pairs, "last", "<eos>", text_part=inner
     ),
     "Gemma 3, bidirectional": Family(
-        decoder("Gemma3Text", "Model", head_dim=16, use_bidirectional_attention=True), gemma_pairs, "mean"
+        decoder("Gemma3", "TextModel", head_dim=16, use_bidirectional_attention=True), gemma_pairs, "mean"
     ),
 }  # fmt: skip
 
@@ -246,10 +245,10 @@ def make(name: str, folder: Path) -> Member:
 def save_sentences(folder: Path) -> None:
     """Save once more what lies in `folder`, by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     transformer = Transformer(str(folder))
-    pooling = Pooling(transformer.get_word_embedding_dimension(), pooling_mode="mean")
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
     shutil.rmtree(folder)
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder))
 

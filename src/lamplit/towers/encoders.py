@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from tokenizers.processors import Sequence, TemplateProcessing
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -149,14 +149,16 @@ def _try_out(spec: str, encoder: nn.Module, vocab_size: int) -> tuple[bool, int]
 
 
 def _end_texts(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer end every text with its end token, and write that into its own files."""
-    end = tokenizer.eos_token
-    if end is None or not tokenizer.is_fast or tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+    """Make a tokenizer that ends no text end every one with its end token, and write that into its own files."""
+    ids, plain = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    begin = ids[: len(ids) - len(plain)]
+    if tokenizer.eos_token is None or not tokenizer.is_fast or ids != [*begin, *plain]:
         return
-    backend = tokenizer.backend_tokenizer
-    before = [] if backend.post_processor is None else [backend.post_processor]
-    ends = TemplateProcessing(single=["$A", end], special_tokens=[(end, tokenizer.eos_token_id)])
-    backend.post_processor = Sequence([*before, ends])
+    # In the place of the processor that was there: two templates one after the other lose the second one's token.
+    tokens = [*tokenizer.convert_ids_to_tokens(begin), "$A", tokenizer.eos_token]
+    numbers = dict(zip(tokens, [*begin, -1, tokenizer.eos_token_id], strict=True))
+    del numbers["$A"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=tokens, special_tokens=[*numbers.items()])
 
 
 def _begins_with_class_token(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -107,11 +107,13 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars from stderr, where ours are."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers' progress bars and reports from stderr: our bars are there, and what is missing raises."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -33,7 +33,8 @@ def add_lora(encoder: nn.Module, rank: int) -> nn.Module:
         raise MissingExtraError("peft", "lora") from error
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out how GPT-2 stores its kernels
+        # Of GPT-2's kernels, which peft turns round itself, and of names that it reads of transformers.
+        warnings.simplefilter("ignore")
         adapted: nn.Module = get_peft_model(encoder, config)
     return adapted
 
