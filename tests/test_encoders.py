@@ -114,9 +114,8 @@ def test_pickle_that_would_run_code_is_refused(folder: Path, tmp_path: Path) -> 
     torch.save({"embeddings.word_embeddings.weight": Bait(tmp_path / "trap")}, folder / "pytorch_model.bin")
     refused(folder, "could not be opened: .*")
     assert not (tmp_path / "trap").exists()
-    with pytest.raises(AttributeError):  # the trap is a real one: the unpickled thing is no dictionary of tensors
-        torch.load(folder / "pytorch_model.bin", weights_only=False)["embeddings.word_embeddings.weight"].shape
-    assert (tmp_path / "trap").exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "trap").exists(), "the trap was a real one"
 
 
 def test_pickle_of_tensors_is_read(folder: Path, text_folder: Path) -> None:

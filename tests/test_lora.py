@@ -189,11 +189,13 @@ def test_interrupted_run_ends_in_the_same_bytes(
     run: TuneReport, words_path: Path, made: Settings, tmp_path: Path
 ) -> None:
     out, steps = tmp_path / "run", []
-    for attempt in range(4):
-        with interrupted_after(0.5 + 0.1 * attempt):
+    for attempt in range(12):  # until one was interrupted on the way, however slow the machine
+        with interrupted_after(0.3 + 0.15 * attempt):
             tune(words_path, out, made(), device="cpu")
         if (out / "log.jsonl").is_file():
             steps.append(log_of(out)[-1]["step"])
+        if any(0 < step < run.steps for step in steps):
+            break
     tune(words_path, out, made(), device="cpu")
     assert any(0 < step < run.steps for step in steps), f"never interrupted on the way: {steps}"
     assert weights_of(out) == weights_of(run.out)

@@ -339,7 +339,9 @@ def prove_gradients(member: Member) -> None:
     tower = member.tower
     tower.zero_grad()
     tower(tower.tokenize(TEXTS)).square().sum().backward()
-    lacking = [name for name, parameter in tower.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    lacking = [
+        name for name, parameter in tower.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     tower.zero_grad()
     assert lacking == []
 
