@@ -164,6 +164,10 @@ def open_text_tower(
 ) -> TextTower:
     """Open a text tower whose head is new and ends in `width` (the image tower's).
 
+    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`;
+    `encoders.open_encoder` says which tokens of each are read, and that a decoder's texts get an end token. Code
+    that comes with a model is never run.
+
     Args:
         spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `demo:minilm`, or `scratch:tiny`,
             `scratch:small`, `scratch:base`.
