@@ -99,7 +99,7 @@ def tune(
     text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
     loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained, 1e-4 LoRA.")] = None,
     weight_decay: Annotated[float, typer.Option(help="In torch's sense.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,

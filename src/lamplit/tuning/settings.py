@@ -23,7 +23,8 @@ class TuneSettings:
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """AdamW, or Adafactor as the paper uses it for large towers."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-3 from scratch (the paper's) and 1e-5 for a pre-trained text tower."""
+    """Peak learning rate; by default 1e-3 from scratch (the paper's), 1e-5 for a pre-trained text tower, and ten
+    times that with LoRA, whose matrices begin at nothing."""
     weight_decay: float = 0.1
     """In torch's sense (times the learning rate); the paper's 1e-4 at 1e-3 is 0.1 here."""
     batch_size: int = 1024
@@ -91,4 +92,5 @@ class TuneSettings:
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
-        return self.lr if self.lr is not None else 1e-5 if self.pretrained_text else 1e-3
+        default = 1e-3 if not self.pretrained_text else 1e-5 if self.lora is None else 1e-4
+        return self.lr if self.lr is not None else default
