@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
     from lamplit.losses import sigmoid_loss, softmax_loss
-    from lamplit.model import LiT, load
+    from lamplit.model import LiT, load, merge_lora
     from lamplit.preprocessing import Preprocessing
     from lamplit.retrieval import Searcher, search
     from lamplit.store import Store
@@ -43,6 +43,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "fetch": "data.catalog",
     "load": "model",
+    "merge_lora": "model",
     "open_image_tower": "towers.image",
     "open_text_tower": "towers.text",
     "read_pairs": "data.pairs",
@@ -69,6 +70,7 @@ __all__ = [
     "evaluate",
     "fetch",
     "load",
+    "merge_lora",
     "open_image_tower",
     "open_text_tower",
     "read_pairs",

@@ -110,7 +110,7 @@ def tune(
     text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
     loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained, 1e-4 LoRA.")] = None,
     weight_decay: Annotated[float, typer.Option(help="In torch's sense.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
@@ -128,6 +128,7 @@ def tune(
     evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    lora: Annotated[int | None, typer.Option(help="Rank of low-rank changes that train in the text tower.")] = None,
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode, where pictures are read.")] = None,
     device: Device = None,
@@ -238,6 +239,16 @@ def compare(
         workers=_default_workers() if workers is None else workers, progress=True,
     )  # fmt: skip
     show(result, tables.comparison, as_json)
+
+
+@app.command()
+def merge(
+    model: Annotated[Path, typer.Argument(help="Folder of a model that was tuned with --lora.")],
+    out: Annotated[Path, typer.Option(help="Folder of the ordinary model to write.")],
+) -> None:
+    """Merge LoRA into the text tower: an ordinary model with the same vectors."""
+    lamplit.merge_lora(model, out)
+    print_line(out)
 
 
 @app.command()

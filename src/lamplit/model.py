@@ -124,7 +124,7 @@ class LiT(nn.Module):
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Embed texts: N strings in, (N, D) unit vectors out.
+        """Embed texts: N strings in, (N, D) unit vectors out. The log says how many lost their end, if any did.
 
         Raises:
             TowerError: the model was loaded without its text tower.
@@ -134,6 +134,7 @@ class LiT(nn.Module):
         was_training = self.text_tower.training
         self.text_tower.eval()
         tokens = self.text_tower.tokenize(texts)
+        self.text_tower.count_truncated(texts, tokens)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         ztxt = torch.empty(len(tokens), self.width, device=self.device)
         for start in range(0, len(order), batch_size):
@@ -215,6 +216,22 @@ def load(
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
         model.image_tower = Locked(load_image_tower(identity, weights, image_tower))
     return model.eval()
+
+
+def merge_lora(folder: str | Path, out: str | Path) -> None:
+    """Write a model that was tuned with LoRA as an ordinary one, with the same vectors and no need of `peft`.
+
+    Raises:
+        UsageError: no model there, or it has no LoRA; or `out` holds a model.
+        TowerError: its weights do not fit, or are not there.
+    """
+    if (Path(out) / "config.json").exists():
+        raise UsageError(f"{out} holds a model; give another --out")
+    model = load(folder)
+    if model.text_tower is None:
+        raise UsageError(f"{folder} has no text tower, so there is no LoRA to merge")
+    model.text_tower.merge_lora()
+    model.save(out)
 
 
 def save_image_tower(tower: nn.Module, folder: Path) -> None:

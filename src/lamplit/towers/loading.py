@@ -121,7 +121,7 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and loading reports from stderr, where ours are."""
+    """Keep transformers' progress bars and reports from stderr: our bars are there, and what is missing raises."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

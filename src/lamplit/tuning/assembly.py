@@ -64,6 +64,9 @@ class Assembly:
             context_length=settings.context_length,
             pretrained=settings.pretrained_text,
         )
+        if settings.lora is not None:
+            self.text_tower.add_lora(settings.lora)
+        self.tokens = self.text_tower.tokenize(texts)
         self.image_tower = _open_image_tower(store, settings)
         bias = None if settings.loss == "softmax" else -math.log(batch_size - 1)
         head = _identity(store.tower.width) if settings.image_head else None
@@ -80,7 +83,7 @@ class Assembly:
 
     def _text_side(self, texts: Sequence[str]) -> Constants | Texts:
         if self.settings.text_trains:
-            return Texts(self.text_tower.tokenize(texts), self._encode_texts)
+            return Texts(self.tokens, self._encode_texts)
         self.locked["text tower"] = self.text_tower.encoder.requires_grad_(False)
         return Constants(text_features(self.text_tower, texts).cpu(), self.text_tower.head, self.device)
 
