@@ -13,7 +13,7 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 FLOORS = [
     {"errors", "_version"},
-    {"preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "tuning.settings"},
+    {"cache", "preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "tuning.settings"},
     {"losses", "data.*", "towers.*"},
     {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.large_batch"},
     {"model", "tuning.split", "tuning.head_start"},

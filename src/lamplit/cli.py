@@ -63,7 +63,7 @@ def data_get(
 @app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
-    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER or demo:efficientnet-lite0.")],
+    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
     tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
     image_column: ImageColumn = None,
@@ -93,7 +93,9 @@ def embed(
 @app.command()
 def tune(
     store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
-    text: Annotated[str, typer.Option(help="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny, :small or :base.")],
+    text: Annotated[
+        str, typer.Option(help="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny, :small, :base ...")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run and its model.")],
     mode: Annotated[str, typer.Option(help="auto, Lu (text tower from scratch) or LU (pre-trained).")] = "auto",
     text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
@@ -123,7 +125,7 @@ def tune(
 
 @app.command()
 def classify(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
@@ -146,7 +148,7 @@ def classify(
 
 @app.command()
 def search(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
     query: Annotated[str | None, typer.Argument(help="Words.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures.")] = 10,
@@ -162,7 +164,7 @@ def search(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     source: Annotated[str, typer.Argument(help="Store, folder or file of pairs.")],
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
@@ -189,7 +191,7 @@ def evaluate(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="Folder of a model, or a store.")],
+    path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
     as_json: AsJson = False,
 ) -> None:
     """Say what a model or a store is."""
@@ -249,10 +251,10 @@ def _default_workers() -> int:
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
-def _settings_of_run(model: Path, source: str) -> lamplit.TuneSettings | None:
+def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
     from lamplit.inspection import settings_of_run
 
-    return settings_of_run(model, source)
+    return settings_of_run(Path(model), source)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from lamplit.towers.loading import (
     require_whole,
 )
 from lamplit.towers.lock import weights_digest
+from lamplit.towers.published import Published, build_backbone
 
 DEMO_TOWERS = {f"efficientnet-lite{n}": f"tf_efficientnet_lite{n}" for n in range(3)}
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -123,8 +124,9 @@ def open_image_tower(
     """Open an image tower.
 
     Args:
-        tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `demo:efficientnet-lite0` (or 1, 2), or a module that maps
-            (B, 3, height, width) float pictures to (B, width) features.
+        tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE` (that of a published LiT model),
+            `demo:efficientnet-lite0` (or 1, 2), or a module that maps (B, 3, height, width) float pictures to
+            (B, width) features.
         weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; nothing
             for the pretrained ones of the library.
         preprocessing: needed for a module; elsewhere it replaces what the library says.
@@ -149,14 +151,24 @@ def open_image_tower(
         if weights is not None:
             raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
         opened = _open_demo(name)
+    elif library == "lit" and name:
+        if weights is not None:
+            raise UsageError(f"{tower} brings its own weights")
+        opened = open_published_image_tower(Published(tower))
     else:
         demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
-        raise UsageError(f"{tower!r} is not an image tower; expected timm:NAME, hf:NAME_OR_FOLDER or {demos}")
+        raise UsageError(f"{tower!r} is not an image tower; expected timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or {demos}")
     if preprocessing is not None:
         opened.preprocessing = preprocessing
     if weights is not None:
         opened.weights = "random" if weights == "random" else str(Path(weights).resolve())
     return opened
+
+
+def open_published_image_tower(published: Published) -> ImageTower:
+    """Open the image tower of a published model; its head, where it has one, is part of the tower."""
+    config = {"library": "lit", **published.layout.image.config}
+    return ImageTower(published.spec, published.read_backbone(), published.preprocessing, config)
 
 
 def build_image_tower(identity: TowerIdentity) -> ImageTower:
@@ -172,6 +184,8 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
     elif config["library"] == "transformers":
         built = AutoConfig.for_model(**config["config"])
         backbone = AutoModel.from_config(built, dtype=torch.float32, **config["options"])
+    elif config["library"] == "lit":
+        backbone = build_backbone(**{key: value for key, value in config.items() if key != "library"})
     else:
         raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
     return ImageTower(identity.spec, backbone, identity.preprocessing, config)

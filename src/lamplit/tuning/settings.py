@@ -13,7 +13,7 @@ class TuneSettings:
     """What a run does; saved with it, and compared when it is resumed."""
 
     text: str
-    """Text tower: hf:NAME_OR_FOLDER, demo:minilm, or scratch:tiny, scratch:small, scratch:base."""
+    """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE (tiny, small, base, large, huge, giant)."""
     mode: Literal["auto", "Lu", "LU"] = "auto"
     """Locked image tower with a text tower from scratch (Lu) or pre-trained (LU); auto: as the tower comes."""
     text_column: str = "texts"
