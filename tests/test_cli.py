@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "info", "data"]
+COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "compare", "info", "data"]
 
 
 class Result(NamedTuple):
@@ -179,11 +179,12 @@ def test_debug_behind_two_dashes_is_a_word(lamplit: Lamplit) -> None:
 def test_options_of_tune_are_the_settings() -> None:
     parameters = inspect.signature(cli.tune).parameters
     options = {
-        name: MISSING if parameter.default is inspect.Parameter.empty else parameter.default
+        name: parameter.default
         for name, parameter in parameters.items()
-        if name not in ("store", "out", "device", "as_json")
+        if name not in ("context", "store", "out", "recipe", "workers", "device", "as_json")
     }
-    assert options == {field.name: field.default for field in fields(TuneSettings)}
+    # A recipe may name the text tower, so that it is no option that must be given.
+    assert options == {field.name: field.default for field in fields(TuneSettings)} | {"text": None}
     assert list(options) == [field.name for field in fields(TuneSettings)], "in the same order"
     typed: Any = typer.main.get_command(cli.app)
     flags = {flag for parameter in typed.commands["tune"].params for flag in parameter.opts}
@@ -315,3 +316,35 @@ def test_paths_are_whole_in_a_real_pipe(model_path: Path, store_path: Path) -> N
     paths = set(Store(store_path).column("path"))
     assert len(lines) == 3
     assert {line.split("\t")[1] for line in lines} <= paths
+
+
+# --- Recipes, modes, comparison
+
+
+def test_recipe_gives_way_to_options(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f'[settings]\ntext = "hf:{text_folder}"\nsteps = 2\nlr = 1e-3\nbatch_size = 16\n')
+    out = tmp_path / "run"
+    code, _, err = lamplit("tune", store_path, "--recipe", recipe, "--out", out, "--lr", "2e-3", "--mode", "LL")
+    assert code == 0, err
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["steps"], settings["lr"], settings["batch_size"], settings["mode"]) == (2, 2e-3, 16, "LL")
+    code, _, err = lamplit("tune", store_path, "--out", tmp_path / "other")
+    assert code == 2
+    assert "no text tower: give --text" in err
+
+
+def test_compare(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    arguments = (
+        "compare", store_path, "--texts", f"hf:{text_folder},scratch:tiny", "--modes", "LU,Lu", "--seeds", "2",
+        "--out", out, "--epochs", "1", "--batch-size", "16",
+    )  # fmt: skip
+    code, printed, err = lamplit(*arguments)
+    assert code == 0, err
+    assert printed.count(" ± ") == 3 * 4
+    assert "scratch:tiny has no pre-trained weights" in printed
+    code, as_json, err = lamplit(*arguments, "--json")
+    assert code == 0, err
+    cells = json.loads(as_json)["cells"]
+    assert [(cell["mode"], len(cell["seconds"])) for cell in cells] == [("LU", 2), ("Lu", 2), ("Lu", 2)]

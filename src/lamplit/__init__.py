@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamplit._version import __version__
 
 if TYPE_CHECKING:
+    from lamplit.comparison import compare
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
     from lamplit.embedding import embed
@@ -37,6 +38,7 @@ _HOMES = {
     "Store": "store",
     "TuneSettings": "tuning.settings",
     "classify": "zeroshot",
+    "compare": "comparison",
     "embed": "embedding",
     "evaluate": "evaluation",
     "fetch": "data.catalog",
@@ -62,6 +64,7 @@ __all__ = [
     "TuneSettings",
     "__version__",
     "classify",
+    "compare",
     "embed",
     "evaluate",
     "fetch",

@@ -92,12 +92,18 @@ def embed(
 
 @app.command()
 def tune(
+    context: typer.Context,
     store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
-    text: Annotated[
-        str, typer.Option(help="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny, :small, :base ...")
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the run and its model.")],
-    mode: Annotated[str, typer.Option(help="auto, Lu (text tower from scratch) or LU (pre-trained).")] = "auto",
+    text: Annotated[
+        str | None, typer.Option(help="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny, :small, :base ...")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="The paper's settings by name, or a TOML file; options replace its values.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="auto, or image and text tower: L locked, U pre-trained and tuned, u from scratch.")
+    ] = "auto",
     text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
     loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
@@ -105,8 +111,14 @@ def tune(
     weight_decay: Annotated[float, typer.Option(help="In torch's sense.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(help="Steps in all, instead of epochs.")] = None,
     warmup: Annotated[float, typer.Option(help="Part of the steps over which the rate rises.")] = 0.1,
     grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
+    image_lr: Annotated[float | None, typer.Option(help="Peak rate of an image tower that trains.")] = None,
+    image_weight_decay: Annotated[float | None, typer.Option(help="Its weight decay; by default the text's.")] = None,
+    image_start: Annotated[float, typer.Option(help="Part of the steps before it begins to train.")] = 0.0,
+    image_head: Annotated[bool, typer.Option("--image-head", help="A linear layer behind the image tower.")] = False,
+    augment: Annotated[str, typer.Option(help="none or inception, of pictures that are read in training.")] = "none",
     context_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
     head_start: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
@@ -114,12 +126,23 @@ def tune(
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode, where pictures are read.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune a text tower on a store; run again to resume."""
-    values = {name: value for name, value in locals().items() if name not in ("store", "out", "device", "as_json")}
-    report = lamplit.tune(store, out, lamplit.TuneSettings(**values), device=device, progress=True)
+    """Tune a text tower on a store, or both towers on its pictures; run again to resume."""
+    from lamplit.tuning.recipes import read_recipe
+
+    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    known = lamplit.TuneSettings.__dataclass_fields__
+    values = {name: value for name, value in context.params.items() if name in known}
+    if recipe is not None:
+        values |= {name: value for name, value in read_recipe(recipe)["settings"].items() if name not in given}
+    if values["text"] is None:
+        raise UsageError("no text tower: give --text hf:NAME_OR_FOLDER, or a --recipe that names one")
+    settings = lamplit.TuneSettings(**values)
+    num_workers = (_default_workers() if settings.image_trains else 0) if workers is None else workers
+    report = lamplit.tune(store, out, settings, device=device, workers=num_workers, progress=True)
     show(report, tables.tune_report, as_json)
 
 
@@ -136,7 +159,7 @@ def classify(
     """Classify pictures by words."""
     if (classes is None) == (classes_file is None):
         raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
-    names = _lines(classes_file) if classes_file else [name.strip() for name in str(classes).split(",") if name.strip()]
+    names = _lines(classes_file) if classes_file else _names(classes)
     options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
     files = [file for image in images for file in (_files(image) if image.is_dir() else [image])]
     predictions, skipped = lamplit.classify(lamplit.load(model), files, names, top=top, **options)
@@ -187,6 +210,31 @@ def evaluate(
     )  # fmt: skip
     _list_skipped(result.skipped)
     show(result, tables.evaluation, as_json)
+
+
+@app.command()
+def compare(
+    source: Annotated[str, typer.Argument(help="Pairs, or a store.")],
+    texts: Annotated[str, typer.Option(help="Text towers, by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; run again to go on.")],
+    towers: Annotated[str | None, typer.Option(help="Image towers, by commas; a store has its own.")] = None,
+    modes: Annotated[str, typer.Option(help="Lock modes, by commas.")] = "LU",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each choice, each with a split of its own.")] = 3,
+    epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
+    batch_size: Annotated[int, typer.Option(help="Pairs in one loss.")] = 1024,
+    recipe: Annotated[str | None, typer.Option(help="Other settings for all runs: a recipe, or a TOML file.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune every choice of towers and mode on the same pairs; print and plot recall with its spread."""
+    from lamplit.tuning.recipes import read_recipe
+
+    settings = {"epochs": epochs, "batch_size": batch_size} | (read_recipe(recipe)["settings"] if recipe else {})
+    result = lamplit.compare(
+        source, out, towers=_names(towers), texts=_names(texts), modes=_names(modes), seeds=seeds, settings=settings,
+        workers=_default_workers() if workers is None else workers, progress=True,
+    )  # fmt: skip
+    show(result, tables.comparison, as_json)
 
 
 @app.command()
@@ -255,6 +303,10 @@ def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
     from lamplit.inspection import settings_of_run
 
     return settings_of_run(Path(model), source)
+
+
+def _names(by_commas: str | None) -> list[str]:
+    return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
 
 
 def _files(folder: Path) -> list[Path]:

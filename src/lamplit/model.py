@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,6 +69,10 @@ class LiT(nn.Module):
         self.register_buffer("center", center, persistent=False)
         self.center: Tensor | None
 
+    def unlock(self, image_tower: ImageTower) -> None:
+        """Take an image tower that is to be trained with the text tower; whoever loads the model finds it locked."""
+        self.image_tower = image_tower
+
     @property
     def logit_scale(self) -> Tensor:
         """What cosines are multiplied by."""
@@ -96,7 +102,7 @@ class LiT(nn.Module):
             StoreError: another tower embedded it.
         """
         store.require_tower(self.identity)
-        parts = store.vectors().split(65536)
+        parts = torch.split(store.vectors(), 65536)
         return torch.cat([self.project(part.to(self.device)) for part in parts])
 
     @torch.no_grad()
@@ -142,6 +148,8 @@ class LiT(nn.Module):
         """Write the model into `folder`; whichever tower it is open without stays out."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.image_tower, ImageTower):  # it trains, so it is not the tower any more that it was
+            self.identity = replace(self.image_tower.identity(), spec=f"model:{folder.resolve()}")
         config = {
             "format": FORMAT,
             "lamplit": __version__,
@@ -200,13 +208,16 @@ def load(
     identity: TowerIdentity = config["image_tower"]
     center = None if config["center"] is None else torch.tensor(config["center"])
     text = None
-    if towers != "image" and config["text_tower"] is not None:
+    reads = config["text_tower"] is not None
+    if towers != "image" and reads:
         text = build_text_tower(config["text_tower"], folder / "tokenizer")
     head_width = config.get("image_head")
     image_head = None if head_width is None else nn.Linear(identity.width, head_width)
     model = LiT(text, identity, center=center, image_head=image_head, logit_bias=config["logit_bias"])
     if text is not None:
         _load_weights(_TextPart(model), folder / "text_tower.safetensors")
+    elif reads:
+        _load_scalars(model, folder / "text_tower.safetensors")
     weights = folder / "image_tower.safetensors"
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
         model.image_tower = _load_image_tower(identity, image_tower, weights)
@@ -253,6 +264,17 @@ def _load_weights(module: nn.Module, file: Path) -> None:
         raise TowerError(f"{file} is missing: the model is not whole")
     try:
         load_model(module, file)
+    except READ_ERRORS as error:
+        raise TowerError(f"{file} does not fit its config.json: {error}") from error
+
+
+def _load_scalars(model: LiT, file: Path) -> None:
+    """Read what the text tower's file holds for pictures alone: the image head, and scale and bias."""
+    if not file.is_file():
+        raise TowerError(f"{file} is missing: the model is not whole")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            model.load_state_dict({name: opened.get_tensor(name) for name in model.state_dict()})
     except READ_ERRORS as error:
         raise TowerError(f"{file} does not fit its config.json: {error}") from error
 

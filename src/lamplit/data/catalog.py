@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lamplit.cache import cache_folder
-from lamplit.data import recipes
+from lamplit.data import makers
 from lamplit.errors import UsageError
 
 CATALOG = {
@@ -16,11 +16,11 @@ CATALOG = {
     "emoji": "1,911 emoji drawn by two vendors, with names (MIT; drawings Apache-2.0 and CC-BY-4.0)",
     "fashion-mnist": "70,000 grey pictures in 10 classes, without captions (Zalando; MIT)",
 }
-_RECIPES: dict[str, Callable[[Path, Path], None]] = {
-    "stamps": recipes.make_stamps,
-    "openclipart": recipes.make_openclipart,
-    "emoji": recipes.make_emoji,
-    "fashion-mnist": recipes.make_fashion_mnist,
+_MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    "stamps": makers.make_stamps,
+    "openclipart": makers.make_openclipart,
+    "emoji": makers.make_emoji,
+    "fashion-mnist": makers.make_fashion_mnist,
 }
 
 
@@ -49,7 +49,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
         work, made = Path(temporary, "work"), Path(temporary, "made")
         work.mkdir()
         made.mkdir()
-        _RECIPES[name](work, made)
+        _MAKERS[name](work, made)
         try:
             made.rename(target)
         except OSError:  # another process was first

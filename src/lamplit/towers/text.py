@@ -54,7 +54,8 @@ _POOLING_NAMES: dict[str, Pooling] = {
 class TextTower(nn.Module):
     """Tokens in, one vector per text out, in the image tower's width (not normalised).
 
-    `config` says how to build the same encoder again without its weights; `has_trained_head` that the head is not new.
+    `config` says how to build the same encoder again without its weights; `trained_scale` is the logit scale of the
+    published model whose head this tower keeps, nothing where the head is new.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class TextTower(nn.Module):
         self.width = width
         self.config = config
         self.head = nn.Linear(feature_width, width)
-        self.has_trained_head = False
+        self.trained_scale: float | None = None
         # LeCun's: a normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
         deviation = feature_width**-0.5 / 0.8796256610342398
         nn.init.trunc_normal_(self.head.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
@@ -158,7 +159,7 @@ def open_text_tower(
         context_length: longest text in tokens; nothing for what the tower was made for.
         pretrained: read the tower's weights; otherwise it has its architecture and tokenizer alone.
         reads: fingerprint of the image tower that is to be read; where it is the published model's own, its text tower
-            keeps its trained head.
+            keeps its trained head and says its `trained_scale`.
 
     Raises:
         UsageError: the spec is not one of the above.
@@ -210,7 +211,7 @@ def open_published_text_tower(
         published.fill(tower.encoder, text.plan)
     if width is None:
         published.fill(tower.head, head_plan)
-        tower.has_trained_head = True
+        tower.trained_scale = published.logit_scale
     return tower
 
 
