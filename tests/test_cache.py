@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from conftest import FolderHandler, serve
 
 from lamplit.cache import cache_folder, download
 
@@ -36,41 +35,27 @@ class BreaksOff(BaseHTTPRequestHandler):
         pass
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Serve `tmp_path/served`, or what the test asks for, on this machine."""
-    handler = getattr(request, "param", None) or partial(Quiet, directory=tmp_path / "served")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
-def test_download(server: str, tmp_path: Path) -> None:
+def test_download(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "a.npz").write_bytes(content)
     file = tmp_path / "cache" / "lit" / "a.npz"
-    download(f"{server}/a.npz", file)
+    with serve(partial(FolderHandler, directory=tmp_path / "served")) as address:
+        download(f"{address}/a.npz", file)
     assert file.read_bytes() == content
     assert list(file.parent.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("server", [BreaksOff], indirect=True)
-def test_a_download_that_breaks_off_leaves_nothing(server: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="broke off after 3 of 10 bytes"):
-        download(f"{server}/a.npz", tmp_path / "cache" / "a.npz")
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    with serve(BreaksOff) as address, pytest.raises(OSError, match="broke off after 3 of 10 bytes"):
+        download(f"{address}/a.npz", tmp_path / "cache" / "a.npz")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_is_not_there_leaves_nothing(server: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="404"):
-        download(f"{server}/a.npz", tmp_path / "cache" / "a.npz")
+def test_what_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        serve(partial(FolderHandler, directory=tmp_path)) as address,
+        pytest.raises(OSError, match="404"),
+    ):
+        download(f"{address}/a.npz", tmp_path / "cache" / "a.npz")
     assert list((tmp_path / "cache").iterdir()) == []
