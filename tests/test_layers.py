@@ -13,7 +13,17 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 FLOORS = [
     {"errors", "_version"},
-    {"preprocessing", "prompts", "tiles", "optimizers", "metrics", "progress", "tuning.settings", "tuning.large_batch"},
+    {
+        "cache",
+        "preprocessing",
+        "prompts",
+        "tiles",
+        "optimizers",
+        "metrics",
+        "progress",
+        "tuning.settings",
+        "tuning.large_batch",
+    },
     {"losses", "data.*", "towers.*", "tuning.recipes"},
     {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.sides"},
     {"model", "tuning.split", "tuning.head_start"},

@@ -68,7 +68,7 @@ def test_vectors_do_not_depend_on_padding(tower: TextTower, pass_cost: int, monk
     expected = vectors(tower, TEXTS)
     monkeypatch.setitem(text_module.PASS_COST, "cpu", pass_cost)
     sizes = length_groups(sorted(map(len, tower.tokenize(TEXTS))), pass_cost)
-    assert (len(sizes) == 1) == (pass_cost > 0)
+    assert (len(sizes) == 1) == (pass_cost > 0 or tower.pooling == "last")  # whose rows are all of one length
     assert (vectors(tower, TEXTS) - expected).abs().max() < 1e-6
 
 
@@ -250,9 +250,11 @@ def test_damaged_folder(text_folder: Path, tmp_path: Path, name: str) -> None:
         open_text_tower(f"hf:{folder}", width=16)
 
 
-@pytest.mark.parametrize("spec", ["bert", "hf:", "scratch:", "scratch:huge", "demo:bert", ""])
+@pytest.mark.parametrize(
+    "spec", ["bert", "hf:", "lit:", "scratch:", "scratch:colossal", "scratch:@wordpiece", "demo:bert", ""]
+)
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny"):
+    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny"):
         open_text_tower(spec, width=16)
 
 
@@ -347,11 +349,15 @@ def test_demo_gives_sentence_transformers_own_vectors() -> None:
 # from scratch
 
 
-def test_scratch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", ["scratch:tiny", "scratch:tiny@sentencepiece", "scratch:tiny@wordpiece"])
+def test_scratch(spec: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tower = open_text_tower("scratch:tiny", width=48, texts=TEXTS, context_length=12)
+    tower = open_text_tower(spec, width=48, texts=TEXTS, context_length=12)
     assert (tower.pooling, tower.context_length, tower.width) == ("last", 12, 48)
+    assert tower.trained_scale is None
     assert vectors(tower, [*TEXTS, "red " * 100]).shape == (len(TEXTS) + 1, 48)
+    assert {len(row) for row in tower.tokenize([*TEXTS, "red " * 100])} == {12}
+    assert tower.count_truncated([*TEXTS, "red " * 100, "red " * 10, "red " * 11, "red " * 12]) == 3
     tower.save_tokenizer(tmp_path)
     built = build_text_tower(json.loads(json.dumps(tower.describe())), tmp_path)
     built.load_state_dict(tower.state_dict())
@@ -361,6 +367,44 @@ def test_scratch(tmp_path: Path) -> None:
 
 def test_scratch_reads_any_script() -> None:
     tower = open_text_tower("scratch:tiny", width=8, texts=["only ascii"])
+    assert tower.context_length == 16
     found = vectors(tower, ["円", "دائرة", "круг"])
     assert found.isfinite().all()
     assert torch.pdist(found).min() > 1e-3
+
+
+def test_scratch_with_a_vocabulary_of_a_file(tmp_path: Path) -> None:
+    tower = open_text_tower("scratch:tiny@wordpiece", width=8, texts=TEXTS)
+    tower.save_tokenizer(tmp_path)
+    again = open_text_tower(f"scratch:tiny@{tmp_path / 'vocab.txt'}", width=8)
+    assert again.tokenize(TEXTS) == tower.tokenize(TEXTS)
+    with pytest.raises(TowerError, match=r"no\.model cannot be read as a SentencePiece model"):
+        open_text_tower(f"scratch:tiny@{tmp_path / 'no.model'}", width=8)
+
+
+def test_scratch_of_the_first_lamplit(tmp_path: Path) -> None:
+    """Its tokenizer was transformers', its rows were padded and masked, and its description named no tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = wordpiece_tokenizer()
+    config = {"vocab_size": len(tokenizer), "width": 32, "num_layers": 2, "num_heads": 2, "context_length": 64}
+    description = {
+        "spec": "scratch:tiny",
+        "pooling": "last",
+        "context_length": 64,
+        "width": 8,
+        "config": {"library": "scratch", **config},
+        "feature_width": 32,
+    }
+    tokenizer.save_pretrained(tmp_path)
+    tower = build_text_tower(description, tmp_path)
+    together = vectors(tower, TEXTS)
+    alone = torch.cat([vectors(tower, [text]) for text in TEXTS])
+    assert len(set(map(len, tower.tokenize(TEXTS)))) > 1
+    assert (together - alone).abs().max() < 1e-6
+
+
+def test_new_heads_start_as_lecun_said() -> None:
+    torch.manual_seed(0)
+    weight = open_text_tower("scratch:tiny", width=256, texts=TEXTS).head.weight
+    assert weight.std().item() == pytest.approx(192**-0.5, rel=0.02)
+    assert weight.abs().max().item() == pytest.approx(2 * 192**-0.5 / 0.8796, rel=0.01)  # cut at two deviations

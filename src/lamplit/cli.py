@@ -63,7 +63,7 @@ def data_get(
 @app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
-    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER or demo:efficientnet-lite0.")],
+    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
     tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
     pool: Annotated[
@@ -99,7 +99,7 @@ def tune(
     store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
     out: Annotated[Path, typer.Option(help="Folder of the run and its model.")],
     text: Annotated[
-        str | None, typer.Option(help="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny, :small or :base.")
+        str | None, typer.Option(help="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny, :small, :base ...")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="The paper's settings by name, or a TOML file; options replace its values.")
@@ -152,7 +152,7 @@ def tune(
 
 @app.command()
 def classify(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
@@ -175,7 +175,7 @@ def classify(
 
 @app.command()
 def search(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
     query: Annotated[str | None, typer.Argument(help="Words.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures.")] = 10,
@@ -191,7 +191,7 @@ def search(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     source: Annotated[str, typer.Argument(help="Store, folder or file of pairs.")],
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
@@ -253,7 +253,7 @@ def merge(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="Folder of a model, or a store.")],
+    path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
     as_json: AsJson = False,
 ) -> None:
     """Say what a model or a store is."""
@@ -313,10 +313,10 @@ def _default_workers() -> int:
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
-def _settings_of_run(model: Path, source: str) -> lamplit.TuneSettings | None:
+def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
     from lamplit.inspection import settings_of_run
 
-    return settings_of_run(model, source)
+    return settings_of_run(Path(model), source)
 
 
 def _names(by_commas: str | None) -> list[str]:

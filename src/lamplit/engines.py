@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.cache import cache_folder
 from lamplit.errors import MissingExtraError, TowerError
 from lamplit.towers.image import ImageTower
 from lamplit.towers.loading import first_line
@@ -31,12 +32,6 @@ SAMPLE = 8  # pictures that engines are compared on
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
 # Seconds that the eager tower must have before it for the start of another engine to pay.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
-
-
-def cache_folder() -> Path:
-    """Where files that can be made again are kept: $LAMPLIT_CACHE, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lamplit"
-    return Path(os.environ.get("LAMPLIT_CACHE", default))
 
 
 def best_device() -> torch.device:

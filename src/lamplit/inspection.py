@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.store import Store
+from lamplit.towers.published import Published
 from lamplit.tuning.settings import TuneSettings
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe the model or the store at `path`.
+    """Describe the model or the store at `path`, or the published model `lit:NAME_OR_FILE`.
 
     Raises:
         UsageError: there is neither.
+        TowerError: the published model cannot be read.
     """
+    if str(path).startswith("lit:"):
+        return _describe_published(Published(str(path)))
     folder = Path(path)
     if (folder / "config.json").is_file():
         return _describe_model(folder)
@@ -52,6 +57,22 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
         **{f"held-out {name}": round(value, 4) for name, value in recall.items()},
+    }
+
+
+def _describe_published(published: Published) -> dict[str, Any]:
+    image, text = published.layout.image, published.layout.text
+    kind = "BERT" if text.pooling == "cls" else "the paper's own"
+    return {
+        "model": published.spec,
+        "file": str(published.file),
+        "image tower": "ViT, {num_layers} layers of width {width}, patches of {patch_size}".format(**image.config),
+        "text tower": f"{kind}, width {text.width}",
+        "vocabulary": text.vocab_size,
+        "width": image.width,
+        "picture size": "x".join(map(str, published.preprocessing.image_size)),
+        "parameters": sum(math.prod(shape) for shape in published.layout.expected().values()),
+        "logit scale": round(published.logit_scale, 4),
     }
 
 

@@ -23,10 +23,11 @@ from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, load_image_tower
+from lamplit.towers.image import ImageTower, TowerIdentity, load_image_tower, open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
-from lamplit.towers.text import TextTower, build_text_tower
+from lamplit.towers.published import Published
+from lamplit.towers.text import TextTower, build_text_tower, open_published_text_tower
 
 FORMAT = 1
 Picture = str | Path | bytes | Image.Image
@@ -185,10 +186,11 @@ def load(
     towers: Literal["both", "text", "image"] = "both",
     image_tower: nn.Module | None = None,
 ) -> LiT:
-    """Load a saved model in eval mode, needing nothing but its folder.
+    """Load a model in eval mode; a saved one needs nothing but its folder.
 
     Args:
-        folder: what `LiT.save` or a tuning run wrote.
+        folder: what `LiT.save` or a tuning run wrote; or `lit:NAME_OR_FILE`, one of the models that the paper's authors
+            published (`lit:B16B_2`, say), from its own .npz file.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
         image_tower: the module itself, for a model whose tower was given as one.
 
@@ -196,9 +198,13 @@ def load(
         UsageError: no model there.
         TowerError: its weights do not fit, or are not there.
     """
+    if str(folder).startswith("lit:"):
+        return _load_published(str(folder), towers)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UsageError(f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote")
+        raise UsageError(
+            f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote, or lit:NAME"
+        )
     config = _read_config(folder / "config.json")
     identity: TowerIdentity = config["image_tower"]
     center = None if config["center"] is None else torch.tensor(config["center"])
@@ -237,6 +243,14 @@ def merge_lora(folder: str | Path, out: str | Path) -> None:
 def save_image_tower(tower: nn.Module, folder: Path) -> None:
     """Write the weights of an image tower beside the text tower that reads it."""
     save_model(tower, str(folder / "image_tower.safetensors"))
+
+
+def _load_published(spec: str, towers: Literal["both", "text", "image"]) -> LiT:
+    published = Published(spec)
+    image = open_published_image_tower(published)
+    text = None if towers == "image" else open_published_text_tower(published)
+    opened = None if towers == "text" else image
+    return LiT(text, image.identity(), opened, logit_scale=published.logit_scale).eval()
 
 
 def _read_config(file: Path) -> dict[str, Any]:

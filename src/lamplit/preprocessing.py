@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional as TF
@@ -25,8 +24,8 @@ class Preprocessing:
 
     `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
-    `antialias=False` samples the picture at single points and cuts off the fractions, as the LiT authors' own
-    pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
+    `antialias=False` samples the picture at single points, bilinearly, and cuts off the fractions, as the LiT authors'
+    own pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
     """
 
     image_size: tuple[int, int]  # height, width
@@ -46,7 +45,7 @@ class Preprocessing:
         if tuple(image.shape[-2:]) != size and self.antialias:
             image = TF.resize(image, list(size), InterpolationMode(mode), antialias=True)
         elif tuple(image.shape[-2:]) != size:
-            image = F.interpolate(image[None].float(), size, mode=mode)[0].to(torch.uint8)
+            image = _sample(image, *size)
         cropped: Tensor = TF.center_crop(image, list(self.image_size))
         return cropped
 
@@ -102,3 +101,22 @@ class Preprocessing:
         """Undo `to_dict` after a trip through JSON, which turns tuples into lists."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+def _sample(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize (3, H, W) to (3, height, width) as TensorFlow does, step by step: other orders round differently."""
+    upper, lower, down = _neighbours(image.shape[1], height)
+    left, right, across = _neighbours(image.shape[2], width)
+    rows_above, rows_below = image[:, upper].float(), image[:, lower].float()
+    above, below = (
+        rows[:, :, left] + (rows[:, :, right] - rows[:, :, left]) * across for rows in (rows_above, rows_below)
+    )
+    return (above + (below - above) * down[:, None]).to(torch.uint8)
+
+
+def _neighbours(length: int, new_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which two pixels each new one lies between, by their centres, and how far along, all in float32."""
+    scale = torch.tensor(length, dtype=torch.float32) / new_length
+    places = (torch.arange(new_length, dtype=torch.float32) + 0.5) * scale - 0.5
+    first = places.floor()
+    return first.clamp(min=0).long(), places.ceil().clamp(max=length - 1).long(), places - first

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lamplit.cache import cache_folder
 from lamplit.data import makers
 from lamplit.errors import UsageError
 
@@ -37,7 +37,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     """
     if name not in CATALOG:
         raise UsageError(f"there is no data set {name!r}; type one of {', '.join(CATALOG)}")
-    folder = (folder or _cache_folder()).absolute()
+    folder = (folder or cache_folder()).absolute()
     target = folder / name
     if pairs := _find_pairs(target):
         return pairs
@@ -60,9 +60,3 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 
 def _find_pairs(target: Path) -> Path | None:
     return next(target.glob("pairs.*"), None)
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("LAMPLIT_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamplit"

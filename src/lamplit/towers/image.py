@@ -21,6 +21,7 @@ from lamplit.towers.backbone import Backbone, ClassHead
 from lamplit.towers.loading import first_line, load_whole
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.pooling import find_pools, pool_features, require_pool
+from lamplit.towers.published import Published, build_backbone
 from lamplit.towers.timm_images import DEMO_TOWERS, build_timm, open_demo, open_timm
 from lamplit.towers.transformers_images import build_transformers, open_transformers
 
@@ -119,9 +120,9 @@ def open_image_tower(
     """Open an image tower.
 
     Args:
-        tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `model:FOLDER` (that of a saved model, tuned or not),
-            `demo:efficientnet-lite0` (or 1, 2), or a module that maps (B, 3, height, width) float pictures to
-            (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
+        tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE` (that of a published model), `model:FOLDER` (that
+            of a saved model, tuned or not), `demo:efficientnet-lite0` (or 1, 2), or a module that maps
+            (B, 3, height, width) float pictures to (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
             opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
             timm's CLIP towers give the class token before that projection.
         weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; nothing
@@ -147,11 +148,14 @@ def open_image_tower(
         if weights is not None:
             raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
         opened = open_demo(name)
+    elif library == "lit" and name:
+        if weights is not None:
+            raise UsageError(f"{tower} brings its own weights")
+        opened = _published_backbone(Published(tower))
     else:
         demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
-        raise UsageError(
-            f"{tower!r} is not an image tower; expected timm:NAME, hf:NAME_OR_FOLDER, model:FOLDER or {demos}"
-        )
+        kinds = f"timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or {demos}"
+        raise UsageError(f"{tower!r} is not an image tower; expected {kinds}")
     if preprocessing is not None:
         opened = replace(opened, preprocessing=preprocessing)
     origin = None if weights is None else "random" if weights == "random" else str(Path(weights).resolve())
@@ -165,6 +169,11 @@ def open_image_tower(
     return _tower(tower, replace(opened, config=opened.config | {"pool": pool}, class_head=None), origin)
 
 
+def open_published_image_tower(published: Published) -> ImageTower:
+    """Open the image tower of a published model; its head, where it has one, is part of the tower."""
+    return _tower(published.spec, _published_backbone(published), None)
+
+
 def build_image_tower(identity: TowerIdentity) -> ImageTower:
     """Build the tower that `identity` names, with weights still to be loaded.
 
@@ -176,6 +185,8 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
         backbone = build_timm(config["name"])
     elif config["library"] == "transformers":
         backbone = build_transformers(config)
+    elif config["library"] == "lit":
+        backbone = build_backbone(**{key: value for key, value in config.items() if key not in ("library", "pool")})
     else:
         raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
     return ImageTower(identity.spec, backbone, identity.preprocessing, config)
@@ -214,6 +225,11 @@ def _open_saved(
 
 def _tower(spec: str, opened: Backbone, weights: str | None) -> ImageTower:
     return ImageTower(spec, opened.module, opened.preprocessing, opened.config, opened.class_head, weights)
+
+
+def _published_backbone(published: Published) -> Backbone:
+    config = {"library": "lit", **published.layout.image.config}
+    return Backbone(published.read_backbone(), published.preprocessing, config)
 
 
 def _wrap_module(

