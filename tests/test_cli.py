@@ -24,7 +24,7 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "info", "data"]
+COMMANDS = ["embed", "import", "tune", "classify", "search", "evaluate", "info", "data"]
 
 
 class Result(NamedTuple):

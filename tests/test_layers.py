@@ -18,7 +18,7 @@ FLOORS = [
     {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.large_batch"},
     {"model", "tuning.split", "tuning.head_start"},
     {"embedding", "zeroshot", "retrieval", "inspection"},
-    {"tuning.run", "evaluation", "sheet"},
+    {"tuning.run", "evaluation", "exchange", "sheet"},
     {"tables"},
     {"cli"},
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamplit.embedding import embed
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
+    from lamplit.exchange import export_vectors, import_vectors
     from lamplit.losses import sigmoid_loss, softmax_loss
     from lamplit.model import LiT, load
     from lamplit.preprocessing import Preprocessing
@@ -39,7 +40,9 @@ _HOMES = {
     "classify": "zeroshot",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "export_vectors": "exchange",
     "fetch": "data.catalog",
+    "import_vectors": "exchange",
     "load": "model",
     "open_image_tower": "towers.image",
     "open_text_tower": "towers.text",
@@ -64,7 +67,9 @@ __all__ = [
     "classify",
     "embed",
     "evaluate",
+    "export_vectors",
     "fetch",
+    "import_vectors",
     "load",
     "open_image_tower",
     "open_text_tower",

@@ -90,6 +90,27 @@ def embed(
     show(report, tables.embed_report, as_json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
+    tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
+    pairs: Annotated[str | None, typer.Option(help="Texts and pictures for a .npy, in its order.")] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
+    ] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of vectors that are there already; no picture is opened."""
+    report = lamplit.import_vectors(
+        source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
+        text_column=text_column, progress=True,
+    )  # fmt: skip
+    show(report, tables.import_report, as_json)
+
+
 @app.command()
 def tune(
     store: Annotated[str, typer.Argument(help="What lamplit embed made.")],

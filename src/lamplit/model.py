@@ -7,8 +7,10 @@ A saved model is a folder that works offline and can be read one tower at a time
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from lamplit.towers.loading import READ_ERRORS
 from lamplit.towers.lock import Locked
 from lamplit.towers.text import TextTower, build_text_tower
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 Picture = str | Path | bytes | Image.Image
 
@@ -103,13 +106,11 @@ class LiT(nn.Module):
         """Embed pictures: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
 
         Raises:
-            TowerError: the model was loaded without its image tower.
+            TowerError: the model was loaded without its image tower, or never had one.
             ImageError: a picture cannot be used.
         """
-        if self.image_tower is None:
-            raise TowerError(
-                f"this model is open without its image tower ({self.identity.spec}); load it with towers='both'"
-            )
+        if self.image_tower is None or self.identity.preprocessing is None:
+            raise _without_image_tower(self.identity)
         resize = self.identity.preprocessing.resize
         parts = [torch.empty(0, self.width, device=self.device)]
         for start in range(0, len(pictures), batch_size):
@@ -138,7 +139,10 @@ class LiT(nn.Module):
         return ztxt
 
     def save(self, folder: str | Path) -> None:
-        """Write the model into `folder`; whichever tower it is open without stays out."""
+        """Write the model into `folder`.
+
+        Whichever tower it is open without stays out, and so does one that was given to a model of imported vectors.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -154,7 +158,7 @@ class LiT(nn.Module):
             config["text_tower"] = self.text_tower.describe()
             self.text_tower.save_tokenizer(folder / "tokenizer")
             save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
-        if self.image_tower is not None:
+        if self.image_tower is not None and not self.identity.imported:
             save_image_tower(_unlocked(self.image_tower), folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -181,7 +185,8 @@ def load(
     Args:
         folder: what `LiT.save` or a tuning run wrote.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
-        image_tower: the module itself, for a model whose tower was given as one.
+        image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an
+            open tower with its own weights, of which nothing can prove that it made the vectors.
 
     Raises:
         UsageError: no model there.
@@ -203,7 +208,10 @@ def load(
         _load_weights(_TextPart(model), folder / "text_tower.safetensors")
     weights = folder / "image_tower.safetensors"
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
-        model.image_tower = _load_image_tower(identity, image_tower, weights)
+        if identity.imported and isinstance(image_tower, ImageTower):
+            model.identity, model.image_tower = _adopt(identity, image_tower)
+        else:
+            model.image_tower = _load_image_tower(identity, image_tower, weights)
     return model.eval()
 
 
@@ -222,7 +230,35 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
 
 
+def _without_image_tower(identity: TowerIdentity) -> TowerError:
+    if identity.imported:
+        return TowerError(
+            f"this model was tuned on imported vectors, made by {identity.spec}, and has no image tower to open "
+            "pictures with. Where you have that tower, give it in Python: "
+            "lamplit.load(FOLDER, image_tower=lamplit.open_image_tower(...))"
+        )
+    return TowerError(f"this model is open without its image tower ({identity.spec}); load it with towers='both'")
+
+
+def _adopt(identity: TowerIdentity, tower: ImageTower) -> tuple[TowerIdentity, Locked]:
+    """Take a tower for the one that made imported vectors, on the word of who gives it."""
+    if tower.width != identity.width:
+        raise TowerError(
+            f"{tower.spec} gives vectors {tower.width} wide, but the model reads those of {identity.spec}, which are "
+            f"{identity.width} wide"
+        )
+    logger.warning(
+        "nothing can prove that %s made the vectors this model reads (they were imported, made by %s); compare "
+        "model.encode_images of some pictures with their vectors",
+        tower.spec,
+        identity.spec,
+    )
+    return replace(identity, preprocessing=tower.preprocessing), Locked(tower)
+
+
 def _load_image_tower(identity: TowerIdentity, module: nn.Module | None, weights: Path) -> Locked:
+    if identity.preprocessing is None:
+        raise _without_image_tower(identity)
     if module is None:
         tower = build_image_tower(identity)
     else:

@@ -53,9 +53,23 @@ class TowerIdentity:
     spec: str
     fingerprint: str
     width: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None  # unknown of a tower whose vectors were imported
     config: dict[str, Any]
     weights: str | None = None  # the file they were read from, where it was not the library's own
+
+    @classmethod
+    def of_imported(cls, spec: str, width: int) -> Self:
+        """Identify a tower of which there are vectors only, by its name and width.
+
+        Its fingerprint begins with `vectors-`, so that it is never taken for one of weights.
+        """
+        digest = hashlib.blake2b(json.dumps([spec, width]).encode(), digest_size=16).hexdigest()
+        return cls(spec, f"vectors-{digest}", width, None, {"library": "vectors"})
+
+    @property
+    def imported(self) -> bool:
+        """Whether the tower's vectors were imported, so that nothing of it but its name and width is known."""
+        return bool(self.config.get("library") == "vectors")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -64,7 +78,8 @@ class TowerIdentity:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Undo `to_dict` after a trip through JSON."""
-        return cls(**values | {"preprocessing": Preprocessing.from_dict(values["preprocessing"])})
+        preprocessing = values["preprocessing"]
+        return cls(**values | {"preprocessing": preprocessing and Preprocessing.from_dict(preprocessing)})
 
 
 class ImageTower(nn.Module):
@@ -174,6 +189,7 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
         backbone = AutoModel.from_config(built, dtype=torch.float32, **config["options"])
     else:
         raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
+    assert identity.preprocessing is not None, "unknown only where there are vectors alone, and no library"
     return ImageTower(identity.spec, backbone, identity.preprocessing, config)
 
 

@@ -357,6 +357,9 @@ def _claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None
 def _reopen(store: Store) -> ImageTower | None:
     """Open the tower that made the store, for its classifier and to save it with the model."""
     identity = store.tower
+    if identity.imported:
+        logger.info("the vectors were imported, made by %s; the model is saved without an image tower", identity.spec)
+        return None
     try:
         tower = open_image_tower(identity.spec, weights=identity.weights, preprocessing=identity.preprocessing)
     except LamplitError as error:
