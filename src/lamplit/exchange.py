@@ -188,9 +188,11 @@ def _to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], list[str]]:
     wide = values.astype(np.float64 if values.dtype.itemsize == 8 else np.float32)
     largest = np.abs(wide).max(1, keepdims=True)
     finite, zero = np.isfinite(largest), largest == 0
-    wide = np.where(finite & ~zero, wide / np.where(finite & ~zero, largest, 1), 0)  # so that no square overflows
+    usable = finite & ~zero
+    wide, largest = np.where(usable, wide, 1), np.where(usable, largest, 1)
+    wide /= largest  # so that no square overflows, or vanishes
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    units = (wide / np.where(norms > 0, norms, 1)).astype(np.float16)
+    units = (wide / norms).astype(np.float16)
     if values.dtype.itemsize == 2:
         units = np.where(np.abs(norms * largest - 1) < UNIT, values.astype(np.float16), units)
     reasons = [
