@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -256,6 +257,7 @@ class Store:
         return self._table.to_table(columns=names).sort_by("id")
 
 
+@lru_cache(maxsize=4096)  # asked of every cell
 def metadata_name(name: str) -> str:
     """Name a column of the pairs' own as a store can: `id` becomes `id_`, `a.b` becomes `a_b`."""
     name = name.replace(".", "_").replace("`", "_")
