@@ -97,10 +97,12 @@ def test_columns_that_only_some_parts_have(tmp_path: Path) -> None:
     write_part(
         tmp_path, "1", some(2), image_path=["c", "d"], caption=["x", "y"], n=[1.5, None], error=["late", None],
         mixed=["x", "y"], late=[True, None], tags=[["p"], ["q"]], when=pa.array([0, 1], pa.timestamp("s")),
+        inner=[{"a": 1}, None], pairs=pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
     )  # fmt: skip
     assert read_vectors(tmp_path).types == {
         "n": pa.float64(), "error": pa.string(), "mixed": pa.string(), "late": pa.bool_(),
-        "tags": pa.list_(pa.string()), "when": None,
+        "tags": pa.list_(pa.string()), "when": pa.string(), "inner": pa.struct({"a": pa.int64()}),
+        "pairs": None,
     }  # fmt: skip
 
 

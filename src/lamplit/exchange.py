@@ -190,7 +190,7 @@ def _to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], list[str]]:
     finite, zero = np.isfinite(largest), largest == 0
     usable = finite & ~zero
     wide, largest = np.where(usable, wide, 1), np.where(usable, largest, 1)
-    wide /= largest  # so that no square overflows, or vanishes
+    wide = wide / largest  # so that no square overflows, or vanishes
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     units = (wide / norms).astype(np.float16)
     if values.dtype.itemsize == 2:

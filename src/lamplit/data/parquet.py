@@ -26,6 +26,7 @@ VECTOR_COLUMNS = (
     "vector", "vectors", "embedding", "embeddings", "image_embedding", "image_embeddings",
     "img_emb", "image_vector", "image_features", "features",
 )  # fmt: skip
+_WRITTEN_OUT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal)
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
 
 
@@ -126,13 +127,16 @@ def _plain_type(kind: pa.DataType) -> pa.DataType | None:
     """Return the type of what `metadata_cells` makes of a column's values."""
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if any(is_kind(kind) for is_kind in _WRITTEN_OUT):
         return pa.string()
     if pa.types.is_floating(kind):
         return pa.float64()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         value = _plain_type(kind.value_type)
         return None if value is None else pa.list_(value)
+    if pa.types.is_struct(kind):
+        inner = {child.name: _plain_type(child.type) for child in kind}
+        return None if None in inner.values() else pa.struct(inner)
     return kind if pa.types.is_boolean(kind) or pa.types.is_integer(kind) else None
 
 
