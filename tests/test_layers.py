@@ -28,7 +28,7 @@ FLOORS = [
     {"store", "engines", "tuning.curves", "tuning.checkpoint", "tuning.sides"},
     {"model", "tuning.split", "tuning.head_start"},
     {"embedding", "zeroshot", "retrieval", "inspection", "tuning.report", "tuning.batches", "tuning.assembly"},
-    {"evaluation", "sheet", "tuning.folder"},
+    {"evaluation", "exchange", "sheet", "tuning.folder"},
     {"tuning.run"},
     {"comparison"},
     {"tables"},

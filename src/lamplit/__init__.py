@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lamplit.embedding import embed
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
+    from lamplit.exchange import export_vectors, import_vectors
     from lamplit.losses import sigmoid_loss, softmax_loss
     from lamplit.model import LiT, load, merge_lora
     from lamplit.preprocessing import Preprocessing
@@ -41,7 +42,9 @@ _HOMES = {
     "compare": "comparison",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "export_vectors": "exchange",
     "fetch": "data.catalog",
+    "import_vectors": "exchange",
     "load": "model",
     "merge_lora": "model",
     "open_image_tower": "towers.image",
@@ -68,7 +71,9 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "export_vectors",
     "fetch",
+    "import_vectors",
     "load",
     "merge_lora",
     "open_image_tower",

@@ -93,6 +93,27 @@ def embed(
     show(report, tables.embed_report, as_json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
+    tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
+    pairs: Annotated[str | None, typer.Option(help="Texts and pictures for a .npy, in its order.")] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
+    ] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of vectors that are there already; no picture is opened."""
+    report = lamplit.import_vectors(
+        source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
+        text_column=text_column, progress=True,
+    )  # fmt: skip
+    show(report, tables.import_report, as_json)
+
+
 @app.command()
 def tune(
     context: typer.Context,
@@ -245,10 +266,11 @@ def compare(
 def merge(
     model: Annotated[Path, typer.Argument(help="Folder of a model that was tuned with --lora.")],
     out: Annotated[Path, typer.Option(help="Folder of the ordinary model to write.")],
+    as_json: AsJson = False,
 ) -> None:
     """Merge LoRA into the text tower: an ordinary model with the same vectors."""
     lamplit.merge_lora(model, out)
-    print_line(out)
+    print_line(json.dumps({"model": str(out)}) if as_json else out)
 
 
 @app.command()

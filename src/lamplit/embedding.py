@@ -116,7 +116,7 @@ def embed(
     writer.finish()
     report.engine = run.engine
     report.updated = writer.updated
-    report.skipped_file = _list_skipped(out, report.skipped)
+    report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if writer.store is None or len(writer.store) == 0:
         found = "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
@@ -224,8 +224,8 @@ def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
     return Row(pair.id, path, content_hash, list(pair.texts), vector, metadata)
 
 
-def _list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
-    """Write the list of this run's skipped pictures beside the store, or remove the last run's."""
+def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
+    """Write the list of a run's skipped pictures beside the store, or remove the last run's; return its path."""
     file = Path(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
     if not skipped:
         file.unlink(missing_ok=True)

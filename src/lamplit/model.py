@@ -7,6 +7,7 @@ A saved model is a folder that works offline and can be read one tower at a time
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from lamplit.towers.lock import Locked
 from lamplit.towers.published import Published
 from lamplit.towers.text import TextTower, build_text_tower, open_published_text_tower
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 Picture = str | Path | bytes | Image.Image
 
@@ -109,13 +111,11 @@ class LiT(nn.Module):
         """Embed pictures: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
 
         Raises:
-            TowerError: the model was loaded without its image tower.
+            TowerError: the model was loaded without its image tower, or never had one.
             ImageError: a picture cannot be used.
         """
-        if self.image_tower is None:
-            raise TowerError(
-                f"this model is open without its image tower ({self.identity.spec}); load it with towers='both'"
-            )
+        if self.image_tower is None or self.identity.preprocessing is None:
+            raise _without_image_tower(self.identity)
         resize = self.identity.preprocessing.resize
         parts = [torch.empty(0, self.width, device=self.device)]
         for start in range(0, len(pictures), batch_size):
@@ -145,7 +145,10 @@ class LiT(nn.Module):
         return ztxt
 
     def save(self, folder: str | Path) -> None:
-        """Write the model into `folder`; whichever tower it is open without stays out."""
+        """Write the model into `folder`.
+
+        Whichever tower it is open without stays out, and so does one that was given to a model of imported vectors.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.image_tower, ImageTower):  # it trains, so it is not the tower any more that it was
@@ -165,7 +168,7 @@ class LiT(nn.Module):
             save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
         if self.image_head is not None:
             save_model(self.image_head, str(folder / "image_head.safetensors"))
-        if self.image_tower is not None:
+        if self.image_tower is not None and not self.identity.imported:
             save_image_tower(_unlocked(self.image_tower), folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -192,7 +195,8 @@ def load(
         folder: what `LiT.save` or a tuning run wrote; or `lit:NAME_OR_FILE`, one of the models that the paper's authors
             published (`lit:B16B_2`, say), from its own .npz file.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
-        image_tower: the module itself, for a model whose tower was given as one.
+        image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an
+            open tower with its own weights, of which nothing can prove that it made the vectors.
 
     Raises:
         UsageError: no model there.
@@ -220,7 +224,12 @@ def load(
         load_whole(image_head, folder / "image_head.safetensors")
     weights = folder / "image_tower.safetensors"
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
-        model.image_tower = Locked(load_image_tower(identity, weights, image_tower))
+        if not identity.imported:
+            model.image_tower = Locked(load_image_tower(identity, weights, image_tower))
+        elif isinstance(image_tower, ImageTower):
+            model.identity, model.image_tower = _adopt(identity, image_tower)
+        else:
+            raise _without_image_tower(identity)
     return model.eval()
 
 
@@ -261,6 +270,32 @@ def _read_config(file: Path) -> dict[str, Any]:
         return config | {"image_tower": TowerIdentity.from_dict(config["image_tower"])}
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
+
+
+def _without_image_tower(identity: TowerIdentity) -> TowerError:
+    if identity.imported:
+        return TowerError(
+            f"this model was tuned on imported vectors, made by {identity.spec}, and has no image tower to open "
+            "pictures with. Where you have that tower, give it in Python: "
+            "lamplit.load(FOLDER, image_tower=lamplit.open_image_tower(...))"
+        )
+    return TowerError(f"this model is open without its image tower ({identity.spec}); load it with towers='both'")
+
+
+def _adopt(identity: TowerIdentity, tower: ImageTower) -> tuple[TowerIdentity, Locked]:
+    """Take a tower for the one that made imported vectors, on the word of who gives it."""
+    if tower.width != identity.width:
+        raise TowerError(
+            f"{tower.spec} gives vectors {tower.width} wide, but the model reads those of {identity.spec}, which are "
+            f"{identity.width} wide"
+        )
+    logger.warning(
+        "nothing can prove that %s made the vectors this model reads (they were imported, made by %s); compare "
+        "model.encode_images of some pictures with their vectors",
+        tower.spec,
+        identity.spec,
+    )
+    return replace(identity, preprocessing=tower.preprocessing), Locked(tower)
 
 
 def _unlocked(tower: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lamplit.comparison import Comparison
     from lamplit.embedding import EmbedReport
     from lamplit.evaluation import Evaluation
+    from lamplit.exchange import ImportReport
     from lamplit.retrieval import Hit
     from lamplit.tuning.report import TuneReport
     from lamplit.zeroshot import Prediction
@@ -26,6 +27,18 @@ def embed_report(report: EmbedReport) -> list[Table]:
         "embedded": f"{report.embedded} ({rate:.1f} a second)",
         "updated": report.updated,
         "unchanged": report.unchanged,
+        "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
+    }
+    return info(rows)
+
+
+def import_report(report: ImportReport) -> list[Table]:
+    """What one run of `lamplit import` did."""
+    rows = {
+        "store": report.store,
+        "tower": f"{report.tower}, {report.width} wide",
+        "imported": report.imported,
+        "texts": report.texts,
         "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
     }
     return info(rows)

@@ -33,7 +33,7 @@ class TowerIdentity:
     spec: str
     fingerprint: str
     width: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None  # unknown of a tower whose vectors were imported
     config: dict[str, Any]
     weights: str | None = None  # the file they were read from, where it was not the library's own
 
@@ -43,6 +43,20 @@ class TowerIdentity:
         pool: str | None = self.config.get("pool")
         return pool
 
+    @classmethod
+    def of_imported(cls, spec: str, width: int) -> Self:
+        """Identify a tower of which there are vectors only, by its name and width.
+
+        Its fingerprint begins with `vectors-`, so that it is never taken for one of weights.
+        """
+        digest = hashlib.blake2b(json.dumps([spec, width]).encode(), digest_size=16).hexdigest()
+        return cls(spec, f"vectors-{digest}", width, None, {"library": "vectors"})
+
+    @property
+    def imported(self) -> bool:
+        """Whether the tower's vectors were imported, so that nothing of it but its name and width is known."""
+        return bool(self.config.get("library") == "vectors")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -50,7 +64,8 @@ class TowerIdentity:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Undo `to_dict` after a trip through JSON."""
-        return cls(**values | {"preprocessing": Preprocessing.from_dict(values["preprocessing"])})
+        preprocessing = values["preprocessing"]
+        return cls(**values | {"preprocessing": preprocessing and Preprocessing.from_dict(preprocessing)})
 
 
 class ImageTower(nn.Module):
@@ -189,6 +204,7 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
         backbone = build_backbone(**{key: value for key, value in config.items() if key not in ("library", "pool")})
     else:
         raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
+    assert identity.preprocessing is not None, "unknown only where there are vectors alone, and no library"
     return ImageTower(identity.spec, backbone, identity.preprocessing, config)
 
 
@@ -198,6 +214,8 @@ def load_image_tower(identity: TowerIdentity, weights: Path, module: nn.Module |
     Raises:
         TowerError: the weights are not there, do not fit, or are those of another tower.
     """
+    if identity.preprocessing is None:
+        raise TowerError(f"the vectors of {identity.spec} were imported, so nothing of it is here to be opened")
     if module is None:
         tower = build_image_tower(identity)
     else:

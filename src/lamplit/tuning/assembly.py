@@ -209,6 +209,11 @@ def _identity(width: int) -> nn.Linear:
 def _open_image_tower(store: Store, settings: TuneSettings) -> ImageTower | None:
     """Open the tower that made the store: to be tuned, or for its classifier and to be saved with the model."""
     identity = store.tower
+    if identity.imported:
+        if settings.image_trains:
+            raise TuneError(f"the vectors of {store.path} were imported: there is no {identity.spec} to tune here")
+        logger.info("the vectors were imported, made by %s; the model is saved without an image tower", identity.spec)
+        return None
     if settings.mode[0] == "u":
         return build_image_tower(identity)
     try:
