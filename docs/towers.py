@@ -11,7 +11,6 @@ A row is one model, built by its own library, saved as its users find it, and op
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
@@ -300,8 +299,8 @@ def draw_pictures(folder: Path) -> Path:
     lines = ["path,caption"]
     for number in range(NUM_PICTURES):
         small = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        picture = Image.fromarray(small).resize((300 + 10 * number, 260), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{number:02}.png")
+        picture = Image.fromarray(small).resize((240 + 10 * number, 200), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:02}.png", compress_level=1)
         lines.append(f"{number:02}.png,The colours of picture {number}.")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder / "pairs.csv"
@@ -335,7 +334,6 @@ def prove(member: Member, folder: Path, text: str = "scratch:tiny") -> Record:
         tower.width, tower.preprocessing.to_dict(), pools, own_pool, differences, locked=False, steps=0,
     )  # fmt: skip
     del model  # the largest would not fit twice
-    gc.collect()
     prove_lock(record, tower, pairs, text)
     record.seconds = round(time.monotonic() - began, 1)
     return record
@@ -367,7 +365,6 @@ def prove_lock(record: Record, tower: ImageTower, pairs: Path, text: str) -> Non
         and not any(parameter.requires_grad for parameter in tower.parameters())
     )
     del model, tower
-    gc.collect()
     record.differences["saved and loaded"] = max(
         distance(lamplit.load(folder / name, towers="image").encode_images(files), encoded) for name in ("model", "run")
     )

@@ -26,6 +26,7 @@ from lamplit.towers.backbone import Backbone, ClassHead, class_texts
 from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
 
 _MOST_DIFFERENCE = 0.05  # mean over a picture, in units of its normalised pixels
+_MOST_SIDE = 4096  # pixels of a picture's side; a hostile file could ask for any number
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -123,6 +124,10 @@ def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
         preprocessing = _preprocessing(processor.to_dict())
     except KeyError as error:
         raise TowerError(f"{spec} does not say how it wants its pictures; its processor has no {error}") from error
+    except ZeroDivisionError as error:
+        raise TowerError(f"{spec} wants pictures of no size; expected sides up to {_MOST_SIDE}") from error
+    if not all(1 <= side / preprocessing.crop_fraction <= _MOST_SIDE for side in preprocessing.image_size):
+        raise TowerError(f"{spec} wants pictures of {preprocessing.image_size}; expected sides up to {_MOST_SIDE}")
     # A smooth picture, so that a pixel's shift counts little and other colours, scales or crops much.
     small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
@@ -142,7 +147,8 @@ def _preprocessing(processor: dict[str, Any]) -> Preprocessing:
     fit: Literal["crop", "squash"] = "crop" if "shortest_edge" in size else "squash"
     height, width = size.get("height", side), size.get("width", side)
     crop_fraction = 1.0
-    if processor.get("do_center_crop") and cropped:
+    is_cropped = processor.get("do_center_crop") and cropped is not None
+    if cropped is not None and is_cropped:
         height, width = cropped["height"], cropped["width"]
         crop_fraction = height / side
     if processor.get("crop_pct"):  # ConvNeXt's and PoolFormer's: the picture is scaled to more than `size`
@@ -154,4 +160,5 @@ def _preprocessing(processor: dict[str, Any]) -> Preprocessing:
         interpolation=_PIL_INTERPOLATION[int(processor["resample"])],  # type: ignore[arg-type]
         crop_fraction=crop_fraction,
         fit=fit,
+        center="floor" if is_cropped or fit == "crop" else "round",
     )
