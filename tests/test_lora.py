@@ -122,7 +122,7 @@ def test_where_lora_has_no_place(text_folder: Path) -> None:
     tower.add_lora(4)
     with pytest.raises(UsageError, match="has LoRA already"):
         tower.add_lora(4)
-    for changes in ({"text": "scratch:tiny"}, {"mode": "Lu"}):
+    for changes in ({"text": "scratch:tiny"}, {"mode": "Lu"}, {"mode": "LL"}):
         with pytest.raises(UsageError, match="lora"):
             TuneSettings(**{"text": f"hf:{text_folder}", "lora": 4} | changes)
 
