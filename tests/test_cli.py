@@ -209,6 +209,19 @@ def parsed(result: Result) -> Any:
     return json.loads(result.out)
 
 
+def test_pooling(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "both.lance"
+    embedding = ["embed", pictures / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
+    vit = [*embedding, "timm:test_vit", "--tower-weights", tower_file]
+    assert parsed(lamplit(*vit, "--pool", "cls+mean", "--json"))["embedded"] == 60
+    described = parsed(lamplit("info", store, "--json"))
+    assert (described["pooling"], described["width"]) == ("cls+mean", 128)
+    convolutions = lamplit(*embedding, "timm:test_resnet", "--tower-weights", "random", "--pool", "cls")
+    assert (convolutions.code, "it offers mean." in convolutions.err) == (1, True)
+    unknown = lamplit(*vit, "--pool", "max")
+    assert (unknown.code, "expected cls, mean, map, cls+mean" in unknown.err) == (2, True)
+
+
 def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
     """Embed, tune, ask: every command once as a table and once as JSON."""
     store, run = tmp_path / "[red] drawings.lance", tmp_path / "runs" / "[bold]run"
