@@ -24,7 +24,7 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "info", "data"]
+COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "export", "info", "data"]
 
 
 class Result(NamedTuple):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamplit.embedding import embed
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
+    from lamplit.exports.run import export
     from lamplit.losses import sigmoid_loss, softmax_loss
     from lamplit.model import LiT, load
     from lamplit.preprocessing import Preprocessing
@@ -39,6 +40,7 @@ _HOMES = {
     "classify": "zeroshot",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "export": "exports.run",
     "fetch": "data.catalog",
     "load": "model",
     "open_image_tower": "towers.image",
@@ -64,6 +66,7 @@ __all__ = [
     "classify",
     "embed",
     "evaluate",
+    "export",
     "fetch",
     "load",
     "open_image_tower",

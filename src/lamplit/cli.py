@@ -188,6 +188,22 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    to: Annotated[str, typer.Option(help="onnx, transformers, open-clip or sentence-transformers.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: int8 files too, and what they lose.")] = False,
+    sample: Annotated[
+        str | None, typer.Option(help="Pairs to compare on; by default sentences and patterns made here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another library, and check that it gives the same vectors there."""
+    report = lamplit.export(model, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
+    show(report, tables.export_report, as_json)
+
+
+@app.command()
 def info(
     path: Annotated[str, typer.Argument(help="Folder of a model, or a store.")],
     as_json: AsJson = False,
