@@ -37,7 +37,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def room(module: str) -> str:
-    """Name a module as the floors do: those of data/, towers/ and exports/ share a name, the parts of a run have their own."""
+    """Name a module as the floors do: those of a folder share a name, but the parts of a run have their own."""
     folder = module.split(".")[0]
     return f"{folder}.*" if folder in ("data", "towers", "exports") else module
 

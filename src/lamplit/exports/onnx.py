@@ -117,8 +117,9 @@ def _write_image(model: LiT, folder: Path, sample: Sample, report: ExportReport)
 def _write_text(model: LiT, folder: Path, sample: Sample, report: ExportReport) -> dict[str, Any]:
     assert sample.ztxt is not None
     tower, file = find_text_tower(model), folder / "text_tower.onnx"
-    if hasattr(tower.encoder, "config"):  # a decoder would return what it keeps for the next token
-        tower.encoder.config.use_cache = False
+    encoder: Any = tower.encoder
+    if hasattr(encoder, "config"):  # a decoder would return what it keeps for the next token
+        encoder.config.use_cache = False
     tokens = torch.export.Dim("tokens", max=tower.context_length)
     axes = [{0: torch.export.Dim("batch"), 1: tokens}] * 2
     write_onnx(_TextGraph(tower), _pad(tower, sample.texts[2:5]), file, name=tower.spec, axes=axes)
@@ -200,7 +201,7 @@ def _vectors(file: Path, kind: str, model: LiT, sample: Sample) -> Tensor:
 def _image_vectors(file: Path, sample: Sample) -> Tensor:
     assert sample.pixels is not None
     # A batch of one, too: its axis must have stayed free.
-    parts = [sample.pixels[:1], *sample.pixels[1:].split(16)]
+    parts = [sample.pixels[:1], *torch.split(sample.pixels[1:], 16)]
     return torch.cat([_run(file, pixels=part) for part in parts])
 
 

@@ -26,14 +26,13 @@ from lamplit.exports.parts import (
     shift_features,
 )
 from lamplit.exports.report import ExportReport
-from lamplit.exports.sample import Sample, require_agreement
+from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower
 from lamplit.towers.loading import READ_ERRORS, first_line, load_strictly, quiet_transformers
 from lamplit.towers.text import TextTower
 
-TOLERANCE = 1e-5
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
 
 
@@ -64,7 +63,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
             _fill(built, model, image, text)
             state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
             save_file(state, folder / "open_clip_model.safetensors")
-            _check(folder, image, sample, report)
+            _check(folder, image, sample, text_tolerance(model, sample), report)
     except READ_ERRORS as error:
         raise TowerError(f"open_clip cannot hold {image.spec} and {text.spec}: {first_line(error)}") from error
     report.notes.append(
@@ -154,7 +153,7 @@ def _fill(built: Any, model: LiT, image: ImageTower, text: TextTower) -> None:
         built.logit_bias.copy_(model.logit_bias)
 
 
-def _check(folder: Path, image: ImageTower, sample: Sample, report: ExportReport) -> None:
+def _check(folder: Path, image: ImageTower, sample: Sample, tolerance: float, report: ExportReport) -> None:
     """Open the folder as a user would, and compare."""
     import open_clip
 
@@ -167,7 +166,7 @@ def _check(folder: Path, image: ImageTower, sample: Sample, report: ExportReport
     zimg = opened.encode_image(image.preprocessing.normalize(sample.pixels), normalize=True)
     ztxt = opened.encode_text(tokens, normalize=True)
     report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
-    report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, TOLERANCE)
+    report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, tolerance)
     prepared = torch.stack([preprocess(picture) for picture in sample.pictures])
     cosines = (opened.encode_image(prepared, normalize=True) * sample.zimg).sum(1)
     report.preprocessing_cosine = float(cosines.min())

@@ -45,10 +45,11 @@ def find_text_tower(model: LiT) -> TextTower:
     """
     if model.text_tower is None:
         raise TowerError("the model has no text tower: it is open, or was saved, without it")
-    tower = model.text_tower
-    if hasattr(tower.encoder, "merge_and_unload"):  # peft's
-        tower = copy.deepcopy(tower)
-        tower.encoder = tower.encoder.merge_and_unload()
+    if not hasattr(model.text_tower.encoder, "merge_and_unload"):  # peft's
+        return model.text_tower
+    tower = copy.deepcopy(model.text_tower)
+    encoder: Any = tower.encoder
+    tower.encoder = encoder.merge_and_unload()
     return tower
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.exports.parts import find_image_tower
 from lamplit.model import LiT
 
+TOLERANCE = 1e-5  # largest difference of any coordinate of a unit vector, where the same sums are taken
 NUM_PAIRS = 64
 NUM_PICTURES = 12
 SENTENCES = (
@@ -71,7 +73,7 @@ def take_sample(model: LiT, source: str | Path | None) -> Sample:
         tower = find_image_tower(model)
         resize = tower.preprocessing.resize
         pixels = torch.stack([resize(convert_image(picture)) for picture in pictures])
-        zimg = torch.cat([model.project(F.normalize(tower(part), dim=-1)) for part in pixels.split(16)])
+        zimg = torch.cat([model.project(F.normalize(tower(part), dim=-1)) for part in torch.split(pixels, 16)])
     ztxt = None if model.text_tower is None else model.encode_texts(texts)
     return Sample(origin, texts, pictures, pixels, zimg, ztxt)
 
@@ -93,6 +95,20 @@ def require_agreement(what: str, vectors: Tensor, expected: Tensor, tolerance: f
             "nothing was written"
         )
     return difference
+
+
+@torch.no_grad()
+def text_tolerance(model: LiT, sample: Sample) -> float:
+    """How far text vectors may be off: `TOLERANCE`, or what float32 itself rounds away in this model, four times.
+
+    Where a head's sums nearly cancel (as closed-form heads of an untrained encoder do), vectors in float32 are off
+    from those in float64 by more than `TOLERANCE`, and other sums of the same numbers are as well.
+    """
+    assert model.text_tower is not None
+    assert sample.ztxt is not None
+    exact = copy.deepcopy(model.text_tower).double()
+    ztxt = F.normalize(exact(exact.tokenize(sample.texts)), dim=-1)
+    return max(TOLERANCE, 4 * float((sample.ztxt - ztxt).abs().max()))
 
 
 def _read(source: str | Path) -> tuple[list[str], list[Image.Image]]:

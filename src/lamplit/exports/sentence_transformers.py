@@ -12,12 +12,11 @@ from torch import nn
 from lamplit.errors import MissingExtraError, TowerError
 from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config
 from lamplit.exports.report import ExportReport
-from lamplit.exports.sample import Sample, require_agreement
+from lamplit.exports.sample import Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.loading import READ_ERRORS, first_line, quiet_transformers
 from lamplit.towers.text import TextTower
 
-TOLERANCE = 1e-5
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
 
 
@@ -32,8 +31,8 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "export") from error
-    assert sample.ztxt is not None
     tower = find_text_tower(model)
+    assert sample.ztxt is not None
     find_transformers_config(tower, "sentence-transformers")
     report = ExportReport("sentence-transformers", str(folder), sample.origin)
     try:
@@ -43,13 +42,15 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
             vectors = opened.encode(sample.texts, convert_to_tensor=True, show_progress_bar=False)
     except READ_ERRORS as error:
         raise TowerError(f"sentence-transformers cannot hold {tower.spec}: {first_line(error)}") from error
-    report.differences["text vectors"] = require_agreement("text tower", vectors, sample.ztxt, TOLERANCE)
+    report.differences["text vectors"] = require_agreement(
+        "text tower", vectors, sample.ztxt, text_tolerance(model, sample)
+    )
     return report
 
 
 def _modules(tower: TextTower) -> Any:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers import models as parts
+    from sentence_transformers.sentence_transformer import modules as parts
 
     with tempfile.TemporaryDirectory() as folder:
         _whole(tower.encoder).save_pretrained(folder)

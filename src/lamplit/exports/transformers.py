@@ -33,7 +33,7 @@ from lamplit.exports.parts import (
     shift_features,
 )
 from lamplit.exports.report import ExportReport
-from lamplit.exports.sample import Sample, require_agreement
+from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower
@@ -41,7 +41,6 @@ from lamplit.towers.loading import READ_ERRORS, first_line, load_strictly, quiet
 from lamplit.towers.text import TextTower
 
 NAME = "VisionTextDualEncoderModel"
-TOLERANCE = 1e-5
 _RESAMPLE = {"nearest": 0, "lanczos": 3, "bilinear": 2, "bicubic": 3}  # lanczos as `Preprocessing.resize` has it
 
 
@@ -58,7 +57,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
             _build(model, image, text).save_pretrained(folder)
             processor = CLIPImageProcessor(**_processor_settings(image.preprocessing, report.notes))
             VisionTextDualEncoderProcessor(processor, copy_tokenizer(text)).save_pretrained(folder)
-            _check(folder, image, sample, report)
+            _check(folder, image, sample, text_tolerance(model, sample), report)
     except READ_ERRORS as error:
         raise TowerError(f"{NAME} cannot hold {image.spec} and {text.spec}: {first_line(error)}") from error
     if model.logit_bias is not None:
@@ -179,7 +178,7 @@ def _processor_settings(preprocessing: Preprocessing, notes: list[str]) -> dict[
     }
 
 
-def _check(folder: Path, image: ImageTower, sample: Sample, report: ExportReport) -> None:
+def _check(folder: Path, image: ImageTower, sample: Sample, tolerance: float, report: ExportReport) -> None:
     """Open the folder as a user would, and compare."""
     assert sample.pixels is not None
     assert sample.zimg is not None
@@ -194,6 +193,6 @@ def _check(folder: Path, image: ImageTower, sample: Sample, report: ExportReport
     zimg = embed(image.preprocessing.normalize(sample.pixels))
     ztxt = F.normalize(opened.get_text_features(**tokens).pooler_output, dim=-1)
     report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
-    report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, TOLERANCE)
+    report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, tolerance)
     prepared = processor(images=sample.pictures, return_tensors="pt")["pixel_values"]
     report.preprocessing_cosine = float((embed(prepared) * sample.zimg).sum(1).min())
