@@ -138,11 +138,11 @@ def largest(found: Tensor, expected: Tensor) -> float:
     ("text", "image", "pooling"),
     [
         ("bert", "test_vit", None),
-        ("roberta", "test_efficientnet", None),
         ("xlm-roberta", "hf", None),
-        ("albert", "test_resnet", None),
-        ("bert", "hf with pooler", None),
-        ("clip", "test_convnext", "last"),
+        pytest.param("bert", "hf with pooler", None, marks=pytest.mark.slow),
+        pytest.param("roberta", "test_efficientnet", None, marks=pytest.mark.slow),
+        pytest.param("albert", "test_resnet", None, marks=pytest.mark.slow),
+        pytest.param("clip", "test_convnext", "last", marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
@@ -220,10 +220,10 @@ def refuse(model: LiT, folder: Path, to: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "image", "pooling"),
     [
-        ("bert", "test_vit", "cls"),
-        ("bert", "test_efficientnet", "mean"),
-        ("roberta", "test_resnet", "cls"),
-        ("xlm-roberta", "test_convnext", "mean"),
+        ("bert", "test_vit", "mean"),
+        ("roberta", "test_efficientnet", "cls"),
+        pytest.param("bert", "test_resnet", "cls", marks=pytest.mark.slow),
+        pytest.param("xlm-roberta", "test_convnext", "mean", marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
@@ -305,12 +305,12 @@ def test_open_clip_masks_by_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "pooling"),
     [
-        ("bert", "cls"),
         ("bert", "mean"),
-        ("roberta", "mean"),
-        ("xlm-roberta", "cls"),
-        ("distilbert", "mean"),
         ("t5", "mean"),
+        pytest.param("bert", "cls", marks=pytest.mark.slow),
+        pytest.param("roberta", "mean", marks=pytest.mark.slow),
+        pytest.param("xlm-roberta", "cls", marks=pytest.mark.slow),
+        pytest.param("distilbert", "mean", marks=pytest.mark.slow),
         ("gpt2", "last"),
     ],
 )
