@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
     from lamplit.exchange import export_vectors, import_vectors
+    from lamplit.exports.run import export
     from lamplit.losses import sigmoid_loss, softmax_loss
     from lamplit.model import LiT, load, merge_lora
     from lamplit.preprocessing import Preprocessing
@@ -42,6 +43,7 @@ _HOMES = {
     "compare": "comparison",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "export": "exports.run",
     "export_vectors": "exchange",
     "fetch": "data.catalog",
     "import_vectors": "exchange",
@@ -71,6 +73,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "export",
     "export_vectors",
     "fetch",
     "import_vectors",

@@ -274,6 +274,27 @@ def merge(
 
 
 @app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="Folder of a model; a store, for clip-retrieval.")],
+    to: Annotated[
+        str, typer.Option(help="onnx, transformers, open-clip or sentence-transformers; clip-retrieval for a store.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: int8 files too, and what they lose.")] = False,
+    sample: Annotated[
+        str | None, typer.Option(help="Pairs to compare on; by default sentences and patterns made here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another library, checked to give the same vectors there; or the vectors of a store."""
+    if to == "clip-retrieval":
+        show(lamplit.export_vectors(source, out), tables.vectors_report, as_json)
+    else:
+        report = lamplit.export(source, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
+        show(report, tables.export_report, as_json)
+
+
+@app.command()
 def info(
     path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
     as_json: AsJson = False,

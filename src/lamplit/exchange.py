@@ -50,7 +50,7 @@ class ImportReport:
 
 
 @dataclass
-class ExportReport:
+class VectorsReport:
     """What `export_vectors` wrote."""
 
     folder: str
@@ -124,7 +124,7 @@ def import_vectors(
     return report
 
 
-def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: int = PART_ROWS) -> ExportReport:
+def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: int = PART_ROWS) -> VectorsReport:
     """Write a store as clip-retrieval would: `img_emb/img_emb_0.npy` and `metadata/metadata_0.parquet` and so on.
 
     Vectors are (N, D) float16, as they are stored, in the order of the ids. The metadata has `image_path`, `caption`
@@ -155,7 +155,7 @@ def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: 
     if folder.is_dir():
         folder.rmdir()
     partial.rename(folder)
-    return ExportReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
+    return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
 
 
 def _rows(vectors: Vectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
