@@ -140,7 +140,15 @@ def test_missing_extra_says_what_to_type(text_folder: Path, monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def made(text_folder: Path) -> Settings:
     def settings(**changes: Any) -> TuneSettings:
-        values = {"text": f"hf:{text_folder}", "lr": 1e-2, "batch_size": 48, "epochs": 9.0, "evaluations": 4, "lora": 4}
+        values = {
+            "text": f"hf:{text_folder}",
+            "lr": 2e-2,
+            "seed": 1,
+            "batch_size": 48,
+            "epochs": 9.0,
+            "evaluations": 4,
+            "lora": 4,
+        }
         return TuneSettings(**values | {"head_start": False, "held_out": 0.2} | changes)
 
     return settings
