@@ -13,8 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import typer
+from pyarrow import parquet
 from rich.console import Console
 from safetensors.torch import save_model
 
@@ -24,7 +27,7 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "compare", "info", "data"]
+COMMANDS = ["embed", "import", "tune", "classify", "search", "evaluate", "compare", "merge", "export", "info", "data"]
 
 
 class Result(NamedTuple):
@@ -206,6 +209,19 @@ def parsed(result: Result) -> Any:
     return json.loads(result.out)
 
 
+def test_pooling(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "both.lance"
+    embedding = ["embed", pictures / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
+    vit = [*embedding, "timm:test_vit", "--tower-weights", tower_file]
+    assert parsed(lamplit(*vit, "--pool", "cls+mean", "--json"))["embedded"] == 60
+    described = parsed(lamplit("info", store, "--json"))
+    assert (described["pooling"], described["width"]) == ("cls+mean", 128)
+    convolutions = lamplit(*embedding, "timm:test_resnet", "--tower-weights", "random", "--pool", "cls")
+    assert (convolutions.code, "it offers mean." in convolutions.err) == (1, True)
+    unknown = lamplit(*vit, "--pool", "max")
+    assert (unknown.code, "expected cls, mean, map, cls+mean" in unknown.err) == (2, True)
+
+
 def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
     """Embed, tune, ask: every command once as a table and once as JSON."""
     store, run = tmp_path / "[red] drawings.lance", tmp_path / "runs" / "[bold]run"
@@ -250,6 +266,42 @@ def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folde
     shown = lamplit("evaluate", run, store, "--label-column", "shape")
     assert "retrieval: 12 pictures, 12 captions, held out\n" in shown.out
     assert f"accuracy@1\t{found['zero_shot']['accuracy@1']:.3f}\tall\n" in shown.out
+
+
+def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
+    for name in ("img_emb", "metadata"):
+        (tmp_path / "clip" / name).mkdir(parents=True)
+    vectors = np.random.default_rng(0).normal(size=(9, 16)).astype(np.float16)
+    vectors[3] = 0
+    np.save(tmp_path / "clip" / "img_emb" / "img_emb_0.npy", vectors)
+    table = pa.table({"image_path": [f"{i}.png" for i in range(9)], "alt": [f"ring {i}" for i in range(9)]})
+    parquet.write_table(table, tmp_path / "clip" / "metadata" / "metadata_0.parquet")
+    store, run, tower = tmp_path / "[red].lance", tmp_path / "run", "acme:[bold]v3"
+    command = ["import", tmp_path / "clip", "--tower", tower, "--out", store, "--text-column", "alt"]
+
+    shown = lamplit(*command)
+    assert (shown.code, f"tower\t{tower}, 16 wide\n" in shown.out, "imported\t8\n" in shown.out) == (0, True, True)
+    assert "skipped\t1; reasons in " in shown.out
+    again = lamplit(*command)
+    assert (again.code, again.err.splitlines()[-1].startswith("error: there is a store at")) == (1, True)
+    made = parsed(lamplit(*command[:-3], tmp_path / "other.lance", "--json"))
+    assert (made["tower"], made["imported"], made["texts"], len(made["skipped"])) == (tower, 8, 0, 1)
+
+    assert parsed(lamplit("info", store, "--json"))["image tower"] == tower
+    report = parsed(lamplit("tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 1, "--json"))
+    assert report["image_tower"] == tower
+    assert len(parsed(lamplit("search", run, store, "ring 5", "-k", 3, "--json"))) == 3
+    assert parsed(lamplit("evaluate", run, store, "--json"))["held_out_only"]
+    (tmp_path / "a.png").touch()
+    for asked in (
+        ["search", run, store, "--image", tmp_path / "a.png"],
+        ["classify", run, tmp_path / "a.png", "--classes", "a,b"],
+    ):
+        result = lamplit(*asked)
+        assert result.code == 1
+        assert result.err.splitlines()[-1].startswith(
+            f"error: this model was tuned on imported vectors, made by {tower}"
+        )
 
 
 def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from lamplit.metrics import retrieval_metrics
-from lamplit.towers.image import ClassHead
+from lamplit.towers.backbone import ClassHead
 from lamplit.towers.scratch import Encoded
 from lamplit.towers.text import TextTower
 from lamplit.towers.tokenizers import PretrainedTokenizer

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_model
 import lamplit
 from lamplit.data.crops import Crop
 from lamplit.embedding import embed
-from lamplit.errors import StoreError, TuneError, UsageError
+from lamplit.errors import StoreError, TowerError, TuneError, UsageError
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
@@ -117,7 +117,7 @@ def test_held_out_recall_is_what_evaluate_finds(mode: str, vit_store: Store, mad
     store = vit_store
     if mode[0] != "L":
         assert isinstance(model.image_tower, Locked)
-        embed(vit_store_pairs(vit_store), tmp_path / "again.lance", tower=model.image_tower.tower, engine="torch")
+        embed(pairs_of(vit_store), tmp_path / "again.lance", tower=model.image_tower.tower, engine="torch")
         store = Store(tmp_path / "again.lance")
     if mode == "uu":  # the best of the others may be the one before the first step
         with pytest.raises(StoreError, match="their vectors cannot be compared"):
@@ -129,7 +129,7 @@ def test_held_out_recall_is_what_evaluate_finds(mode: str, vit_store: Store, mad
     assert torch.allclose(image.encode_images([path]), model.read_store(store)[:1], atol=5e-3)
 
 
-def vit_store_pairs(store: Store) -> Path:
+def pairs_of(store: Store) -> Path:
     return Path(store.column("path")[0]).parent / "pairs.csv"
 
 
@@ -265,3 +265,20 @@ def test_tower_saved_is_the_tower_measured(vit_store: Store, made: Settings, tmp
     config = json.loads((Path(report.out) / "config.json").read_text())
     assert config["image_tower"]["fingerprint"] == tower.tower.identity().fingerprint
     assert config["image_tower"]["spec"] == f"model:{Path(report.out).resolve()}"
+
+
+def test_tuned_tower_embeds_by_the_models_folder(vit_store: Store, made: Settings, tmp_path: Path) -> None:
+    """And what it embedded can be tuned further, in any mode."""
+    report = tune(vit_store, tmp_path / "run", made("UU", evaluations=1, held_out=0.0))
+    embed(pairs_of(vit_store), tmp_path / "again.lance", tower=f"model:{report.out}", engine="torch")
+    store = Store(tmp_path / "again.lance")
+    model = lamplit.load(report.out)
+    assert store.tower.fingerprint == model.identity.fingerprint != vit_store.tower.fingerprint
+    assert store.tower.spec == model.identity.spec
+    assert torch.allclose(model.read_store(store)[:3], model.encode_images(store.column("path")[:3]), atol=2e-3)
+    further = tune(store, tmp_path / "further", made("UU", steps=1))
+    assert further.image_tower == store.tower.spec
+    with pytest.raises(UsageError, match="has its own weights, preprocessing and pooling"):
+        open_image_tower(f"model:{report.out}", weights="random")
+    with pytest.raises(TowerError, match="is not the folder of a saved model"):
+        open_image_tower(f"model:{tmp_path}")

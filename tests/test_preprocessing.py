@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
+from transformers import CLIPImageProcessorPil
 
 from lamplit.preprocessing import Preprocessing
 
@@ -120,6 +121,25 @@ def test_a_long_line_of_pixels_does_not_fill_the_memory(shape):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; 4.5 GB scaled whole
     middle = int(line.flatten(1)[0, 15_000])
     assert abs(int(image[0, 112, 112]) - middle) <= 1
+
+
+@pytest.mark.parametrize("shape", [(224, 301), (301, 224), (240, 303), (400, 225)])
+def test_the_reference_crops_as_transformers_does(shape):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 229}, crop_size={"height": 224, "width": 224})
+    picture = natural(*shape)
+    expected = torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    preprocessing = Preprocessing((224, 224), mean, std, "bicubic", 224 / 229, center="floor")
+    assert (preprocessing.reference(picture) - expected).abs().max() < 1e-5
+    fast = preprocessing.normalize(preprocessing.resize(to_tensor(picture))[None])[0]
+    assert (fast - expected).abs().mean() < 0.02
+
+
+def test_what_came_later_is_left_out_at_its_default():
+    plain = Preprocessing((8, 8), MEAN, STD)
+    assert set(plain.to_dict()) == {"image_size", "mean", "std", "interpolation", "crop_fraction", "fit"}
+    later = Preprocessing((8, 8), MEAN, STD, antialias=False, center="floor").to_dict()
+    assert (later["antialias"], later["center"]) == (False, "floor")
 
 
 def test_normalize():

@@ -340,9 +340,13 @@ def test_centre_of_the_store_goes_into_the_model(words_path: Path, made: Setting
     assert report.start["image_to_text/recall@1"] > 0.9
 
 
-def test_long_texts_are_counted(words_path: Path, made: Settings, tmp_path: Path) -> None:
+def test_long_texts_are_counted(
+    words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     report = tune(words_path, tmp_path / "run", made(context_length=5, epochs=0.2))
     assert report.truncated_texts == 288
+    told = [message for message in caplog.messages if "lose their end" in message]
+    assert told == [f"texts of more than 5 tokens lose their end: {n} of {n}" for n in (288, 72)]  # then the held-out
 
 
 def test_tower_that_cannot_be_opened_is_said_to_be_missing(

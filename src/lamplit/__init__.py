@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from lamplit.embedding import embed
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
+    from lamplit.exchange import export_vectors, import_vectors
+    from lamplit.exports.run import export
     from lamplit.losses import sigmoid_loss, softmax_loss
-    from lamplit.model import LiT, load
+    from lamplit.model import LiT, load, merge_lora
     from lamplit.preprocessing import Preprocessing
     from lamplit.retrieval import Searcher, search
     from lamplit.store import Store
@@ -41,8 +43,12 @@ _HOMES = {
     "compare": "comparison",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "export": "exports.run",
+    "export_vectors": "exchange",
     "fetch": "data.catalog",
+    "import_vectors": "exchange",
     "load": "model",
+    "merge_lora": "model",
     "open_image_tower": "towers.image",
     "open_text_tower": "towers.text",
     "read_pairs": "data.pairs",
@@ -67,8 +73,12 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "export",
+    "export_vectors",
     "fetch",
+    "import_vectors",
     "load",
+    "merge_lora",
     "open_image_tower",
     "open_text_tower",
     "read_pairs",

@@ -66,6 +66,9 @@ def embed(
     tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
     tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, mean, map or cls+mean; by default what the tower's own head uses.")
+    ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     center: Annotated[
@@ -83,11 +86,32 @@ def embed(
     if engine not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
-        source, out, tower=tower, tower_weights=tower_weights, image_column=image_column, text_column=text_column,
-        center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
+        source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
+        text_column=text_column, center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
         workers=_default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     show(report, tables.embed_report, as_json)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
+    tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
+    pairs: Annotated[str | None, typer.Option(help="Texts and pictures for a .npy, in its order.")] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
+    ] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of vectors that are there already; no picture is opened."""
+    report = lamplit.import_vectors(
+        source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
+        text_column=text_column, progress=True,
+    )  # fmt: skip
+    show(report, tables.import_report, as_json)
 
 
 @app.command()
@@ -107,7 +131,7 @@ def tune(
     text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
     loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained, 1e-4 LoRA.")] = None,
     weight_decay: Annotated[float, typer.Option(help="In torch's sense.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
@@ -125,6 +149,7 @@ def tune(
     evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    lora: Annotated[int | None, typer.Option(help="Rank of low-rank changes that train in the text tower.")] = None,
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode, where pictures are read.")] = None,
     device: Device = None,
@@ -235,6 +260,38 @@ def compare(
         workers=_default_workers() if workers is None else workers, progress=True,
     )  # fmt: skip
     show(result, tables.comparison, as_json)
+
+
+@app.command()
+def merge(
+    model: Annotated[Path, typer.Argument(help="Folder of a model that was tuned with --lora.")],
+    out: Annotated[Path, typer.Option(help="Folder of the ordinary model to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Merge LoRA into the text tower: an ordinary model with the same vectors."""
+    lamplit.merge_lora(model, out)
+    print_line(json.dumps({"model": str(out)}) if as_json else out)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="Folder of a model; a store, for clip-retrieval.")],
+    to: Annotated[
+        str, typer.Option(help="onnx, transformers, open-clip or sentence-transformers; clip-retrieval for a store.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: int8 files too, and what they lose.")] = False,
+    sample: Annotated[
+        str | None, typer.Option(help="Pairs to compare on; by default sentences and patterns made here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another library, checked to give the same vectors there; or the vectors of a store."""
+    if to == "clip-retrieval":
+        show(lamplit.export_vectors(source, out), tables.vectors_report, as_json)
+    else:
+        report = lamplit.export(source, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
+        show(report, tables.export_report, as_json)
 
 
 @app.command()

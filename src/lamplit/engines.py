@@ -10,13 +10,13 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.cache import cache_folder
@@ -94,10 +94,10 @@ def choose_engine(
 
 def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Engine:
     """Start an engine that gives `expected` for `sample`."""
-    if name == "onnx" and not _has_onnx():
-        raise MissingExtraError("onnxruntime", "onnx")
+    if name == "onnx":
+        require_onnx()
     # Every error of torch's compilers is a RuntimeError.
-    errors: tuple[type[Exception], ...] = (RuntimeError, *_onnx_errors())
+    errors: tuple[type[Exception], ...] = (RuntimeError, *onnx_errors())
     try:
         compiles = name == "compile"
         engine = _torch_engine(tower, device, compiled=True) if compiles else _onnx_engine(tower, sample)
@@ -122,10 +122,11 @@ def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = F
 
 def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     file = _onnx_file(tower)
-    session = _onnx_session(file) if file.is_file() else None
+    session = open_onnx(file) if file.is_file() else None
     if session is None:  # not made yet, or damaged since
-        _export(tower, sample, file)
-        session = _onnx_session(file)
+        pictures = tower.preprocessing.normalize(sample[:2])
+        write_onnx(tower.backbone, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
+        session = open_onnx(file)
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")
     [entry] = session.get_inputs()
@@ -138,7 +139,8 @@ def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     return run
 
 
-def _onnx_session(file: Path) -> Any:
+def open_onnx(file: Path) -> Any:
+    """Open an ONNX file with ONNX Runtime on the CPU; nothing where it cannot be read."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -146,11 +148,11 @@ def _onnx_session(file: Path) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except _onnx_errors():
+    except onnx_errors():
         return None
 
 
-def _onnx_errors() -> tuple[type[Exception], ...]:
+def onnx_errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises; its errors have no base of their own."""
     if not _has_onnx():
         return ()
@@ -160,24 +162,58 @@ def _onnx_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in (*names, "RuntimeException"))
 
 
-def _export(tower: ImageTower, sample: Tensor, file: Path) -> None:
-    """Write the tower, without its preprocessing, as an ONNX file with a free batch size."""
+def write_onnx(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    file: Path,
+    *,
+    name: str,
+    axes: Sequence[Mapping[int, Any]],
+    output: str = "vectors",
+) -> None:
+    """Write a module as an ONNX file.
+
+    Args:
+        module: what is to run elsewhere, in eval mode.
+        inputs: an example of each, in the order of `module.forward`, and what they are to be called.
+        file: where to; it is there whole or not at all.
+        name: of the module, for the error.
+        axes: of each input, the `torch.export.Dim` of every axis of any length.
+        output: what the output is to be called.
+
+    Raises:
+        TowerError: the module does what ONNX cannot hold.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    pictures = tower.preprocessing.normalize(sample[:2])
+    example = tuple(inputs.values())
+    names = tuple({place: length.__name__ for place, length in each.items()} for each in axes)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own future
         try:
-            program = torch.export.export(tower.backbone, (pictures,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            torch.onnx.export(program, (pictures,), partial, dynamo=True, external_data=False, verbose=False)
+            program = torch.export.export(module, example, dynamic_shapes=tuple(map(dict, axes)))
+            torch.onnx.export(
+                program, example, partial, dynamo=True, external_data=False, verbose=False,
+                dynamic_shapes=names, input_names=list(inputs), output_names=[output],
+            )  # fmt: skip
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             partial.unlink(missing_ok=True)
-            raise TowerError(f"{tower.spec} cannot be exported to ONNX: {first_line(error)}") from error
+            raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
     partial.replace(file)
 
 
 def _onnx_file(tower: ImageTower) -> Path:
     return cache_folder() / "onnx" / f"{tower.identity().fingerprint}.onnx"
+
+
+def require_onnx() -> None:
+    """Ask for what reads and writes ONNX files.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if not _has_onnx():
+        raise MissingExtraError("onnxruntime", "onnx")
 
 
 def _has_onnx() -> bool:

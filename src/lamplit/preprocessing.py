@@ -26,6 +26,8 @@ class Preprocessing:
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
     `antialias=False` samples the picture at single points, bilinearly, and cuts off the fractions, as the LiT authors'
     own pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
+    `center` says where the odd pixel of an uneven margin goes: torchvision and timm round half the margin (to even),
+    transformers rounds it down.
     """
 
     image_size: tuple[int, int]  # height, width
@@ -35,6 +37,7 @@ class Preprocessing:
     crop_fraction: float = 1.0
     fit: Literal["crop", "squash"] = "crop"
     antialias: bool = True
+    center: Literal["round", "floor"] = "round"
 
     def resize(self, image: Tensor) -> Tensor:
         """Scale and crop one picture: (3, H, W) uint8 in, (3, height, width) uint8 out."""
@@ -46,7 +49,7 @@ class Preprocessing:
             image = TF.resize(image, list(size), InterpolationMode(mode), antialias=True)
         elif tuple(image.shape[-2:]) != size:
             image = _sample(image, *size)
-        cropped: Tensor = TF.center_crop(image, list(self.image_size))
+        cropped: Tensor = self._crop(image, image.shape[-2], image.shape[-1])
         return cropped
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -62,10 +65,16 @@ class Preprocessing:
         """
         size = self._target_size(image.height, image.width)
         image = TF.resize(image, list(size), InterpolationMode(self.interpolation))
-        image = TF.center_crop(image, list(self.image_size))
+        image = self._crop(image, image.height, image.width)
         pixels = transforms.Compose([transforms.PILToTensor(), transforms.ToDtype(torch.float32, scale=True)])
         normalized: Tensor = TF.normalize(pixels(image), list(self.mean), list(self.std))
         return normalized
+
+    def _crop(self, image: Any, height: int, width: int) -> Any:
+        crop_height, crop_width = self.image_size
+        if self.center == "round":
+            return TF.center_crop(image, [crop_height, crop_width])
+        return TF.crop(image, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
     def _trim(self, image: Tensor) -> Tensor:
         # A line of 1 x 30,000 pixels, scaled whole for the crop, would be 224 x 6,720,000. No crop shows more
@@ -93,8 +102,8 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON. What came later is left out at its default: fingerprints stay what they were."""
-        values = asdict(self)
-        return values if not self.antialias else {key: value for key, value in values.items() if key != "antialias"}
+        later = {"antialias": True, "center": "round"}
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

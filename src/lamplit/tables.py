@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lamplit.comparison import Comparison
     from lamplit.embedding import EmbedReport
     from lamplit.evaluation import Evaluation
+    from lamplit.exchange import ImportReport, VectorsReport
+    from lamplit.exports.report import ExportReport
     from lamplit.retrieval import Hit
     from lamplit.tuning.report import TuneReport
     from lamplit.zeroshot import Prediction
@@ -27,6 +29,29 @@ def embed_report(report: EmbedReport) -> list[Table]:
         "updated": report.updated,
         "unchanged": report.unchanged,
         "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
+    }
+    return info(rows)
+
+
+def import_report(report: ImportReport) -> list[Table]:
+    """What one run of `lamplit import` did."""
+    rows = {
+        "store": report.store,
+        "tower": f"{report.tower}, {report.width} wide",
+        "imported": report.imported,
+        "texts": report.texts,
+        "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
+    }
+    return info(rows)
+
+
+def vectors_report(report: VectorsReport) -> list[Table]:
+    """What `lamplit export --to clip-retrieval` wrote."""
+    rows = {
+        "folder": report.folder,
+        "tower": f"{report.tower}, {report.width} wide",
+        "pictures": report.pictures,
+        "parts": report.parts,
     }
     return info(rows)
 
@@ -118,6 +143,23 @@ def evaluation(result: Evaluation) -> list[Table]:
             _add_row(table, name, f"{row['accuracy']:.3f}", f"{row['pictures']:.0f}")
         made.append(table)
     return made
+
+
+def export_report(report: ExportReport) -> list[Table]:
+    """What was written, and how far its vectors are from the model's."""
+    files = _table("file", "MB", title=f"{report.to}: {report.folder}")
+    for name, size in report.files.items():
+        _add_row(files, name, f"{size / 1e6:,.2f}")
+    checks = _table("compared with the model", "", title=f"checked on {report.sample}")
+    for name, difference in report.differences.items():
+        _add_row(checks, name, f"largest difference {difference:.1e}")
+    if report.preprocessing_cosine is not None:
+        _add_row(checks, "image vectors, its own preprocessing", f"lowest cosine {report.preprocessing_cosine:.5f}")
+    for name, value in (report.int8 or {}).items():
+        _add_row(checks, f"int8: {name}", value if isinstance(value, dict) else f"{value:.3f}")
+    for note in report.notes:
+        _add_row(checks, "note", note)
+    return [files, checks]
 
 
 def info(values: dict[str, Any]) -> list[Table]:

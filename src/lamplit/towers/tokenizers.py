@@ -51,7 +51,7 @@ class PretrainedTokenizer:
             TowerError: it is not there, or damaged.
         """
         try:
-            return cls(AutoTokenizer.from_pretrained(folder))
+            return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         except READ_ERRORS as error:
             raise TowerError(f"{folder} is missing or damaged: the model is not whole") from error
 

@@ -66,6 +66,9 @@ class Assembly:
             # Published heads read plain vectors of pre-trained towers.
             reads=None if center is not None or settings.mode[0] == "u" else store.tower.fingerprint,
         )
+        if settings.lora is not None:
+            self.text_tower.add_lora(settings.lora)
+        self.tokens = self.text_tower.tokenize(texts)
         self.image_tower = _open_image_tower(store, settings)
         bias = None if settings.loss == "softmax" else -math.log(batch_size - 1)
         head = _identity(store.tower.width) if settings.image_head else None
@@ -85,7 +88,7 @@ class Assembly:
 
     def _text_side(self, texts: Sequence[str]) -> Constants | Texts:
         if self.settings.text_trains:
-            return Texts(self.text_tower.tokenize(texts), self._encode_texts)
+            return Texts(self.tokens, self._encode_texts)
         self.locked["text tower"] = self.text_tower.encoder.requires_grad_(False)
         return Constants(text_features(self.text_tower, texts).cpu(), self.text_tower.head, self.device)
 
@@ -206,10 +209,17 @@ def _identity(width: int) -> nn.Linear:
 def _open_image_tower(store: Store, settings: TuneSettings) -> ImageTower | None:
     """Open the tower that made the store: to be tuned, or for its classifier and to be saved with the model."""
     identity = store.tower
+    if identity.imported:
+        if settings.image_trains:
+            raise TuneError(f"the vectors of {store.path} were imported: there is no {identity.spec} to tune here")
+        logger.info("the vectors were imported, made by %s; the model is saved without an image tower", identity.spec)
+        return None
     if settings.mode[0] == "u":
         return build_image_tower(identity)
     try:
-        tower = open_image_tower(identity.spec, weights=identity.weights, preprocessing=identity.preprocessing)
+        tower = open_image_tower(
+            identity.spec, weights=identity.weights, preprocessing=identity.preprocessing, pool=identity.pool
+        )
         if tower.identity().fingerprint != identity.fingerprint:
             raise TuneError(f"{identity.spec} is not the tower that made {store.path} any more")
     except LamplitError as error:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.towers.image import ClassHead
+from lamplit.towers.backbone import ClassHead
 from lamplit.towers.text import TextTower
 from lamplit.tuning.sides import text_features
 

@@ -39,16 +39,17 @@ def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[st
     """Parameters and memory of each part, and whether it trains."""
     assert model.text_tower is not None
     scalars = [model.log_scale, *([] if model.logit_bias is None else [model.logit_bias])]
+    encoder, low_rank = model.text_tower.split_lora()
     parts: dict[str, Iterable[nn.Parameter]] = {
         "image tower": [] if image_tower is None else image_tower.parameters(),
         "image head": [] if model.image_head is None else model.image_head.parameters(),
-        "text tower": model.text_tower.encoder.parameters(),
+        "text tower": encoder,
+        "text tower's LoRA": low_rank,
         "text head": model.text_tower.head.parameters(),
         "logit scale": scalars,
     }
-    if model.image_head is None:
-        del parts["image head"]
-    return {name: _part(list(parameters)) for name, parameters in parts.items()}
+    lacking = [*(["image head"] if model.image_head is None else []), *([] if low_rank else ["text tower's LoRA"])]
+    return {name: _part(list(parameters)) for name, parameters in parts.items() if name not in lacking}
 
 
 def _part(parameters: list[nn.Parameter]) -> dict[str, float | str]:

@@ -275,5 +275,5 @@ class _Run:
             held_out_pairs=len(self.held_out),
             held_out_captions=len(self.held_out.texts),
             trains=what_trains(self.model, self.assembly.image_tower),
-            truncated_texts=self.assembly.text_tower.count_truncated(self.train.texts),
+            truncated_texts=self.assembly.text_tower.count_truncated(self.train.texts, self.assembly.tokens),
         )

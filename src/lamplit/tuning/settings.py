@@ -24,7 +24,8 @@ class TuneSettings:
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """AdamW, or Adafactor as the paper uses it for large towers."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-3 from scratch (the paper's) and 1e-5 for a pre-trained text tower."""
+    """Peak learning rate; by default 1e-3 from scratch (the paper's), 1e-5 for a pre-trained text tower, and ten
+    times that with LoRA, whose matrices begin at nothing."""
     weight_decay: float = 0.1
     """In torch's sense (times the learning rate); the paper's 1e-4 at 1e-3 is 0.1 here."""
     batch_size: int = 1024
@@ -62,6 +63,8 @@ class TuneSettings:
     """Stop after so many evaluations without a better recall."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the processor has it in hardware; elsewhere it is slower."""
+    lora: int | None = None
+    """Rank of low-rank changes to the text tower, which train in the place of its weights; nothing for full tuning."""
     seed: int = 0
     """Of the split, the order of the pairs and dropout."""
 
@@ -84,6 +87,7 @@ class TuneSettings:
             "image_weight_decay": (self.image_weight_decay is None or self.image_weight_decay >= 0, "at least 0"),
             "image_start": (0 <= self.image_start < 1, "at least 0 and less than 1"),
             "grad_clip": (self.grad_clip > 0, "more than 0"),
+            "lora": (self.lora is None or self.lora >= 1, "a rank of at least 1"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "context_length": (self.context_length is None or self.context_length >= 3, "at least 3"),
         }
@@ -96,6 +100,10 @@ class TuneSettings:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected {expected}")
         if self.mode[-1] in "LU" and self.text.startswith("scratch:"):
             raise UsageError(f"{self.text} has no pre-trained weights; mode {self.mode} needs a text tower that has")
+        if self.lora is not None and not (self.pretrained_text and self.text_trains):
+            raise UsageError(
+                f"lora changes pre-trained weights that may change, and {self.text} has none in mode {self.mode}"
+            )
         pixels = ("image_lr", "image_weight_decay", "image_start", "augment")
         given = [name for name in pixels if getattr(self, name) != type(self).__dataclass_fields__[name].default]
         if given and not self.image_trains:
@@ -122,7 +130,8 @@ class TuneSettings:
     @property
     def peak_lr(self) -> float:
         """The learning rate of all but the image tower, after warm-up."""
-        return self.lr if self.lr is not None else 1e-5 if self.pretrained_text else 1e-3
+        default = 1e-3 if not self.pretrained_text else 1e-5 if self.lora is None else 1e-4
+        return self.lr if self.lr is not None else default
 
     @property
     def peak_image_lr(self) -> float:

@@ -1,0 +1,172 @@
+"""Both towers as a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` opens.
+
+The image tower is open_clip's `TimmModel`, the text tower its `HFTextEncoder`, whose projection has no bias: the
+head's bias is folded (see `bias`) into the last norm of the encoder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from lamplit.errors import MissingExtraError, TowerError
+from lamplit.exports.parts import (
+    bare_head,
+    copy_tokenizer,
+    find_image_tower,
+    find_text_tower,
+    find_transformers_config,
+    linear_image_head,
+    quiet_logging,
+    shift_features,
+)
+from lamplit.exports.report import ExportReport
+from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
+from lamplit.model import LiT
+from lamplit.preprocessing import Preprocessing
+from lamplit.towers.image import ImageTower
+from lamplit.towers.loading import READ_ERRORS, first_line, load_strictly, quiet_transformers
+from lamplit.towers.text import TextTower
+
+_POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
+
+
+def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
+    """Write configuration, weights and tokenizer, and check what open_clip gives for them.
+
+    Raises:
+        TowerError: open_clip has no place for what a tower does, or the vectors differ by more than 1e-5.
+        MissingExtraError: open_clip is not installed.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtraError("open_clip_torch", "export") from error
+    image, text = find_image_tower(model), find_text_tower(model)
+    report = ExportReport("open-clip", str(folder), sample.origin)
+    config = {
+        "model_cfg": _model_config(model, image, text, folder),
+        "preprocess_cfg": _preprocess_config(image.preprocessing, report.notes),
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    AutoConfig.for_model(**text.config["config"]).save_pretrained(folder / "text_encoder")
+    copy_tokenizer(text).save_pretrained(folder)
+    try:
+        with quiet_transformers(), torch.no_grad():
+            with quiet_logging():  # it warns that there are no weights yet
+                built = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+            _fill(built, model, image, text)
+            state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
+            save_file(state, folder / "open_clip_model.safetensors")
+            _check(folder, image, sample, text_tolerance(model, sample), report)
+    except READ_ERRORS as error:
+        raise TowerError(f"open_clip cannot hold {image.spec} and {text.spec}: {first_line(error)}") from error
+    report.notes.append(
+        "open_clip finds the text encoder's configuration by its absolute path: after moving the folder, correct "
+        "hf_model_name in open_clip_config.json"
+    )
+    return report
+
+
+def _model_config(model: LiT, image: ImageTower, text: TextTower, folder: Path) -> dict[str, Any]:
+    if image.config["library"] != "timm":
+        raise TowerError(f"open_clip opens image towers of timm, and {image.spec} is none; use --to onnx")
+    height, width = image.preprocessing.image_size
+    return {
+        "embed_dim": model.width,
+        "init_logit_bias": None if model.logit_bias is None else float(model.logit_bias),
+        "vision_cfg": {
+            "timm_model_name": image.config["name"],
+            "timm_model_pretrained": False,
+            "timm_pool": _timm_pool(image.backbone),
+            "timm_proj": "none" if model.image_head is None else "linear",
+            "image_size": height if height == width else [height, width],
+        },
+        "text_cfg": {
+            "hf_model_name": str((folder / "text_encoder").resolve()),
+            "hf_tokenizer_name": "the files beside this one",
+            "hf_proj_type": "linear",
+            "hf_pooler_type": _pooler(text),
+            "context_length": text.context_length,
+        },
+    }
+
+
+def _timm_pool(backbone: Any) -> str:
+    """Say how a timm model pools, as its builder wants to hear it."""
+    pool = getattr(backbone, "global_pool", None) or getattr(getattr(backbone, "head", None), "global_pool", None)
+    return str(pool if isinstance(pool, str) else getattr(pool, "pool_type", ""))
+
+
+def _pooler(tower: TextTower) -> str:
+    from open_clip.hf_configs import arch_dict
+
+    config = find_transformers_config(tower, "open_clip")
+    kind = config["model_type"]
+    if kind not in arch_dict or config.get("is_encoder_decoder"):
+        raise TowerError(
+            f"open_clip's text encoders with a norm that can hold a bias are bert, roberta and xlm-roberta, and "
+            f"{tower.spec} is {kind}; use --to onnx or --to sentence-transformers"
+        )
+    if tower.pooling not in _POOLERS:
+        raise TowerError(f"{tower.spec} reads the last token, which open_clip's poolers of such encoders do not")
+    if config.get("pad_token_id") != tower.tokenizer.pad_id:
+        raise TowerError(
+            f"open_clip masks the tokens {config.get('pad_token_id')} of the encoder's configuration, but the "
+            f"tokenizer of {tower.spec} pads with {tower.tokenizer.pad_id}"
+        )
+    return _POOLERS[tower.pooling]
+
+
+def _preprocess_config(preprocessing: Preprocessing, notes: list[str]) -> dict[str, Any]:
+    if preprocessing.fit == "crop" and preprocessing.crop_fraction != 1:
+        notes.append(
+            f"open_clip's preprocess shows the tower the whole middle square, lamplit {preprocessing.crop_fraction:g} "
+            "of its side: use timm.data.create_transform with this crop_pct, or lamplit's Preprocessing"
+        )
+    if not preprocessing.antialias or preprocessing.interpolation == "nearest":
+        notes.append("open_clip's preprocess smooths when it scales; this tower was trained without")
+    return {
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": "bilinear" if preprocessing.interpolation in ("bilinear", "nearest") else "bicubic",
+        "resize_mode": "squash" if preprocessing.fit == "squash" else "shortest",
+    }
+
+
+def _fill(built: Any, model: LiT, image: ImageTower, text: TextTower) -> None:
+    load_strictly(built.visual.trunk, image.backbone.state_dict(), image.spec)
+    matrix = linear_image_head(model, "open_clip")
+    if model.image_head is not None:
+        built.visual.head.proj.weight.copy_(matrix)
+    load_strictly(built.text.transformer, text.encoder.state_dict(), text.spec)
+    head = bare_head(text, "open_clip")
+    shift_features(built.text.transformer, text, head)
+    built.text.proj.weight.copy_(head.weight)
+    built.logit_scale.copy_(model.log_scale)
+    if model.logit_bias is not None:
+        built.logit_bias.copy_(model.logit_bias)
+
+
+def _check(folder: Path, image: ImageTower, sample: Sample, tolerance: float, report: ExportReport) -> None:
+    """Open the folder as a user would, and compare."""
+    import open_clip
+
+    assert sample.pixels is not None
+    assert sample.zimg is not None
+    assert sample.ztxt is not None
+    opened, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    opened.eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(sample.texts)
+    zimg = opened.encode_image(image.preprocessing.normalize(sample.pixels), normalize=True)
+    ztxt = opened.encode_text(tokens, normalize=True)
+    report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
+    report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, tolerance)
+    prepared = torch.stack([preprocess(picture) for picture in sample.pictures])
+    cosines = (opened.encode_image(prepared, normalize=True) * sample.zimg).sum(1)
+    report.preprocessing_cosine = float(cosines.min())

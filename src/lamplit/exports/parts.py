@@ -1,0 +1,148 @@
+"""The parts of a model as other libraries want them, or the reason why they cannot have them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from lamplit.errors import TowerError
+from lamplit.exports.bias import fold_bias, last_norm
+from lamplit.model import LiT
+from lamplit.towers.image import ImageTower
+from lamplit.towers.lock import Locked
+from lamplit.towers.text import TextTower
+from lamplit.towers.tokenizers import PretrainedTokenizer
+
+
+def find_image_tower(model: LiT) -> ImageTower:
+    """Return the model's image tower, out of its lock.
+
+    Raises:
+        TowerError: the model is open without it.
+    """
+    tower = model.image_tower.tower if isinstance(model.image_tower, Locked) else model.image_tower
+    if not isinstance(tower, ImageTower):
+        raise TowerError(
+            f"the model has no image tower: it was saved, or is open, without {model.identity.spec}; "
+            "--to sentence-transformers and --to onnx do without"
+        )
+    return tower
+
+
+def find_text_tower(model: LiT) -> TextTower:
+    """Return the model's text tower.
+
+    Raises:
+        TowerError: the model is open without it.
+    """
+    if model.text_tower is None:
+        raise TowerError("the model has no text tower: it is open, or was saved, without it")
+    return model.text_tower
+
+
+def find_transformers_config(tower: TextTower, target: str) -> dict[str, Any]:
+    """Return the configuration of a text encoder that transformers built.
+
+    Raises:
+        TowerError: the encoder or the tokenizer is not of transformers.
+    """
+    if tower.config["library"] != "transformers" or not isinstance(tower.tokenizer, PretrainedTokenizer):
+        raise TowerError(
+            f"{tower.spec} is built by lamplit itself, and {target} opens text encoders of transformers alone; "
+            "--to onnx takes every tower"
+        )
+    config: dict[str, Any] = tower.config["config"]
+    return config
+
+
+def copy_tokenizer(tower: TextTower) -> PreTrainedTokenizerBase:
+    """Return a transformers tokenizer that cuts at the tower's context length."""
+    assert isinstance(tower.tokenizer, PretrainedTokenizer)
+    tokenizer = copy.deepcopy(tower.tokenizer.tokenizer)
+    tokenizer.model_max_length = tower.context_length
+    return tokenizer
+
+
+def linear_image_head(model: LiT, target: str) -> Tensor:
+    """Return the matrix (E, D) that takes the image tower's features to the joint space, before normalising.
+
+    Raises:
+        TowerError: what the model does there is not a matrix.
+    """
+    if model.center is not None:
+        raise TowerError(
+            "the model was tuned on a centred store: it subtracts a mean from unit vectors and normalises again, and "
+            f"{target} has a place for a matrix only; use --to onnx, or tune on a store made without --center"
+        )
+    if model.image_head is None:
+        return torch.eye(model.width)
+    if model.image_head.bias is not None and model.image_head.bias.abs().max() > 0:
+        raise TowerError(
+            f"the image head adds a bias to unit vectors, and {target} has a place for a matrix only; use --to onnx"
+        )
+    return model.image_head.weight.detach()
+
+
+@dataclass(frozen=True)
+class BareHead:
+    """A text head without a bias: `weight @ (features + shift)` is what the head gives."""
+
+    weight: Tensor  # (D, H)
+    shift: Tensor  # (H,)
+    norm: nn.LayerNorm | None  # what the features leave
+    shared: bool  # the encoder uses that norm in other places too
+
+
+def bare_head(tower: TextTower, target: str) -> BareHead:
+    """Turn the text head into a matrix, for libraries whose projection has no bias.
+
+    Raises:
+        TowerError: there is no other place for the bias.
+    """
+    head = tower.head
+    found = last_norm(tower.encoder, input_ids=torch.tensor(tower.tokenize(["a b c"])))
+    norm, shared = found or (None, False)
+    if head.bias.abs().max() == 0:
+        return BareHead(head.weight.detach(), torch.zeros(head.in_features), norm, shared)
+    if norm is None:
+        raise TowerError(
+            f"the head of {tower.spec} has a bias, {target}'s projection has none, and {type(tower.encoder).__name__} "
+            "does not end in a LayerNorm that could hold it; use --to onnx or --to sentence-transformers"
+        )
+    return BareHead(*fold_bias(head, norm), norm, shared)
+
+
+def shift_features(encoder: nn.Module, tower: TextTower, head: BareHead) -> None:
+    """Add the shift of a bare head to all that `encoder` gives, a copy of the tower's encoder.
+
+    Raises:
+        TowerError: its layers share the norm that would hold the shift.
+    """
+    if head.shift.abs().max() == 0:
+        return
+    if head.shared:
+        raise TowerError(f"the layers of {tower.spec} share the norm that would hold the head's bias; use --to onnx")
+    [name] = [name for name, module in tower.encoder.named_modules() if module is head.norm]
+    norm = encoder.get_submodule(name)
+    assert isinstance(norm, nn.LayerNorm)
+    norm.bias.add_(head.shift)
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Keep back the advice that libraries log to nobody in particular."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

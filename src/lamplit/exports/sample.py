@@ -1,0 +1,136 @@
+"""What an export is checked on: texts and pictures, and the vectors that the model gives for them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+from lamplit.data.images import convert_image, decode_image, open_bytes
+from lamplit.data.pairs import read_pairs
+from lamplit.errors import ImageError, TowerError, UsageError
+from lamplit.exports.parts import find_image_tower
+from lamplit.model import LiT
+
+TOLERANCE = 1e-5  # largest difference of any coordinate of a unit vector, where the same sums are taken
+NUM_PAIRS = 64
+NUM_PICTURES = 12
+SENTENCES = (
+    "a",
+    "dog",
+    "A red bicycle.",
+    "two children on a beach",
+    "An old map of the city, 1785",
+    "a photo of a golden retriever puppy",
+    "The moon above a frozen lake at night.",
+    "A bowl of ramen with an egg, spring onions and seaweed.",
+    "Ein kleines blaues Haus am Ende einer langen, staubigen Straße",
+    "une tasse de café sur une table en bois",
+    "un mercado lleno de flores y frutas",
+    "красная площадь зимой",
+    "猫が窓の外を見ている",
+    "EMPTY ROAD!!! (no cars?)",
+    "diagram: x = 3.14, y > 0 & z",
+    "close-up of a bee on a purple thistle, shallow depth of field, early morning light, dew on the leaves",
+    "A long caption says much more than a short one: " + "there is a tree, and behind the tree a house, " * 12,
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs, and what the model makes of them; whichever tower it lacks has no vectors."""
+
+    origin: str  # where the inputs are from, in words
+    texts: list[str]
+    pictures: list[Image.Image]
+    pixels: Tensor | None  # (N, 3, height, width) uint8, as the image tower reads them
+    zimg: Tensor | None  # (N, D) unit vectors
+    ztxt: Tensor | None  # (number of texts, D) unit vectors
+
+
+@torch.no_grad()
+def take_sample(model: LiT, source: str | Path | None) -> Sample:
+    """Embed the first pairs of a source, or, without one, sentences and patterns made here.
+
+    Raises:
+        UsageError: the source has no texts, or no picture that can be used.
+    """
+    if source is None:
+        origin = f"{len(SENTENCES)} built-in sentences and {NUM_PICTURES} generated pictures"
+        texts, pictures = list(SENTENCES), [_pattern(number) for number in range(NUM_PICTURES)]
+    else:
+        texts, pictures = _read(source)
+        origin = f"{len(texts)} texts and {len(pictures)} pictures of {source}"
+    pixels = zimg = None
+    if model.image_tower is not None:
+        tower = find_image_tower(model)
+        resize = tower.preprocessing.resize
+        pixels = torch.stack([resize(convert_image(picture)) for picture in pictures])
+        zimg = torch.cat([model.project(F.normalize(tower(part), dim=-1)) for part in torch.split(pixels, 16)])
+    ztxt = None if model.text_tower is None else model.encode_texts(texts)
+    return Sample(origin, texts, pictures, pixels, zimg, ztxt)
+
+
+def require_agreement(what: str, vectors: Tensor, expected: Tensor, tolerance: float) -> float:
+    """Return the largest difference of any coordinate of unit vectors.
+
+    Raises:
+        TowerError: it is above `tolerance`.
+    """
+    if vectors.shape != expected.shape:
+        raise TowerError(
+            f"the exported {what} has the shape {tuple(vectors.shape)} for {tuple(expected.shape)}; nothing was written"
+        )
+    difference = float((vectors - expected).abs().max())
+    if not difference <= tolerance:
+        raise TowerError(
+            f"the exported {what} differs from lamplit's by {difference:.1e}, more than {tolerance:.0e}; "
+            "nothing was written"
+        )
+    return difference
+
+
+@torch.no_grad()
+def text_tolerance(model: LiT, sample: Sample) -> float:
+    """How far text vectors may be off: `TOLERANCE`, or what float32 itself rounds away in this model, four times.
+
+    Where a head's sums nearly cancel (as closed-form heads of an untrained encoder do), vectors in float32 are off
+    from those in float64 by more than `TOLERANCE`, and other sums of the same numbers are as well.
+    """
+    assert model.text_tower is not None
+    assert sample.ztxt is not None
+    exact = copy.deepcopy(model.text_tower).double()
+    ztxt = F.normalize(exact(exact.tokenize(sample.texts)), dim=-1)
+    return max(TOLERANCE, 4 * float((sample.ztxt - ztxt).abs().max()))
+
+
+def _read(source: str | Path) -> tuple[list[str], list[Image.Image]]:
+    texts: list[str] = []
+    pictures: list[Image.Image] = []
+    for pair in islice(read_pairs(source), NUM_PAIRS):
+        texts += pair.texts[:1]
+        try:
+            pictures.append(TF.to_pil_image(decode_image(open_bytes(pair.image))))
+        except ImageError:  # the others are enough
+            continue
+    if not texts or not pictures:
+        raise UsageError(f"{source} has {len(texts)} texts and {len(pictures)} usable pictures; a sample needs both")
+    return texts, pictures
+
+
+def _pattern(number: int) -> Image.Image:
+    """Make coloured clouds of some size and roughness; the same in every run."""
+    generator = torch.Generator().manual_seed(number)
+    height, width = (int(torch.randint(180, 520, (1,), generator=generator)) for _ in range(2))
+    grains = 2 ** (1 + number % 6)
+    coarse = torch.rand(1, 3, grains, grains, generator=generator)
+    pixels = F.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1) * 255
+    picture: Image.Image = TF.to_pil_image(pixels.to(torch.uint8))
+    return picture

@@ -1,0 +1,73 @@
+"""The text tower as a sentence-transformers model: encoder, pooling, head and normalisation are modules of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lamplit.errors import MissingExtraError, TowerError
+from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config
+from lamplit.exports.report import ExportReport
+from lamplit.exports.sample import Sample, require_agreement, text_tolerance
+from lamplit.model import LiT
+from lamplit.towers.loading import READ_ERRORS, first_line, quiet_transformers
+from lamplit.towers.text import TextTower
+
+_POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
+
+
+def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
+    """Write the text tower, and check what `SentenceTransformer(folder)` gives.
+
+    Raises:
+        TowerError: the tower is not of transformers, or the vectors differ by more than 1e-5.
+        MissingExtraError: sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError("sentence-transformers", "export") from error
+    tower = find_text_tower(model)
+    assert sample.ztxt is not None
+    find_transformers_config(tower, "sentence-transformers")
+    report = ExportReport("sentence-transformers", str(folder), sample.origin)
+    try:
+        with quiet_transformers():
+            _modules(tower).save(str(folder), create_model_card=False)
+            opened = SentenceTransformer(str(folder), device="cpu")
+            vectors = opened.encode(sample.texts, convert_to_tensor=True, show_progress_bar=False)
+    except READ_ERRORS as error:
+        raise TowerError(f"sentence-transformers cannot hold {tower.spec}: {first_line(error)}") from error
+    report.differences["text vectors"] = require_agreement(
+        "text tower", vectors, sample.ztxt, text_tolerance(model, sample)
+    )
+    return report
+
+
+def _modules(tower: TextTower) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as parts
+
+    with tempfile.TemporaryDirectory() as folder:
+        _whole(tower.encoder).save_pretrained(folder)
+        copy_tokenizer(tower).save_pretrained(folder)
+        encoder = parts.Transformer(folder, max_seq_length=tower.context_length)
+    head = parts.Dense(tower.head.in_features, tower.head.out_features, activation_function=nn.Identity())
+    with torch.no_grad():
+        head.linear.weight.copy_(tower.head.weight)
+        head.linear.bias.copy_(tower.head.bias)
+    pooling = parts.Pooling(tower.head.in_features, pooling_mode=_POOLING[tower.pooling])
+    return SentenceTransformer(modules=[encoder, pooling, head, parts.Normalize()], device="cpu")
+
+
+def _whole(encoder: Any) -> Any:
+    """Give BERT its pooler back, of zeros, which nothing reads: without it every load would warn of a random one."""
+    whole = type(encoder)(encoder.config)
+    missing = whole.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+    for name in missing:
+        nn.init.zeros_(whole.get_parameter(name))
+    return whole if missing else encoder
