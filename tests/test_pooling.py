@@ -31,6 +31,7 @@ from transformers import (
 
 import lamplit
 from lamplit.embedding import embed
+from lamplit.engines import choose_engine
 from lamplit.errors import TowerError, UsageError
 from lamplit.inspection import describe
 from lamplit.preprocessing import Preprocessing
@@ -276,6 +277,22 @@ def test_store_and_model_of_a_pooling(weights: Path, pictures: Path, text_folder
     again = {"tower": "timm:test_vit", "tower_weights": weights, "engine": "torch"}
     with pytest.raises(lamplit.errors.StoreError, match="cannot be compared"):
         embed(pictures / "pairs.csv", tmp_path / "a.lance", **again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", [None, "mean", "cls+mean"])
+@pytest.mark.parametrize("name", ["hf DINOv2 with registers", "hf CLIP", "timm ViT"])
+def test_every_engine_pools_alike(name: str, pool: str | None, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    make, side, *_ = CASES[name]
+    preprocessing = Preprocessing((side, side), HALF, HALF)
+    config = {"library": "module", "name": name} | ({} if pool is None else {"pool": pool})
+    tower = ImageTower(name, shaken(make()), preprocessing, config)
+    images = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)
+    chosen, engine, vectors = choose_engine(tower, "onnx", images, num_pictures=5, device=torch.device("cpu"))
+    assert chosen == "onnx"
+    assert vectors.shape == (5, tower.width)
+    assert (engine(images[:3]) - vectors[:3]).abs().max() < 1e-4
 
 
 def test_open_tower_is_not_pooled_otherwise(image_tower: ImageTower, pictures: Path, tmp_path: Path) -> None:

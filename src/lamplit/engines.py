@@ -24,6 +24,7 @@ from lamplit.errors import MissingExtraError, TowerError
 from lamplit.towers.image import ImageTower
 from lamplit.towers.loading import first_line
 from lamplit.towers.lock import Locked
+from lamplit.towers.pooling import pool_features
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
 Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
@@ -120,12 +121,24 @@ def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = F
     return run
 
 
+class _Features(nn.Module):
+    """A tower behind its preprocessing: (B, 3, height, width) normalised pictures in, (B, D) pooled features out."""
+
+    def __init__(self, tower: ImageTower) -> None:
+        super().__init__()
+        self.backbone, self.pool = tower.backbone, tower.pool
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pool_features(self.backbone, pictures, self.pool)
+
+
 def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     file = _onnx_file(tower)
     session = open_onnx(file) if file.is_file() else None
     if session is None:  # not made yet, or damaged since
         pictures = tower.preprocessing.normalize(sample[:2])
-        write_onnx(tower.backbone, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
+        graph = _Features(tower)
+        write_onnx(graph, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
         session = open_onnx(file)
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")
