@@ -302,6 +302,8 @@ def test_pre_logits(with_head: bool, tmp_path: Path) -> None:
         ({"img/extra": np.zeros(3, np.float32)}, "1 unexpected: img/extra"),
         ({"txt/head/bias": np.zeros(41, np.float32)}, r"1 of another shape: txt/head/bias \(41,\) for \(48,\)"),
         ({"t": np.array([4])}, "its array t.npy is of int64"),
+        ({"t": np.array([1e9])}, "its t, the logarithm of a multiplier of cosines, is 1000000000.0"),
+        ({"t": np.array([np.nan])}, "its t, the logarithm of a multiplier of cosines, is nan"),
         ({"t": np.array([None])}, "its array t.npy holds Python objects"),
         ({key: None for key in arrays_of("tiny-text") if key.startswith("txt/")}, "it lacks txt/Embed_0/embedding"),
     ],
@@ -396,18 +398,19 @@ def sentencepiece_model() -> bytes:
     return model.getvalue()
 
 
+@pytest.mark.parametrize("prefix", ["LiT-", ""])
 def test_a_file_of_the_authors_brings_its_vocabulary(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    prefix: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its name says which."""
     bucket = tmp_path / "bucket"
     bucket.mkdir()
     shutil.copy(folder / "tiny-bert.txt", bucket / "LiT-B16B.txt")
-    shutil.copy(folder / "tiny-bert.npz", tmp_path / "LiT-B16B.npz")
+    shutil.copy(folder / "tiny-bert.npz", tmp_path / f"{prefix}B16B.npz")
     monkeypatch.setenv("LAMPLIT_CACHE", str(tmp_path / "cache"))
     with serve(partial(FolderHandler, directory=bucket)) as address:
         monkeypatch.setattr(published_module, "BUCKET", address)
-        assert load(f"lit:{tmp_path / 'LiT-B16B.npz'}", towers="text").encode_texts(TEXTS).shape == (4, 48)
+        assert load(f"lit:{tmp_path}/{prefix}B16B.npz", towers="text").encode_texts(TEXTS).shape == (4, 48)
 
 
 # A model like any other
