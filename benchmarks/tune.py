@@ -28,7 +28,7 @@ from lamplit.losses import softmax_loss
 from lamplit.optimizers import build_optimizer
 from lamplit.towers.image import open_image_tower
 from lamplit.towers.text import TextTower, open_text_tower
-from lamplit.tuning.large_batch import _Saved, backward_in_chunks
+from lamplit.tuning.large_batch import _Saved, backward_in_chunks, cut_texts
 
 CPU = torch.device("cpu")
 
@@ -121,9 +121,10 @@ class LamplitStep:
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        texts = cut_texts(self.tower, self.tokens, self.chunk_tokens)
         backward_in_chunks(
-            self.tower, self.tokens, lambda ztxt: softmax_loss(self.zimg, ztxt, self.log_scale.exp()), device=CPU,
-            chunk_tokens=self.chunk_tokens, memory_budget=self.memory_budget,
+            [self.zimg, texts], lambda zimg, ztxt: softmax_loss(zimg, ztxt, self.log_scale.exp()), device=CPU,
+            memory_budget=self.memory_budget,
         )  # fmt: skip
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()

@@ -15,8 +15,8 @@ from PIL import Image
 from lamplit.data import packages
 from lamplit.data.catalog import CATALOG, fetch
 from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.makers import parse_idx, parse_stamp_captions, parse_svg_description, render_svg
 from lamplit.data.pairs import read_pairs
-from lamplit.data.recipes import parse_idx, parse_stamp_captions, parse_svg_description, render_svg
 from lamplit.errors import ImageError, PairsError, UsageError
 
 

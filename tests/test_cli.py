@@ -10,12 +10,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import typer
+from pyarrow import parquet
 from rich.console import Console
 from safetensors.torch import save_model
 
@@ -25,7 +28,7 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "tune", "classify", "search", "evaluate", "export", "info", "data"]
+COMMANDS = ["embed", "import", "tune", "classify", "search", "evaluate", "compare", "merge", "export", "info", "data"]
 
 
 class Result(NamedTuple):
@@ -180,11 +183,12 @@ def test_debug_behind_two_dashes_is_a_word(lamplit: Lamplit) -> None:
 def test_options_of_tune_are_the_settings() -> None:
     parameters = inspect.signature(cli.tune).parameters
     options = {
-        name: MISSING if parameter.default is inspect.Parameter.empty else parameter.default
+        name: parameter.default
         for name, parameter in parameters.items()
-        if name not in ("store", "out", "device", "as_json")
+        if name not in ("context", "store", "out", "recipe", "workers", "device", "as_json")
     }
-    assert options == {field.name: field.default for field in fields(TuneSettings)}
+    # A recipe may name the text tower, so that it is no option that must be given.
+    assert options == {field.name: field.default for field in fields(TuneSettings)} | {"text": None}
     assert list(options) == [field.name for field in fields(TuneSettings)], "in the same order"
     typed: Any = typer.main.get_command(cli.app)
     flags = {flag for parameter in typed.commands["tune"].params for flag in parameter.opts}
@@ -204,6 +208,19 @@ def tower_file(image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory
 def parsed(result: Result) -> Any:
     assert result.code == 0, result.err
     return json.loads(result.out)
+
+
+def test_pooling(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "both.lance"
+    embedding = ["embed", pictures / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
+    vit = [*embedding, "timm:test_vit", "--tower-weights", tower_file]
+    assert parsed(lamplit(*vit, "--pool", "cls+mean", "--json"))["embedded"] == 60
+    described = parsed(lamplit("info", store, "--json"))
+    assert (described["pooling"], described["width"]) == ("cls+mean", 128)
+    convolutions = lamplit(*embedding, "timm:test_resnet", "--tower-weights", "random", "--pool", "cls")
+    assert (convolutions.code, "it offers mean." in convolutions.err) == (1, True)
+    unknown = lamplit(*vit, "--pool", "max")
+    assert (unknown.code, "expected cls, mean, map, cls+mean" in unknown.err) == (2, True)
 
 
 def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
@@ -250,6 +267,42 @@ def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folde
     shown = lamplit("evaluate", run, store, "--label-column", "shape")
     assert "retrieval: 12 pictures, 12 captions, held out\n" in shown.out
     assert f"accuracy@1\t{found['zero_shot']['accuracy@1']:.3f}\tall\n" in shown.out
+
+
+def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
+    for name in ("img_emb", "metadata"):
+        (tmp_path / "clip" / name).mkdir(parents=True)
+    vectors = np.random.default_rng(0).normal(size=(9, 16)).astype(np.float16)
+    vectors[3] = 0
+    np.save(tmp_path / "clip" / "img_emb" / "img_emb_0.npy", vectors)
+    table = pa.table({"image_path": [f"{i}.png" for i in range(9)], "alt": [f"ring {i}" for i in range(9)]})
+    parquet.write_table(table, tmp_path / "clip" / "metadata" / "metadata_0.parquet")
+    store, run, tower = tmp_path / "[red].lance", tmp_path / "run", "acme:[bold]v3"
+    command = ["import", tmp_path / "clip", "--tower", tower, "--out", store, "--text-column", "alt"]
+
+    shown = lamplit(*command)
+    assert (shown.code, f"tower\t{tower}, 16 wide\n" in shown.out, "imported\t8\n" in shown.out) == (0, True, True)
+    assert "skipped\t1; reasons in " in shown.out
+    again = lamplit(*command)
+    assert (again.code, again.err.splitlines()[-1].startswith("error: there is a store at")) == (1, True)
+    made = parsed(lamplit(*command[:-3], tmp_path / "other.lance", "--json"))
+    assert (made["tower"], made["imported"], made["texts"], len(made["skipped"])) == (tower, 8, 0, 1)
+
+    assert parsed(lamplit("info", store, "--json"))["image tower"] == tower
+    report = parsed(lamplit("tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 1, "--json"))
+    assert report["image_tower"] == tower
+    assert len(parsed(lamplit("search", run, store, "ring 5", "-k", 3, "--json"))) == 3
+    assert parsed(lamplit("evaluate", run, store, "--json"))["held_out_only"]
+    (tmp_path / "a.png").touch()
+    for asked in (
+        ["search", run, store, "--image", tmp_path / "a.png"],
+        ["classify", run, tmp_path / "a.png", "--classes", "a,b"],
+    ):
+        result = lamplit(*asked)
+        assert result.code == 1
+        assert result.err.splitlines()[-1].startswith(
+            f"error: this model was tuned on imported vectors, made by {tower}"
+        )
 
 
 def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:
@@ -332,3 +385,35 @@ def test_paths_are_whole_in_a_real_pipe(model_path: Path, store_path: Path) -> N
     paths = set(Store(store_path).column("path"))
     assert len(lines) == 3
     assert {line.split("\t")[1] for line in lines} <= paths
+
+
+# --- Recipes, modes, comparison
+
+
+def test_recipe_gives_way_to_options(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f'[settings]\ntext = "hf:{text_folder}"\nsteps = 2\nlr = 1e-3\nbatch_size = 16\n')
+    out = tmp_path / "run"
+    code, _, err = lamplit("tune", store_path, "--recipe", recipe, "--out", out, "--lr", "2e-3", "--mode", "LL")
+    assert code == 0, err
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["steps"], settings["lr"], settings["batch_size"], settings["mode"]) == (2, 2e-3, 16, "LL")
+    code, _, err = lamplit("tune", store_path, "--out", tmp_path / "other")
+    assert code == 2
+    assert "no text tower: give --text" in err
+
+
+def test_compare(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    arguments = (
+        "compare", store_path, "--texts", f"hf:{text_folder},scratch:tiny", "--modes", "LU,Lu", "--seeds", "2",
+        "--out", out, "--epochs", "1", "--batch-size", "16",
+    )  # fmt: skip
+    code, printed, err = lamplit(*arguments)
+    assert code == 0, err
+    assert printed.count(" ± ") == 3 * 4
+    assert "scratch:tiny has no pre-trained weights" in printed
+    code, as_json, err = lamplit(*arguments, "--json")
+    assert code == 0, err
+    cells = json.loads(as_json)["cells"]
+    assert [(cell["mode"], len(cell["seconds"])) for cell in cells] == [("LU", 2), ("Lu", 2), ("Lu", 2)]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit import engines
-from lamplit.engines import TOLERANCE, cache_folder, choose_engine
+from lamplit.cache import cache_folder
+from lamplit.engines import TOLERANCE, choose_engine
 from lamplit.errors import TowerError
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower, open_image_tower
@@ -215,12 +216,3 @@ def test_onnx_agrees_for_timm_towers(name: str) -> None:
     sample = torch.randint(0, 256, (4, 3, *tower.preprocessing.image_size), dtype=torch.uint8)
     _, engine, _ = choose_engine(tower, "onnx", sample, num_pictures=4, device=CPU)
     assert (engine(sample[:3]) - reference(tower, sample[:3])).abs().max() < TOLERANCE
-
-
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("LAMPLIT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "lamplit"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "lamplit"

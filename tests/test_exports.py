@@ -23,8 +23,11 @@ from transformers import (
     AlbertModel,
     BertConfig,
     BertModel,
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     DistilBertConfig,
     DistilBertModel,
     GPT2Config,
@@ -209,6 +212,26 @@ def test_transformers_says_what_it_has_no_place_for(tmp_path: Path) -> None:
 )
 def test_text_towers_that_transformers_cannot_hold(text: str, pooling: str | None, reason: str, tmp_path: Path) -> None:
     refuse(make_model(tmp_path, text, pooling=pooling), tmp_path, "transformers", reason)
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"), [("transformers", "not by mean; use --to onnx"), ("open-clip", "opened with mean; use --to onnx")]
+)
+def test_image_towers_that_pool_otherwise(to: str, reason: str, tmp_path: Path) -> None:
+    tower = open_image_tower("timm:test_vit", weights="random", pool="mean")
+    model = LiT(open_text("bert", "cls", tower.width, tmp_path), tower.identity(), tower)
+    refuse(model, tmp_path, to, reason)
+
+
+def test_clip_with_its_projection_is_not_a_vision_model_of_transformers(tmp_path: Path) -> None:
+    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**VIT, projection_dim=16))
+    clip.save_pretrained(tmp_path / "image")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "image"
+    )
+    tower = open_image_tower(f"hf:{tmp_path / 'image'}")
+    model = LiT(open_text("bert", "cls", tower.width, tmp_path), tower.identity(), tower)
+    refuse(model, tmp_path, "transformers", "leaves out the projection of CLIP")
 
 
 def refuse(model: LiT, folder: Path, to: Any, reason: str) -> None:
@@ -421,18 +444,16 @@ def test_models_without_a_tower(tmp_path: Path) -> None:
     export(tmp_path / "bare", tmp_path / "out", to="sentence-transformers")
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's
 @pytest.mark.parametrize("to", ["transformers", "open-clip", "sentence-transformers"])
 def test_low_rank_changes_are_merged(to: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     model = make_model(tmp_path, "bert", "test_vit")
     assert model.text_tower is not None
     plain = model.encode_texts(TEXTS)
-    encoder = peft.get_peft_model(model.text_tower.encoder, peft.LoraConfig(r=2, target_modules="all-linear"))
+    model.text_tower.add_lora(2)
+    encoder = model.text_tower.encoder
     for name, parameter in encoder.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.2)
-    model.text_tower.encoder = encoder
     expected = model.encode_texts(TEXTS)
     assert largest(expected, plain) > 1e-3
     report = export(model, tmp_path / "out", to=to)

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from lamplit.metrics import retrieval_metrics
-from lamplit.towers.image import ClassHead
+from lamplit.towers.backbone import ClassHead
 from lamplit.towers.scratch import Encoded
 from lamplit.towers.text import TextTower
+from lamplit.towers.tokenizers import PretrainedTokenizer
 from lamplit.tuning import head_start
 from lamplit.tuning.head_start import fit_head
 
@@ -38,8 +39,8 @@ class World:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0")
         self.tower = TextTower(
-            "made:up", WordVectors(), fast, pooling="mean", context_length=8, feature_width=FEATURES, width=width,
-            config={},
+            "made:up", WordVectors(), PretrainedTokenizer(fast), pooling="mean", context_length=8,
+            feature_width=FEATURES, width=width, config={},
         )  # fmt: skip
         self.texts = [f"w{i} w{j}" for i in range(WORDS) for j in range(i)]
         self.texts = [self.texts[i] for i in torch.randperm(len(self.texts)).tolist()][:400]

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoImageProcessor,
     BitImageProcessor,
+    BlipConfig,
     ConvNextImageProcessor,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -23,10 +25,12 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    LevitImageProcessor,
     PoolFormerImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
     ResNetModel,
+    Siglip2VisionConfig,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -147,6 +151,50 @@ def test_file_of_the_bare_backbone(tmp_path: Path) -> None:
     assert tower.identity().fingerprint == whole.identity().fingerprint
 
 
+class Bomb:
+    """What a hostile pickle looks like: reading it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def test_weights_that_would_run_code(tmp_path: Path) -> None:
+    state = dict(timm_model().state_dict()) | {"bomb": Bomb(tmp_path / "executed")}
+    for content in (state, {"state_dict": state}, {"model": timm_model().state_dict(), "args": state["bomb"]}):
+        torch.save(content, tmp_path / "hostile.pth")
+        with pytest.raises(TowerError, match="never does"):
+            open_image_tower("timm:test_resnet", weights=tmp_path / "hostile.pth")
+        assert not (tmp_path / "executed").exists()
+
+
+def moco_checkpoint(model: nn.Module, file: Path) -> None:
+    encoder = {f"module.base_encoder.{key}": value for key, value in model.state_dict().items() if "head" not in key}
+    projector = {"module.base_encoder.head.0.weight": torch.ones(2, 2), "module.predictor.0.weight": torch.ones(1)}
+    torch.save({"epoch": 300, "state_dict": encoder | projector}, file)
+
+
+def test_moco_checkpoint(tmp_path: Path) -> None:
+    model = timm_model("test_vit")
+    moco_checkpoint(model, tmp_path / "moco.pth.tar")
+    tower = open_image_tower("timm:test_vit", weights=tmp_path / "moco.pth.tar")
+    pixels = tower.preprocessing.normalize(blank(tower))
+    with torch.no_grad():
+        assert torch.equal(features(tower), model.forward_head(model.forward_features(pixels), pre_logits=True))
+    assert tower.preprocessing.mean == timm.data.IMAGENET_DEFAULT_MEAN  # the authors', not that of test_vit
+    assert tower.class_head is None
+
+
+def test_moco_checkpoint_of_another_shape(tmp_path: Path) -> None:
+    moco_checkpoint(timm_model("test_vit"), tmp_path / "moco.pth.tar")
+    with pytest.raises(TowerError, match="do not fit timm:test_resnet"):
+        open_image_tower("timm:test_resnet", weights=tmp_path / "moco.pth.tar")
+    with pytest.raises(TowerError, match="12 heads and timm's has 6"):
+        open_image_tower("timm:vit_small_patch16_224", weights=tmp_path / "moco.pth.tar")
+
+
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     state = timm_model().state_dict()
     lost, *_ = [key for key in state if key.endswith("conv1.weight")]
@@ -191,7 +239,7 @@ def test_unknown_timm_name_lists_its_neighbours() -> None:
 
 @pytest.mark.parametrize("spec", ["resnet18", "timm:", "hf:", "demo:", "demo:resnet", "onnx:tower", "", ":", "TIMM:x"])
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER or demo:efficientnet-lite0"):
+    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0"):
         open_image_tower(spec)
 
 
@@ -254,6 +302,7 @@ NAMED = {"id2label": LABELS, "label2id": {name: c for c, name in LABELS.items()}
 vit_processor = ViTImageProcessor(size={"height": 32, "width": 32})
 convnext_processor = ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.8)
 bit_processor = BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56})
+BIT = tuple(bit_processor.image_mean), tuple(bit_processor.image_std)
 
 # name: model, processor, width, class names are known, preprocessing
 FOLDERS: dict[str, tuple[Callable[[], Any], Any, int, bool, Preprocessing]] = {
@@ -283,42 +332,42 @@ FOLDERS: dict[str, tuple[Callable[[], Any], Any, int, bool, Preprocessing]] = {
         convnext_processor,
         16,
         False,
-        Preprocessing((64, 64), HALF, HALF, "bicubic", 0.8),
+        Preprocessing((64, 64), HALF, HALF, "bicubic", 0.8, center="floor"),
     ),
     "resnet classifier": (
         lambda: ResNetForImageClassification(ResNetConfig(**RESNET, **NAMED)),
         convnext_processor,
         16,
         True,
-        Preprocessing((64, 64), HALF, HALF, "bicubic", 0.8),
+        Preprocessing((64, 64), HALF, HALF, "bicubic", 0.8, center="floor"),
     ),
     "resnet classifier of nameless classes": (
         lambda: ResNetForImageClassification(ResNetConfig(**RESNET, num_labels=4)),
         convnext_processor,
         16,
         False,
-        Preprocessing((64, 64), HALF, HALF, "bicubic", 0.8),
+        Preprocessing((64, 64), HALF, HALF, "bicubic", 0.8, center="floor"),
     ),
     "dinov2": (
         lambda: Dinov2Model(Dinov2Config(**DINO)),
         bit_processor,
         32,
         False,
-        Preprocessing((56, 56), tuple(bit_processor.image_mean), tuple(bit_processor.image_std), "bicubic", 0.875),
+        Preprocessing((56, 56), *BIT, "bicubic", 0.875, center="floor"),
     ),
     "dinov2 classifier": (  # reads more than the pooled features, so it is no head start
         lambda: Dinov2ForImageClassification(Dinov2Config(**DINO, **NAMED)),
         bit_processor,
         32,
         False,
-        Preprocessing((56, 56), tuple(bit_processor.image_mean), tuple(bit_processor.image_std), "bicubic", 0.875),
+        Preprocessing((56, 56), *BIT, "bicubic", 0.875, center="floor"),
     ),
     "deit with teacher": (  # has two classifiers
         lambda: DeiTForImageClassificationWithTeacher(DeiTConfig(**VIT, **NAMED)),
         DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}),
         32,
         False,
-        Preprocessing((32, 32), HALF, HALF, "bicubic", 0.8, "squash"),
+        Preprocessing((32, 32), HALF, HALF, "bicubic", 0.8, "squash", center="floor"),
     ),
 }
 
@@ -391,14 +440,15 @@ def test_folders_preprocessing_is_its_processors_own(tmp_path: Path, kind: str) 
     ResNetModel(ResNetConfig(**RESNET)).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     small = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(small).resize((200, 100))
+    picture = Image.fromarray(small).resize((203, 100))  # leaves an uneven margin where the processor crops
 
     tower = open_image_tower(f"hf:{tmp_path}")
 
-    [expected] = processor(images=picture, return_tensors="pt")["pixel_values"]
+    by_pil = AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    [expected] = by_pil(images=picture, return_tensors="pt")["pixel_values"]
     found = tower.preprocessing.reference(picture)
     assert found.shape == expected.shape
-    assert (found - expected).abs().mean() < 0.02
+    assert (found - expected).abs().max() < 1e-5
 
 
 def test_folder_without_preprocessing(tmp_path: Path) -> None:
@@ -462,6 +512,35 @@ def test_folder_with_a_pickle_that_runs_code(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match="could not be opened"):
         open_image_tower(f"hf:{tmp_path}")
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"size": {"height": 10**9, "width": 10**9}}, {"size": {"height": 0, "width": 0}}, {"size": {"shortest_edge": -8}}],
+    ids=str,
+)
+def test_folder_that_asks_for_pictures_beyond_all_bounds(tmp_path: Path, settings: dict[str, Any]) -> None:
+    save_folder(tmp_path, "vit")
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(TowerError, match=f"hf:{tmp_path}"):
+        open_image_tower(f"hf:{tmp_path}")
+
+
+def test_folder_whose_processor_does_more_than_it_says(tmp_path: Path) -> None:
+    save_folder(tmp_path, "vit")
+    LevitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(TowerError, match=r"in a way that lamplit does not know \(LevitImageProcessor"):
+        open_image_tower(f"hf:{tmp_path}")
+    assert open_image_tower(f"hf:{tmp_path}", preprocessing=PLAIN).preprocessing == PLAIN
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("siglip2", "NaFlex"), ("blip", "a whole blip model")])
+def test_whole_models_that_are_no_image_tower(tmp_path: Path, kind: str, reason: str) -> None:
+    config = Siglip2VisionConfig(**VIT) if kind == "siglip2" else BlipConfig(vision_config=VIT)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(TowerError, match=reason):
+        open_image_tower(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder"])
@@ -559,3 +638,20 @@ def test_demo_tower_was_trained(tmp_path: Path) -> None:
         logits = tower(pixels) @ tower.class_head.vectors.T
     best = [tower.class_head.texts[c][0] for c in logits[0].topk(5).indices]
     assert "crossword puzzle" in best
+
+
+@pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json"])
+def test_code_that_comes_with_a_model_never_runs(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # transformers would ask on stdin whether to run the code
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    trap = tmp_path / "trap"
+    (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\nclass Own:\n    pass\n")
+    code = {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoImageProcessor": "own.Own"}
+    changed = {"model_type": "own"} if part == "config.json" else {"image_processor_type": "Own"}
+    values = json.loads((tmp_path / part).read_text()) | changed | {"auto_map": code}
+    (tmp_path / part).write_text(json.dumps(values))
+    with pytest.raises(TowerError, match="could not be opened"):
+        open_image_tower(f"hf:{tmp_path}")
+    assert not trap.exists()

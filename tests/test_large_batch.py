@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lamplit.losses import sigmoid_loss, softmax_loss
 from lamplit.towers.text import TextTower, open_text_tower
-from lamplit.tuning.large_batch import backward_in_chunks
+from lamplit.tuning.large_batch import Part, backward_in_chunks, cut_texts
 
 CPU = torch.device("cpu")
 HUGE = 2**50
@@ -54,9 +54,8 @@ class Step:
 
     def chunked(self, chunk_tokens: int, memory_budget: int | None) -> tuple[float, dict[str, Tensor]]:
         self.clear()
-        loss = backward_in_chunks(
-            self.encode, self.tokens, self.loss_of, device=CPU, chunk_tokens=chunk_tokens, memory_budget=memory_budget
-        )
+        part = cut_texts(self.encode, self.tokens, chunk_tokens)
+        loss = backward_in_chunks([part], self.loss_of, device=CPU, memory_budget=memory_budget)
         assert not loss.requires_grad
         return float(loss), self.gradients()
 
@@ -97,6 +96,51 @@ def test_gradient_is_the_plain_steps(
     for scalar in ("log_scale", "bias") if loss == "sigmoid" else ("log_scale",):
         assert float(found[scalar]) == pytest.approx(float(expected[scalar]), rel=2e-6)
     assert ("bias" in found) == (loss == "sigmoid")
+
+
+@given(
+    chunk_tokens=st.integers(20, 400),
+    chunk_rows=st.integers(1, B),
+    memory_budget=st.sampled_from([0, 1, 200_000, HUGE, None]),
+)
+@settings(deadline=None, max_examples=15)
+def test_gradient_of_two_sides_is_the_plain_steps(
+    steps: dict[str, Step], chunk_tokens: int, chunk_rows: int, memory_budget: int | None
+) -> None:
+    """Where both sides train, each in chunks of its own; the other side may come in any order."""
+    step = steps["softmax"]
+    step.tower.eval()
+    torch.manual_seed(3)
+    other, inputs = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, D)), torch.randn(B, 8)
+    named = [*other.named_parameters(), ("log_scale", step.log_scale)]
+
+    def loss_of(zimg: Tensor, ztxt: Tensor) -> Tensor:
+        return softmax_loss(zimg, ztxt, step.log_scale.exp())
+
+    def taken(part: bool) -> dict[str, Tensor]:
+        step.clear()
+        other.zero_grad()
+        if part:
+            order = torch.randperm(B)
+            side = Part(other, inputs[order].split(chunk_rows), order)
+            texts = cut_texts(step.encode, step.tokens, chunk_tokens)
+            backward_in_chunks([side, texts], loss_of, device=CPU, memory_budget=memory_budget)
+        else:
+            zimg, ztxt = F.normalize(other(inputs), dim=-1), F.normalize(step.tower(step.tokens), dim=-1)
+            torch.autograd.backward(loss_of(zimg, ztxt))
+        return step.gradients() | {f"other.{name}": p.grad.clone() for name, p in named if p.grad is not None}
+
+    assert difference(taken(True), taken(False)) < 1e-6
+
+
+def test_side_that_does_not_train_gets_no_gradient(steps: dict[str, Step]) -> None:
+    step = steps["softmax"]
+    step.clear()
+    zimg = step.zimg.clone()
+    part = cut_texts(step.encode, step.tokens)
+    backward_in_chunks([zimg, part], lambda a, b: softmax_loss(a, b, step.log_scale.exp()), device=CPU)
+    assert zimg.grad is None
+    assert difference(step.gradients(), step.plain()[1]) < 1e-6
 
 
 def test_gradient_with_dropout_is_the_plain_steps_where_one_chunk_holds_all(steps: dict[str, Step]) -> None:
@@ -155,5 +199,6 @@ def test_gradient_is_added_to_what_is_there(steps: dict[str, Step]) -> None:
     step = steps["softmax"]
     step.tower.eval()
     once = step.plain()[1]
-    backward_in_chunks(step.encode, step.tokens, step.loss_of, device=CPU, chunk_tokens=100, memory_budget=0)
+    part = cut_texts(step.encode, step.tokens, 100)
+    backward_in_chunks([part], step.loss_of, device=CPU, memory_budget=0)
     assert difference(step.gradients(), {name: 2 * value for name, value in once.items()}) < 1e-6

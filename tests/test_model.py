@@ -154,6 +154,13 @@ def test_texts_are_read_without_dropout_and_train_mode_comes_back(model: LiT) ->
     assert model.text_tower.training
 
 
+def test_texts_that_are_cut_are_told(model: LiT, caplog: pytest.LogCaptureFixture) -> None:
+    model.encode_texts(TEXTS)
+    assert caplog.messages == []
+    model.encode_texts(["red " * 40, "red"])
+    assert caplog.messages == ["texts of more than 32 tokens lose their end: 1 of 2"]
+
+
 def test_image_tower_is_locked(model: LiT, picture: Path) -> None:
     assert isinstance(model.image_tower, Locked)
     before = weights_digest(model.image_tower)

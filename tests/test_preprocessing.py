@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
+from transformers import CLIPImageProcessorPil
 
 from lamplit.preprocessing import Preprocessing
 
@@ -122,6 +123,25 @@ def test_a_long_line_of_pixels_does_not_fill_the_memory(shape):
     assert abs(int(image[0, 112, 112]) - middle) <= 1
 
 
+@pytest.mark.parametrize("shape", [(224, 301), (301, 224), (240, 303), (400, 225)])
+def test_the_reference_crops_as_transformers_does(shape):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 229}, crop_size={"height": 224, "width": 224})
+    picture = natural(*shape)
+    expected = torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    preprocessing = Preprocessing((224, 224), mean, std, "bicubic", 224 / 229, center="floor")
+    assert (preprocessing.reference(picture) - expected).abs().max() < 1e-5
+    fast = preprocessing.normalize(preprocessing.resize(to_tensor(picture))[None])[0]
+    assert (fast - expected).abs().mean() < 0.02
+
+
+def test_what_came_later_is_left_out_at_its_default():
+    plain = Preprocessing((8, 8), MEAN, STD)
+    assert set(plain.to_dict()) == {"image_size", "mean", "std", "interpolation", "crop_fraction", "fit"}
+    later = Preprocessing((8, 8), MEAN, STD, antialias=False, center="floor").to_dict()
+    assert (later["antialias"], later["center"]) == (False, "floor")
+
+
 def test_normalize():
     preprocessing = Preprocessing((2, 1), (0.5, 0.0, 0.25), (0.5, 1.0, 0.25))
     images = torch.tensor([[[[0], [255]], [[51], [102]], [[255], [0]]]], dtype=torch.uint8)
@@ -133,3 +153,53 @@ def test_normalize():
 def test_a_trip_through_json_changes_nothing():
     preprocessing = Preprocessing((160, 224), MEAN, STD, "bilinear", 0.875, "squash")
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+
+
+def tensorflows_pixel(image: np.ndarray, row: int, column: int, height: int, width: int) -> np.ndarray:
+    """One pixel of (H, W, 3) as `tf.image.resize` and a cast to uint8 make it; single precision all along."""
+    ways = []
+    for place, new_length, length in ((row, height, image.shape[0]), (column, width, image.shape[1])):
+        at = (np.float32(place) + np.float32(0.5)) * (np.float32(length) / np.float32(new_length)) - np.float32(0.5)
+        low = np.floor(at)
+        ways.append((max(int(low), 0), min(int(np.ceil(at)), length - 1), at - low))
+    (top, bottom, down), (left, right, across) = ways
+    values = image.astype(np.float32)
+    above = values[top, left] + (values[top, right] - values[top, left]) * across
+    below = values[bottom, left] + (values[bottom, right] - values[bottom, left]) * across
+    return (above + (below - above) * down).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (41, 17), (7, 5), (1, 9), (24, 20), (24, 33), (90, 20), (61, 100)])
+def test_without_antialias_it_is_tensorflow_s_to_the_bit(shape):
+    preprocessing = Preprocessing((24, 20), (0.5,) * 3, (0.5,) * 3, "bilinear", fit="squash", antialias=False)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = np.stack([[tensorflows_pixel(image, y, x, 24, 20) for x in range(20)] for y in range(24)])
+    found = preprocessing.resize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    assert np.array_equal(found, expected)
+    smooth = Preprocessing((24, 20), (0.5,) * 3, (0.5,) * 3, "bilinear", fit="squash")
+    if shape[0] > 24:  # the usual way would not do
+        other = smooth.resize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        assert np.abs(other.astype(int) - expected).mean() > 4
+
+
+def test_without_antialias_fractions_are_cut_off():
+    preprocessing = Preprocessing((1, 4), (0.5,) * 3, (0.5,) * 3, "bilinear", fit="squash", antialias=False)
+    image = torch.tensor([[0, 255]], dtype=torch.uint8).expand(3, 1, 2)
+    assert preprocessing.resize(image)[0].tolist() == [[0, 63, 191, 255]]  # not 64: 63.75 and 191.25
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.tuples(st.integers(1, 300), st.integers(1, 300)), st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_without_antialias_every_picture_fills_the_tower_s_input(shape, size):
+    preprocessing = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, "bilinear", fit="squash", antialias=False)
+    image = preprocessing.resize(torch.full((3, *shape), 255, dtype=torch.uint8))
+    assert image.shape == (3, *size)
+    assert image.min() == 255
+
+
+def test_antialias_is_in_a_fingerprint_where_it_is_off_alone():
+    smooth = Preprocessing((24, 20), MEAN, STD)
+    sharp = Preprocessing((24, 20), MEAN, STD, antialias=False)
+    assert "antialias" not in smooth.to_dict()
+    assert sharp.to_dict()["antialias"] is False
+    assert Preprocessing.from_dict(json.loads(json.dumps(sharp.to_dict()))) == sharp

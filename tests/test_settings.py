@@ -27,6 +27,7 @@ from lamplit.tuning.settings import TuneSettings
         ("grad_clip", 0.0),
         ("weight_decay", -1.0),
         ("context_length", 2),
+        ("lora", 0),
         ("mode", "lu"),
         ("loss", "hinge"),
         ("optimizer", "sgd"),
@@ -78,6 +79,11 @@ def test_mode_and_learning_rate_follow_the_text_tower(text: str, mode: Any, pret
     assert settings.pretrained_text is pretrained
     assert settings.peak_lr == (1e-5 if pretrained else 1e-3)
     assert TuneSettings(text, mode=mode, lr=0.25).peak_lr == 0.25
+
+
+def test_lora_takes_larger_steps() -> None:
+    assert TuneSettings("demo:minilm", lora=8).peak_lr == 1e-4
+    assert TuneSettings("demo:minilm", lora=8, lr=0.25).peak_lr == 0.25
 
 
 def test_settings_do_not_change_and_go_through_a_dictionary() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2Model,
-    RobertaConfig,
-    RobertaModel,
-    T5Config,
-    T5EncoderModel,
-    T5ForConditionalGeneration,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
+from transformers import BertConfig, BertModel
 
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers import text as text_module
@@ -80,7 +68,7 @@ def test_vectors_do_not_depend_on_padding(tower: TextTower, pass_cost: int, monk
     expected = vectors(tower, TEXTS)
     monkeypatch.setitem(text_module.PASS_COST, "cpu", pass_cost)
     sizes = length_groups(sorted(map(len, tower.tokenize(TEXTS))), pass_cost)
-    assert (len(sizes) == 1) == (pass_cost > 0)
+    assert (len(sizes) == 1) == (pass_cost > 0 or tower.pooling == "last")  # whose rows are all of one length
     assert (vectors(tower, TEXTS) - expected).abs().max() < 1e-6
 
 
@@ -156,13 +144,40 @@ def test_truncation(text_folder: Path) -> None:
     assert tower.count_truncated(texts[:1]) == 0
 
 
+def test_truncation_is_told_once_for_the_same_texts(text_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tower = open_text_tower(f"hf:{text_folder}", width=16, context_length=6)
+    short, long = ["red circle", "a ring"], ["A small red circle.", "A large green square, and a cross.", "red"]
+    assert tower.count_truncated(short) == 0
+    assert caplog.messages == []
+    for texts, cut in ((long, 2), (long, 2), (short, 0), (long, 2), (long[:1], 1)):
+        assert tower.count_truncated(texts, tower.tokenize(texts)) == cut
+    assert caplog.messages == [
+        "texts of more than 6 tokens lose their end: 2 of 3",
+        "texts of more than 6 tokens lose their end: 1 of 1",
+    ]
+
+
+def test_only_texts_that_fill_the_context_are_tokenised_again(
+    text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = open_text_tower(f"hf:{text_folder}", width=16, context_length=6)
+    texts = ["red circle", "A small red circle.", "red", "a small red ring"]
+    tokens = tower.tokenize(texts)
+    assert [len(ids) for ids in tokens] == [4, 6, 3, 6]
+    read: list[str] = []
+    encode = tower.tokenizer.encode
+    monkeypatch.setattr(tower.tokenizer, "encode", lambda texts, length: (read.extend(texts), encode(texts, length))[1])
+    assert tower.count_truncated(texts, tokens) == 1
+    assert read == ["A small red circle.", "a small red ring"]
+
+
 def test_context_length_is_at_most_the_encoders(text_folder: Path) -> None:
     tower = open_text_tower(f"hf:{text_folder}", width=16, context_length=1000)
     assert tower.context_length == 32
     assert vectors(tower, ["red " * 200]).isfinite().all()
 
 
-# kinds of encoder
+# encoders of transformers; test_text_families.py has one of each kind
 
 
 def save(folder: Path, model: Any, *, model_max_length: int = 10**30) -> str:
@@ -177,71 +192,6 @@ def vocabulary() -> int:
 
 def make_bert() -> Any:
     return BertModel(BertConfig(vocab_size=vocabulary(), max_position_embeddings=20, **SMALL))
-
-
-def make_roberta() -> Any:
-    return RobertaModel(RobertaConfig(vocab_size=vocabulary(), max_position_embeddings=20, pad_token_id=0, **SMALL))
-
-
-def make_xlm_roberta() -> Any:
-    config = XLMRobertaConfig(vocab_size=vocabulary(), max_position_embeddings=20, pad_token_id=0, **SMALL)
-    return XLMRobertaModel(config, add_pooling_layer=False)
-
-
-def t5_config() -> T5Config:
-    return T5Config(vocab_size=vocabulary(), d_model=32, d_ff=64, d_kv=16, num_layers=2, num_heads=2)
-
-
-def make_t5() -> Any:
-    return T5ForConditionalGeneration(t5_config())
-
-
-def make_t5_encoder() -> Any:
-    return T5EncoderModel(t5_config())
-
-
-def make_gpt2() -> Any:
-    return GPT2Model(GPT2Config(vocab_size=vocabulary(), n_embd=32, n_layer=2, n_head=2, n_positions=20))
-
-
-KINDS: dict[str, tuple[Callable[[], Any], str]] = {
-    "bert": (make_bert, "cls"),
-    "roberta": (make_roberta, "cls"),
-    "xlm-roberta": (make_xlm_roberta, "cls"),
-    "t5": (make_t5, "mean"),
-    "t5 encoder": (make_t5_encoder, "mean"),
-    "gpt2": (make_gpt2, "mean"),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds_of_encoder(kind: str, tmp_path: Path) -> None:
-    make, pooling = KINDS[kind]
-    torch.manual_seed(0)
-    model = make().eval()
-    tower = open_text_tower(save(tmp_path / "folder", model), width=16)
-
-    assert tower.pooling == pooling
-    assert (vectors(tower, TEXTS) - torch.cat([vectors(tower, [text]) for text in TEXTS])).abs().max() < 1e-6
-    assert vectors(tower, ["red " * 100]).isfinite().all()  # as long as the encoder takes
-    assert not [name for name, _ in tower.named_parameters() if "decoder" in name or "pooler" in name]
-
-    # the encoder is the one that was saved
-    [ids] = tower.tokenize(["A small red circle."])
-    base = model.get_encoder() if kind.startswith("t5") else model
-    with torch.no_grad():
-        hidden = base(input_ids=torch.tensor([ids])).last_hidden_state
-        expected = hidden[0, 0] if pooling == "cls" else hidden[0].mean(0)
-        assert torch.allclose(tower.features([ids])[0], expected, atol=1e-6)
-
-    # and it is built again without its folder
-    tower.save_tokenizer(tmp_path / "tokenizer")
-    described = json.loads(json.dumps(tower.describe()))
-    shutil.rmtree(tmp_path / "folder")
-    built = build_text_tower(described, tmp_path / "tokenizer")
-    built.load_state_dict(tower.state_dict())
-    assert torch.equal(vectors(built, TEXTS), vectors(tower, TEXTS))
-    assert built.describe() == tower.describe() == described
 
 
 def test_half_precision_checkpoint_is_read_in_full(tmp_path: Path) -> None:
@@ -300,9 +250,11 @@ def test_damaged_folder(text_folder: Path, tmp_path: Path, name: str) -> None:
         open_text_tower(f"hf:{folder}", width=16)
 
 
-@pytest.mark.parametrize("spec", ["bert", "hf:", "scratch:", "scratch:huge", "demo:bert", ""])
+@pytest.mark.parametrize(
+    "spec", ["bert", "hf:", "lit:", "scratch:", "scratch:colossal", "scratch:@wordpiece", "demo:bert", ""]
+)
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny"):
+    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny"):
         open_text_tower(spec, width=16)
 
 
@@ -397,20 +349,62 @@ def test_demo_gives_sentence_transformers_own_vectors() -> None:
 # from scratch
 
 
-def test_scratch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", ["scratch:tiny", "scratch:tiny@sentencepiece", "scratch:tiny@wordpiece"])
+def test_scratch(spec: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tower = open_text_tower("scratch:tiny", width=48, texts=TEXTS, context_length=12)
+    tower = open_text_tower(spec, width=48, texts=TEXTS, context_length=12)
     assert (tower.pooling, tower.context_length, tower.width) == ("last", 12, 48)
+    assert tower.trained_scale is None
     assert vectors(tower, [*TEXTS, "red " * 100]).shape == (len(TEXTS) + 1, 48)
+    assert {len(row) for row in tower.tokenize([*TEXTS, "red " * 100])} == {12}
+    assert tower.count_truncated([*TEXTS, "red " * 100, "red " * 10, "red " * 11, "red " * 12]) == 3
     tower.save_tokenizer(tmp_path)
     built = build_text_tower(json.loads(json.dumps(tower.describe())), tmp_path)
     built.load_state_dict(tower.state_dict())
     assert torch.equal(vectors(built, TEXTS), vectors(tower, TEXTS))
-    assert built.tokenizer.get_vocab() == tower.tokenizer.get_vocab()
+    assert built.tokenize(TEXTS) == tower.tokenize(TEXTS)
 
 
 def test_scratch_reads_any_script() -> None:
     tower = open_text_tower("scratch:tiny", width=8, texts=["only ascii"])
+    assert tower.context_length == 16
     found = vectors(tower, ["円", "دائرة", "круг"])
     assert found.isfinite().all()
     assert torch.pdist(found).min() > 1e-3
+
+
+def test_scratch_with_a_vocabulary_of_a_file(tmp_path: Path) -> None:
+    tower = open_text_tower("scratch:tiny@wordpiece", width=8, texts=TEXTS)
+    tower.save_tokenizer(tmp_path)
+    again = open_text_tower(f"scratch:tiny@{tmp_path / 'vocab.txt'}", width=8)
+    assert again.tokenize(TEXTS) == tower.tokenize(TEXTS)
+    with pytest.raises(TowerError, match=r"no\.model cannot be read as a SentencePiece model"):
+        open_text_tower(f"scratch:tiny@{tmp_path / 'no.model'}", width=8)
+
+
+def test_scratch_of_the_first_lamplit(tmp_path: Path) -> None:
+    """Its tokenizer was transformers', its rows were padded and masked, and its description named no tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = wordpiece_tokenizer()
+    config = {"vocab_size": len(tokenizer), "width": 32, "num_layers": 2, "num_heads": 2, "context_length": 64}
+    description = {
+        "spec": "scratch:tiny",
+        "pooling": "last",
+        "context_length": 64,
+        "width": 8,
+        "config": {"library": "scratch", **config},
+        "feature_width": 32,
+    }
+    tokenizer.save_pretrained(tmp_path)
+    tower = build_text_tower(description, tmp_path)
+    together = vectors(tower, TEXTS)
+    alone = torch.cat([vectors(tower, [text]) for text in TEXTS])
+    assert len(set(map(len, tower.tokenize(TEXTS)))) > 1
+    assert (together - alone).abs().max() < 1e-6
+
+
+def test_new_heads_start_as_lecun_said() -> None:
+    torch.manual_seed(0)
+    weight = open_text_tower("scratch:tiny", width=256, texts=TEXTS).head.weight
+    assert weight.std().item() == pytest.approx(192**-0.5, rel=0.02)
+    assert weight.abs().max().item() == pytest.approx(2 * 192**-0.5 / 0.8796, rel=0.01)  # cut at two deviations

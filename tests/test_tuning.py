@@ -6,21 +6,18 @@ import math
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_store
+from conftest import interrupted_after, write_store
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
@@ -32,7 +29,8 @@ from lamplit.losses import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower
-from lamplit.tuning.run import TuneReport, tune
+from lamplit.tuning.report import TuneReport
+from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import held_out_recall, split_store
 
@@ -342,9 +340,13 @@ def test_centre_of_the_store_goes_into_the_model(words_path: Path, made: Setting
     assert report.start["image_to_text/recall@1"] > 0.9
 
 
-def test_long_texts_are_counted(words_path: Path, made: Settings, tmp_path: Path) -> None:
+def test_long_texts_are_counted(
+    words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     report = tune(words_path, tmp_path / "run", made(context_length=5, epochs=0.2))
     assert report.truncated_texts == 288
+    told = [message for message in caplog.messages if "lose their end" in message]
+    assert told == [f"texts of more than 5 tokens lose their end: {n} of {n}" for n in (288, 72)]  # then the held-out
 
 
 def test_tower_that_cannot_be_opened_is_said_to_be_missing(
@@ -403,24 +405,6 @@ def test_tower_whose_weights_changed_is_not_saved(
 
 
 # --- Interrupted and resumed
-
-
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Press Ctrl-C after a while, unless what is done is done before."""
-
-    def interrupt(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

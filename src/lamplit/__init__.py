@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from lamplit._version import __version__
 
 if TYPE_CHECKING:
+    from lamplit.comparison import compare
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
     from lamplit.embedding import embed
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
+    from lamplit.exchange import export_vectors, import_vectors
     from lamplit.exports.run import export
     from lamplit.losses import sigmoid_loss, softmax_loss
-    from lamplit.model import LiT, load
+    from lamplit.model import LiT, load, merge_lora
     from lamplit.preprocessing import Preprocessing
     from lamplit.retrieval import Searcher, search
     from lamplit.store import Store
@@ -38,11 +40,15 @@ _HOMES = {
     "Store": "store",
     "TuneSettings": "tuning.settings",
     "classify": "zeroshot",
+    "compare": "comparison",
     "embed": "embedding",
     "evaluate": "evaluation",
     "export": "exports.run",
+    "export_vectors": "exchange",
     "fetch": "data.catalog",
+    "import_vectors": "exchange",
     "load": "model",
+    "merge_lora": "model",
     "open_image_tower": "towers.image",
     "open_text_tower": "towers.text",
     "read_pairs": "data.pairs",
@@ -64,11 +70,15 @@ __all__ = [
     "TuneSettings",
     "__version__",
     "classify",
+    "compare",
     "embed",
     "evaluate",
     "export",
+    "export_vectors",
     "fetch",
+    "import_vectors",
     "load",
+    "merge_lora",
     "open_image_tower",
     "open_text_tower",
     "read_pairs",

@@ -63,9 +63,12 @@ def data_get(
 @app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
-    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER or demo:efficientnet-lite0.")],
+    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
     tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, mean, map or cls+mean; by default what the tower's own head uses.")
+    ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     center: Annotated[
@@ -83,47 +86,94 @@ def embed(
     if engine not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
-        source, out, tower=tower, tower_weights=tower_weights, image_column=image_column, text_column=text_column,
-        center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
+        source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
+        text_column=text_column, center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
         workers=_default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     show(report, tables.embed_report, as_json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
+    tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
+    pairs: Annotated[str | None, typer.Option(help="Texts and pictures for a .npy, in its order.")] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
+    ] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of vectors that are there already; no picture is opened."""
+    report = lamplit.import_vectors(
+        source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
+        text_column=text_column, progress=True,
+    )  # fmt: skip
+    show(report, tables.import_report, as_json)
+
+
 @app.command()
 def tune(
+    context: typer.Context,
     store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
-    text: Annotated[str, typer.Option(help="hf:NAME_OR_FOLDER, demo:minilm, scratch:tiny, :small or :base.")],
     out: Annotated[Path, typer.Option(help="Folder of the run and its model.")],
-    mode: Annotated[str, typer.Option(help="auto, Lu (text tower from scratch) or LU (pre-trained).")] = "auto",
+    text: Annotated[
+        str | None, typer.Option(help="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny, :small, :base ...")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="The paper's settings by name, or a TOML file; options replace its values.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="auto, or image and text tower: L locked, U pre-trained and tuned, u from scratch.")
+    ] = "auto",
     text_column: Annotated[str, typer.Option(help="Column of the store with the texts.")] = "texts",
     loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; 1e-3 from scratch, 1e-5 pre-trained, 1e-4 LoRA.")] = None,
     weight_decay: Annotated[float, typer.Option(help="In torch's sense.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(help="Steps in all, instead of epochs.")] = None,
     warmup: Annotated[float, typer.Option(help="Part of the steps over which the rate rises.")] = 0.1,
     grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
+    image_lr: Annotated[float | None, typer.Option(help="Peak rate of an image tower that trains.")] = None,
+    image_weight_decay: Annotated[float | None, typer.Option(help="Its weight decay; by default the text's.")] = None,
+    image_start: Annotated[float, typer.Option(help="Part of the steps before it begins to train.")] = 0.0,
+    image_head: Annotated[bool, typer.Option("--image-head", help="A linear layer behind the image tower.")] = False,
+    augment: Annotated[str, typer.Option(help="none or inception, of pictures that are read in training.")] = "none",
     context_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
     head_start: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
     evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    lora: Annotated[int | None, typer.Option(help="Rank of low-rank changes that train in the text tower.")] = None,
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode, where pictures are read.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune a text tower on a store; run again to resume."""
-    values = {name: value for name, value in locals().items() if name not in ("store", "out", "device", "as_json")}
-    report = lamplit.tune(store, out, lamplit.TuneSettings(**values), device=device, progress=True)
+    """Tune a text tower on a store, or both towers on its pictures; run again to resume."""
+    from lamplit.tuning.recipes import read_recipe
+
+    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    known = lamplit.TuneSettings.__dataclass_fields__
+    values = {name: value for name, value in context.params.items() if name in known}
+    if recipe is not None:
+        values |= {name: value for name, value in read_recipe(recipe)["settings"].items() if name not in given}
+    if values["text"] is None:
+        raise UsageError("no text tower: give --text hf:NAME_OR_FOLDER, or a --recipe that names one")
+    settings = lamplit.TuneSettings(**values)
+    num_workers = (_default_workers() if settings.image_trains else 0) if workers is None else workers
+    report = lamplit.tune(store, out, settings, device=device, workers=num_workers, progress=True)
     show(report, tables.tune_report, as_json)
 
 
 @app.command()
 def classify(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
@@ -134,7 +184,7 @@ def classify(
     """Classify pictures by words."""
     if (classes is None) == (classes_file is None):
         raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
-    names = _lines(classes_file) if classes_file else [name.strip() for name in str(classes).split(",") if name.strip()]
+    names = _lines(classes_file) if classes_file else _names(classes)
     options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
     files = [file for image in images for file in (_files(image) if image.is_dir() else [image])]
     predictions, skipped = lamplit.classify(lamplit.load(model), files, names, top=top, **options)
@@ -146,7 +196,7 @@ def classify(
 
 @app.command()
 def search(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
     query: Annotated[str | None, typer.Argument(help="Words.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures.")] = 10,
@@ -162,7 +212,7 @@ def search(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     source: Annotated[str, typer.Argument(help="Store, folder or file of pairs.")],
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
@@ -188,9 +238,47 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    source: Annotated[str, typer.Argument(help="Pairs, or a store.")],
+    texts: Annotated[str, typer.Option(help="Text towers, by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; run again to go on.")],
+    towers: Annotated[str | None, typer.Option(help="Image towers, by commas; a store has its own.")] = None,
+    modes: Annotated[str, typer.Option(help="Lock modes, by commas.")] = "LU",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each choice, each with a split of its own.")] = 3,
+    epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
+    batch_size: Annotated[int, typer.Option(help="Pairs in one loss.")] = 1024,
+    recipe: Annotated[str | None, typer.Option(help="Other settings for all runs: a recipe, or a TOML file.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune every choice of towers and mode on the same pairs; print and plot recall with its spread."""
+    from lamplit.tuning.recipes import read_recipe
+
+    settings = {"epochs": epochs, "batch_size": batch_size} | (read_recipe(recipe)["settings"] if recipe else {})
+    result = lamplit.compare(
+        source, out, towers=_names(towers), texts=_names(texts), modes=_names(modes), seeds=seeds, settings=settings,
+        workers=_default_workers() if workers is None else workers, progress=True,
+    )  # fmt: skip
+    show(result, tables.comparison, as_json)
+
+
+@app.command()
+def merge(
+    model: Annotated[Path, typer.Argument(help="Folder of a model that was tuned with --lora.")],
+    out: Annotated[Path, typer.Option(help="Folder of the ordinary model to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Merge LoRA into the text tower: an ordinary model with the same vectors."""
+    lamplit.merge_lora(model, out)
+    print_line(json.dumps({"model": str(out)}) if as_json else out)
+
+
+@app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
-    to: Annotated[str, typer.Option(help="onnx, transformers, open-clip or sentence-transformers.")],
+    source: Annotated[str, typer.Argument(help="Folder of a model; a store, for clip-retrieval.")],
+    to: Annotated[
+        str, typer.Option(help="onnx, transformers, open-clip or sentence-transformers; clip-retrieval for a store.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     int8: Annotated[bool, typer.Option("--int8", help="With onnx: int8 files too, and what they lose.")] = False,
     sample: Annotated[
@@ -198,14 +286,17 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model for another library, and check that it gives the same vectors there."""
-    report = lamplit.export(model, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
-    show(report, tables.export_report, as_json)
+    """Write a model for another library, checked to give the same vectors there; or the vectors of a store."""
+    if to == "clip-retrieval":
+        show(lamplit.export_vectors(source, out), tables.vectors_report, as_json)
+    else:
+        report = lamplit.export(source, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
+        show(report, tables.export_report, as_json)
 
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="Folder of a model, or a store.")],
+    path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
     as_json: AsJson = False,
 ) -> None:
     """Say what a model or a store is."""
@@ -265,10 +356,14 @@ def _default_workers() -> int:
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
-def _settings_of_run(model: Path, source: str) -> lamplit.TuneSettings | None:
+def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
     from lamplit.inspection import settings_of_run
 
-    return settings_of_run(model, source)
+    return settings_of_run(Path(model), source)
+
+
+def _names(by_commas: str | None) -> list[str]:
+    return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.engines import Engine, EngineName, best_device, choose_engine
-from lamplit.errors import StoreError
+from lamplit.errors import StoreError, UsageError
 from lamplit.progress import progress_bar
 from lamplit.store import Row, Store, metadata_name
 from lamplit.towers.image import ImageTower, open_image_tower
@@ -44,6 +44,7 @@ def embed(
     *,
     tower: str | nn.Module | ImageTower,
     tower_weights: str | Path | None = None,
+    pool: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
     center: bool = False,
@@ -64,6 +65,7 @@ def embed(
         out: the store to make or to add to.
         tower: what `open_image_tower` opens, or an open tower.
         tower_weights: weights file for the tower, or `"random"`.
+        pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
         image_column: column with the pictures, where it is not found by its name.
         text_column: column (or columns, by commas) with the texts.
         center: for a new store, subtract the mean of its vectors from every vector that is read from it.
@@ -79,13 +81,16 @@ def embed(
         PairsError: the source cannot be read.
         TowerError: the tower cannot be opened.
         StoreError: the store belongs to another tower, or no picture could be embedded.
+        UsageError: there is no such pooling, or the tower is open already.
     """
     started = time.monotonic()
     pairs = (
         source if isinstance(source, Pairs) else read_pairs(source, image_column=image_column, text_column=text_column)
     )
     if not isinstance(tower, ImageTower):
-        tower = open_image_tower(tower, weights=tower_weights)
+        tower = open_image_tower(tower, weights=tower_weights, pool=pool)
+    elif pool is not None:
+        raise UsageError("an open tower pools as it was opened; give pool= to open_image_tower")
     writer = _Writer(out, tower, center)
     report = EmbedReport(str(out), tower.spec)
     batches = read_batches(
@@ -111,7 +116,7 @@ def embed(
     writer.finish()
     report.engine = run.engine
     report.updated = writer.updated
-    report.skipped_file = _list_skipped(out, report.skipped)
+    report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if writer.store is None or len(writer.store) == 0:
         found = "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
@@ -219,8 +224,8 @@ def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
     return Row(pair.id, path, content_hash, list(pair.texts), vector, metadata)
 
 
-def _list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
-    """Write the list of this run's skipped pictures beside the store, or remove the last run's."""
+def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
+    """Write the list of a run's skipped pictures beside the store, or remove the last run's; return its path."""
     file = Path(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
     if not skipped:
         file.unlink(missing_ok=True)

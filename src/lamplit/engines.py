@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lamplit.cache import cache_folder
 from lamplit.errors import MissingExtraError, TowerError
 from lamplit.towers.image import ImageTower
 from lamplit.towers.loading import first_line
 from lamplit.towers.lock import Locked
+from lamplit.towers.pooling import pool_features
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
 Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
@@ -31,12 +33,6 @@ SAMPLE = 8  # pictures that engines are compared on
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
 # Seconds that the eager tower must have before it for the start of another engine to pay.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
-
-
-def cache_folder() -> Path:
-    """Where files that can be made again are kept: $LAMPLIT_CACHE, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lamplit"
-    return Path(os.environ.get("LAMPLIT_CACHE", default))
 
 
 def best_device() -> torch.device:
@@ -125,12 +121,24 @@ def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = F
     return run
 
 
+class _Features(nn.Module):
+    """A tower behind its preprocessing: (B, 3, height, width) normalised pictures in, (B, D) pooled features out."""
+
+    def __init__(self, tower: ImageTower) -> None:
+        super().__init__()
+        self.backbone, self.pool = tower.backbone, tower.pool
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pool_features(self.backbone, pictures, self.pool)
+
+
 def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     file = _onnx_file(tower)
     session = open_onnx(file) if file.is_file() else None
     if session is None:  # not made yet, or damaged since
         pictures = tower.preprocessing.normalize(sample[:2])
-        write_onnx(tower.backbone, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
+        graph = _Features(tower)
+        write_onnx(graph, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
         session = open_onnx(file)
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.store import Store
+from lamplit.towers.image import TowerIdentity
+from lamplit.towers.published import Published
 from lamplit.tuning.settings import TuneSettings
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe the model or the store at `path`.
+    """Describe the model or the store at `path`, or the published model `lit:NAME_OR_FILE`.
 
     Raises:
         UsageError: there is neither.
+        TowerError: the published model cannot be read.
     """
+    if str(path).startswith("lit:"):
+        return _describe_published(Published(str(path)))
     folder = Path(path)
     if (folder / "config.json").is_file():
         return _describe_model(folder)
@@ -44,9 +50,10 @@ def _describe_model(folder: Path) -> dict[str, Any]:
     return {
         "model": str(folder),
         "image tower": image["spec"],
-        "fingerprint": image["fingerprint"],
+        **_said_of(TowerIdentity.from_dict(image)),
         "text tower": text["spec"] if text else "none",
         "width": image["width"],
+        "pooling": _pooling(image["config"].get("pool")),
         "context length": text["context_length"] if text else "none",
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
@@ -54,19 +61,45 @@ def _describe_model(folder: Path) -> dict[str, Any]:
     }
 
 
+def _describe_published(published: Published) -> dict[str, Any]:
+    image, text = published.layout.image, published.layout.text
+    kind = "BERT" if text.pooling == "cls" else "the paper's own"
+    return {
+        "model": published.spec,
+        "file": str(published.file),
+        "image tower": "ViT, {num_layers} layers of width {width}, patches of {patch_size}".format(**image.config),
+        "text tower": f"{kind}, width {text.width}",
+        "vocabulary": text.vocab_size,
+        "width": image.width,
+        "picture size": "x".join(map(str, published.preprocessing.image_size)),
+        "parameters": sum(math.prod(shape) for shape in published.layout.expected().values()),
+        "logit scale": round(published.logit_scale, 4),
+    }
+
+
 def _describe_store(store: Store) -> dict[str, Any]:
-    texts = store.texts()
+    texts, preprocessing = store.texts(), store.tower.preprocessing
     shown = [f"{path}: {found[0]}" for path, found in zip(store.column("path")[:50], texts, strict=False) if found]
     return {
         "store": store.path,
         "pictures": len(store),
         "texts": sum(len(found) for found in texts),
         "image tower": store.tower.spec,
-        "fingerprint": store.tower.fingerprint,
+        **_said_of(store.tower),
         "width": store.tower.width,
+        "pooling": _pooling(store.tower.pool),
         "engine": store.engine,
         "centred": store.centered,
-        "picture size": "x".join(map(str, store.tower.preprocessing.image_size)),
+        "picture size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
+
+
+def _pooling(pool: str | None) -> str:
+    return "the tower's own" if pool is None else pool
+
+
+def _said_of(tower: TowerIdentity) -> dict[str, Any]:
+    made = {"vectors": "imported; the fingerprint is of the tower's name and width"} if tower.imported else {}
+    return {"fingerprint": tower.fingerprint, **made}

@@ -1,20 +1,22 @@
 """LiT: a locked image tower, a text tower that reads it, and the scale of their cosines.
 
 A saved model is a folder that works offline and can be read one tower at a time: `config.json`,
-`text_tower.safetensors`, `image_tower.safetensors` and `tokenizer/`.
+`text_tower.safetensors`, `image_tower.safetensors`, `tokenizer/`, and `image_head.safetensors` where there is one.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,11 +24,13 @@ from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower
-from lamplit.towers.loading import READ_ERRORS
+from lamplit.towers.image import ImageTower, TowerIdentity, load_image_tower, open_published_image_tower
+from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
-from lamplit.towers.text import TextTower, build_text_tower
+from lamplit.towers.published import Published
+from lamplit.towers.text import TextTower, build_text_tower, open_published_text_tower
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 Picture = str | Path | bytes | Image.Image
 
@@ -66,6 +70,10 @@ class LiT(nn.Module):
         self.register_buffer("center", center, persistent=False)
         self.center: Tensor | None
 
+    def unlock(self, image_tower: ImageTower) -> None:
+        """Take an image tower that is to be trained with the text tower; whoever loads the model finds it locked."""
+        self.image_tower = image_tower
+
     @property
     def logit_scale(self) -> Tensor:
         """What cosines are multiplied by."""
@@ -95,7 +103,7 @@ class LiT(nn.Module):
             StoreError: another tower embedded it.
         """
         store.require_tower(self.identity)
-        parts = store.vectors().split(65536)
+        parts = torch.split(store.vectors(), 65536)
         return torch.cat([self.project(part.to(self.device)) for part in parts])
 
     @torch.no_grad()
@@ -103,13 +111,11 @@ class LiT(nn.Module):
         """Embed pictures: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
 
         Raises:
-            TowerError: the model was loaded without its image tower.
+            TowerError: the model was loaded without its image tower, or never had one.
             ImageError: a picture cannot be used.
         """
-        if self.image_tower is None:
-            raise TowerError(
-                f"this model is open without its image tower ({self.identity.spec}); load it with towers='both'"
-            )
+        if self.image_tower is None or self.identity.preprocessing is None:
+            raise _without_image_tower(self.identity)
         resize = self.identity.preprocessing.resize
         parts = [torch.empty(0, self.width, device=self.device)]
         for start in range(0, len(pictures), batch_size):
@@ -119,7 +125,7 @@ class LiT(nn.Module):
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Embed texts: N strings in, (N, D) unit vectors out.
+        """Embed texts: N strings in, (N, D) unit vectors out. The log says how many lost their end, if any did.
 
         Raises:
             TowerError: the model was loaded without its text tower.
@@ -129,6 +135,7 @@ class LiT(nn.Module):
         was_training = self.text_tower.training
         self.text_tower.eval()
         tokens = self.text_tower.tokenize(texts)
+        self.text_tower.count_truncated(texts, tokens)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         ztxt = torch.empty(len(tokens), self.width, device=self.device)
         for start in range(0, len(order), batch_size):
@@ -138,9 +145,14 @@ class LiT(nn.Module):
         return ztxt
 
     def save(self, folder: str | Path) -> None:
-        """Write the model into `folder`; whichever tower it is open without stays out."""
+        """Write the model into `folder`.
+
+        Whichever tower it is open without stays out, and so does one that was given to a model of imported vectors.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.image_tower, ImageTower):  # it trains, so it is not the tower any more that it was
+            self.identity = replace(self.image_tower.identity(), spec=f"model:{folder.resolve()}")
         config = {
             "format": FORMAT,
             "lamplit": __version__,
@@ -154,18 +166,19 @@ class LiT(nn.Module):
             config["text_tower"] = self.text_tower.describe()
             self.text_tower.save_tokenizer(folder / "tokenizer")
             save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
-        if self.image_tower is not None:
+        if self.image_head is not None:
+            save_model(self.image_head, str(folder / "image_head.safetensors"))
+        if self.image_tower is not None and not self.identity.imported:
             save_image_tower(_unlocked(self.image_tower), folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 class _TextPart(nn.Module):
-    """What `text_tower.safetensors` holds: all that reads an image tower's vectors, never the tower itself."""
+    """What `text_tower.safetensors` holds: the tower and the two scalars, never the image tower."""
 
     def __init__(self, model: LiT) -> None:
         super().__init__()
         self.text_tower = model.text_tower
-        self.image_head = model.image_head
         self.log_scale = model.log_scale
         self.logit_bias = model.logit_bias
 
@@ -176,20 +189,26 @@ def load(
     towers: Literal["both", "text", "image"] = "both",
     image_tower: nn.Module | None = None,
 ) -> LiT:
-    """Load a saved model in eval mode, needing nothing but its folder.
+    """Load a model in eval mode; a saved one needs nothing but its folder.
 
     Args:
-        folder: what `LiT.save` or a tuning run wrote.
+        folder: what `LiT.save` or a tuning run wrote; or `lit:NAME_OR_FILE`, one of the models that the paper's authors
+            published (`lit:B16B_2`, say), from its own .npz file.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
-        image_tower: the module itself, for a model whose tower was given as one.
+        image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an
+            open tower with its own weights, of which nothing can prove that it made the vectors.
 
     Raises:
         UsageError: no model there.
         TowerError: its weights do not fit, or are not there.
     """
+    if str(folder).startswith("lit:"):
+        return _load_published(str(folder), towers)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UsageError(f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote")
+        raise UsageError(
+            f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote, or lit:NAME"
+        )
     config = _read_config(folder / "config.json")
     identity: TowerIdentity = config["image_tower"]
     center = None if config["center"] is None else torch.tensor(config["center"])
@@ -200,16 +219,47 @@ def load(
     image_head = None if head_width is None else nn.Linear(identity.width, head_width)
     model = LiT(text, identity, center=center, image_head=image_head, logit_bias=config["logit_bias"])
     if text is not None:
-        _load_weights(_TextPart(model), folder / "text_tower.safetensors")
+        load_whole(_TextPart(model), folder / "text_tower.safetensors")
+    if image_head is not None:
+        load_whole(image_head, folder / "image_head.safetensors")
     weights = folder / "image_tower.safetensors"
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
-        model.image_tower = _load_image_tower(identity, image_tower, weights)
+        if not identity.imported:
+            model.image_tower = Locked(load_image_tower(identity, weights, image_tower))
+        elif isinstance(image_tower, ImageTower):
+            model.identity, model.image_tower = _adopt(identity, image_tower)
+        else:
+            raise _without_image_tower(identity)
     return model.eval()
+
+
+def merge_lora(folder: str | Path, out: str | Path) -> None:
+    """Write a model that was tuned with LoRA as an ordinary one, with the same vectors and no need of `peft`.
+
+    Raises:
+        UsageError: no model there, or it has no LoRA; or `out` holds a model.
+        TowerError: its weights do not fit, or are not there.
+    """
+    if (Path(out) / "config.json").exists():
+        raise UsageError(f"{out} holds a model; give another --out")
+    model = load(folder)
+    if model.text_tower is None:
+        raise UsageError(f"{folder} has no text tower, so there is no LoRA to merge")
+    model.text_tower.merge_lora()
+    model.save(out)
 
 
 def save_image_tower(tower: nn.Module, folder: Path) -> None:
     """Write the weights of an image tower beside the text tower that reads it."""
     save_model(tower, str(folder / "image_tower.safetensors"))
+
+
+def _load_published(spec: str, towers: Literal["both", "text", "image"]) -> LiT:
+    published = Published(spec)
+    image = open_published_image_tower(published)
+    text = None if towers == "image" else open_published_text_tower(published)
+    opened = None if towers == "text" else image
+    return LiT(text, image.identity(), opened, logit_scale=published.logit_scale).eval()
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -222,25 +272,30 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
 
 
-def _load_image_tower(identity: TowerIdentity, module: nn.Module | None, weights: Path) -> Locked:
-    if module is None:
-        tower = build_image_tower(identity)
-    else:
-        tower = ImageTower(identity.spec, module, identity.preprocessing, identity.config)
-    _load_weights(tower, weights)
-    found = tower.identity().fingerprint
-    if found != identity.fingerprint:
-        raise TowerError(f"{weights} has fingerprint {found}, but the model reads {identity.fingerprint}")
-    return Locked(tower)
+def _without_image_tower(identity: TowerIdentity) -> TowerError:
+    if identity.imported:
+        return TowerError(
+            f"this model was tuned on imported vectors, made by {identity.spec}, and has no image tower to open "
+            "pictures with. Where you have that tower, give it in Python: "
+            "lamplit.load(FOLDER, image_tower=lamplit.open_image_tower(...))"
+        )
+    return TowerError(f"this model is open without its image tower ({identity.spec}); load it with towers='both'")
 
 
-def _load_weights(module: nn.Module, file: Path) -> None:
-    if not file.is_file():
-        raise TowerError(f"{file} is missing: the model is not whole")
-    try:
-        load_model(module, file)
-    except READ_ERRORS as error:
-        raise TowerError(f"{file} does not fit its config.json: {error}") from error
+def _adopt(identity: TowerIdentity, tower: ImageTower) -> tuple[TowerIdentity, Locked]:
+    """Take a tower for the one that made imported vectors, on the word of who gives it."""
+    if tower.width != identity.width:
+        raise TowerError(
+            f"{tower.spec} gives vectors {tower.width} wide, but the model reads those of {identity.spec}, which are "
+            f"{identity.width} wide"
+        )
+    logger.warning(
+        "nothing can prove that %s made the vectors this model reads (they were imported, made by %s); compare "
+        "model.encode_images of some pictures with their vectors",
+        tower.spec,
+        identity.spec,
+    )
+    return replace(identity, preprocessing=tower.preprocessing), Locked(tower)
 
 
 def _unlocked(tower: nn.Module) -> nn.Module:

@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional as TF
@@ -25,8 +24,10 @@ class Preprocessing:
 
     `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
-    `antialias=False` samples the picture at single points and cuts off the fractions, as the LiT authors' own
-    pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
+    `antialias=False` samples the picture at single points, bilinearly, and cuts off the fractions, as the LiT authors'
+    own pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
+    `center` says where the odd pixel of an uneven margin goes: torchvision and timm round half the margin (to even),
+    transformers rounds it down.
     """
 
     image_size: tuple[int, int]  # height, width
@@ -36,6 +37,7 @@ class Preprocessing:
     crop_fraction: float = 1.0
     fit: Literal["crop", "squash"] = "crop"
     antialias: bool = True
+    center: Literal["round", "floor"] = "round"
 
     def resize(self, image: Tensor) -> Tensor:
         """Scale and crop one picture: (3, H, W) uint8 in, (3, height, width) uint8 out."""
@@ -46,8 +48,8 @@ class Preprocessing:
         if tuple(image.shape[-2:]) != size and self.antialias:
             image = TF.resize(image, list(size), InterpolationMode(mode), antialias=True)
         elif tuple(image.shape[-2:]) != size:
-            image = F.interpolate(image[None].float(), size, mode=mode)[0].to(torch.uint8)
-        cropped: Tensor = TF.center_crop(image, list(self.image_size))
+            image = _sample(image, *size)
+        cropped: Tensor = self._crop(image, image.shape[-2], image.shape[-1])
         return cropped
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -63,10 +65,16 @@ class Preprocessing:
         """
         size = self._target_size(image.height, image.width)
         image = TF.resize(image, list(size), InterpolationMode(self.interpolation))
-        image = TF.center_crop(image, list(self.image_size))
+        image = self._crop(image, image.height, image.width)
         pixels = transforms.Compose([transforms.PILToTensor(), transforms.ToDtype(torch.float32, scale=True)])
         normalized: Tensor = TF.normalize(pixels(image), list(self.mean), list(self.std))
         return normalized
+
+    def _crop(self, image: Any, height: int, width: int) -> Any:
+        crop_height, crop_width = self.image_size
+        if self.center == "round":
+            return TF.center_crop(image, [crop_height, crop_width])
+        return TF.crop(image, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
     def _trim(self, image: Tensor) -> Tensor:
         # A line of 1 x 30,000 pixels, scaled whole for the crop, would be 224 x 6,720,000. No crop shows more
@@ -94,11 +102,30 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON. What came later is left out at its default: fingerprints stay what they were."""
-        values = asdict(self)
-        return values if not self.antialias else {key: value for key, value in values.items() if key != "antialias"}
+        later = {"antialias": True, "center": "round"}
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Undo `to_dict` after a trip through JSON, which turns tuples into lists."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+def _sample(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize (3, H, W) to (3, height, width) as TensorFlow does, step by step: other orders round differently."""
+    upper, lower, down = _neighbours(image.shape[1], height)
+    left, right, across = _neighbours(image.shape[2], width)
+    rows_above, rows_below = image[:, upper].float(), image[:, lower].float()
+    above, below = (
+        rows[:, :, left] + (rows[:, :, right] - rows[:, :, left]) * across for rows in (rows_above, rows_below)
+    )
+    return (above + (below - above) * down[:, None]).to(torch.uint8)
+
+
+def _neighbours(length: int, new_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which two pixels each new one lies between, by their centres, and how far along, all in float32."""
+    scale = torch.tensor(length, dtype=torch.float32) / new_length
+    places = (torch.arange(new_length, dtype=torch.float32) + 0.5) * scale - 0.5
+    first = places.floor()
+    return first.clamp(min=0).long(), places.ceil().clamp(max=length - 1).long(), places - first

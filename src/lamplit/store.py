@@ -7,8 +7,11 @@ that reads Lance (LanceDB, DuckDB, Polars, Ray, Spark).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.errors import StoreError
+from lamplit.errors import LamplitError, StoreError
 from lamplit.towers.image import TowerIdentity
 
 FORMAT = 1
@@ -82,8 +85,13 @@ class Store:
         engine: str,
         centered: bool = False,
         metadata_columns: Sequence[str] = (),
+        metadata_types: Mapping[str, pa.DataType] | None = None,
+        more: Iterable[Sequence[Row]] = (),
     ) -> Self:
-        """Write a new store with its first rows. The rows decide the types of the metadata columns."""
+        """Write a new store with its first rows, and with `more` blocks of them in the same atomic commit.
+
+        The first rows decide the types of the metadata columns, but for those in `metadata_types`.
+        """
         values = {
             "format": FORMAT,
             "tower": tower.to_dict(),
@@ -91,7 +99,11 @@ class Store:
             "centered": centered,
             "center": None,
         }
-        types = [(name, _column_type([row.metadata.get(name) for row in rows])) for name in metadata_columns]
+        known = metadata_types or {}
+        types = [
+            (name, known.get(name) or _column_type([row.metadata.get(name) for row in rows]))
+            for name in metadata_columns
+        ]
         fixed = [
             ("id", pa.string()),
             ("path", pa.string()),
@@ -100,8 +112,26 @@ class Store:
         ]
         vector = pa.list_(pa.float16(), tower.width)
         schema = pa.schema([*fixed, *types, ("vector", vector)], metadata={_METADATA_KEY: json.dumps(values)})
-        lance.write_dataset(_to_table(rows, schema), str(path), schema=schema)
-        return cls(path)
+        failures: list[LamplitError] = []
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                for block in chain([rows], more):
+                    yield from _to_table(block, schema).to_batches()
+            except LamplitError as error:  # Lance makes an error of its own out of it
+                failures.append(error)
+                raise
+
+        try:
+            lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), str(path), schema=schema)
+        except OSError:
+            if failures:
+                raise failures[0] from None
+            raise
+        store = cls(path)
+        # What a run that was killed before its commit has left; the new table refers to none of it.
+        store._table.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        return store
 
     def __len__(self) -> int:
         """Count the pictures."""
@@ -183,12 +213,17 @@ class Store:
 
     def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Everything but the vectors of the rows at `places` (in the order of the ids)."""
+        names = [name for name in self._table.schema.names if name != "vector"]
+        found: list[dict[str, Any]] = self.take(places, names).to_pylist()
+        return found
+
+    def take(self, places: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows at `places` (in the order of the ids) as they are stored, with all columns or some."""
         if self._order is None:
             ids = self._table.to_table(columns=["id"])["id"]
             self._order = pc.sort_indices(ids).to_numpy()
-        names = [name for name in self._table.schema.names if name != "vector"]
-        found: list[dict[str, Any]] = self._table.take(self._order[list(places)].tolist(), columns=names).to_pylist()
-        return found
+        names = list(columns or self._table.schema.names)
+        return self._table.take(self._order[list(places)].tolist(), columns=names)
 
     def vectors(self, center: Tensor | None = None) -> Tensor:
         """(N, D) float32 unit vectors; with a (D,) `center`, that is subtracted and they are made unit again."""
@@ -204,10 +239,13 @@ class Store:
             StoreError: naming both towers and the way out.
         """
         if tower.fingerprint != self.tower.fingerprint:
+            way_out = "Embed the pictures again with: lamplit embed SOURCE"
+            if tower.imported:
+                way_out = "Import vectors of that tower, by that name, with: lamplit import SOURCE"
             raise StoreError(
-                f"{self.path} was embedded by {self.tower.spec} (fingerprint {self.tower.fingerprint}), not by "
-                f"{tower.spec} (fingerprint {tower.fingerprint}): their vectors cannot be compared. "
-                f"Embed the pictures again with: lamplit embed SOURCE --tower {tower.spec} --out ANOTHER.lance"
+                f"{self.path} was {'imported, made' if self.tower.imported else 'embedded'} by {self.tower.spec} "
+                f"(fingerprint {self.tower.fingerprint}), not by {tower.spec} (fingerprint {tower.fingerprint}): "
+                f"their vectors cannot be compared. {way_out} --tower {tower.spec} --out ANOTHER.lance"
             )
 
     def _refresh(self) -> None:
@@ -219,6 +257,7 @@ class Store:
         return self._table.to_table(columns=names).sort_by("id")
 
 
+@lru_cache(maxsize=4096)  # asked of every cell
 def metadata_name(name: str) -> str:
     """Name a column of the pairs' own as a store can: `id` becomes `id_`, `a.b` becomes `a_b`."""
     name = name.replace(".", "_").replace("`", "_")

@@ -8,11 +8,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from lamplit.comparison import Comparison
     from lamplit.embedding import EmbedReport
     from lamplit.evaluation import Evaluation
+    from lamplit.exchange import ImportReport, VectorsReport
     from lamplit.exports.report import ExportReport
     from lamplit.retrieval import Hit
-    from lamplit.tuning.run import TuneReport
+    from lamplit.tuning.report import TuneReport
     from lamplit.zeroshot import Prediction
 
 
@@ -27,6 +29,29 @@ def embed_report(report: EmbedReport) -> list[Table]:
         "updated": report.updated,
         "unchanged": report.unchanged,
         "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
+    }
+    return info(rows)
+
+
+def import_report(report: ImportReport) -> list[Table]:
+    """What one run of `lamplit import` did."""
+    rows = {
+        "store": report.store,
+        "tower": f"{report.tower}, {report.width} wide",
+        "imported": report.imported,
+        "texts": report.texts,
+        "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
+    }
+    return info(rows)
+
+
+def vectors_report(report: VectorsReport) -> list[Table]:
+    """What `lamplit export --to clip-retrieval` wrote."""
+    rows = {
+        "folder": report.folder,
+        "tower": f"{report.tower}, {report.width} wide",
+        "pictures": report.pictures,
+        "parts": report.parts,
     }
     return info(rows)
 
@@ -67,6 +92,20 @@ def recall_table(report: TuneReport) -> Table:
         values = (report.start, report.best, report.last)
         _add_row(table, name, *(f"{value[name]:.3f}" if name in value else "" for value in values))
     return table
+
+
+def comparison(result: Comparison) -> list[Table]:
+    """Recall of every choice, mean and deviation over the seeds, best first."""
+    title = f"held-out recall after the last step, {result.seeds} seeds"
+    metrics = list(result.cells[0].metrics)
+    table = _table("mode", "image tower", "text tower", *metrics, "seconds", title=title)
+    for cell in sorted(result.cells, key=lambda cell: -cell.mean(metrics[0])):
+        values = (f"{cell.mean(metric):.3f} ± {cell.spread(metric):.3f}" for metric in metrics)
+        seconds = f"{sum(cell.seconds) / len(cell.seconds):.0f}"
+        _add_row(table, cell.mode, cell.tower, cell.text, *values, seconds)
+    rows = {"chance": f"{1 / result.captions:.4f}"}
+    rows |= {"plot": f"{result.out}/comparison.png", "left out": "\n".join(result.impossible) or "nothing"}
+    return [table, *info(rows)]
 
 
 def predictions(results: list[Prediction]) -> list[Table]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lamplit.data import recipes
+from lamplit.cache import cache_folder
+from lamplit.data import makers
 from lamplit.errors import UsageError
 
 CATALOG = {
@@ -16,11 +16,11 @@ CATALOG = {
     "emoji": "1,911 emoji drawn by two vendors, with names (MIT; drawings Apache-2.0 and CC-BY-4.0)",
     "fashion-mnist": "70,000 grey pictures in 10 classes, without captions (Zalando; MIT)",
 }
-_RECIPES: dict[str, Callable[[Path, Path], None]] = {
-    "stamps": recipes.make_stamps,
-    "openclipart": recipes.make_openclipart,
-    "emoji": recipes.make_emoji,
-    "fashion-mnist": recipes.make_fashion_mnist,
+_MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    "stamps": makers.make_stamps,
+    "openclipart": makers.make_openclipart,
+    "emoji": makers.make_emoji,
+    "fashion-mnist": makers.make_fashion_mnist,
 }
 
 
@@ -37,7 +37,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     """
     if name not in CATALOG:
         raise UsageError(f"there is no data set {name!r}; type one of {', '.join(CATALOG)}")
-    folder = (folder or _cache_folder()).absolute()
+    folder = (folder or cache_folder()).absolute()
     target = folder / name
     if pairs := _find_pairs(target):
         return pairs
@@ -49,7 +49,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
         work, made = Path(temporary, "work"), Path(temporary, "made")
         work.mkdir()
         made.mkdir()
-        _RECIPES[name](work, made)
+        _MAKERS[name](work, made)
         try:
             made.rename(target)
         except OSError:  # another process was first
@@ -60,9 +60,3 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 
 def _find_pairs(target: Path) -> Path | None:
     return next(target.glob("pairs.*"), None)
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("LAMPLIT_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamplit"

@@ -22,8 +22,8 @@ TEXT_COLUMNS = (
 Row = dict[str, Any]
 
 
-def find_image_column(source: str, rows: list[Row], wanted: str | None) -> str:
-    """Return the column of pictures, given the first rows of a table.
+def find_image_column(source: str, rows: list[Row], wanted: str | None, *, optional: bool = False) -> str:
+    """Return the column of pictures, given the first rows of a table; where it is optional, "" if there is none.
 
     Raises:
         PairsError: there are no rows, or no column has one of the known names.
@@ -33,8 +33,8 @@ def find_image_column(source: str, rows: list[Row], wanted: str | None) -> str:
         raise PairsError(f"{source} has no rows; expected one picture a row, and its texts")
     if wanted:
         return _named(source, wanted, rows, "--image-column")
-    if found := _first(IMAGE_COLUMNS, rows):
-        return found
+    if (found := _first(IMAGE_COLUMNS, rows)) or optional:
+        return found or ""
     hint = " (web addresses: download them first, for example with img2dataset)"
     raise PairsError(
         f"{source} has no column named {', '.join(IMAGE_COLUMNS)}; it has {listed(rows)}"

@@ -7,12 +7,8 @@ with its reason in the batch it would have been in.
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
 import re
 import struct
-import sys
-import threading
 import warnings
 import zlib
 from collections import deque
@@ -21,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from lamplit.data.workers import as_it_is, start_worker, worker_context
 from lamplit.errors import ImageError
 from lamplit.preprocessing import Preprocessing
 
@@ -124,9 +121,9 @@ def read_batches(
         _Pictures(preprocessing, max_pixels),
         batch_sampler=jobs(),  # any iterable of lists serves, and indices may be anything
         num_workers=workers,
-        collate_fn=_as_it_is,
-        multiprocessing_context=_context() if workers else None,
-        worker_init_fn=_start_worker,
+        collate_fn=as_it_is,
+        multiprocessing_context=worker_context() if workers else None,
+        worker_init_fn=start_worker,
     )
     return _collect(iter(loader), waiting)
 
@@ -307,32 +304,3 @@ def _collect(results: Iterator[tuple[Tensor, list[_Outcome]]], waiting: deque[li
                 batch.pairs.append(pair)
                 batch.hashes.append(outcome.hash)
         yield batch
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not in each worker
-    return context
-
-
-def _start_worker(_worker: int) -> None:
-    # libjpeg writes about slightly damaged files to file descriptor 2, through the progress bar. Python's own
-    # messages keep their way out. (Torch has set one thread already.)
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    # Torch watches the process that forked this one: the fork server, which waits for its workers to end, and
-    # so would outlive a killed main process together with them.
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _end_with_main_process() -> None:
-    if main := multiprocessing.parent_process():
-        main.join()
-        os._exit(1)

@@ -70,7 +70,7 @@ class Pairs:
         try:
             yield from self._read()
         except READ_ERRORS as error:
-            raise _unreadable(self.source, error) from error
+            raise unreadable(self.source, error) from error
 
 
 def read_pairs(
@@ -79,6 +79,7 @@ def read_pairs(
     image_column: str | None = None,
     text_column: str | None = None,
     split: str = "train",
+    need_pictures: bool = True,
 ) -> Pairs:
     """Open pictures with their texts, reading no more than the first rows.
 
@@ -91,6 +92,7 @@ def read_pairs(
         text_column: the column of texts, or several with commas between; found by its name when not given,
             and no texts are read where there is none.
         split: of a data set on the hub; files have none.
+        need_pictures: refuse a table without a column of pictures; else its pairs have `b""` for theirs.
 
     Raises:
         PairsError: nothing is there, or it cannot be read.
@@ -100,16 +102,16 @@ def read_pairs(
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return _open_folder(name, path.absolute(), image_column, text_column)
+            return _open_folder(name, path.absolute(), image_column, text_column, need_pictures)
         if files := _expand(str(path)):
-            return _open_files(name, files, image_column, text_column)
+            return _open_files(name, files, image_column, text_column, need_pictures)
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
             *TABLE_SUFFIXES,
             ".tar",
         ):
-            return _open_hub(name, image_column, text_column, split)
+            return _open_hub(name, image_column, text_column, need_pictures, split)
     except READ_ERRORS as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     raise PairsError(
         f"{name} does not exist; give a folder of pictures, a {', '.join(TABLE_SUFFIXES)} or .tar file, "
         "or the id of a data set on the Hugging Face hub (owner/name)"
@@ -135,15 +137,19 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
     return np.array([caption in marked for caption in captions], dtype=np.bool_)
 
 
-def _open_folder(name: str, folder: Path, image_column: str | None, text_column: str | None) -> Pairs:
+def _open_folder(
+    name: str, folder: Path, image_column: str | None, text_column: str | None, need_pictures: bool
+) -> Pairs:
     files = _walk(folder)
     tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
     pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
     shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
     if tables:
-        return _open_tables(name, folder, [folder / table for table in tables], image_column, text_column)
+        return _open_tables(
+            name, folder, [folder / table for table in tables], image_column, text_column, need_pictures
+        )
     if shards and not pictures:
-        return _open_files(name, [folder / shard for shard in shards], image_column, text_column)
+        return _open_files(name, [folder / shard for shard in shards], image_column, text_column, need_pictures)
     if not pictures:
         raise PairsError(
             f"{name} holds no pictures; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
@@ -157,21 +163,30 @@ def _open_folder(name: str, folder: Path, image_column: str | None, text_column:
     return Pairs(name, len(pictures), None, (), lambda: (_picture(folder, file) for file in pictures))
 
 
-def _open_files(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
+def _open_files(
+    name: str, files: list[Path], image_column: str | None, text_column: str | None, need_pictures: bool
+) -> Pairs:
     suffixes = {file.suffix.lower() for file in files}
     if suffixes == {".tar"}:
         return _open_tars(name, files, image_column, text_column)
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
-        return _open_tables(name, files[0].parent, files, image_column, text_column)
+        return _open_tables(name, files[0].parent, files, image_column, text_column, need_pictures)
     raise PairsError(
         f"{name} ends in {' and '.join(sorted(suffixes)) or 'nothing'}; expected files of one kind out of "
         f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of pictures"
     )
 
 
-def _open_tables(name: str, root: Path, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
+def _open_tables(
+    name: str,
+    root: Path,
+    files: list[Path],
+    image_column: str | None,
+    text_column: str | None,
+    need_pictures: bool,
+) -> Pairs:
     first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
-    image, texts = _find_columns(name, first, image_column, text_column)
+    image, texts = _find_columns(name, first, image_column, text_column, need_pictures)
     counts = [_count_rows(file) for file in files]
 
     def read() -> Iterator[Pair]:
@@ -182,7 +197,7 @@ def _open_tables(name: str, root: Path, files: list[Path], image_column: str | N
             prefix = PurePath(os.path.relpath(folder, root))
             yield _pair(row, image, texts, folder, prefix, str(number), seen)
 
-    return Pairs(name, None if None in counts else sum(count or 0 for count in counts), image, texts, read)
+    return Pairs(name, None if None in counts else sum(count or 0 for count in counts), image or None, texts, read)
 
 
 def _count_rows(file: Path) -> int | None:
@@ -199,7 +214,7 @@ def _count_rows(file: Path) -> int | None:
     return None
 
 
-def _open_hub(name: str, image_column: str | None, text_column: str | None, split: str) -> Pairs:
+def _open_hub(name: str, image_column: str | None, text_column: str | None, need_pictures: bool, split: str) -> Pairs:
     download = datasets.DownloadConfig(max_retries=1)
     try:
         data = datasets.load_dataset(name, split=split, streaming=True, download_config=download).decode(False)
@@ -209,7 +224,7 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, spli
             f"{name} is no file or folder here, and the Hugging Face hub does not give it: {_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
-    image, texts = _find_columns(name, first, image_column, text_column)
+    image, texts = _find_columns(name, first, image_column, text_column, need_pictures)
     splits = data.info.splits or {}
     count = splits[split].num_examples if split in splits else None
 
@@ -218,7 +233,7 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, spli
         for number, row in enumerate(data):
             yield _pair(row, image, texts, Path(), PurePath(), str(number), seen)
 
-    return Pairs(name, count, image, texts, read)
+    return Pairs(name, count, image or None, texts, read)
 
 
 def _open_tars(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
@@ -245,9 +260,9 @@ def _open_tars(name: str, files: list[Path], image_column: str | None, text_colu
 
 
 def _find_columns(
-    name: str, rows: list[Row], image_column: str | None, text_column: str | None
+    name: str, rows: list[Row], image_column: str | None, text_column: str | None, need_pictures: bool
 ) -> tuple[str, tuple[str, ...]]:
-    image = find_image_column(name, rows, image_column)
+    image = find_image_column(name, rows, image_column, optional=not need_pictures)
     return image, find_text_columns(name, rows, text_column, [c for c in TEXT_COLUMNS if c != image])
 
 
@@ -314,7 +329,8 @@ def _unique(name: str, seen: dict[str, int]) -> str:
     return name if seen[name] == 1 else _unique(f"{name}#{seen[name]}", seen)
 
 
-def _unreadable(name: str, error: BaseException) -> PairsError:
+def unreadable(name: str, error: BaseException) -> PairsError:
+    """Make the error of a source that raised one of `READ_ERRORS`."""
     return PairsError(f"{name} cannot be read: {_line(error)}")
 
 

@@ -53,6 +53,8 @@ def export(
         model = copy.deepcopy(model)
     else:
         model = load(model, towers="text" if to == "sentence-transformers" else "both")
+    if model.text_tower is not None and model.text_tower.lora is not None:
+        model.text_tower.merge_lora()
     model = model.cpu().float().eval().requires_grad_(False)
     checked_on = take_sample(model, sample)
     with ExitStack() as failed:

@@ -81,6 +81,10 @@ def _build(model: LiT, image: ImageTower, text: TextTower) -> Any:
 
 
 def _vision_config(tower: ImageTower) -> dict[str, Any]:
+    if tower.pool is not None:
+        raise TowerError(f"{NAME} pools as its vision model does, not by {tower.pool}; use --to onnx")
+    if tower.config.get("projected"):
+        raise TowerError(f"{NAME} leaves out the projection of CLIP that {tower.spec} ends with; use --to onnx")
     if tower.config["library"] == "timm":
         nameless: dict[str, Any] = {"num_classes": 0, "label_names": []}
         return {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -76,6 +76,20 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
     module.load_state_dict(state)
 
 
+def load_whole(module: nn.Module, file: Path) -> None:
+    """Load what a saved model's file holds, every tensor or none.
+
+    Raises:
+        TowerError: it is not there, is damaged, or is another module's.
+    """
+    if not file.is_file():
+        raise TowerError(f"{file} is missing: the model is not whole")
+    try:
+        load_model(module, file)
+    except READ_ERRORS as error:
+        raise TowerError(f"{file} does not fit its config.json: {error}") from error
+
+
 def require_whole(name: str, missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:
     """Refuse a transformers checkpoint that left some of the tower random, by its loading report.
 
@@ -107,11 +121,13 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars from stderr, where ours are."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers' progress bars and reports from stderr: our bars are there, and what is missing raises."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()

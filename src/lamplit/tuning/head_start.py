@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.towers.image import ClassHead
+from lamplit.towers.backbone import ClassHead
 from lamplit.towers.text import TextTower
+from lamplit.tuning.sides import text_features
 
 # Chosen on the stamps with other splits than the published ones (benchmarks/stamps.py says which); flat around
 # these values.
@@ -38,21 +39,19 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
         texts: their texts, N.
         class_head: the image tower's classifier, where there is one.
     """
-    was_training = text_tower.training
-    text_tower.eval()
     device = text_tower.head.weight.device
     if len(texts) > MOST_PAIRS:
         chosen = torch.randperm(len(texts))[:MOST_PAIRS]
         zimg, texts = zimg[chosen], [texts[i] for i in chosen.tolist()]
     zimg = zimg.to(device)
-    features = _features(text_tower, texts)
+    features = text_features(text_tower, texts)
     common, mean_feature = zimg.mean(0), features.mean(0)
     inputs = [features - mean_feature]
     targets = [F.normalize(_whiten(zimg - common), dim=-1)]
     weights = [torch.full((len(texts),), PAIR_WEIGHT, device=device)]
     if class_head is not None:
         names = [(text, c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
-        class_features = _features(text_tower, [text for text, _ in names])
+        class_features = text_features(text_tower, [text for text, _ in names])
         vectors = class_head.vectors.to(device)
         inputs.append(class_features - class_features.mean(0))
         targets.append(F.normalize(vectors - vectors.mean(0), dim=-1)[[c for _, c in names]])
@@ -64,13 +63,6 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
     matrix /= (inputs[0] @ matrix).norm(dim=-1).mean().clamp(min=1e-12)
     text_tower.head.weight.copy_(matrix.T)
     text_tower.head.bias.copy_(-(mean_feature @ matrix))
-    text_tower.train(was_training)
-
-
-def _features(text_tower: TextTower, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-    tokens = text_tower.tokenize(texts)
-    parts = [text_tower.features(tokens[i : i + batch_size]) for i in range(0, len(tokens), batch_size)]
-    return torch.cat(parts).float()
 
 
 def _whiten(centred: Tensor) -> Tensor:

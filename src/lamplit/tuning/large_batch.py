@@ -1,14 +1,16 @@
 """Gradients of a batch that does not fit into memory, equal to those of one that does.
 
-The loss of a contrastive batch needs all its texts at once, but only their vectors. So the texts are encoded
-in chunks, the loss and its gradient on the vectors are taken once, and each chunk is back-propagated on its
-own (GradCache, Gao et al. 2021). Chunks whose graphs fit into the memory budget are kept; the others are
-encoded a second time, with the same dropout.
+The loss of a contrastive batch needs all its vectors at once, but only the vectors. So each side is encoded in
+chunks, the loss and its gradient on the vectors are taken once, and each chunk is back-propagated on its own
+(GradCache, Gao et al. 2021). Chunks whose graphs fit into the memory budget are kept; the others are encoded a
+second time, with the same dropout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -18,59 +20,105 @@ from torch.nn import functional as F
 CHUNK_TOKENS = 8192
 
 
+@dataclass(frozen=True)
+class Part:
+    """The side of a batch that trains, cut into what is encoded at a time.
+
+    `encode` maps a chunk to (n, D) vectors; `again`, where it is given, does so the second time. `order` says
+    which row of the batch each vector belongs to, as the chunks give them: (B,).
+    """
+
+    encode: Callable[[Any], Tensor]
+    chunks: Sequence[Any]
+    order: Tensor
+    again: Callable[[Any], Tensor] | None = None
+
+
+def cut_texts(
+    encode: Callable[[list[list[int]]], Tensor], tokens: Sequence[list[int]], chunk_tokens: int = CHUNK_TOKENS
+) -> Part:
+    """Cut B lists of token ids, sorted by length, into chunks of about `chunk_tokens` tokens."""
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    chunks: list[list[list[int]]] = []
+    room = 0
+    for i in order:
+        if room < len(tokens[i]) or not chunks:
+            chunks.append([])
+            room = chunk_tokens
+        chunks[-1].append(tokens[i])
+        room -= len(tokens[i])
+    return Part(encode, chunks, torch.tensor(order))
+
+
 def backward_in_chunks(
-    encode: Callable[[list[list[int]]], Tensor],
-    tokens: Sequence[list[int]],
-    loss_of: Callable[[Tensor], Tensor],
+    sides: Sequence[Part | Tensor],
+    loss_of: Callable[..., Tensor],
     *,
     device: torch.device,
-    chunk_tokens: int = CHUNK_TOKENS,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """Add the gradient of `loss_of(unit vectors of tokens)` to whatever `encode` and `loss_of` depend on.
+    """Add the gradient of `loss_of(unit vectors of each side)` to whatever `encode` and `loss_of` depend on.
 
     Args:
-        encode: maps n lists of token ids to (n, D) vectors.
-        tokens: B lists of token ids.
-        loss_of: maps (B, D) unit vectors to a scalar loss.
+        sides: each a part to encode, or (B, D) unit vectors of what does not train.
+        loss_of: maps (B, D) unit vectors of every side to a scalar loss.
         device: where the vectors are.
-        chunk_tokens: about how many tokens are encoded at a time.
         memory_budget: bytes of activations that may be kept; by default half of what is free.
 
     Returns:
         The loss, detached.
     """
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    chunks = [[tokens[i] for i in chunk] for chunk in _cut(order, tokens, chunk_tokens)]
     left = _free_memory(device) // 2 if memory_budget is None else memory_budget
-    outputs: list[Tensor] = []
-    states: list[Tensor | None] = []  # random state before a chunk that will be encoded again; None if kept
-    for chunk in chunks:
-        state = _random_state(device)
-        saved = _Saved()
-        with saved, torch.set_grad_enabled(left > 0):
-            outputs.append(encode(chunk))
-        left -= saved.num_bytes
-        states.append(None if outputs[-1].requires_grad else state)
-    vectors = torch.cat([output.detach() for output in outputs]).float().requires_grad_()
-    place = torch.empty(len(order), dtype=torch.long)
-    place[torch.tensor(order)] = torch.arange(len(order))
-    loss = loss_of(F.normalize(vectors, dim=-1)[place.to(device)])
+    encoded: dict[int, _Encoded] = {}
+    for place, side in enumerate(sides):
+        if isinstance(side, Part):
+            encoded[place] = _Encoded(side, device, left)
+            left -= encoded[place].num_bytes
+    vectors = [encoded[place].rows() if place in encoded else side for place, side in enumerate(sides)]
+    loss = loss_of(*vectors)
     torch.autograd.backward(loss)
-    assert vectors.grad is not None
     after = _random_state(device)
-    start = 0
-    for index, chunk in enumerate(chunks):
-        output = outputs[index]
-        outputs[index] = torch.empty(0)  # its graph goes as soon as it is used
-        again = states[index]
-        if again is not None:
-            _set_random_state(device, again)
-            output = encode(chunk)
-        torch.autograd.backward(output, vectors.grad[start : start + len(chunk)].to(output.dtype))
-        start += len(chunk)
+    for part in encoded.values():
+        part.backward()
     _set_random_state(device, after)
     return loss.detach()
+
+
+class _Encoded:
+    """The vectors of a part, and the way back through them."""
+
+    def __init__(self, part: Part, device: torch.device, memory_budget: int) -> None:
+        self.part, self.device, self.num_bytes = part, device, 0
+        self.outputs: list[Tensor] = []
+        self.states: list[Tensor | None] = []  # random state before a chunk that is encoded again; None if kept
+        for chunk in part.chunks:
+            state = _random_state(device)
+            keeps = self.num_bytes < memory_budget
+            saved = _Saved()
+            with saved, torch.set_grad_enabled(keeps):
+                self.outputs.append(part.encode(chunk))
+            self.num_bytes += saved.num_bytes
+            self.states.append(None if keeps else state)
+        self.leaf = torch.cat([output.detach() for output in self.outputs]).float().requires_grad_()
+
+    def rows(self) -> Tensor:
+        """(B, D) unit vectors in the order of the batch."""
+        place = torch.empty_like(self.part.order)
+        place[self.part.order] = torch.arange(len(place))
+        return F.normalize(self.leaf, dim=-1)[place.to(self.device)]
+
+    def backward(self) -> None:
+        """Bring the gradient on the vectors to what they were encoded with."""
+        assert self.leaf.grad is not None
+        gradients = torch.split(self.leaf.grad, [len(output) for output in self.outputs])
+        for index, gradient in enumerate(gradients):
+            output = self.outputs[index]
+            self.outputs[index] = torch.empty(0)  # its graph goes as soon as it is used
+            state = self.states[index]
+            if state is not None:
+                _set_random_state(self.device, state)
+                output = (self.part.again or self.part.encode)(self.part.chunks[index])
+            torch.autograd.backward(output, gradient.to(output.dtype))
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -89,19 +137,6 @@ class _Saved(torch.autograd.graph.saved_tensors_hooks):
     @property
     def num_bytes(self) -> int:
         return sum(self.storages.values())
-
-
-def _cut(order: list[int], tokens: Sequence[list[int]], chunk_tokens: int) -> list[list[int]]:
-    """Cut sorted texts into chunks of about `chunk_tokens` tokens, at least one text each."""
-    chunks: list[list[int]] = []
-    room = 0
-    for i in order:
-        if room < len(tokens[i]) or not chunks:
-            chunks.append([])
-            room = chunk_tokens
-        chunks[-1].append(i)
-        room -= len(tokens[i])
-    return chunks
 
 
 def _free_memory(device: torch.device) -> int:

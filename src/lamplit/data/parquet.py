@@ -1,0 +1,196 @@
+"""Columns of Parquet files that were written by anything: vectors, and what is known of their pictures.
+
+Read with pyarrow, in blocks: `datasets` would make Python numbers of every vector.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lamplit.data.columns import Row, find_image_column, find_text_columns, metadata_cells, text_cells
+from lamplit.errors import PairsError, UsageError
+
+BLOCK_ROWS = 4096
+# Looked for in this order; else the only column that holds lists of floats is taken.
+VECTOR_COLUMNS = (
+    "vector", "vectors", "embedding", "embeddings", "image_embedding", "image_embeddings",
+    "img_emb", "image_vector", "image_features", "features",
+)  # fmt: skip
+_WRITTEN_OUT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a source says of one vector's picture."""
+
+    path: str  # as the source writes it; empty where it names none
+    texts: tuple[str, ...]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of some Parquet files hold what."""
+
+    image: str  # empty where there is none
+    texts: tuple[str, ...]
+    vector: str | None
+    types: dict[str, pa.DataType | None]  # of the rest, which is metadata
+
+    def batches(self, file: Path) -> Iterator[pa.RecordBatch]:
+        """Read a file in blocks, without the bytes of pictures that may lie in it."""
+        opened = parquet.ParquetFile(file)
+        names = [name for column in opened.schema_arrow if (name := _readable(column))]
+        yield from opened.iter_batches(BLOCK_ROWS, columns=names)
+
+    def entries(self, batch: pa.RecordBatch) -> list[Entry]:
+        """Say of each row what is not its vector."""
+        taken = (self.image, *self.texts)
+        rows = batch.select([name for name in batch.schema.names if name != self.vector]).to_pylist()
+        return [Entry(_path_cell(row.get(self.image)), self._texts(row), metadata_cells(row, taken)) for row in rows]
+
+    def _texts(self, row: Row) -> tuple[str, ...]:
+        """Texts of all columns; one that an earlier column has is not taken again."""
+        texts: tuple[str, ...] = ()
+        for column in self.texts:
+            texts += tuple(text for text in text_cells(row, (column,)) if text not in texts)
+        return texts
+
+
+def find_columns(
+    name: str, files: Sequence[Path], image_column: str | None, text_column: str | None, vector: str | None = None
+) -> Columns:
+    """Find what the columns of some files hold, from their footers.
+
+    Without a column of vectors they are clip-retrieval's metadata: `image_path`, and `caption` beside the `texts` that
+    lamplit adds. With one they are anybody's, and found as `read_pairs` finds them.
+
+    Raises:
+        PairsError: a file has two columns of one name, or no vectors.
+        UsageError: a named column does not exist.
+    """
+    schemas = [parquet.read_schema(file) for file in files]
+    for file, schema in zip(files, schemas, strict=True):
+        if twice := sorted(column for column, count in Counter(schema.names).items() if count > 1):
+            raise PairsError(f"{file} has two columns named {twice[0]}")
+        if vector is not None and (vector not in schema.names or not _holds_vectors(schema.field(vector).type)):
+            raise PairsError(f"{file} has no vectors in column {vector!r}, but {files[0]} has")
+    fields = [field for schema in schemas for field in schema if field.name != vector and _readable(field)]
+    names = [dict.fromkeys(field.name for field in fields)]
+    image = "image_path"
+    texts: tuple[str, ...] = tuple(column for column in ("texts", "caption") if column in names[0])
+    if vector is not None or image_column is not None:
+        image = find_image_column(name, names, image_column, optional=True)
+    if vector is not None or text_column is not None:
+        texts = find_text_columns(name, names, text_column)
+    kinds: dict[str, list[pa.DataType]] = {}
+    for column in fields:
+        if column.name not in (image, *texts):
+            kinds.setdefault(column.name, []).append(column.type)
+    return Columns(image, texts, vector, {column: _common_type(found) for column, found in kinds.items()})
+
+
+def _readable(field: pa.Field) -> str | None:
+    """Name what to read of a column: all, the path alone of a picture as `datasets` stores it, nothing of bytes."""
+    kind = field.type
+    if pa.types.is_struct(kind) and {child.name for child in kind} == {"bytes", "path"}:
+        return f"{field.name}.path"
+    is_bytes = any(is_kind(kind) for is_kind in _BYTES)
+    return None if is_bytes else str(field.name)
+
+
+def _common_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
+    """Find one type for a column that files may give several; nothing where only its values can tell."""
+    plain = [_plain_type(kind) for kind in kinds if not pa.types.is_null(kind)]
+    if not plain:
+        return pa.string()
+    if None in plain:
+        return None
+    try:
+        return pa.unify_schemas([pa.schema([("", kind)]) for kind in plain], promote_options="permissive").field(0).type
+    except pa.ArrowException:  # numbers here and text there
+        return pa.string()
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type of what `metadata_cells` makes of a column's values."""
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if any(is_kind(kind) for is_kind in _WRITTEN_OUT):
+        return pa.string()
+    if pa.types.is_floating(kind):
+        return pa.float64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        value = _plain_type(kind.value_type)
+        return None if value is None else pa.list_(value)
+    if pa.types.is_struct(kind):
+        inner = {child.name: _plain_type(child.type) for child in kind}
+        return None if None in inner.values() else pa.struct(inner)
+    return kind if pa.types.is_boolean(kind) or pa.types.is_integer(kind) else None
+
+
+def _path_cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("path")
+    return value if isinstance(value, str) else ""
+
+
+def find_vector_column(name: str, schema: pa.Schema, wanted: str | None) -> str:
+    """Return the column of vectors: the one wanted, one with a known name, or the only one there is.
+
+    Raises:
+        PairsError: there is none, or it cannot be told which.
+        UsageError: the wanted one is not there, or holds something else.
+    """
+    found: list[str] = [column.name for column in schema if _holds_vectors(column.type)]
+    if wanted is not None:
+        if wanted in found:
+            return wanted
+        kind = f"is {schema.field(wanted).type}" if wanted in schema.names else "is not there"
+        raise UsageError(f"column {wanted!r} of {name} {kind}; its columns of vectors: {', '.join(found) or 'none'}")
+    named = [column for candidate in VECTOR_COLUMNS for column in found if column.casefold() == candidate]
+    if named or len(found) == 1:
+        return (named or found)[0]
+    raise PairsError(
+        f"{name} has {len(found) or 'no'} columns that may be the pictures' vectors: "
+        f"{', '.join(found or schema.names)}; expected lists of floats, named with --vector-column NAME"
+    )
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def widths(file: Path, column: str) -> Iterator[int]:
+    """Yield the width of every vector of a file; rows without one are passed over."""
+    for batch in parquet.ParquetFile(file).iter_batches(BLOCK_ROWS, columns=[column]):
+        yield from pc.list_value_length(batch.column(0).drop_null()).to_pylist()
+
+
+def to_array(column: pa.Array, width: int, where: str, start: int) -> NDArray[Any]:
+    """Return (B, width) floats, NaN where a row has no vector or a vector has a gap.
+
+    Raises:
+        PairsError: a vector has another width; `where` and `start` say where it is.
+    """
+    lengths = pc.list_value_length(column)
+    wrong = pc.indices_nonzero(pc.fill_null(pc.not_equal(lengths, width), False))
+    if len(wrong):
+        row = wrong[0].as_py()
+        raise PairsError(f"{where}: the vector of row {start + row} is {lengths[row]} wide; the first is {width} wide")
+    values = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    block = np.full((len(column), width), np.nan, values.dtype)
+    block[pc.is_valid(column).to_numpy(zero_copy_only=False)] = values
+    return block

@@ -1,0 +1,212 @@
+"""Vectors of pictures that something else made: clip-retrieval's folders, `.npy` files and columns of Parquet.
+
+They are read in blocks, so that memory does not grow with their number. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import tokenize
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lamplit.data.pairs import READ_ERRORS, Pair, read_pairs, unreadable
+from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
+from lamplit.errors import PairsError, UsageError
+
+# What numpy raises on a file that only claims to be a .npy, its header being Python text.
+_NPY_ERRORS = (ValueError, TypeError, OverflowError, OSError, EOFError, SyntaxError, tokenize.TokenError)
+
+Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as they are in the file, NaN where there are none; B entries
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors of one source; iterating again reads them again, in the same order."""
+
+    source: str
+    count: int
+    width: int
+    types: dict[str, pa.DataType | None]  # of the metadata columns that are known before reading
+    _read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Block]:
+        try:
+            yield from self._read()
+        except READ_ERRORS as error:
+            raise unreadable(self.source, error) from error
+
+
+def read_vectors(
+    source: str | Path,
+    *,
+    pairs: str | Path | None = None,
+    vector_column: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+) -> Vectors:
+    """Open vectors with what is known of their pictures, reading headers only.
+
+    Args:
+        source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
+            `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
+        pairs: for a `.npy`: what `read_pairs` reads, or a table of texts alone, in the order of the vectors.
+        vector_column: of Parquet, where it is not found by its name or as the only one.
+        image_column: column with the pictures' paths; found by its name when not given, and may be missing.
+        text_column: column (or columns, by commas) with the texts; found by its name when not given.
+
+    Raises:
+        PairsError: no vectors are there, they cannot be read, or do not match their metadata.
+        UsageError: a named column does not exist, or an option is not for this kind of source.
+    """
+    name, path = str(source), Path(source).expanduser()
+    is_parts, is_array = (path / "img_emb").is_dir(), path.is_file() and path.suffix.lower() == ".npy"
+    if pairs is not None and not is_array:
+        raise UsageError(f"{name} brings its own texts or has none; --pairs is for a .npy file")
+    if vector_column is not None and (is_parts or is_array):
+        raise UsageError(f"{name} has no columns of vectors; --vector-column is for Parquet")
+    try:
+        if is_parts:
+            return _open_parts(name, path, image_column, text_column)
+        if is_array:
+            return _open_array(name, path, pairs, image_column, text_column)
+        files = sorted(path.glob("*.parquet"), key=_natural) if path.is_dir() else [path]
+        if files and all(file.is_file() and file.suffix.lower() == ".parquet" for file in files):
+            return _open_parquet(name, files, vector_column, image_column, text_column)
+    except READ_ERRORS as error:
+        raise unreadable(name, error) from error
+    raise PairsError(
+        f"{name} holds no vectors; expected a folder with img_emb/img_emb_0.npy and metadata/metadata_0.parquet as "
+        "clip-retrieval writes it, a .npy file, or Parquet with a column of vectors"
+    )
+
+
+# clip-retrieval's folders and single arrays
+
+
+def _open_parts(name: str, folder: Path, image_column: str | None, text_column: str | None) -> Vectors:
+    arrays, tables = _numbered(folder / "img_emb", "npy"), _numbered(folder / "metadata", "parquet")
+    if alone := sorted(arrays.keys() ^ tables.keys()):
+        there, missing = ("img_emb", "metadata") if alone[0] in arrays else ("metadata", "img_emb")
+        raise PairsError(f"{name} is not whole: part {alone[0]} is in {there}/ but not in {missing}/")
+    if not arrays:
+        raise PairsError(f"{name} holds no img_emb/img_emb_0.npy with metadata/metadata_0.parquet")
+    parts = [(arrays[number], tables[number]) for number in sorted(arrays)]
+    shapes = [_shape(array) for array, _ in parts]
+    width = shapes[0][1]
+    for (array, table), (rows, its_width) in zip(parts, shapes, strict=True):
+        if rows != (described := parquet.read_metadata(table).num_rows):
+            raise PairsError(f"{array} has {rows} vectors, but {table} has {described} rows")
+        if its_width != width:
+            raise PairsError(f"{array} has vectors {its_width} wide, but those of {parts[0][0]} are {width} wide")
+    columns = find_columns(name, [table for _, table in parts], image_column, text_column)
+
+    def read() -> Iterator[Block]:
+        for array, table in parts:
+            start = 0
+            for batch in columns.batches(table):
+                yield _read_rows(array, start, start + len(batch)), columns.entries(batch)
+                start += len(batch)
+
+    return Vectors(name, sum(rows for rows, _ in shapes), width, columns.types, read)
+
+
+def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
+    """Files such as `img_emb/img_emb_007.npy`, by their number."""
+    found: dict[int, Path] = {}
+    for file in sorted(folder.glob(f"*.{suffix}")):
+        if match := re.fullmatch(rf"{folder.name}_(\d+)\.{suffix}", file.name):
+            if (number := int(match[1])) in found:
+                raise PairsError(f"{found[number]} and {file.name} have one number; remove one of them")
+            found[number] = file
+    return found
+
+
+def _open_array(
+    name: str, file: Path, pairs: str | Path | None, image_column: str | None, text_column: str | None
+) -> Vectors:
+    count, width = _shape(file)
+    if pairs is None:
+        if image_column or text_column:
+            raise UsageError(f"{name} has no columns; name the table that has them with --pairs FILE")
+        described = None
+    else:
+        described = read_pairs(pairs, image_column=image_column, text_column=text_column, need_pictures=False)
+        if described.count not in (None, count):
+            raise PairsError(f"{name} has {count} vectors, but {pairs} has {described.count} rows")
+
+    def read() -> Iterator[Block]:
+        entries = iter(repeat(Entry("", (), {}), count) if described is None else map(_entry, described))
+        for start in range(0, count, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, count)
+            block = list(islice(entries, stop - start))
+            if len(block) < stop - start:
+                raise PairsError(f"{name} has {count} vectors, but {pairs} has {start + len(block)} rows")
+            yield _read_rows(file, start, stop), block
+        if next(entries, None) is not None:
+            raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
+
+    return Vectors(name, count, width, {}, read)
+
+
+def _entry(pair: Pair) -> Entry:
+    path = str(pair.image) if isinstance(pair.image, Path) else pair.id if pair.image else ""
+    return Entry(path, pair.texts, pair.metadata)
+
+
+def _shape(file: Path) -> tuple[int, int]:
+    array = _map_array(file)
+    if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise PairsError(
+            f"{file} has shape {array.shape} and type {array.dtype}; expected (number, width) of float16, 32 or 64"
+        )
+    rows, width = array.shape
+    return rows, width
+
+
+def _read_rows(file: Path, start: int, stop: int) -> NDArray[Any]:
+    # Mapped anew for each block: the pages of one long map would all count as this process's memory.
+    return np.array(_map_array(file)[start:stop])
+
+
+def _map_array(file: Path) -> NDArray[Any]:
+    try:
+        return np.lib.format.open_memmap(file, mode="r")  # which never unpickles
+    except _NPY_ERRORS as error:
+        raise unreadable(str(file), error) from error
+
+
+# Parquet
+
+
+def _open_parquet(
+    name: str, files: list[Path], vector_column: str | None, image_column: str | None, text_column: str | None
+) -> Vectors:
+    vector = find_vector_column(name, parquet.read_schema(files[0]), vector_column)
+    columns = find_columns(name, files, image_column, text_column, vector)
+    width = next((width for file in files for width in widths(file, vector)), None)
+    if width is None:
+        raise PairsError(f"{name} holds no vectors: its column {vector!r} is empty")
+
+    def read() -> Iterator[Block]:
+        for file in files:
+            start = 0
+            for batch in columns.batches(file):
+                yield to_array(batch[vector], width, f"{file}, column {vector!r}", start), columns.entries(batch)
+                start += len(batch)
+
+    count = sum(parquet.read_metadata(file).num_rows for file in files)
+    return Vectors(name, count, width, columns.types, read)
+
+
+def _natural(file: Path) -> list[int | str]:
+    """Sort part 10 after part 2."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]

@@ -1,0 +1,48 @@
+"""Which pairs make which step: a matter of the seed and the step alone, so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lamplit.data.crops import Crop
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import Links
+
+
+class Batches:
+    """The steps of a run.
+
+    Args:
+        pairs: what is tuned on.
+        paths: the picture of each row of the store.
+        settings: batch size, epochs or steps, seed, augmentation.
+    """
+
+    def __init__(self, pairs: Links, paths: list[str], settings: TuneSettings) -> None:
+        self.pairs, self.paths, self.settings = pairs, paths, settings
+        self.batch_size = min(settings.batch_size, len(pairs))
+        self.steps_per_epoch = len(pairs) // self.batch_size
+        self.total_steps = settings.steps or max(1, round(settings.epochs * self.steps_per_epoch))
+        self.eval_every = max(1, math.ceil(self.total_steps / settings.evaluations))
+        self._orders: dict[int, Tensor] = {}  # pairs of an epoch, shuffled
+
+    def rows(self, step: int) -> Tensor:
+        """Places of the pairs of one step, (B,)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch not in self._orders:  # pictures are read some steps ahead, so two epochs may be under way
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.pairs), generator=generator)
+            self._orders = {e: kept for e, kept in self._orders.items() if e == epoch - 1} | {epoch: order}
+        return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def crops(self, first: int) -> Iterator[list[Crop]]:
+        """Yield the pictures of each step from step `first` on; every crop has a seed of its own."""
+        for step in range(first, self.total_steps):
+            seed = (self.settings.seed * 1_000_003 + step) << 24
+            rows = self.pairs.picture_index[self.rows(step)].tolist()
+            random = self.settings.augment == "inception"
+            yield [Crop(self.paths[row], seed + place if random else None) for place, row in enumerate(rows)]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from conftest import FolderHandler, serve
+
+from lamplit.cache import cache_folder, download
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAMPLIT_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.setenv("LAMPLIT_CACHE", "~/pictures")
+    assert cache_folder() == Path.home() / "pictures"
+    monkeypatch.delenv("LAMPLIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "lamplit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "lamplit"
+
+
+class BreaksOff(BaseHTTPRequestHandler):
+    """Promises ten bytes and sends three."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        self.wfile.write(b"abc")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_download(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "a.npz").write_bytes(content)
+    file = tmp_path / "cache" / "lit" / "a.npz"
+    with serve(partial(FolderHandler, directory=tmp_path / "served")) as address:
+        download(f"{address}/a.npz", file)
+    assert file.read_bytes() == content
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    with serve(BreaksOff) as address, pytest.raises(OSError, match="broke off after 3 of 10 bytes"):
+        download(f"{address}/a.npz", tmp_path / "cache" / "a.npz")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        serve(partial(FolderHandler, directory=tmp_path)) as address,
+        pytest.raises(OSError, match="404"),
+    ):
+        download(f"{address}/a.npz", tmp_path / "cache" / "a.npz")
+    assert list((tmp_path / "cache").iterdir()) == []
