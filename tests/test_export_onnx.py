@@ -181,6 +181,14 @@ def test_text_tower_alone(tmp_path: Path, model: LiT) -> None:
     assert (Exported(tmp_path / "out").texts(TEXTS) - model.encode_texts(TEXTS)).abs().max() < 1e-5
 
 
+@pytest.mark.slow
+def test_sample_of_one_pair(tmp_path: Path, model: LiT, pictures: Path) -> None:
+    (tmp_path / "one.csv").write_text(f"path,caption\n{pictures / 'large_red_cross.png'},red\n")
+    report = export(model, tmp_path / "out", to="onnx", sample=tmp_path / "one.csv")
+    assert report.sample == f"1 texts and 1 pictures of {tmp_path / 'one.csv'}"
+    assert (Exported(tmp_path / "out").texts(TEXTS) - model.encode_texts(TEXTS)).abs().max() < 1e-5
+
+
 class Moody(nn.Module):
     """No constant function: what it gives changes from run to run."""
 

@@ -137,7 +137,7 @@ def _fill_text(built: Any, tower: TextTower) -> None:
         gives = "has no pooled output" if dense is None else "pools the class token"
         raise TowerError(
             f"{NAME} reads a text model's pooled output; {tower.spec} reads {reads}, and {type(text).__name__} "
-            f"{gives}; use --to onnx, --to sentence-transformers or --to open-clip"
+            f"{gives}; use --to onnx or --to sentence-transformers (or --to open-clip, for BERT and RoBERTa)"
         )
     load_strictly(text, state, tower.spec)
     shift_features(text, tower, head)
