@@ -139,6 +139,7 @@ def _write_text(model: LiT, folder: Path, sample: Sample, report: ExportReport) 
         "output": "vectors",
         "tower": tower.spec,
         "tokenizer": "tokenizer",
+        "tokenizer_settings": tower.tokenizer.describe(),
         "pad_id": tower.tokenizer.pad_id,
         "context_length": tower.context_length,
         "pooling": tower.pooling,

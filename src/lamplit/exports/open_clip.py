@@ -166,7 +166,7 @@ def _check(folder: Path, model: LiT, sample: Sample, report: ExportReport) -> No
     opened, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     opened.eval()
-    normalize = model.identity.preprocessing.normalize
+    normalize = find_image_tower(model).preprocessing.normalize
     zimg = opened.encode_image(normalize(sample.pixels), normalize=True)
     ztxt = opened.encode_text(tokenizer(sample.texts), normalize=True)
     expected = model.encode_texts([tokenizer.clean_fn(text) for text in sample.texts])

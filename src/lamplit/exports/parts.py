@@ -56,8 +56,8 @@ def find_transformers_config(tower: TextTower, target: str) -> dict[str, Any]:
     """
     if tower.config["library"] != "transformers" or not isinstance(tower.tokenizer, PretrainedTokenizer):
         raise TowerError(
-            f"{tower.spec} is built by lamplit itself, and {target} opens text encoders of transformers alone; "
-            "--to onnx takes every tower"
+            f"{tower.spec} has an encoder or a tokenizer of lamplit's own, and {target} opens those of transformers "
+            "alone; --to onnx takes every tower"
         )
     config: dict[str, Any] = tower.config["config"]
     return config

@@ -91,7 +91,9 @@ def _vision_config(tower: ImageTower) -> dict[str, Any]:
             "model_type": "timm_wrapper", "architecture": tower.config["name"], "hidden_size": tower.width, **nameless,
         }  # fmt: skip
     if tower.config["library"] != "transformers":
-        raise TowerError(f"{tower.spec} was given as a module, which only its owner can build; use --to onnx")
+        raise TowerError(
+            f"{NAME} builds towers of timm and of transformers, and {tower.spec} is neither; use --to onnx"
+        )
     config = dict(tower.config["config"])
     if getattr(tower.backbone, "pooler", True) is None:  # the class token is read; a linear pooler gives it as it is
         config["pooler_act"] = "linear"
