@@ -239,9 +239,7 @@ def test_unknown_timm_name_lists_its_neighbours() -> None:
 
 @pytest.mark.parametrize("spec", ["resnet18", "timm:", "hf:", "demo:", "demo:resnet", "onnx:tower", "", ":", "TIMM:x"])
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(
-        UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or demo:eff"
-    ):
+    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or demo:eff"):
         open_image_tower(spec)
 
 
