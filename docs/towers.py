@@ -1,7 +1,7 @@
 """Prove every family of towers on real code paths, and write what was seen to `towers.json` and `towers.md`.
 
     python docs/towers.py                    every proof: an hour on one core, 10 GB of memory and of disk
-    python docs/towers.py --only vit,swin    those rows anew whose name holds one of these
+    python docs/towers.py --only vit,swin    those rows anew whose family or name holds one of these
     python docs/towers.py --render           the page alone, from what was seen before
 
 A row is one model, built by its own library, saved as its users find it, and opened by lamplit. Its weights are random
@@ -470,13 +470,17 @@ def record_of(record: Record) -> dict[str, Any]:
 def main() -> None:
     """Prove, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="names, or parts of them, by commas")
+    parser.add_argument("--only", help="families or names, or parts of them, by commas")
     parser.add_argument("--render", action="store_true", help="write the page alone")
     options = parser.parse_args()
     data, page = FOLDER / "towers.json", FOLDER / "towers.md"
     seen = json.loads(data.read_text()) if data.is_file() else {"image_towers": []}
     known = {Record(**values).row: values for values in seen["image_towers"]}
-    chosen = [m for m in MEMBERS if options.only is None or any(part in m.row for part in options.only.split(","))]
+    chosen = [
+        m
+        for m in MEMBERS
+        if options.only is None or any(part in f"{m.family}: {m.row}" for part in options.only.split(","))
+    ]
     for member in [] if options.render else chosen:
         with tempfile.TemporaryDirectory() as folder:
             record = prove(member, Path(folder))
