@@ -9,11 +9,14 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED)  ## the main job on real data: embed, tune, search
 	$(BIN)/python examples/quickstart.py
 
+# One process a core, one thread each: two processes with two threads each get in each other's way.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto
+
 test: $(INSTALLED)  ## every test, slow ones too
-	$(BIN)/python -m pytest -q
+	$(TEST)
 
 quick: $(INSTALLED)  ## the fast tests alone
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(TEST) -m "not slow"
 
 check: $(INSTALLED)  ## format, lint and types
 	$(BIN)/ruff format --check .

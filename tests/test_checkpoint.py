@@ -18,12 +18,13 @@ Name = Literal["adamw", "adafactor"]
 
 
 class Small(nn.Module):
-    """Something of every kind: factored and unfactored moments, an embedding, a scalar, dropout, a locked part."""
+    """Something of every kind: factored and unfactored moments, another layout, a scalar, dropout, a locked part."""
 
     def __init__(self, width: int = 40) -> None:
         super().__init__()
         self.embedding = nn.Embedding(50, width)
         self.body = nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Dropout(0.5), nn.Linear(48, 3))
+        self.convolution = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(1.0))
         self.image_tower = Locked(nn.Linear(3, 3))
 
@@ -41,6 +42,7 @@ class Run:
                 group["lr"] = 1e-2 / (step + 1)
             ids = torch.randint(50, (16,))  # drawn, as dropout is, from the random state
             loss = (self.model.body(self.model.embedding(ids)) * self.model.log_scale).square().mean()
+            loss = loss + self.model.convolution(torch.randn(2, 8, 5, 5)).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -128,7 +130,8 @@ def test_checkpoint_of_another_model_is_refused(other: nn.Module, tmp_path: Path
 
 def test_file_of_mere_weights_is_refused(tmp_path: Path) -> None:
     run = Run("adamw", seed=1)
-    weights = {f"model.{name}": tensor for name, tensor in run.model.named_parameters() if tensor.requires_grad}
+    named = run.model.named_parameters()
+    weights = {f"model.{name}": tensor.contiguous() for name, tensor in named if tensor.requires_grad}
     save_file(weights, tmp_path / "last.safetensors")
     with pytest.raises(TuneError, match="belongs to another model"):
         load_checkpoint(tmp_path / "last.safetensors", run.model, run.optimizer)

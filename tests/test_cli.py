@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -329,6 +330,22 @@ def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: 
     only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
     assert only_bad.code == 2
     assert only_bad.err.splitlines()[-1] == "error: none of 1 pictures could be used"
+
+
+def test_export(lamplit: Lamplit, model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = lamplit("export", model_path, "--to", "sentence-transformers", "--out", out)
+    assert done.code == 0, done.err
+    assert re.search(r"^model\.safetensors\t\d+\.\d\d$", done.out, re.MULTILINE)
+    assert re.search(r"^text vectors\tlargest difference \d\.\de-\d\d$", done.out, re.MULTILINE)
+
+    assert lamplit("export", model_path, "--to", "sentence-transformers", "--out", out).code == 2
+    refused = lamplit("export", model_path, "--to", "gguf", "--out", tmp_path / "other")
+    assert refused.code == 2
+    assert "there is no export to 'gguf'" in refused.err
+
+    as_json = lamplit("export", model_path, "--to", "transformers", "--out", tmp_path / "json", "--json")
+    assert json.loads(as_json.out)["files"].keys() >= {"config.json", "model.safetensors"}
 
 
 def test_evaluate_says_what_it_skipped(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:

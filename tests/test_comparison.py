@@ -14,6 +14,7 @@ from lamplit.store import Store
 SETTINGS = {"batch_size": 16, "epochs": 1.0, "evaluations": 1}
 
 
+@pytest.mark.slow
 def test_grid_over_towers_and_modes(pictures: Path, text_folder: Path, tmp_path: Path) -> None:
     """Pairs in, one store for each tower; every run is a run like any other."""
     text = f"hf:{text_folder}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lamplit.errors import TowerError
 from lamplit.exports.report import ExportReport
 from lamplit.exports.run import export
 from lamplit.exports.sample import require_agreement, take_sample, text_tolerance
-from lamplit.model import LiT
+from lamplit.model import LiT, load
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower, open_image_tower
 from lamplit.towers.text import TextTower, open_text_tower
@@ -73,6 +74,14 @@ class Exported:
         tokenizer = AutoTokenizer.from_pretrained(self.folder / text["tokenizer"])
         tokens = tokenizer(texts, truncation=True, max_length=text["context_length"], padding=True, return_tensors="pt")
         return self.run(file, **{name: tokens[name] for name in text["inputs"]})
+
+    def rows(self, model: LiT) -> Tensor:
+        """Vectors of `TEXTS` one by one, where the tokenizer is lamplit's own."""
+        assert model.text_tower is not None
+        rows = [torch.tensor([ids]) for ids in model.text_tower.tokenize(TEXTS)]
+        return torch.cat(
+            [self.run("text_tower.onnx", input_ids=ids, attention_mask=torch.ones_like(ids)) for ids in rows]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +190,14 @@ def test_text_tower_alone(tmp_path: Path, model: LiT) -> None:
     assert (Exported(tmp_path / "out").texts(TEXTS) - model.encode_texts(TEXTS)).abs().max() < 1e-5
 
 
+@pytest.mark.slow
+def test_sample_of_one_pair(tmp_path: Path, model: LiT, pictures: Path) -> None:
+    (tmp_path / "one.csv").write_text(f"path,caption\n{pictures / 'large_red_cross.png'},red\n")
+    report = export(model, tmp_path / "out", to="onnx", sample=tmp_path / "one.csv")
+    assert report.sample == f"1 texts and 1 pictures of {tmp_path / 'one.csv'}"
+    assert (Exported(tmp_path / "out").texts(TEXTS) - model.encode_texts(TEXTS)).abs().max() < 1e-5
+
+
 class Moody(nn.Module):
     """No constant function: what it gives changes from run to run."""
 
@@ -238,7 +255,8 @@ def test_kinds_of_text_tower(kind: str, pooling: str, tmp_path: Path) -> None:
     model = LiT(tower, small_image_tower(nn.Sequential(nn.Flatten(), nn.Linear(2304, 24))).identity()).eval()
     report = export(model, tmp_path / "out", to="onnx")
     assert max(report.differences.values()) < 1e-5
-    found = Exported(tmp_path / "out").texts(TEXTS)
+    exported = Exported(tmp_path / "out")
+    found = exported.rows(model) if kind == "scratch" else exported.texts(TEXTS)
     assert (found - model.encode_texts(TEXTS)).abs().max() < 1e-5
 
 
@@ -250,3 +268,29 @@ def test_kinds_of_image_tower(name: str, tmp_path: Path, pictures: Path) -> None
     report = export(LiT(None, tower.identity(), tower), tmp_path / "out", to="onnx", sample=pictures / "pairs.csv")
     assert report.differences["image vectors"] < 1e-4
     assert report.notes == ["the model has no text tower: only the image tower was written"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-head", "tiny-text"])
+def test_published_models(name: str, tmp_path: Path, pictures: Path) -> None:
+    """The authors' models: no mask, rows of one length, a tokenizer of lamplit's own, and with `head` an image head."""
+    shutil.copy(Path(__file__).parent / "data" / "parity" / f"{name}.npz", tmp_path)
+    tokens = [
+        "[PAD]",
+        "[CLS]",
+        "[UNK]",
+        *"abcdefghijklmnopqrstuvwxyz.,",
+        *(f"##{letter}" for letter in "abcdefghijklm"),
+    ]
+    tokens += [f"word{number}" for number in range(120 - len(tokens))]
+    (tmp_path / f"{name}.txt").write_text("".join(f"{token}\n" for token in tokens))
+    model = load(f"lit:{tmp_path / name}.npz")
+    report = export(model, tmp_path / "out", to="onnx", sample=pictures / "pairs.csv")
+    assert max(report.differences.values()) < 1e-5
+    assert set(report.differences) == {"image vectors", "text vectors, padded", "text vectors, one by one"}
+    text = Exported(tmp_path / "out").config["text"]
+    assert text["tokenizer_settings"]["kind"] == "wordpiece"
+    assert (Exported(tmp_path / "out").rows(model) - model.encode_texts(TEXTS)).abs().max() < 1e-5
+    for to in ("transformers", "open-clip", "sentence-transformers"):
+        with pytest.raises(TowerError, match="--to onnx"):
+            export(model, tmp_path / to, to=to)  # type: ignore[arg-type]

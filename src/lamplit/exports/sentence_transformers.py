@@ -66,9 +66,8 @@ def _modules(tower: TextTower) -> Any:
 
 def _whole(encoder: Any) -> Any:
     """Give BERT its pooler back, of zeros, which nothing reads: without it every load would warn of a random one."""
-    if getattr(encoder, "pooler", True) is not None:
-        return encoder
     whole = type(encoder)(encoder.config)
-    for name in whole.load_state_dict(encoder.state_dict(), strict=False).missing_keys:
+    missing = whole.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+    for name in missing:
         nn.init.zeros_(whole.get_parameter(name))
-    return whole
+    return whole if missing else encoder

@@ -91,7 +91,9 @@ def _vision_config(tower: ImageTower) -> dict[str, Any]:
             "model_type": "timm_wrapper", "architecture": tower.config["name"], "hidden_size": tower.width, **nameless,
         }  # fmt: skip
     if tower.config["library"] != "transformers":
-        raise TowerError(f"{tower.spec} was given as a module, which only its owner can build; use --to onnx")
+        raise TowerError(
+            f"{NAME} builds towers of timm and of transformers, and {tower.spec} is neither; use --to onnx"
+        )
     config = dict(tower.config["config"])
     if getattr(tower.backbone, "pooler", True) is None:  # the class token is read; a linear pooler gives it as it is
         config["pooler_act"] = "linear"
@@ -137,7 +139,7 @@ def _fill_text(built: Any, tower: TextTower) -> None:
         gives = "has no pooled output" if dense is None else "pools the class token"
         raise TowerError(
             f"{NAME} reads a text model's pooled output; {tower.spec} reads {reads}, and {type(text).__name__} "
-            f"{gives}; use --to onnx, --to sentence-transformers or --to open-clip"
+            f"{gives}; use --to onnx or --to sentence-transformers (or --to open-clip, for BERT and RoBERTa)"
         )
     load_strictly(text, state, tower.spec)
     shift_features(text, tower, head)

@@ -27,6 +27,7 @@ from lamplit.towers.tokenizers import Tokenizer, read_vocabulary
 # What each of them has for a vocabulary
 NAMES = {"B16B": ".txt", "B16B_2": ".txt", "L16L": ".txt", "L16S": ".model", "L16Ti": ".model"}
 BUCKET = "https://storage.googleapis.com/vit_models/lit"  # the authors' own
+MOST_LOG_SCALE = 20.0  # theirs are near 4.4
 CONTEXT_LENGTH = 16  # what all of them were tuned with
 
 
@@ -64,8 +65,15 @@ class Published:
 
     @property
     def logit_scale(self) -> float:
-        """What the model was tuned to multiply cosines by."""
-        return math.exp(float(self._arrays.read(self._names["t"])))
+        """What the model was tuned to multiply cosines by.
+
+        Raises:
+            TowerError: the file is damaged, or no such number can be meant.
+        """
+        log_scale = float(self._arrays.read(self._names["t"]))
+        if not abs(log_scale) < MOST_LOG_SCALE:  # not a number, either
+            raise self._arrays.refuse(f"its t, the logarithm of a multiplier of cosines, is {log_scale}")
+        return math.exp(log_scale)
 
     def read_backbone(self) -> nn.Module:
         """Build the image tower, (B, 3, height, width) floats to (B, width) features, with its weights."""
@@ -80,8 +88,9 @@ class Published:
         endings = (".txt",) if self.layout.text.pooling == "cls" else (".model", ".txt")
         files = [self.file.with_suffix(ending) for ending in endings]
         file = next((file for file in files if file.is_file()), None)
-        if file is None and (known := NAMES.get(self.file.stem.removeprefix("LiT-"))):
-            file = _fetched(f"{self.file.stem}{known}")
+        name = self.file.stem.removeprefix("LiT-")
+        if file is None and name in NAMES:
+            file = _fetched(f"LiT-{name}{NAMES[name]}")
         if file is None:
             raise TowerError(f"{self.file} has no vocabulary; put it at {' or '.join(map(str, files))}")
         tokenizer = read_vocabulary(file, fill=self.layout.text.pooling == "last")

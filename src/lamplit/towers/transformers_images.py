@@ -48,15 +48,17 @@ def open_transformers(
     if weights is not None:
         raise UsageError(f"{spec} brings its own weights; put the file into a folder with its config.json instead")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         loader, config, is_classifier = _loader(spec, config)
         with quiet_transformers():
             if preprocessing is None:
-                preprocessing = _read_preprocessing(spec, AutoImageProcessor.from_pretrained(name, use_fast=False))
+                processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+                preprocessing = _read_preprocessing(spec, processor)
             model, report = loader.from_pretrained(
-                name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
-            )
-    except READ_ERRORS as error:
+                name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+    except (*READ_ERRORS, ImportError) as error:
         raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     class_head = _class_head(model, config) if is_classifier else None
     projected = loader is CLIPVisionModelWithProjection

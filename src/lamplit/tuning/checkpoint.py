@@ -61,10 +61,11 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for name, tensor in own.items():
             tensor.copy_(given[name])
     states: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in noted["numbers"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            states.setdefault(int(index), {})[key] = tensor
+            states.setdefault(int(index), {})[key] = _laid_out_as(parameters[int(index)], tensor)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
@@ -113,6 +114,13 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     statistics = {name: buffer for name, buffer in model.named_buffers() if name in kept}  # BatchNorm's
     return {name: tensor.detach() for name, tensor in (trained | statistics).items()}
+
+
+def _laid_out_as(parameter: Tensor, state: Tensor) -> Tensor:
+    """Lay a moment out in memory as its parameter: torch's fused optimizers read both in one sweep, unchecked."""
+    if state.shape != parameter.shape:
+        return state
+    return torch.empty_like(parameter, dtype=state.dtype).copy_(state)
 
 
 def _random_states() -> dict[str, Tensor]:
