@@ -431,7 +431,7 @@ def render(seen: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(seen["text_towers"][0]) + " |",
         "|" + " --- |" * len(seen["text_towers"][0]),
-        *("| " + " | ".join(values.values()) + " |" for values in seen["text_towers"]),
+        *("| " + " | ".join(v.replace("|", "\\|") for v in values.values()) + " |" for values in seen["text_towers"]),
         "",
     ]
     return "\n".join(lines)
