@@ -108,7 +108,7 @@ def test_every_mode_trains_what_it_says_and_nothing_else(
     assert losses[-1] != losses[0]
 
 
-@pytest.mark.parametrize("mode", ["LU", "UU", "uu"])
+@pytest.mark.parametrize("mode", ["LU", pytest.param("UU", marks=pytest.mark.slow), "uu"])
 def test_held_out_recall_is_what_evaluate_finds(mode: str, vit_store: Store, made: Settings, tmp_path: Path) -> None:
     """An unlocked tower's vectors are new: its own store is embedded with the saved model's tower."""
     settings = made(mode, image_head=True, steps=6, seed=1)
@@ -148,7 +148,9 @@ def test_interrupted_run_ends_in_the_same_bytes(augment: str, vit_store: Store, 
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize(("store_name", "mode"), [("vit_store", "UU"), ("cnn_store", "uu")])
+@pytest.mark.parametrize(
+    ("store_name", "mode"), [pytest.param("vit_store", "UU", marks=pytest.mark.slow), ("cnn_store", "uu")]
+)
 def test_memory_and_workers_do_not_matter(
     store_name: str, mode: str, made: Settings, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -217,6 +219,7 @@ def test_image_tower_waits_for_its_start(vit_store: Store, made: Settings, tmp_p
     assert starts.fingerprint_after != vit_store.tower.fingerprint
 
 
+@pytest.mark.slow
 def test_pictures_that_are_lost_on_the_way_are_left_out_and_listed(
     pictures: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
