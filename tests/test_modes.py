@@ -231,6 +231,10 @@ def test_pictures_that_are_lost_on_the_way_are_left_out_and_listed(
         report = tune(store, tmp_path / "run", made("UU"))
     assert report.skipped == {str(broken): "not a picture"}
     assert f"1 pictures could not be read and were left out ({broken}: not a picture)" in caplog.text
+    for path in store.column("path"):
+        Path(path).write_bytes(b"nor these")
+    with pytest.raises(TuneError, match="none of 12 held-out pictures could be read"):
+        tune(store, tmp_path / "none", made("UU"))
     broken.unlink()
     with pytest.raises(TuneError, match=r"mode UU reads pictures again in every epoch, and 1 of the store's are not"):
         tune(store, tmp_path / "another", made("UU"))

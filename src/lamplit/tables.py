@@ -86,7 +86,7 @@ def recall_table(report: TuneReport) -> Table:
     """Held-out recall before the first step, at the best checkpoint and after the last step."""
     title = f"held-out recall: {report.held_out_pairs} pairs, {report.held_out_captions} captions never seen"
     table = _table(
-        "metric", "head start", f"best (step {report.best_step})", f"last (step {report.steps})", title=title
+        "metric", "at the start", f"best (step {report.best_step})", f"last (step {report.steps})", title=title
     )
     for name in report.start:
         values = (report.start, report.best, report.last)

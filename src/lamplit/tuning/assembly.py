@@ -140,6 +140,9 @@ class Assembly:
         """Return unit vectors of the linked pictures as the model has them now, and the links of these.
 
         Pictures that cannot be read are left out.
+
+        Raises:
+            TuneError: none of them can.
         """
         rows, places = torch.unique(links.picture_index, return_inverse=True)
         if isinstance(self.image_side, Constants):
@@ -150,8 +153,12 @@ class Assembly:
         batches = [[Crop(self.paths[row], None) for row in part.tolist()] for part in rows.split(64)]
         for number, crops in enumerate(read_crops(batches, tower.preprocessing, workers=0)):
             self.image_side.skipped |= crops.reasons
-            good[torch.tensor(crops.good, dtype=torch.long) + 64 * number] = True
+            if not crops.good:
+                continue
+            good[torch.tensor(crops.good) + 64 * number] = True
             parts.append(self.model.project(F.normalize(self._encode_images(crops.images), dim=-1)))
+        if not parts:
+            raise TuneError(f"none of {len(rows)} held-out pictures could be read, {self.paths[int(rows[0])]} first")
         kept = good[places]
         moved = (good.cumsum(0) - 1)[places[kept]]
         return torch.cat(parts), Links(links.texts, moved, links.text_index[kept])
