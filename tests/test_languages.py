@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import lamplit
 
 
@@ -20,6 +22,7 @@ def found_among_five(searcher, column):
     return sum(right) / len(right)
 
 
+@pytest.mark.slow
 def test_second_language_on_the_same_store(words_path, text_folder, tmp_path):
     before = lamplit.Store(words_path)
     vectors, hashes = before.vectors(), before.column("hash")
