@@ -91,8 +91,9 @@ class _Run:
     ) -> None:
         self.out, self.settings, self.device = out, settings, device
         self.memory_budget, self.workers = memory_budget, workers
-        hashes = {content: number for number, content in enumerate(dict.fromkeys(store.column("hash")))}
-        self.image_ids = torch.tensor([hashes[content] for content in store.column("hash")])
+        hashes = store.column("hash")
+        numbers = {content: number for number, content in enumerate(dict.fromkeys(hashes))}
+        self.image_ids = torch.tensor([numbers[content] for content in hashes])
         self.train, self.held_out = split_store(store, settings.text_column, settings.held_out, settings.seed)
         self.batches = Batches(self.train, store.column("path"), settings)
         self.total_steps = self.batches.total_steps
