@@ -1,0 +1,73 @@
+"""What a benchmark asks of a model: its pictures, what is right, and how both are shown.
+
+A reader of this folder takes the folder of a data set, as its authors publish it, and returns its tasks. Nothing is
+decoded here, and no model is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lamplit.data.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a task. Tasks with the same `key` and `root` have the same pictures, and share a store.
+
+    `ids` are those of all the pairs, so that a finished store is known without reading a picture.
+    """
+
+    key: str  # such as imagenet-val
+    root: Path
+    pairs: Pairs
+    ids: Sequence[str]
+    border: int = 0  # pixels to cut off on every side before anything else (ObjectNet's red frame)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures whose classes are known: `labels` holds the right ones of each picture by its id, often one."""
+
+    pictures: Pictures
+    labels: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Zero-shot classification: pictures, their right classes, and what the classes are called.
+
+    `labels` has the pictures that count: a picture without a right class (ImageNet ReaL) is not in it, and one of a
+    subset's classes' strangers (ObjectNet) neither.
+    """
+
+    benchmark: str  # the name on the command line, such as imagenet-v2
+    title: str  # as papers write it, such as ImageNet V2
+    test: Labelled
+    class_names: Sequence[Sequence[str]]  # of each entry, one name or several whose prompts are averaged
+    templates: str  # name of a template set, see `names.templates`
+    split: str  # in words, such as: validation, 50,000 pictures
+    entry_class: Sequence[int] | None = None  # class of each entry, where a class has several; its best one counts
+    language: str = "en"
+    template_texts: Sequence[str] | None = None  # where the set has no name, as for another language
+    crop: float = 0.875  # centre of the resized picture that big_vision's protocol shows (0.75 for ImageNet-A)
+    training: Labelled | None = None  # for the few-shot probe
+    notes: Sequence[str] = field(default_factory=tuple)  # what differs from the paper's protocol
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Image-text retrieval: pictures and the captions of each, every caption an item of its own."""
+
+    benchmark: str
+    title: str
+    pictures: Pictures
+    captions: Mapping[str, Sequence[str]]  # of each picture that counts, by its id
+    split: str
+    language: str = "en"
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+Task = Classification | Retrieval
