@@ -259,14 +259,15 @@ def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folde
     by_image = parsed(lamplit("search", run, store, "--image", hits[0]["path"], "--json"))
     assert (by_image[0]["path"], len(by_image)) == (hits[0]["path"], 10)
 
-    found = parsed(lamplit("evaluate", run, store, "--label-column", "shape", "--json"))
-    assert (found["held_out_only"], found["captions"], found["classes"]) == (True, 12, 5)
-    assert found["retrieval"] == pytest.approx(report["best"])
-    everything = parsed(lamplit("evaluate", run, store, "--all", "--json"))
-    assert (everything["held_out_only"], everything["captions"]) == (False, 60)
-    shown = lamplit("evaluate", run, store, "--label-column", "shape")
-    assert "retrieval: 12 pictures, 12 captions, held out\n" in shown.out
-    assert f"accuracy@1\t{found['zero_shot']['accuracy@1']:.3f}\tall\n" in shown.out
+    retrieval, zero_shot = parsed(lamplit("evaluate", run, store, "--label-column", "shape", "--json"))
+    assert (retrieval["captions"], zero_shot["classes"]) == (12, 5)
+    assert {name: metric["value"] for name, metric in retrieval["metrics"].items()} == pytest.approx(report["best"])
+    assert "held out" in retrieval["protocol"]["split"]
+    [everything] = parsed(lamplit("evaluate", run, store, "--all", "--json"))
+    assert (everything["protocol"]["split"], everything["captions"]) == ("all captions, column texts", 60)
+    shown = lamplit("evaluate", run, store, "--label-column", "shape", "--out", tmp_path / "results")
+    assert f"accuracy@1\t{zero_shot['metrics']['accuracy@1']['value']:.3f}\t" in shown.out
+    assert len(list((tmp_path / "results").glob("*.json"))) == 2
 
 
 def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
     report = parsed(lamplit("tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 1, "--json"))
     assert report["image_tower"] == tower
     assert len(parsed(lamplit("search", run, store, "ring 5", "-k", 3, "--json"))) == 3
-    assert parsed(lamplit("evaluate", run, store, "--json"))["held_out_only"]
+    assert "held out" in parsed(lamplit("evaluate", run, store, "--json"))[0]["protocol"]["split"]
     (tmp_path / "a.png").touch()
     for asked in (
         ["search", run, store, "--image", tmp_path / "a.png"],
@@ -354,7 +355,7 @@ def test_evaluate_says_what_it_skipped(lamplit: Lamplit, model_path: Path, pictu
         (tmp_path / f"{name}.txt").write_text(name)
     (tmp_path / "bad.png").write_text("no picture")
     result = lamplit("evaluate", model_path, tmp_path, "--json")
-    assert parsed(result)["captions"] == 2
+    assert parsed(result)[0]["captions"] == 2
     assert [line for line in result.err.splitlines() if line.startswith("skipped ") and "bad.png" in line]
 
 

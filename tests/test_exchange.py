@@ -275,9 +275,9 @@ def test_search_and_evaluate(run: Path, imported: Path) -> None:
         hits = lamplit.search(model, Store(imported), "small red ring on blue", k=3)
         assert len(hits) == 3
         assert hits[0].score > 0.5
-    found = lamplit.evaluate(model, imported, label_column="shape")
-    assert found.retrieval["text_to_image/recall@5"] > 0.3
-    assert found.zero_shot["accuracy@1"] > 0.5
+    retrieval, zero_shot = lamplit.evaluate(model, imported, label_column="shape")
+    assert retrieval.metrics["text_to_image/recall@5"].value > 0.3
+    assert zero_shot.metrics["accuracy@1"].value > 0.5
 
 
 def test_stores_of_one_tower_fit_each_other(run: Path, tmp_path: Path, words_path: Path) -> None:

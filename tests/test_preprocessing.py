@@ -203,3 +203,28 @@ def test_antialias_is_in_a_fingerprint_where_it_is_off_alone():
     assert "antialias" not in smooth.to_dict()
     assert sharp.to_dict()["antialias"] is False
     assert Preprocessing.from_dict(json.loads(json.dumps(sharp.to_dict()))) == sharp
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_border_is_cut_off_before_anything_else(fit):
+    preprocessing = Preprocessing((32, 32), MEAN, STD, "bilinear", 1.0, fit)
+    framed = Preprocessing((32, 32), MEAN, STD, "bilinear", 1.0, fit, border=2)
+    inside = to_tensor(natural(64, 80))
+    image = torch.nn.functional.pad(inside, (2, 2, 2, 2), value=255)
+    assert torch.equal(framed.resize(image), preprocessing.resize(inside))
+    assert torch.equal(
+        framed.reference(Image.fromarray(image.permute(1, 2, 0).numpy())), preprocessing.reference(natural(64, 80))
+    )
+    assert framed.resize(torch.zeros(3, 4, 9, dtype=torch.uint8)).shape == (3, 32, 32), "smaller than its border"
+    assert "border" not in preprocessing.to_dict()
+    assert Preprocessing.from_dict(json.loads(json.dumps(framed.to_dict()))) == framed
+
+
+def test_in_words():
+    timm = Preprocessing((224, 224), MEAN, STD, "bicubic", 0.875)
+    assert timm.in_words() == "resized to a short side of 256 (bicubic), centre of 224 x 224"
+    paper = Preprocessing((224, 192), MEAN, STD, "bilinear", 1.0, "squash", antialias=False, border=2)
+    words = (
+        "2 pixels cut off every side, then resized to 192 x 224, whatever the aspect ratio (bilinear at single points)"
+    )
+    assert paper.in_words() == words

@@ -490,8 +490,10 @@ def test_its_store_is_its_own(published_store: Path, folder: Path, pictures: Pat
 
 def test_it_evaluates_and_classifies(published_store: Path, folder: Path, pictures: Path) -> None:
     model = load(f"lit:{folder / 'tiny-bert-head'}.npz")
-    assert set(evaluate(model, published_store).retrieval) >= {"text_to_image/recall@1", "image_to_text/recall@1"}
-    assert evaluate(model, pictures / "pairs.csv").pictures == 60
+    [found] = evaluate(model, published_store)
+    assert set(found.metrics) >= {"text_to_image/recall@1", "image_to_text/recall@1"}
+    [found] = evaluate(model, pictures / "pairs.csv")
+    assert found.pictures == 60
     [prediction], _ = lamplit.classify(model, [next(pictures.glob("*.png"))], ["circle", "square", "ring"])
     assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamplit._version import __version__
 
 if TYPE_CHECKING:
+    from lamplit.benchmarks import run_benchmarks
     from lamplit.comparison import compare
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
@@ -52,6 +53,7 @@ _HOMES = {
     "open_image_tower": "towers.image",
     "open_text_tower": "towers.text",
     "read_pairs": "data.pairs",
+    "run_benchmarks": "benchmarks",
     "search": "retrieval",
     "sigmoid_loss": "losses",
     "softmax_loss": "losses",
@@ -82,6 +84,7 @@ __all__ = [
     "open_image_tower",
     "open_text_tower",
     "read_pairs",
+    "run_benchmarks",
     "search",
     "sigmoid_loss",
     "softmax_loss",

@@ -213,28 +213,54 @@ def search(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
-    source: Annotated[str, typer.Argument(help="Store, folder or file of pairs.")],
+    source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="A benchmark of the paper and where it lies: NAME=PATH; again for more."),
+    ] = None,
+    show_pictures: Annotated[
+        str, typer.Option("--show", help="Pictures of benchmarks: squash (the paper's public models), crop or own.")
+    ] = "squash",
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Classes to choose from, one per line.")] = None,
-    templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="Prompts with {}: a file, one per line, or a set such as clip-80.")
+    ] = None,
+    canonical: Annotated[
+        bool, typer.Option("--canonical", help="Lower-case prompts of benchmarks, without punctuation, as big_vision.")
+    ] = False,
     everything: Annotated[
         bool,
         typer.Option("--all", help="Use the captions the model was tuned on, too, where this is its store."),
     ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for one JSON file per result; see lamplit report.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure recall both ways, and zero-shot accuracy; on its own store, on held-out captions only."""
-    options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
-    settings = None if everything else _settings_of_run(model, source)
-    result = lamplit.evaluate(
-        lamplit.load(model), source, text_column=text_column, label_column=label_column,
-        class_names=_lines(classes_file) if classes_file else None, held_out_of=settings, progress=True, **options,
-    )  # fmt: skip
-    _list_skipped(result.skipped)
-    show(result, tables.evaluation, as_json)
+    """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
+
+    On the store that the model was tuned on, held-out captions only.
+    """
+    prompts = _templates(templates)
+    results = []
+    if source is not None:
+        options: dict[str, Any] = {"templates": prompts} if prompts else {}
+        results += lamplit.evaluate(
+            lamplit.load(model), source, text_column=text_column, label_column=label_column,
+            class_names=_lines(classes_file) if classes_file else None, out=out, progress=True,
+            held_out_of=None if everything else _settings_of_run(model, source), **options,
+        )  # fmt: skip
+    if on:
+        results += lamplit.run_benchmarks(
+            model, dict(_assigned(each) for each in on), show=show_pictures, templates=prompts, canonical=canonical,
+            workers=_default_workers() if workers is None else workers, out=out, progress=True,
+        )  # type: ignore[arg-type]  # fmt: skip
+    if not results:
+        raise UsageError("nothing to evaluate on; give a store or pairs, or --on NAME=PATH for a benchmark")
+    show(results, tables.results, as_json)
 
 
 @app.command()
@@ -373,6 +399,22 @@ def _files(folder: Path) -> list[Path]:
 def _list_skipped(skipped: list[Skipped]) -> None:
     for item in skipped:
         stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _assigned(by_equals: str) -> tuple[str, str]:
+    name, equals, path = by_equals.partition("=")
+    if not equals:
+        raise UsageError(f"{by_equals!r} is not NAME=PATH, such as --on imagenet=/data/imagenet")
+    return name, path
+
+
+def _templates(name: str | None) -> list[str] | None:
+    """Prompts of a file, or of a set by its name."""
+    from lamplit.protocols.names import template_sets, templates
+
+    if name is None:
+        return None
+    return templates(name) if name in template_sets() else _lines(Path(name))
 
 
 def _lines(file: Path) -> list[str]:

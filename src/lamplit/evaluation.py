@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
-from lamplit.data.images import Skipped
+from lamplit import scoring
+from lamplit._version import __version__
+from lamplit.calibration import expected_calibration_error, reliability_bins
+from lamplit.data.images import decode_image, open_bytes
 from lamplit.embedding import embed
-from lamplit.errors import StoreError, TowerError, UsageError
-from lamplit.metrics import per_class_accuracy, topk_accuracy
+from lamplit.errors import ImageError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.prompts import DEFAULT_TEMPLATES
+from lamplit.results import Measure, Result
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.towers.lock import Locked
 from lamplit.tuning.settings import TuneSettings
-from lamplit.tuning.split import Links, held_out_recall, link, split_store
+from lamplit.tuning.split import Links, link, split_store
 from lamplit.zeroshot import class_vectors
 
-
-@dataclass
-class Evaluation:
-    """What was measured, on what."""
-
-    source: str
-    pictures: int
-    held_out_only: bool = False
-    captions: int = 0
-    captioned_pictures: int = 0  # those that the captions are compared with
-    retrieval: dict[str, float] = field(default_factory=dict)  # text_to_image/recall@1 and so on
-    classes: int = 0
-    templates: list[str] = field(default_factory=list)
-    zero_shot: dict[str, float] = field(default_factory=dict)  # accuracy@1, accuracy@5
-    per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # accuracy and pictures of each class
-    skipped: list[Skipped] = field(default_factory=list)  # pictures of a source that could not be embedded
+logger = logging.getLogger(__name__)
+THUMBNAIL = 96  # pixels
+EXAMPLES = 3  # pictures of each confusion
 
 
 def evaluate(
@@ -49,8 +48,9 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     held_out_of: TuneSettings | None = None,
+    out: str | Path | None = None,
     progress: bool = False,
-) -> Evaluation:
+) -> list[Result]:
     """Evaluate a model on a store, or on anything `read_pairs` reads (embedded first, and not kept).
 
     Args:
@@ -61,39 +61,204 @@ def evaluate(
         class_names: the classes to choose from; by default all that the label column has.
         templates: prompts, with `{}` for the class name.
         held_out_of: settings of the run that made the model on this store: only its held-out captions count.
+        out: folder for one JSON file per result, with small pictures of what was confused.
         progress: show a bar on stderr while embedding.
+
+    Returns:
+        A result of retrieval where there are texts, and one of zero-shot classification where there are labels.
 
     Raises:
         StoreError: the store was embedded by another tower, or lacks a column.
         UsageError: there is neither text nor label to evaluate with.
     """
-    if not isinstance(source, Store):
-        if Store.exists(source):
-            source = Store(source)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                store, skipped = _embed(model, source, Path(folder) / "pictures.lance", progress)
-                evaluation = evaluate(
-                    model, store, text_column=text_column, label_column=label_column,
-                    class_names=class_names, templates=templates,
-                )  # fmt: skip
-                return replace(evaluation, source=str(source), skipped=skipped)
-    source.require_tower(model.identity)
+    asked = {
+        "text_column": text_column, "label_column": label_column, "class_names": class_names,
+        "templates": templates, "held_out_of": held_out_of, "thumbnails": out is not None,
+    }  # fmt: skip
+    if isinstance(source, Store) or Store.exists(source):
+        results = _measure(model, source if isinstance(source, Store) else Store(source), **asked)
+    else:
+        results = _embed_and_measure(model, source, asked, progress)
+    for result in results if out is not None else ():
+        result.write(out)
+    return results
+
+
+def _measure(
+    model: LiT,
+    store: Store,
+    *,
+    text_column: str | None,
+    label_column: str | None,
+    class_names: Sequence[str] | None,
+    templates: Sequence[str],
+    held_out_of: TuneSettings | None,
+    thumbnails: bool,
+) -> list[Result]:
+    store.require_tower(model.identity)
     text_column = text_column or (held_out_of.text_column if held_out_of else "texts")
-    evaluation = Evaluation(source.path, len(source), held_out_of is not None)
-    links = _links(source, text_column, held_out_of)
+    results = []
+    links = _links(store, text_column, held_out_of)
     if len(links):
-        evaluation.retrieval = held_out_recall(model.read_store(source), model.encode_texts(links.texts), links)
-        evaluation.captions = len(links.texts)
-        evaluation.captioned_pictures = len(torch.unique(links.picture_index))
+        results.append(_retrieval(model, store, links, text_column, held_out_of is not None))
     if label_column is not None:
-        _zero_shot(evaluation, model, source, label_column, class_names, templates)
-    if not evaluation.retrieval and not evaluation.zero_shot:
+        results.append(_zero_shot(model, store, label_column, class_names, templates, thumbnails))
+    if not results:
         raise UsageError(
-            f"{source.path} has no texts in column {text_column!r} and no --label-column was given; its columns "
-            f"are: {', '.join(source.metadata_columns) or 'none'}"
+            f"{store.path} has no texts in column {text_column!r} and no --label-column was given; its columns "
+            f"are: {', '.join(store.metadata_columns) or 'none'}"
         )
-    return evaluation
+    return results
+
+
+def _embed_and_measure(model: LiT, source: str | Path, asked: dict[str, Any], progress: bool) -> list[Result]:
+    if not isinstance(model.image_tower, Locked) or not isinstance(model.image_tower.tower, ImageTower):
+        raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "pictures.lance"
+        report = embed(source, made, tower=model.image_tower.tower, center=False, progress=progress)
+        results = _measure(model, Store(made), **asked)
+    for item in report.skipped:
+        logger.warning("skipped %s: %s", item.path, item.reason)
+    named: dict[str, Any] = {"benchmark": Path(source).stem, "dataset": str(source), "skipped": len(report.skipped)}
+    return [replace(result, **named) for result in results]
+
+
+def retrieval_result(
+    model: LiT,
+    zimg: Tensor,
+    texts: Sequence[str],
+    links: tuple[Tensor, Tensor],
+    *,
+    benchmark: str,
+    dataset: str,
+    language: str,
+    protocol: Mapping[str, Any],
+    ztxt: Tensor | None = None,
+) -> Result:
+    """Measure retrieval both ways between N pictures and M texts.
+
+    Args:
+        model: what made the vectors.
+        zimg: unit vectors of the pictures, (N, D).
+        texts: M of them.
+        links: the true pairs, as places in `zimg` and in `texts`, (L,) each.
+        benchmark: name of the data set on the command line.
+        dataset: its name in papers.
+        language: of the texts.
+        protocol: what else is to be said of the measurement.
+        ztxt: unit vectors of the texts, (M, D), where they are known.
+    """
+    started = time.monotonic()
+    ztxt = model.encode_texts(texts) if ztxt is None else ztxt
+    metrics, curves = scoring.retrieval(zimg.to(ztxt.device), ztxt, *links)
+    recalls = [metric.value for name, metric in metrics.items() if "recall@" in name]
+    mean = sum(recalls) / len(recalls)
+    return Result(
+        "image-text retrieval",
+        benchmark,
+        dataset,
+        language,
+        "image_to_text/recall@1",
+        metrics | {"mean_recall": Measure(mean, mean, mean)},
+        model=said_of(model),
+        protocol=protocol,
+        pictures=len(zimg),
+        captions=len(texts),
+        recall_curve=curves,
+        versions=versions(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+    )
+
+
+def classification_result(
+    model: LiT,
+    answers: scoring.Answers,
+    labels: Sequence[tuple[int, ...]],
+    names: Sequence[str],
+    *,
+    benchmark: str,
+    dataset: str,
+    language: str,
+    protocol: Mapping[str, Any],
+    show: Callable[[Sequence[int]], Sequence[Path | bytes]] | None = None,
+) -> Result:
+    """Put together what a classifier said to N pictures.
+
+    Args:
+        model: what made the vectors.
+        answers: to the N pictures.
+        labels: the right classes of each.
+        names: of the C classes.
+        benchmark: name of the data set on the command line.
+        dataset: its name in papers.
+        language: of the class names.
+        protocol: what else is to be said of the measurement.
+        show: gives the pictures at some places of the N, where small ones of what was confused are to be kept.
+    """
+    right = answers.ranks == 1
+    reliability = {
+        "error": expected_calibration_error(answers.confidences, right),
+        "bins": reliability_bins(answers.confidences, right),
+    }
+    confused = scoring.confusions(answers, labels)
+    shown = [place for *_, places in confused for place in places[:EXAMPLES]] if show else []
+    small = dict(zip(shown, map(thumbnail, show(shown)), strict=True)) if show else {}
+    return Result(
+        "zero-shot classification",
+        benchmark,
+        dataset,
+        language,
+        "accuracy@1",
+        scoring.accuracies(answers, labels, len(names)),
+        model=said_of(model),
+        protocol=protocol,
+        pictures=len(labels),
+        classes=len(names),
+        per_class=scoring.per_class(answers, labels, names),
+        confusions=[
+            {
+                "class": names[label],
+                "predicted": names[predicted],
+                "pictures": len(places),
+                "examples": [small[place] for place in places if place in small],
+            }
+            for label, predicted, places in confused
+        ],
+        reliability=reliability,
+        versions=versions(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def thumbnail(picture: Path | bytes) -> str:
+    """Make a small JPEG as a data URI; empty where the picture cannot be read any more."""
+    try:
+        image = to_pil_image(decode_image(open_bytes(picture)))
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def said_of(model: LiT) -> dict[str, str]:
+    """What a result says of its model."""
+    text = model.text_tower
+    return {
+        "name": model.name,
+        "image_tower": model.identity.spec,
+        "fingerprint": model.identity.fingerprint,
+        "text_tower": "none" if text is None else text.spec,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a figure can depend on."""
+    libraries = ("torch", "torchvision", "timm", "transformers", "pillow")
+    return {"lamplit": __version__, **{name: version(name) for name in libraries}}
 
 
 def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> Links:
@@ -105,14 +270,30 @@ def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> 
     return link(rows, [texts[row] for row in rows])
 
 
+def _retrieval(model: LiT, store: Store, links: Links, text_column: str, held_out: bool) -> Result:
+    rows, picture_index = torch.unique(links.picture_index, return_inverse=True)
+    which = "captions held out of the run that made the model" if held_out else "all captions"
+    return retrieval_result(
+        model,
+        model.read_store(store)[rows],
+        links.texts,
+        (picture_index, links.text_index),
+        benchmark=Path(store.path).stem,
+        dataset=store.path,
+        language="own",
+        protocol={**_shown(store), "split": f"{which}, column {text_column}"},
+    )
+
+
 def _zero_shot(
-    evaluation: Evaluation,
     model: LiT,
     store: Store,
     label_column: str,
     class_names: Sequence[str] | None,
     templates: Sequence[str],
-) -> None:
+    thumbnails: bool,
+) -> Result:
+    started = time.monotonic()
     labels = [None if label is None else str(label) for label in store.column(label_column)]
     names = list(class_names or sorted({label for label in labels if label is not None}))
     unknown = sorted({label for label in labels if label is not None} - set(names))
@@ -121,22 +302,24 @@ def _zero_shot(
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
         raise StoreError(f"column {label_column!r} of {store.path} is empty")
-    truth = torch.tensor([names.index(str(labels[row])) for row in rows])
+    right = [(names.index(str(labels[row])),) for row in rows]
     classes = class_vectors(model, names, templates)
-    scores = model.read_store(store)[rows] @ classes.T
-    accuracies = per_class_accuracy(scores.argmax(1).cpu(), truth, len(names))
-    counts = torch.bincount(truth, minlength=len(names))
-    evaluation.classes, evaluation.templates = len(names), list(templates)
-    evaluation.zero_shot = topk_accuracy(scores.cpu(), truth)
-    evaluation.per_class = {
-        name: {"accuracy": float(accuracies[i]), "pictures": int(counts[i])}
-        for i, name in enumerate(names)
-        if counts[i]
-    }
+    answers = scoring.answer(model.read_store(store)[rows], classes, right, logit_scale=float(model.logit_scale.detach()))
+    paths = store.column("path")
+    result = classification_result(
+        model,
+        answers,
+        right,
+        names,
+        benchmark=Path(store.path).stem,
+        dataset=store.path,
+        language="own",
+        protocol={**_shown(store), "split": f"column {label_column}", "templates": list(templates)},
+        show=(lambda places: [Path(paths[rows[place]]) for place in places]) if thumbnails else None,
+    )
+    return replace(result, seconds=time.monotonic() - started)
 
 
-def _embed(model: LiT, source: str | Path, out: Path, progress: bool) -> tuple[Store, list[Skipped]]:
-    if not isinstance(model.image_tower, Locked) or not isinstance(model.image_tower.tower, ImageTower):
-        raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
-    report = embed(source, out, tower=model.image_tower.tower, center=False, progress=progress)
-    return Store(out), report.skipped
+def _shown(store: Store) -> dict[str, Any]:
+    preprocessing = store.tower.preprocessing
+    return {"preprocessing": preprocessing.in_words() if preprocessing else "unknown, vectors were imported"}

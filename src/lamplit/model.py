@@ -61,6 +61,7 @@ class LiT(nn.Module):
         logit_bias: float | None = None,
     ) -> None:
         super().__init__()
+        self.name = "unnamed"  # what results call it; `load` knows better
         self.identity = identity
         self.text_tower = text_tower
         self.image_tower = Locked(image_tower) if isinstance(image_tower, ImageTower) else image_tower
@@ -230,6 +231,7 @@ def load(
             model.identity, model.image_tower = _adopt(identity, image_tower)
         else:
             raise _without_image_tower(identity)
+    model.name = folder.resolve().name
     return model.eval()
 
 
@@ -259,7 +261,9 @@ def _load_published(spec: str, towers: Literal["both", "text", "image"]) -> LiT:
     image = open_published_image_tower(published)
     text = None if towers == "image" else open_published_text_tower(published)
     opened = None if towers == "text" else image
-    return LiT(text, image.identity(), opened, logit_scale=published.logit_scale).eval()
+    model = LiT(text, image.identity(), opened, logit_scale=published.logit_scale)
+    model.name = Path(spec.removeprefix("lit:")).stem
+    return model.eval()
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
@@ -26,6 +26,7 @@ class Preprocessing:
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
     `antialias=False` samples the picture at single points, bilinearly, and cuts off the fractions, as the LiT authors'
     own pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
+    `border` pixels are cut off on every side before anything else.
     `center` says where the odd pixel of an uneven margin goes: torchvision and timm round half the margin (to even),
     transformers rounds it down.
     """
@@ -38,9 +39,13 @@ class Preprocessing:
     fit: Literal["crop", "squash"] = "crop"
     antialias: bool = True
     center: Literal["round", "floor"] = "round"
+    border: int = 0
 
     def resize(self, image: Tensor) -> Tensor:
         """Scale and crop one picture: (3, H, W) uint8 in, (3, height, width) uint8 out."""
+        height, width = image.shape[-2:]
+        if self.border and min(height, width) > 2 * self.border:
+            image = image[:, self.border : height - self.border, self.border : width - self.border]
         image = self._trim(image)
         size = self._target_size(image.shape[-2], image.shape[-1])
         # Lanczos exists in PIL only; bicubic is its nearest neighbour on tensors.
@@ -63,6 +68,8 @@ class Preprocessing:
 
         The measure for `resize`: (3, height, width) float32.
         """
+        if self.border and min(image.size) > 2 * self.border:
+            image = ImageOps.crop(image, self.border)
         size = self._target_size(image.height, image.width)
         image = TF.resize(image, list(size), InterpolationMode(self.interpolation))
         image = self._crop(image, image.height, image.width)
@@ -100,9 +107,22 @@ class Preprocessing:
         scale = max(target_height / height, target_width / width)
         return round(height * scale), round(width * scale)
 
+    def in_words(self) -> str:
+        """Say it in a line, to be printed with every result."""
+        height, width = self.image_size
+        target_height, target_width = self._target_size(height, width)
+        how = f"{self.interpolation}{'' if self.antialias else ' at single points'}"
+        framed = f"{self.border} pixels cut off every side, then " if self.border else ""
+        if self.fit == "squash":
+            sizes = f"{target_width} x {target_height}, whatever the aspect ratio"
+        else:
+            sizes = f"a short side of {min(target_height, target_width)}"
+        cropped = f", centre of {width} x {height}" if self.fit == "crop" or self.crop_fraction < 1 else ""
+        return f"{framed}resized to {sizes} ({how}){cropped}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON. What came later is left out at its default: fingerprints stay what they were."""
-        later = {"antialias": True, "center": "round"}
+        later = {"antialias": True, "center": "round", "border": 0}
         return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
     @classmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lamplit.errors import UsageError
 
@@ -45,7 +45,8 @@ class Result:
     captions: int = 0
     classes: int = 0
     per_class: Sequence[Mapping[str, Any]] = field(default_factory=tuple)  # name, pictures, accuracy
-    confusions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)  # class, predicted, pictures, examples
+    # class, predicted, pictures, examples (small JPEGs as data URIs)
+    confusions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     reliability: Mapping[str, Any] = field(default_factory=dict)  # error (ECE), bins of confidence, accuracy, pictures
     recall_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of each direction, recall@1, @2, ...
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -91,10 +92,28 @@ def _read(file: Path) -> Result:
         raise UsageError(f"{file} is not a result that lamplit evaluate wrote: {error}") from error
 
 
-def measure(values: ArrayLike, *, seed: int = 0) -> Measure:
-    """Mean of one value per picture or query, with its 95 % percentile bootstrap interval (1,000 resamples)."""
-    array = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.array([array[rng.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Measure(float(array.mean()), float(low), float(high))
+def measure(values: ArrayLike, *, statistic: Literal["mean", "median"] = "mean", seed: int = 0) -> Measure:
+    """Mean or median of one value per picture or query, with its 95 % percentile bootstrap interval.
+
+    Of 1,000 resamples only how often each distinct value comes is drawn, which is multinomial: right or wrong answers
+    have two, whatever their number.
+    """
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    total = counts.sum()
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, RESAMPLES)
+    summary = _means if statistic == "mean" else _medians
+    low, high = np.percentile(summary(distinct, drawn), [2.5, 97.5])
+    return Measure(float(summary(distinct, counts[None])[0]), float(low), float(high))
+
+
+def _means(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean of each row of counts (R, U) of the sorted values (U,)."""
+    means: NDArray[np.float64] = counts @ distinct / counts.sum(1)
+    return means
+
+
+def _medians(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Median of each row, the mean of the two middle values where there are two."""
+    reached, total = counts.cumsum(1), counts.sum(1, keepdims=True)
+    middle = [(reached > place).argmax(1) for place in ((total - 1) // 2, total // 2)]
+    return (distinct[middle[0]] + distinct[middle[1]]) / 2

@@ -10,12 +10,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from lamplit.comparison import Comparison
     from lamplit.embedding import EmbedReport
-    from lamplit.evaluation import Evaluation
     from lamplit.exchange import ImportReport, VectorsReport
     from lamplit.exports.report import ExportReport
+    from lamplit.results import Result
     from lamplit.retrieval import Hit
     from lamplit.tuning.report import TuneReport
     from lamplit.zeroshot import Prediction
+
+SHOWN_CLASSES = 100  # more are in the JSON file
 
 
 def embed_report(report: EmbedReport) -> list[Table]:
@@ -125,24 +127,37 @@ def hits(results: list[Hit]) -> list[Table]:
     return [table]
 
 
-def evaluation(result: Evaluation) -> list[Table]:
-    """Retrieval and zero-shot figures; the classes from worst to best."""
-    made = []
-    if result.retrieval:
-        seen = ", held out" if result.held_out_only else ""
-        title = f"retrieval: {result.captioned_pictures} pictures, {result.captions} captions{seen}"
-        table = _table("metric", "value", title=title)
-        for name, value in result.retrieval.items():
-            _add_row(table, name, f"{value:.3f}")
-        made.append(table)
-    if result.zero_shot:
-        table = _table("class", "accuracy", "pictures", title=f"zero-shot: {result.classes} classes")
-        for name, value in result.zero_shot.items():
-            _add_row(table, name, f"{value:.3f}", "all")
-        for name, row in sorted(result.per_class.items(), key=lambda item: item[1]["accuracy"]):
-            _add_row(table, name, f"{row['accuracy']:.3f}", f"{row['pictures']:.0f}")
-        made.append(table)
+def results(measured: list[Result]) -> list[Table]:
+    """The figures of all results in one table, then each classification's classes from worst to best."""
+    table = _table("benchmark", "language", "metric", "value", "95 % interval", "pictures")
+    for result in measured:
+        first = (result.benchmark, result.language)
+        for name, found in result.metrics.items():
+            interval = f"{found.low:.3f} to {found.high:.3f}" if found.low < found.high else ""
+            _add_row(table, *first, name, f"{found.value:.3f}", interval, result.pictures)
+            first = ("", "")
+    made = [table]
+    for result in measured:
+        said = {name: value for name, value in result.protocol.items() if value not in ([], None)}
+        counts = {"captions": result.captions, "classes": result.classes, "skipped pictures": result.skipped}
+        rows = {**said, **{name: count for name, count in counts.items() if count}}
+        made += _titled(info(rows), f"{result.benchmark}: {result.task} by {result.model['name']}")
+        if 0 < len(result.per_class) <= SHOWN_CLASSES:
+            made.append(_classes(result))
     return made
+
+
+def _classes(result: Result) -> Table:
+    table = _table("class", "accuracy", "pictures", title=f"{result.benchmark}: {result.classes} classes")
+    for row in sorted(result.per_class, key=lambda row: float(row["accuracy"])):
+        _add_row(table, row["name"], f"{row['accuracy']:.3f}", row["pictures"])
+    return table
+
+
+def _titled(tables: list[Table], title: str) -> list[Table]:
+    for table in tables:
+        table.title = title
+    return tables
 
 
 def export_report(report: ExportReport) -> list[Table]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -39,9 +40,28 @@ def class_vectors(model: LiT, class_names: Sequence[str], templates: Sequence[st
     twice = sorted(name for name, count in Counter(class_names).items() if count > 1)
     if twice:
         raise UsageError(f"classes given twice: {', '.join(twice)}")
-    prompts = [prompt for name in class_names for prompt in fill(name, templates)]
-    ztxt = model.encode_texts(prompts).view(len(class_names), len(templates), -1)
-    return F.normalize(ztxt.mean(1), dim=-1)
+    return average_prompts(model.encode_texts, [[name] for name in class_names], templates)
+
+
+def average_prompts(
+    encode: Callable[[Sequence[str]], Tensor], class_names: Sequence[Sequence[str]], templates: Sequence[str]
+) -> Tensor:
+    """Embed classes of one or several names: the mean of all their prompts' unit vectors, made unit again. (C, D).
+
+    Args:
+        encode: M texts in, (M, D) unit vectors out; each distinct prompt is asked for once.
+        class_names: the names of each class, at least one.
+        templates: prompts with `{}`, at least one.
+    """
+    prompts = [[prompt for name in names for prompt in fill(name, templates)] for names in class_names]
+    place: dict[str, int] = {}
+    for prompt in chain.from_iterable(prompts):
+        place.setdefault(prompt, len(place))
+    ztxt = encode(list(place))
+    flat = torch.tensor([place[prompt] for prompt in chain.from_iterable(prompts)], device=ztxt.device)
+    owner = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(each) for each in prompts]))
+    sums = ztxt.new_zeros(len(prompts), ztxt.shape[1]).index_add_(0, owner.to(ztxt.device), ztxt[flat])
+    return F.normalize(sums, dim=-1)
 
 
 def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
