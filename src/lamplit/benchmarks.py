@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -113,7 +114,7 @@ class _Run:
     def _classify(self, task: Classification) -> Result:
         places, zimg, protocol = self._vectors(task.test.pictures, task)
         prompts = self._prompts(task)
-        clean = canonicalize if self.canonical else str
+        clean = partial(canonicalize, keep=",") if self.canonical else str
         entries = average_prompts(self.texts.encode, [[clean(n) for n in names] for names in task.class_names], prompts)
         there = [id_ for id_ in task.test.labels if id_ in places]
         labels = [tuple(task.test.labels[id_]) for id_ in there]

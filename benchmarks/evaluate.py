@@ -1,0 +1,151 @@
+"""Zero-shot evaluation against clip-benchmark's own code, and its text part against open_clip's.
+
+The same two towers on both sides, EfficientNet-Lite0 and MiniLM: lamplit exports the model, and open_clip opens it. What
+the model has learnt does not matter for time. The pictures are real ones (the stamps), dealt out to folders of classes.
+
+- text: class vectors of ImageNet's names in CLIP's 80 templates; open_clip's `build_zero_shot_classifier` pads each
+  prompt to the context length, here its own default of 77 tokens and the paper's 16.
+- whole: from pictures and names to accuracy, clip-benchmark's `zeroshot_classification.evaluate` on a torch data loader
+  against `run_benchmarks`, the first time (nothing known) and again (pictures and prompts known, as every further model
+  with the same tower finds the pictures).
+- 50,000 cached vectors and 1,000 classes of 80 known prompts: what is left of a whole ImageNet evaluation.
+
+    python benchmarks/evaluate.py [--quick]
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from clip_benchmark.metrics import zeroshot_classification
+from open_clip import build_zero_shot_classifier
+from timing import arguments, compare, console, finish, in_turn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+import lamplit
+from lamplit import scoring
+from lamplit.evaluation import classification_result
+from lamplit.model import LiT
+from lamplit.protocols.names import class_names, templates
+from lamplit.store import Row, Store
+from lamplit.text_vectors import TextVectors
+from lamplit.zeroshot import average_prompts
+
+TOWER, TEXT = "demo:efficientnet-lite0", "demo:minilm"
+PROMPTS = templates("clip-80")
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    names = list(dict.fromkeys(first for first, *_ in class_names("imagenet")))
+    some = names[:: 250 if options.quick else 20]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        figures = [text_part(options, folder / f"{tokens}", tokens, some) for tokens in (77, 16)]
+        figures.append(whole(options, folder, some, 20 if options.quick else 300))
+        figures.append(cached(options, folder, names[:20] if options.quick else names, 500 if options.quick else 50_000))
+    finish(options, figures)
+
+
+def make_model(folder: Path, context_length: int) -> tuple[LiT, Any, Any, Any]:
+    """Our model, and the same one as open_clip opens it, with its transform and its tokenizer."""
+    image = lamplit.open_image_tower(TOWER)
+    text = lamplit.open_text_tower(TEXT, width=image.width, context_length=context_length)
+    LiT(text, image.identity(), image).save(folder / "model")
+    lamplit.export(folder / "model", folder / "open_clip", to="open-clip")
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder / 'open_clip'}")
+    return lamplit.load(folder / "model"), theirs.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder / 'open_clip'}")
+
+
+def text_part(options: Any, folder: Path, context_length: int, names: list[str]) -> dict[str, Any]:
+    model, theirs, _, tokenizer = make_model(folder, context_length)
+    named = [[name] for name in names]
+    made: dict[str, torch.Tensor] = {}
+
+    def ours() -> None:
+        made["ours"] = average_prompts(model.encode_texts, named, PROMPTS)
+
+    def open_clips() -> None:
+        made["theirs"] = build_zero_shot_classifier(theirs, tokenizer, names, PROMPTS).T
+
+    sides = {"lamplit": ours, "open_clip build_zero_shot_classifier": open_clips}
+    title = f"class vectors of {len(names)} names in 80 templates, at most {context_length} tokens"
+    figures = compare(title, in_turn(sides, min(options.turns, 3), warm_up=False), ours="lamplit")
+    figures["largest_difference"] = float((made["ours"] - made["theirs"]).abs().max())
+    console.print(f"largest difference of the class vectors: {figures['largest_difference']:.1e}")
+    return figures
+
+
+def whole(options: Any, folder: Path, names: list[str], num_pictures: int) -> dict[str, Any]:
+    model, theirs, transform, tokenizer = make_model(folder / "whole", 77)
+    root = deal_out(folder / "pictures", names, num_pictures)
+    numbers = count()
+
+    def clip_benchmark() -> None:
+        loader = DataLoader(ImageFolder(str(root), transform=transform), batch_size=64)
+        prompts = [prompt.replace("{}", "{c}") for prompt in PROMPTS]
+        zeroshot_classification.evaluate(theirs, loader, tokenizer, names, prompts, "cpu", amp=False)
+
+    def first() -> None:
+        again(str(next(numbers)))
+
+    def again(cache: str = "again") -> None:
+        lamplit.run_benchmarks(model, {"folder": root}, templates=PROMPTS, cache=folder / cache)
+
+    sides = {"lamplit, the first time": first, "lamplit, again": again, "clip-benchmark": clip_benchmark}
+    again()
+    title = f"{num_pictures} pictures, {len(names)} classes, 80 templates: whole evaluation"
+    return compare(title, in_turn(sides, min(options.turns, 3), warm_up=False), ours="lamplit, again")
+
+
+def deal_out(root: Path, names: list[str], num_pictures: int) -> Path:
+    """Copy pictures into one folder per class, in the order of the classes' names that both sides sort by."""
+    names.sort()
+    files = [pair.image for pair in lamplit.read_pairs(lamplit.fetch("stamps")) if isinstance(pair.image, Path)]
+    for number in range(num_pictures):
+        file = files[number % len(files)]
+        target = root / names[number % len(names)].replace("/", " ") / f"{number}{file.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    return root
+
+
+def cached(options: Any, folder: Path, names: list[str], num_pictures: int) -> dict[str, Any]:
+    model = lamplit.load(folder / "77" / "model", towers="text")
+    known = TextVectors(model, folder / "texts")
+    began = time.perf_counter()
+    known.encode([prompt.replace("{}", name) for name in names for prompt in PROMPTS])
+    encoding = time.perf_counter() - began
+    vectors = F.normalize(torch.randn(num_pictures, model.width), dim=-1)
+    rows = [Row(f"{i:06}", "", "", [], vector) for i, vector in enumerate(vectors)]
+    store = Store.create(folder / "cached.lance", model.identity, rows, engine="torch")
+    labels = [(i % len(names),) for i in range(num_pictures)]
+
+    def evaluate() -> None:
+        entries = average_prompts(known.encode, [[name] for name in names], PROMPTS)
+        answers = scoring.answer(model.read_store(store), entries, labels, logit_scale=10.0)
+        classification_result(
+            model, answers, labels, names, benchmark="b", dataset="b", language="en", protocol={}
+        )  # fmt: skip
+
+    title = f"{num_pictures:,} cached vectors, {len(names):,} classes, {80 * len(names):,} known prompts"
+    figures = compare(title, in_turn({"lamplit": evaluate}, options.turns), ours="lamplit")
+    figures["encoding_the_prompts_once"] = encoding
+    console.print(f"encoding those prompts, once: {encoding:.1f} s")
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import lamplit
+from lamplit.benchmarks import run_benchmarks, shown
+from lamplit.data.images import decode_image, open_bytes
+from lamplit.errors import StoreError, UsageError
+from lamplit.model import LiT
+from lamplit.preprocessing import Preprocessing
+from lamplit.prompts import canonicalize
+from lamplit.protocols.names import templates
+from lamplit.results import read_results
+from lamplit.towers.lock import Locked
+
+
+@pytest.fixture
+def by_class(pictures: Path, tmp_path: Path) -> Path:
+    """The shapes in a folder each."""
+    root = tmp_path / "shapes"
+    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            (root / row["shape"]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(pictures / row["path"], root / row["shape"])
+    return root
+
+
+@pytest.fixture
+def model(model_path: Path) -> LiT:
+    return lamplit.load(model_path)
+
+
+def accuracy_by_hand(model: LiT, root: Path, preprocessing: Preprocessing, prompts: list[str]) -> float:
+    names = sorted(folder.name for folder in root.iterdir())
+    classes = []
+    for name in names:
+        ztxt = model.encode_texts([prompt.replace("{}", name) for prompt in prompts])
+        classes.append(ztxt.mean(0) / ztxt.mean(0).norm())
+    assert isinstance(model.image_tower, Locked)
+    right = []
+    for name in names:
+        for file in sorted((root / name).iterdir()):
+            image = preprocessing.resize(decode_image(open_bytes(file)))[None]
+            with torch.no_grad():
+                vector = F.normalize(model.image_tower.tower.backbone(preprocessing.normalize(image)), dim=-1)[0]
+            right.append(names[int(torch.stack([vector @ other for other in classes]).argmax())] == name)
+    return sum(right) / len(right)
+
+
+def test_folder_of_classes_by_hand(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+    own = model.identity.preprocessing
+    assert own is not None
+    squash = shown(own, "squash", 0.875, 0)
+    expected = accuracy_by_hand(model, by_class, squash, templates("big_vision-8"))
+    assert 0.2 < expected
+    assert found.metrics["accuracy@1"].value == pytest.approx(expected)
+    assert (found.pictures, found.classes, found.skipped) == (60, 5, 0)
+    assert (found.benchmark, found.dataset, found.language) == ("folder", "shapes", "en")
+    assert found.protocol["templates"] == "big_vision-8"
+    assert found.protocol["preprocessing"] == squash.in_words()
+    assert "whatever the aspect ratio" in squash.in_words()
+    assert [row["name"] for row in found.per_class] == ["circle", "cross", "ring", "square", "triangle"]
+
+
+def test_second_model_of_the_same_tower_reads_no_picture(
+    model: LiT, model_path: Path, by_class: Path, tmp_path: Path
+) -> None:
+    [first] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(model_path, other)
+    (other / "image_tower.safetensors").unlink()
+    for file in by_class.glob("*/*"):
+        file.write_bytes(b"")
+    [again] = run_benchmarks(other, {"folder": by_class}, cache=tmp_path)
+    assert (again.metrics, again.model["name"]) == (first.metrics, "other")
+    assert len(list((tmp_path / "stores").iterdir())) == 1
+    (by_class / "ring" / "new.png").write_bytes(b"")
+    with pytest.raises(Exception, match=r"image_tower\.safetensors"):
+        run_benchmarks(other, {"folder": by_class}, cache=tmp_path)
+
+
+def test_stopped_embedding_goes_on(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    whole = run_benchmarks(model, {"folder": by_class}, cache=tmp_path / "whole")[0]
+    aside = tmp_path / "aside"
+    shutil.move(by_class / "ring", aside)
+    run_benchmarks(model, {"folder": by_class}, cache=tmp_path)  # another question, of the same pictures
+    shutil.move(aside, by_class / "ring")
+    assert run_benchmarks(model, {"folder": by_class}, cache=tmp_path)[0].metrics == whole.metrics
+
+
+def test_picture_that_cannot_be_used_is_counted_and_told(
+    model: LiT, by_class: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (by_class / "ring" / "bad.png").write_bytes(b"no picture")
+    for _ in range(2):  # embedded, and from the cache
+        caplog.clear()
+        [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+        assert (found.pictures, found.skipped) == (60, 1)
+        told = [message for message in caplog.messages if "could not be used" in message]
+        assert len(told) == 1
+        assert told[0].startswith("shapes: 1 pictures could not be used; reasons in ")
+        assert "ring/bad.png" in Path(told[0].rpartition(" ")[2]).read_text()
+
+
+def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    own = ["A Photo of a {}!"]
+    [found] = run_benchmarks(model, {"folder": by_class}, templates=own, canonical=True, show="own", cache=tmp_path)
+    preprocessing = model.identity.preprocessing
+    assert preprocessing is not None
+    clean = [canonicalize(prompt) for prompt in own]
+    assert clean == ["a photo of a {}"]
+    expected = accuracy_by_hand(model, by_class, preprocessing, clean)
+    assert found.metrics["accuracy@1"].value == pytest.approx(expected)
+    assert (found.protocol["templates"], found.protocol["canonicalized"]) == ("own", True)
+    [named] = run_benchmarks(model, {"folder": by_class}, templates="clip-7", show="own", cache=tmp_path)
+    assert (named.protocol["templates"], named.protocol["prompts_per_name"]) == ("clip-7", 7)
+    assert len(list((tmp_path / "stores").iterdir())) == 1
+
+
+def test_each_result_is_written(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    found = run_benchmarks(model, {"folder": by_class}, out=tmp_path / "results", cache=tmp_path)
+    [again] = read_results(tmp_path / "results")
+    assert again.metrics == found[0].metrics
+    assert all(e.startswith("data:image/jpeg;base64,") for c in again.confusions for e in c["examples"])
+
+
+def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no way 'stretch' to show pictures; type one of squash, crop, own"):
+        run_benchmarks(model, {"folder": by_class}, show="stretch", cache=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no benchmark is called 'imagnet'"):
+        run_benchmarks(model, {"imagnet": by_class}, cache=tmp_path)
+    text_only = lamplit.load(model_path, towers="text")
+    with pytest.raises(StoreError, match="the model has no image tower"):
+        run_benchmarks(text_only, {"folder": by_class}, cache=tmp_path)
+
+
+def test_ways_to_show() -> None:
+    own = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95)
+    assert shown(own, "own", 0.75, 0) == own
+    assert shown(own, "crop", 0.75, 2) == Preprocessing(
+        (224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.75, border=2
+    )
+    assert shown(own, "squash", 0.75, 0) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash")
+    with pytest.raises(UsageError, match="imported vectors"):
+        shown(None, "own", 0.875, 0)
