@@ -18,16 +18,35 @@ from lamplit.protocols.tasks import Classification, Labelled, Pictures
 
 
 def zero_shot(
-    benchmark: str, title: str, test: Labelled, names: Sequence[Sequence[str]], *, split: str, size: int, **more: Any
+    benchmark: str,
+    title: str,
+    test: Labelled,
+    names: Sequence[Sequence[str]],
+    *,
+    split: str,
+    size: int,
+    every_class: bool = True,
+    **more: Any,
 ) -> Classification:
-    """Make a task, and say where it has another number of pictures than the data set (`size`, of those that count).
+    """Make a task, and say where it has another number of pictures than the data set.
+
+    Args:
+        benchmark: its name on the command line.
+        title: its name in papers.
+        test: the pictures that count, and their labels.
+        names: of each entry, see `Classification`.
+        split: in words; the number of pictures is added.
+        size: the number of pictures that count in the whole data set, 0 where nothing is known of it.
+        every_class: refuse a class without pictures; several labels a picture (ReaL) need not have each.
+        more: further fields of `Classification`.
 
     Raises:
         PairsError: a class has no picture, or a picture no class.
     """
     of_entry = more.get("entry_class") or range(len(names))
     counted = {label for labels in test.labels.values() for label in labels}
-    if without := [f"{label} ({names[entry][0]})" for entry, label in enumerate(of_entry) if label not in counted]:
+    without = [f"{label} ({names[entry][0]})" for entry, label in enumerate(of_entry) if label not in counted]
+    if without and every_class:
         raise PairsError(f"{test.pictures.root} has no pictures of class {listed(without)}")
     if unknown := sorted(counted - {*of_entry}):
         raise PairsError(f"{test.pictures.root} has labels that are no class: {listed(map(str, unknown))}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lamplit.data.pairs import read_pairs
 from lamplit.errors import PairsError
@@ -79,7 +79,8 @@ def read_imagenet_real(root: Path) -> list[Task]:
         if right := tuple(real[int(number[1]) - 1]):
             labels[name] = right
     test = Labelled(pictures, labels)
-    return [_task("imagenet-real", "ImageNet ReaL", test, "validation", sum(map(bool, real)))]
+    size = sum(map(bool, real))
+    return [_task("imagenet-real", "ImageNet ReaL", test, "validation", size, every_class=False)]
 
 
 def read_imagenet_v2(root: Path) -> list[Task]:
@@ -114,21 +115,9 @@ def read_imagenet_sketch(root: Path) -> list[Task]:
     return [_task("imagenet-sketch", "ImageNet-Sketch", test, "all", 50_889)]
 
 
-def _task(
-    benchmark: str,
-    title: str,
-    test: Labelled,
-    split: str,
-    size: int,
-    *,
-    names: Sequence[tuple[str, ...]] | None = None,
-    crop: float = 0.875,
-    training: Callable[[], Labelled] | None = None,
-) -> Task:
-    return zero_shot(
-        benchmark, title, test, names or class_names("imagenet"),
-        split=split, size=size, templates="clip-80", crop=crop, training=training,
-    )  # fmt: skip
+def _task(benchmark: str, title: str, test: Labelled, split: str, size: int, **more: Any) -> Task:
+    names = more.pop("names", None) or class_names("imagenet")
+    return zero_shot(benchmark, title, test, names, split=split, size=size, templates="clip-80", **more)
 
 
 def _read_v2(benchmark: str, title: str, root: Path) -> list[Task]:
@@ -150,7 +139,7 @@ def _read_subset(benchmark: str, title: str, root: Path, letter: str, size: int,
 
 
 def _flat(root: Path, folder: Path, files: list[str]) -> Labelled:
-    of_number: Mapping[int, int] = labels_of_flat_files(root, folder)
+    of_number = labels_of_flat_files(root, folder)
     numbers = {name: int(match[1]) for name in files if (match := PICTURE_NUMBER.match(name))}
     if unknown := [name for name in files if numbers.get(name) not in of_number]:
         raise PairsError(f"{folder} has pictures without a label: {listed(unknown)}")
