@@ -96,7 +96,7 @@ def test_training_pictures_are_listed_when_asked_for(copy: Path, picture: Path, 
     by_class(picture, tmp_path / "train", SYNSETS[:999])
     training = only("imagenet", tmp_path).training
     assert training is not None
-    with pytest.raises(PairsError, match=r"train lacks the folders of 1 classes \(n15075141\)"):
+    with pytest.raises(PairsError, match=r"train lacks 1 of its class folders \(n15075141\)"):
         training()
     by_class(picture, tmp_path / "train", SYNSETS[999:])
     assert right(training())["n15075141/1.JPEG"] == (999,)
@@ -184,7 +184,6 @@ def test_imagenet_in_parquet_files(picture: Path, tmp_path: Path) -> None:
     assert (len(labels), labels["0"], labels["999"], labels["1000"]) == (1001, (0,), (997,), (0,))
     shards = tmp_path / "data" / "validation-*.parquet"
     assert right(only("imagenet", shards).test) == labels
-    assert "'-1'" not in message("imagenet", tmp_path / "data" / "test-00000-of-00001.parquet")
     assert "has -1 for the label of picture 0; expected a column called label or cls" in message(
         "imagenet", tmp_path / "data" / "test-00000-of-00001.parquet"
     )
@@ -256,7 +255,7 @@ def test_wrong_folders_are_refused_with_the_layout(picture: Path, tmp_path: Path
     assert BENCHMARKS["imagenet"][1] in wrong
     by_class(picture, tmp_path / "val", [*SYNSETS[2:], "cats", "dogs"])
     assert (
-        f"{tmp_path / 'val'} lacks the folders of 2 classes (n01440764, n01443537) and has folders that are no class "
+        f"{tmp_path / 'val'} lacks 2 of its class folders (n01440764, n01443537) and has folders that are no class "
         "(cats, dogs); expected"
     ) in message("imagenet", tmp_path)
 
@@ -333,4 +332,4 @@ def test_objectnet_with_its_mappings_in_the_root(picture: Path, tmp_path: Path) 
 def test_objectnet_lacking_a_class_or_with_another(picture: Path, tmp_path: Path) -> None:
     objectnet(picture, tmp_path, ["alarm_clock", "chair", "hovercraft"])
     wrong = message("objectnet", tmp_path)
-    assert "lacks the folders of 1 classes (banana) and has folders that are no class (hovercraft)" in wrong
+    assert "lacks 1 of its class folders (banana) and has folders that are no class (hovercraft)" in wrong

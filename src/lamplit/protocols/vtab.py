@@ -188,7 +188,7 @@ def _open(kind: Any, root: Path, marker: str, **options: Any) -> Any:
     except ImportError as error:
         raise MissingExtraError("scipy") from error
     except (RuntimeError, OSError, ValueError, LookupError) as error:
-        reason = str(error).split(" You can use download")[0]
+        reason = str(error).split(" You can use download")[0].rstrip(".")
         raise PairsError(f"torchvision cannot read {kind.__name__} in {root}: {reason}") from error
 
 
@@ -202,15 +202,15 @@ def _order(root: Path, found: Sequence[str], names: str) -> list[int]:
     own = [plain(name) for name in found]
     missing, unexpected = sorted({*keys} - {*own}), sorted({*own} - {*keys})
     if missing or unexpected:
-        lacks = f"lacks {len(missing):,} classes ({listed(missing)})" if missing else ""
+        lacks = f"lacks {len(missing):,} of its classes ({listed(missing)})" if missing else ""
         has = f"has classes that are not the data set's ({listed(unexpected)})" if unexpected else ""
         raise PairsError(f"{root} {lacks}{' and ' if lacks and has else ''}{has}")
     return [keys.index(key) for key in own]
 
 
 def _files(key: str, root: Path, files: Sequence[Path], labels: Sequence[int]) -> Labelled:
-    ids = [file.relative_to(root).as_posix() for file in files]
-    return from_files(key, root, {name: (int(label),) for name, label in zip(ids, labels, strict=True)})
+    listed_files = zip(files, labels, strict=True)
+    return from_files(key, root, {file.relative_to(root).as_posix(): (int(label),) for file, label in listed_files})
 
 
 def _arrays(key: str, root: Path, dataset: Any, labels: Sequence[int]) -> Labelled:
