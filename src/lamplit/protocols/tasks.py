@@ -6,7 +6,7 @@ decoded here, and no model is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Classification:
     language: str = "en"
     template_texts: Sequence[str] | None = None  # where the set has no name, as for another language
     crop: float = 0.875  # centre of the resized picture that big_vision's protocol shows (0.75 for ImageNet-A)
-    training: Labelled | None = None  # for the few-shot probe
+    training: Callable[[], Labelled] | None = None  # for the few-shot probe; listed when it is called
     notes: Sequence[str] = field(default_factory=tuple)  # what differs from the paper's protocol
 
 
