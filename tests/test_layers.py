@@ -20,6 +20,7 @@ FLOORS = [
         "tiles",
         "optimizers",
         "metrics",
+        "probe",
         "progress",
         "results",
         "tuning.settings",
