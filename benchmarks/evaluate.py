@@ -1,7 +1,8 @@
 """Zero-shot evaluation against clip-benchmark's own code, and its text part against open_clip's.
 
-The same two towers on both sides, EfficientNet-Lite0 and MiniLM: lamplit exports the model, and open_clip opens it. What
-the model has learnt does not matter for time. The pictures are real ones (the stamps), dealt out to folders of classes.
+The same two towers on both sides, EfficientNet-Lite0 and MiniLM: lamplit exports the model, and open_clip opens it.
+What the model has learnt does not matter for time. The pictures are real ones (the stamps), dealt out to folders of
+classes.
 
 - text: class vectors of ImageNet's names in CLIP's 80 templates; open_clip's `build_zero_shot_classifier` pads each
   prompt to the context length, here its own default of 77 tokens and the paper's 16.
@@ -55,7 +56,9 @@ def main() -> None:
         folder = Path(temporary)
         figures = [text_part(options, folder / f"{tokens}", tokens, some) for tokens in (77, 16)]
         figures.append(whole(options, folder, some, 20 if options.quick else 300))
-        figures.append(cached(options, folder, names[:20] if options.quick else names, 500 if options.quick else 50_000))
+        figures.append(
+            cached(options, folder, names[:20] if options.quick else names, 500 if options.quick else 50_000)
+        )
     finish(options, figures)
 
 
@@ -66,7 +69,12 @@ def make_model(folder: Path, context_length: int) -> tuple[LiT, Any, Any, Any]:
     LiT(text, image.identity(), image).save(folder / "model")
     lamplit.export(folder / "model", folder / "open_clip", to="open-clip")
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder / 'open_clip'}")
-    return lamplit.load(folder / "model"), theirs.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder / 'open_clip'}")
+    return (
+        lamplit.load(folder / "model"),
+        theirs.eval(),
+        transform,
+        open_clip.get_tokenizer(f"local-dir:{folder / 'open_clip'}"),
+    )
 
 
 def text_part(options: Any, folder: Path, context_length: int, names: list[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The figures of docs/evaluation.md: the quickstart's model on Fashion-MNIST's test pictures and the stamps' categories.
+"""The figures of evaluation.md: the quickstart's model on Fashion-MNIST's test pictures and the stamps' categories.
 
-Nothing here is of the paper: its model was tuned in two minutes on 562 captions. It shows what the commands give on real
-data.
+Nothing here is of the paper: the model was tuned in two minutes on 562 captions. It shows what the commands give on
+real data.
 
     make quickstart
     .venv/bin/python docs/evaluation.py

@@ -21,6 +21,7 @@ FLOORS = [
         "optimizers",
         "metrics",
         "calibration",
+        "probe",
         "progress",
         "results",
         "tuning.settings",

@@ -15,25 +15,26 @@ def unit(count: int, width: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-# Whole numbers, so that sums are exact and ties are real ones.
+# Eighths, so that cosines are exact and ties are real ones.
+vector = st.lists(st.integers(-5, 5).map(lambda x: x / 8), min_size=2, max_size=2)
 rows = st.integers(1, 12).flatmap(
     lambda classes: st.tuples(
-        st.lists(st.lists(st.integers(-3, 3), min_size=2, max_size=2), min_size=classes, max_size=classes),
+        st.lists(vector, min_size=classes, max_size=classes),
         st.lists(
-            st.tuples(
-                st.lists(st.integers(-3, 3), min_size=2, max_size=2),
-                st.sets(st.integers(0, classes - 1), min_size=1, max_size=3),
-            ),
-            min_size=1,
-            max_size=15,
+            st.tuples(vector, st.sets(st.integers(0, classes - 1), min_size=1, max_size=3)), min_size=1, max_size=15
         ),
     )
 )
 
 
 def rank_by_hand(scores: list[float], right: set[int]) -> int:
-    best = max(scores[label] for label in right)
-    return 1 + sum(score >= best for label, score in enumerate(scores) if label not in right)
+    order = sorted(range(len(scores)), key=lambda label: (-scores[label], label))
+    best = next(label for label in order if label in right)
+    return 1 + sum(label not in right for label in order[: order.index(best)])
+
+
+def product(first: list[float], second: list[float]) -> float:
+    return sum(a * b for a, b in zip(first, second, strict=True))
 
 
 @given(rows)
@@ -43,11 +44,11 @@ def test_answers_equal_a_slow_reference_ties_and_several_labels_included(drawn):
     zimg = torch.tensor([vector for vector, _ in asked], dtype=torch.float32)
     found = answer(zimg, torch.tensor(entries, dtype=torch.float32), labels, logit_scale=0.5)
     for place, (vector, right) in enumerate(asked):
-        scores = [sum(a * b for a, b in zip(vector, entry, strict=True)) for entry in entries]
+        scores = [product(vector, entry) for entry in entries]
         assert found.ranks[place] == rank_by_hand(scores, right)
-        assert scores[found.predictions[place]] == max(scores)
+        assert found.predictions[place] == scores.index(max(scores))
         exp = np.exp(0.5 * np.array(scores, dtype=np.float64))
-        assert float(found.confidences[place]) == pytest.approx(exp.max() / exp.sum(), rel=1e-5)
+        assert float(found.confidences[place]) == pytest.approx(exp.max() / exp.sum(), rel=1e-9)
 
 
 @given(rows, st.integers(1, 4), st.randoms(use_true_random=False))
@@ -59,14 +60,8 @@ def test_class_of_several_entries_is_as_good_as_its_best(drawn, num_classes, ran
     zimg = torch.tensor([vector for vector, _ in asked], dtype=torch.float32)
     found = answer(zimg, torch.tensor(entries, dtype=torch.float32), labels, entry_class=owners)
     for place, (vector, _) in enumerate(asked):
-        scores = [
-            max(
-                sum(a * b for a, b in zip(vector, e, strict=True))
-                for e, owner in zip(entries, owners, strict=True)
-                if owner == c
-            )
-            for c in range(num_classes)
-        ]
+        by_class = [[e for e, owner in zip(entries, owners, strict=True) if owner == c] for c in range(num_classes)]
+        scores = [max(product(vector, entry) for entry in own) for own in by_class]
         assert found.ranks[place] == rank_by_hand(scores, set(labels[place]))
 
 
@@ -80,7 +75,7 @@ def test_how_many_are_scored_at_once_changes_nothing(size):
         parts = answer(zimg, entries, labels, logit_scale=20.0)
     assert torch.equal(whole.ranks, parts.ranks)
     assert torch.equal(whole.predictions, parts.predictions)
-    assert torch.allclose(whole.confidences, parts.confidences, atol=1e-5)
+    assert torch.equal(whole.confidences, parts.confidences)
 
 
 def answers(ranks: list[int], predictions: list[int]) -> Answers:
@@ -106,7 +101,6 @@ def test_per_class_and_confusions_by_hand():
     ]
     assert confusions(said, labels) == [(1, 2, [3]), (0, 1, [1, 2])]
     assert confusions(said, labels, most=1) == [(1, 2, [3])]
-    assert confusions(answers([2], [0]), [(0,)]) == [], "a tie is wrong, but nothing was taken for something else"
 
 
 def test_retrieval_by_hand():

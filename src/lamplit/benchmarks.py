@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,14 +20,15 @@ from lamplit import scoring
 from lamplit.cache import cache_folder
 from lamplit.embedding import embed
 from lamplit.errors import StoreError, UsageError
-from lamplit.evaluation import classification_result, retrieval_result
+from lamplit.evaluation import classification_result, retrieval_result, said_of, versions
 from lamplit.model import LiT, load
 from lamplit.preprocessing import Preprocessing
+from lamplit.probe import SEEDS, draw, ridge_accuracy
 from lamplit.prompts import canonicalize
 from lamplit.protocols.catalog import read_tasks
 from lamplit.protocols.names import templates as template_set
-from lamplit.protocols.tasks import Classification, Pictures, Retrieval, Task
-from lamplit.results import Result
+from lamplit.protocols.tasks import Classification, Labelled, Pictures, Retrieval, Task
+from lamplit.results import Result, measure
 from lamplit.store import Store
 from lamplit.text_vectors import TextVectors
 from lamplit.towers.image import ImageTower
@@ -44,6 +46,7 @@ def run_benchmarks(
     show: Show = "squash",
     templates: str | Sequence[str] | None = None,
     canonical: bool = False,
+    few_shot: int | None = None,
     out: str | Path | None = None,
     cache: str | Path | None = None,
     workers: int = 0,
@@ -62,6 +65,8 @@ def run_benchmarks(
             ImageNet-A); `own`, as the tower's library does.
         templates: name of a set or prompts with `{}`, instead of each benchmark's own.
         canonical: lower-case prompts without punctuation, as big_vision's evaluator does; not for models of cased text.
+        few_shot: a linear probe on so many training pictures of each class, too, where a data set has any: the mean of
+            three draws (see `probe`).
         out: folder for one JSON file per result, written as each is measured, with small pictures of what was confused.
         cache: where stores and text vectors are kept; lamplit's cache by default.
         workers: processes that decode ahead of the tower.
@@ -78,9 +83,10 @@ def run_benchmarks(
     tasks = [task for name, root in on.items() for task in read_tasks(name, Path(root))]  # all there, before a long run
     results = []
     for task in tasks:
-        results.append(run.measure(task))
-        if out is not None:
-            results[-1].write(out)
+        for result in run.measure(task, few_shot):
+            results.append(result)
+            if out is not None:
+                result.write(out)
     return results
 
 
@@ -105,11 +111,18 @@ class _Run:
         self.texts = TextVectors(self.model, cache / "texts")
         self._read: tuple[str, dict[str, int], Tensor] | None = None  # the store that was read last, with its ids
 
-    def measure(self, task: Task) -> Result:
+    def measure(self, task: Task, few_shot: int | None) -> Iterator[Result]:
         """Embed what is not embedded yet, and measure."""
-        started = time.monotonic()
-        result = self._classify(task) if isinstance(task, Classification) else self._retrieve(task)
-        return replace(result, seconds=time.monotonic() - started)
+        asked: list[Callable[[], Result]] = []
+        if isinstance(task, Retrieval):
+            asked.append(partial(self._retrieve, task))
+        else:
+            asked.append(partial(self._classify, task))
+            if few_shot is not None and task.training is not None and task.entry_class is None:
+                asked.append(partial(self._probe, task, task.training, few_shot))
+        for ask in asked:
+            started = time.monotonic()
+            yield replace(ask(), seconds=time.monotonic() - started)
 
     def _classify(self, task: Classification) -> Result:
         places, zimg, protocol = self._vectors(task.test.pictures, task)
@@ -165,6 +178,38 @@ class _Run:
             ztxt=self.texts.encode(texts),
         )
         return replace(result, skipped=len(task.captions) - len(there))
+
+    def _probe(self, task: Classification, training: Callable[[], Labelled], shots: int) -> Result:
+        """Mean accuracy of three linear probes, each on its own draw of training pictures."""
+        shown = training()
+        ids = list(shown.labels)
+        truth = torch.tensor([shown.labels[id_][0] for id_ in ids])
+        drawn = [draw(truth, shots, seed) for seed in SEEDS]
+        chosen = torch.unique(torch.cat(drawn)).tolist()
+        places, zimg, _ = self._vectors(_some(shown.pictures, [ids[row] for row in chosen]), task)
+        rows = [[row for row in rows.tolist() if ids[row] in places] for rows in drawn]
+        examples = [(zimg[[places[ids[row]] for row in some]], truth[some]) for some in rows]
+        places, zimg, protocol = self._vectors(task.test.pictures, task)
+        there = [id_ for id_ in task.test.labels if id_ in places]
+        labels = torch.tensor([task.test.labels[id_][0] for id_ in there])
+        vectors = zimg[[places[id_] for id_ in there]]
+        right = torch.stack([ridge_accuracy(*some, vectors, labels) for some in examples]).mean(0)
+        said = f"ridge regression on {shots} training pictures a class, mean of {len(SEEDS)} draws, unit vectors"
+        return Result(
+            "few-shot classification",
+            task.benchmark,
+            task.title,
+            task.language,
+            f"{shots}-shot_accuracy",
+            {f"{shots}-shot_accuracy": measure(right)},
+            model=said_of(self.model),
+            protocol={**protocol, "probe": said},
+            pictures=len(there),
+            skipped=len(task.test.labels) - len(there),
+            classes=len(_class_names(task)),
+            versions=versions(),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
     def _prompts(self, task: Classification) -> list[str]:
         if self.templates is not None:
@@ -229,6 +274,13 @@ def shown(own: Preprocessing | None, show: Show, crop: float, border: int) -> Pr
     elif show == "crop":
         own = replace(own, fit="crop", crop_fraction=crop)
     return replace(own, border=border)
+
+
+def _some(pictures: Pictures, ids: Sequence[str]) -> Pictures:
+    """Some of the pictures, with a store that grows from one draw to the next."""
+    wanted = set(ids)
+    pairs = replace(pictures.pairs, count=len(ids), _read=lambda: (p for p in pictures.pairs if p.id in wanted))
+    return replace(pictures, key=f"{pictures.key}-drawn", pairs=pairs, ids=ids)
 
 
 def _class_names(task: Classification) -> list[str]:

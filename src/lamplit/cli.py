@@ -232,6 +232,9 @@ def evaluate(
     canonical: Annotated[
         bool, typer.Option("--canonical", help="Lower-case prompts of benchmarks, without punctuation, as big_vision.")
     ] = False,
+    few_shot: Annotated[
+        int | None, typer.Option(min=1, help="A linear probe on so many pictures of each class of a benchmark, too.")
+    ] = None,
     everything: Annotated[
         bool,
         typer.Option("--all", help="Use the captions the model was tuned on, too, where this is its store."),
@@ -255,9 +258,10 @@ def evaluate(
         )  # fmt: skip
     if on:
         results += lamplit.run_benchmarks(
-            model, dict(_assigned(each) for each in on), show=show_pictures, templates=prompts, canonical=canonical,
-            workers=_default_workers() if workers is None else workers, out=out, progress=True,
-        )  # type: ignore[arg-type]  # fmt: skip
+            model, dict(_assigned(each) for each in on), show=show_pictures, templates=prompts,  # type: ignore[arg-type]
+            canonical=canonical, few_shot=few_shot, out=out,
+            workers=_default_workers() if workers is None else workers, progress=True,
+        )  # fmt: skip
     if not results:
         raise UsageError("nothing to evaluate on; give a store or pairs, or --on NAME=PATH for a benchmark")
     show(results, tables.results, as_json)
@@ -408,13 +412,11 @@ def _assigned(by_equals: str) -> tuple[str, str]:
     return name, path
 
 
-def _templates(name: str | None) -> list[str] | None:
-    """Prompts of a file, or of a set by its name."""
-    from lamplit.protocols.names import template_sets, templates
+def _templates(name: str | None) -> str | list[str] | None:
+    """The name of a template set as it is, or the prompts of a file."""
+    from lamplit.protocols.names import template_sets
 
-    if name is None:
-        return None
-    return templates(name) if name in template_sets() else _lines(Path(name))
+    return name if name is None or name in template_sets() else _lines(Path(name))
 
 
 def _lines(file: Path) -> list[str]:

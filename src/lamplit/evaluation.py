@@ -26,6 +26,7 @@ from lamplit.embedding import embed
 from lamplit.errors import ImageError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.prompts import DEFAULT_TEMPLATES
+from lamplit.protocols.names import templates as template_set
 from lamplit.results import Measure, Result
 from lamplit.store import Store
 from lamplit.towers.image import ImageTower
@@ -46,7 +47,7 @@ def evaluate(
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: str | Sequence[str] = DEFAULT_TEMPLATES,
     held_out_of: TuneSettings | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -59,7 +60,7 @@ def evaluate(
         text_column: column with the texts, for retrieval; by default the one of `held_out_of`, or else `texts`.
         label_column: column with the class names, for zero-shot classification.
         class_names: the classes to choose from; by default all that the label column has.
-        templates: prompts, with `{}` for the class name.
+        templates: prompts, with `{}` for the class name, or the name of a set of them.
         held_out_of: settings of the run that made the model on this store: only its held-out captions count.
         out: folder for one JSON file per result, with small pictures of what was confused.
         progress: show a bar on stderr while embedding.
@@ -71,16 +72,18 @@ def evaluate(
         StoreError: the store was embedded by another tower, or lacks a column.
         UsageError: there is neither text nor label to evaluate with.
     """
-    asked = {
+    asked: dict[str, Any] = {
         "text_column": text_column, "label_column": label_column, "class_names": class_names,
-        "templates": templates, "held_out_of": held_out_of, "thumbnails": out is not None,
+        "templates": template_set(templates) if isinstance(templates, str) else templates,
+        "held_out_of": held_out_of, "thumbnails": out is not None,
     }  # fmt: skip
     if isinstance(source, Store) or Store.exists(source):
         results = _measure(model, source if isinstance(source, Store) else Store(source), **asked)
     else:
         results = _embed_and_measure(model, source, asked, progress)
-    for result in results if out is not None else ():
-        result.write(out)
+    if out is not None:
+        for result in results:
+            result.write(out)
     return results
 
 
@@ -304,7 +307,9 @@ def _zero_shot(
         raise StoreError(f"column {label_column!r} of {store.path} is empty")
     right = [(names.index(str(labels[row])),) for row in rows]
     classes = class_vectors(model, names, templates)
-    answers = scoring.answer(model.read_store(store)[rows], classes, right, logit_scale=float(model.logit_scale.detach()))
+    answers = scoring.answer(
+        model.read_store(store)[rows], classes, right, logit_scale=float(model.logit_scale.detach())
+    )
     paths = store.column("path")
     result = classification_result(
         model,

@@ -1,10 +1,13 @@
 """Retrieval and classification metrics: pure functions on tensors.
 
-A tie counts against us. A rank is 1 plus the number of wrong answers that score *at least* as high as the
+A tie counts against us in retrieval. A rank is 1 plus the number of wrong answers that score *at least* as high as the
 best right one, so a model that gives every answer the same score is last, not first; and a score that is not
 a number is never good.
 
-Shapes: Q queries, G gallery, N pictures, M texts, D width, C classes, L links.
+Cosines are exact (`cosines`), so that neither the number computed at once nor the machine changes a rank, and equal
+texts tie whatever their place.
+
+Shapes: Q queries, G gallery, N pictures, M texts, D width, C classes, E entries, L links.
 """
 
 from __future__ import annotations
@@ -16,7 +19,46 @@ from torch import Tensor
 
 from lamplit.errors import UsageError
 
-_SCORES_AT_ONCE = 2**24  # 64 MB
+_GRID = 2.0**26
+# A tile of scores, 8 MB, stays in a cache: it is faster than one that does not, and a gallery of any length fits.
+_QUERIES_AT_ONCE, _GALLERY_AT_ONCE = 256, 4096
+_LINKS_AT_ONCE = 8192
+
+
+def cosines(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Cosine of every query and gallery vector, the same to the last bit in any order and on any machine.
+
+    The vectors are rounded to multiples of 2^-26 (float32 has no finer ones from 1/8 on; it moves a cosine by 1e-8).
+    Then every product, and every sum of products, is a multiple of 2^-52 below 2, which float64 holds: nothing more is
+    rounded. A product of matrices in float32 has other last digits for other numbers of rows; where two texts are
+    equal, these would decide which is first.
+
+    Args:
+        queries: unit vectors, (Q, D).
+        gallery: unit vectors, (G, D).
+
+    Returns:
+        (Q, G) float64, on the queries' device, or on the CPU where that has no float64.
+
+    Raises:
+        UsageError: if a vector is not of unit length.
+    """
+    _check_unit(queries)
+    _check_unit(gallery)
+    return _on_grid(queries) @ _on_grid(gallery).T
+
+
+def _check_unit(vectors: Tensor) -> None:
+    lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
+    if bool((lengths > 1.4).any()):  # beyond its square, 2, sums need a rounding; not a number passes
+        raise UsageError(
+            f"a vector has length {float(lengths.max()):.3g}; expected unit vectors (divide by the length)"
+        )
+
+
+def _on_grid(vectors: Tensor) -> Tensor:
+    device = "cpu" if vectors.device.type == "mps" else vectors.device
+    return (vectors.to(device).double() * _GRID).round() / _GRID
 
 
 def retrieval_ranks(
@@ -25,35 +67,54 @@ def retrieval_ranks(
     query_index: Tensor,
     gallery_index: Tensor,
     *,
-    chunk_size: int | None = None,
+    chunk_size: int = _QUERIES_AT_ONCE,
 ) -> Tensor:
     """Rank of each query's best right answer in the gallery, from 1.
+
+    Beside the vectors it takes some 30 MB, and 300 bytes for each query: a million each way fit.
 
     Args:
         queries: unit vectors, (Q, D).
         gallery: unit vectors, (G, D).
         query_index: which query each right answer belongs to, (L,); a query may have several.
         gallery_index: the right answers, (L,); one may be right for several queries.
-        chunk_size: number of queries scored at once; by default what 64 MB of scores hold.
+        chunk_size: number of queries scored at once; it does not change a rank.
 
     Returns:
         The ranks, (Q,) integers.
 
     Raises:
-        UsageError: if a query has no right answer, or an index is out of range.
+        UsageError: if a query has no right answer, an index is out of range, or a vector is not of unit length.
     """
     query_index, gallery_index = query_index.to(queries.device), gallery_index.to(queries.device)
     _check_links(query_index, gallery_index, len(queries), len(gallery))
-    order = query_index.argsort()
-    query_index, gallery_index = query_index[order], gallery_index[order]
-    chunk_size = chunk_size or max(1, _SCORES_AT_ONCE // len(gallery))
-    ranks = []
-    for start in range(0, len(queries), chunk_size):
-        scores = queries[start : start + chunk_size] @ gallery.T
-        bounds = torch.tensor([start, start + len(scores)], device=queries.device)
-        first, last = torch.searchsorted(query_index, bounds).tolist()
-        ranks.append(_best_ranks(scores, query_index[first:last] - start, gallery_index[first:last]))
-    return torch.cat(ranks)
+    _check_unit(queries)
+    _check_unit(gallery)
+    links = torch.unique(query_index * len(gallery) + gallery_index)  # an answer that is given twice counts once
+    rows, columns = links // len(gallery), links % len(gallery)
+    right = torch.cat([
+        (_on_grid(queries[some]) * _on_grid(gallery[answers])).sum(1)
+        for some, answers in zip(torch.split(rows, _LINKS_AT_ONCE), torch.split(columns, _LINKS_AT_ONCE), strict=True)
+    ])  # fmt: skip
+    rows = rows.to(right.device)
+    best = right.new_full((len(queries),), -torch.inf).scatter_reduce(0, rows, right, "amax")
+    counts = torch.cat([
+        _count_not_lower(chunk, gallery, bound)
+        for chunk, bound in zip(torch.split(queries, chunk_size), torch.split(best, chunk_size), strict=True)
+    ])  # fmt: skip
+    # What ties with the best right answer but is right itself is not in its way.
+    own = torch.bincount(rows[~(right < best[rows])], minlength=len(queries))
+    return (1 + counts - own).to(queries.device)
+
+
+def _count_not_lower(queries: Tensor, gallery: Tensor, bound: Tensor) -> Tensor:
+    queries = _on_grid(queries)
+    counts = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    for tile in torch.split(gallery, _GALLERY_AT_ONCE):
+        # "Not lower" instead of "at least as high": it also holds when one of the two is not a number.
+        lower = (queries @ _on_grid(tile).T < bound[:, None]).sum(1, dtype=torch.int32)
+        counts += len(tile) - lower
+    return counts
 
 
 def _check_links(query_index: Tensor, gallery_index: Tensor, num_queries: int, num_gallery: int) -> None:
@@ -66,18 +127,15 @@ def _check_links(query_index: Tensor, gallery_index: Tensor, num_queries: int, n
         raise UsageError(f"query {first} has no right answer in the gallery; leave it out or link it")
 
 
-def _best_ranks(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rank of the best of the right answers (rows[l], columns[l]) in each row of scores."""
-    right = scores[rows, columns]
-    best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, rows, right, "amax")
-    scores[rows, columns] = -torch.inf
-    # "Not lower" instead of "at least as high": it also holds when one of the two is not a number.
-    return (1 + (~(scores < best[:, None])).sum(1)).clamp(max=scores.shape[1])
-
-
 def recall_at(ranks: Tensor, k: int) -> float:
     """Fraction of ranks that are at most k."""
     return float((ranks <= k).double().mean())
+
+
+def recall_curve(ranks: Tensor, most: int = 100) -> Tensor:
+    """Recall at 1, 2 and so on up to `most`: (most,) float64."""
+    counts = torch.bincount(ranks.clamp(max=most + 1), minlength=most + 2)
+    return counts[1 : most + 1].cumsum(0).double() / len(ranks)
 
 
 def median_rank(ranks: Tensor) -> float:
@@ -119,31 +177,60 @@ def retrieval_metrics(
     return metrics
 
 
-def topk_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Fraction of examples whose class is among the k best.
+def best_entries(scores: Tensor, entry_class: Tensor) -> Tensor:
+    """Score of each class where a class has several entries: that of its best one.
+
+    Args:
+        scores: of every entry, (N, E).
+        entry_class: the class of each entry, (E,); every class from 0 to the highest has one.
+
+    Returns:
+        (N, C).
+
+    Raises:
+        UsageError: if a class has no entry, or the numbers of entries differ.
+    """
+    if len(entry_class) != scores.shape[1]:
+        raise UsageError(f"there are scores of {scores.shape[1]} entries and classes of {len(entry_class)}")
+    missing = (torch.bincount(entry_class) == 0).nonzero()
+    if len(missing):
+        raise UsageError(f"class {int(missing[0])} has no entry, so it can never be right")
+    entry_class = entry_class.to(scores.device)
+    bottom = scores.new_full((len(scores), int(entry_class.max()) + 1), -torch.inf)
+    return bottom.scatter_reduce(1, entry_class.expand_as(scores), scores, "amax")
+
+
+def _several(labels: Tensor) -> Tensor:
+    return labels if labels.ndim == 2 else labels[:, None]
+
+
+def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """Rank of each picture's best right class, from 1.
+
+    Of classes that tie the first is the answer, as with `argmax` and so in every published figure: two pairs of CLIP's
+    names for ImageNet are the same word.
 
     Args:
         scores: of every class, (N, C).
-        labels: the right classes, (N,).
-        ks: how many classes are looked at.
+        labels: the right class of each picture, (N,), or several, (N, L), filled up with -1.
 
     Returns:
-        `accuracy@1` and so on.
+        The ranks, (N,) integers.
+
+    Raises:
+        UsageError: if a picture has no right class, or one that does not exist.
     """
-    ranks = _best_ranks(scores.clone(), torch.arange(len(scores), device=scores.device), labels)
-    return {f"accuracy@{k}": recall_at(ranks, k) for k in ks}
-
-
-def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Fraction of each class's examples that were predicted right.
-
-    Args:
-        predictions: predicted classes, (N,).
-        labels: the right classes, (N,).
-        num_classes: C.
-
-    Returns:
-        Accuracies, (C,) float64; not a number for a class without examples.
-    """
-    right = torch.bincount(labels[predictions == labels], minlength=num_classes)
-    return right.double() / torch.bincount(labels, minlength=num_classes)
+    count, classes = scores.shape
+    labels = _several(labels).to(scores.device)
+    if bool(((labels < -1) | (labels >= classes)).any()):
+        raise UsageError(f"labels go from {int(labels.min())} to {int(labels.max())}; there are {classes} classes")
+    missing = (labels < 0).all(1).nonzero()
+    if len(missing):
+        raise UsageError(f"picture {int(missing[0])} has no right class; leave it out")
+    right = torch.zeros(count, classes + 1, dtype=torch.bool, device=scores.device)
+    right = right.scatter(1, labels % (classes + 1), True)[:, :classes]  # -1 is the column that is cut off
+    best = scores.masked_fill(~right, -torch.inf).amax(1)
+    first = (right & (scores == best[:, None])).int().argmax(1)
+    ahead = (scores == best[:, None]) & (torch.arange(classes, device=scores.device) < first[:, None])
+    # "Not at most" instead of "higher": what is not a number is never good.
+    return 1 + ((~(scores <= best[:, None]) | ahead) & ~right).sum(1)

@@ -116,4 +116,5 @@ def _medians(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArra
     """Median of each row, the mean of the two middle values where there are two."""
     reached, total = counts.cumsum(1), counts.sum(1, keepdims=True)
     middle = [(reached > place).argmax(1) for place in ((total - 1) // 2, total // 2)]
-    return (distinct[middle[0]] + distinct[middle[1]]) / 2
+    medians: NDArray[np.float64] = (distinct[middle[0]] + distinct[middle[1]]) / 2
+    return medians

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lamplit.metrics import retrieval_ranks
+from lamplit.metrics import best_entries, class_ranks, cosines, recall_curve, retrieval_ranks
 from lamplit.results import Measure, measure
 
 _SCORES_AT_ONCE = 2**22  # 16 MB: what fits a core's cache is the quickest
@@ -22,7 +22,7 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier said to N pictures: `ranks` of the best right class, from 1 (a tie counts against us)."""
+    """What a classifier said to N pictures: `ranks` of the best right class, from 1 (of ties the first class wins)."""
 
     ranks: Tensor  # (N,) int64
     predictions: Tensor  # (N,) int64, the best class
@@ -46,30 +46,23 @@ def answer(
         entry_class: class of each entry, where a class has several: its best entry counts.
         logit_scale: what cosines are multiplied by for the confidences.
     """
-    groups = None if entry_class is None else torch.tensor(entry_class, device=zimg.device)
-    num_classes = len(entries) if entry_class is None else max(entry_class) + 1
+    owners = None if entry_class is None else torch.tensor(entry_class)
+    right = nn.utils.rnn.pad_sequence([torch.tensor(each) for each in labels], batch_first=True, padding_value=-1)
     size = max(1, _SCORES_AT_ONCE // len(entries))
-    parts = []
-    for start in range(0, len(zimg), size):
-        scores = zimg[start : start + size] @ entries.T
-        if groups is not None:
-            best = scores.new_full((len(scores), num_classes), -torch.inf)
-            scores = best.scatter_reduce(1, groups.expand(len(scores), -1), scores, "amax")
-        parts.append(_answer_scores(scores, labels[start : start + size], logit_scale))
+    parts = [_answer_some(zimg[i : i + size], entries, right[i : i + size], owners, logit_scale)
+             for i in range(0, len(zimg), size)]  # fmt: skip
     return Answers(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def _answer_scores(
-    scores: Tensor, labels: Sequence[tuple[int, ...]], logit_scale: float
+def _answer_some(
+    zimg: Tensor, entries: Tensor, right: Tensor, owners: Tensor | None, logit_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = torch.tensor([row for row, right in enumerate(labels) for _ in right], device=scores.device)
-    columns = torch.tensor([label for right in labels for label in right], device=scores.device)
+    scores = cosines(zimg, entries)
+    if owners is not None:
+        scores = best_entries(scores, owners)
     highest, predictions = scores.max(1)
     confidences = 1 / ((scores - highest[:, None]) * logit_scale).exp().sum(1)
-    right_best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, rows, scores[rows, columns], "amax")
-    scores[rows, columns] = -torch.inf
-    ranks = 1 + (~(scores < right_best[:, None])).sum(1)  # "not lower" also holds for what is not a number
-    return ranks, predictions, confidences
+    return class_ranks(scores, right), predictions, confidences
 
 
 def accuracies(answers: Answers, labels: Sequence[tuple[int, ...]], num_classes: int) -> dict[str, Measure]:
@@ -106,8 +99,6 @@ def confusions(
     totals = Counter(label[0] for label in labels)
     for row in (answers.ranks > 1).nonzero()[:, 0].tolist():
         label, predicted = labels[row][0], int(answers.predictions[row])
-        if predicted in labels[row]:  # a tie, which counts as wrong
-            continue
         wrong.setdefault(label, Counter())[predicted] += 1
         rows.setdefault((label, predicted), []).append(row)
     worst = sorted(wrong, key=lambda label: (-sum(wrong[label].values()) / totals[label], -totals[label], label))
@@ -136,6 +127,5 @@ def retrieval(
         ranks = ranks.cpu()
         metrics |= {f"{direction}/recall@{k}": measure(ranks <= k) for k in RECALL_AT}
         metrics[f"{direction}/median_rank"] = measure(ranks, statistic="median")
-        found = torch.bincount(ranks.clamp(max=CURVE + 1), minlength=CURVE + 2)[1 : CURVE + 1].cumsum(0)
-        curves[direction] = (found / len(ranks)).tolist()
+        curves[direction] = recall_curve(ranks, CURVE).tolist()
     return metrics, curves

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lamplit.errors import PairsError, UsageError
-from lamplit.protocols import imagenet, vtab
+from lamplit.protocols import babel, captions, imagenet, vtab
 from lamplit.protocols.folder import read_folder
 from lamplit.protocols.objectnet import read_objectnet
 from lamplit.protocols.tasks import Task
@@ -54,6 +54,21 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
     "eurosat": (vtab.read_eurosat, "eurosat/2750/AnnualCrop/*.jpg"),
     "resisc45": (vtab.read_resisc45, "NWPU-RESISC45/airplane/airplane_001.jpg, or these folders themselves"),
     "fashion-mnist": (vtab.read_fashion_mnist, "FashionMNIST/raw/t10k-images-idx3-ubyte and its three companions"),
+    "imagenet-translated": (
+        lambda root: babel.translated_tasks(imagenet.validation(root), root),
+        "as imagenet, with clip_benchmark's jp_classnames.json, jp_zeroshot_classification_templates.json and so on",
+    ),
+    "babel-imagenet": (
+        lambda root: babel.babel_tasks(imagenet.validation(root), root),
+        "as imagenet, with the authors' babel_imagenet.json and nllb_dist13b_prompts.json",
+    ),
+    "coco": (
+        captions.read_coco,
+        "val2014/*.jpg with dataset_coco.json (Karpathy's list); or val2017/*.jpg with annotations/captions_val2017.json",
+    ),
+    "flickr30k": (captions.read_flickr30k, "flickr30k-images/*.jpg and dataset_flickr30k.json (Karpathy's list)"),
+    "xm3600": (captions.read_xm3600, "images/*.jpg and captions.jsonl"),
+    "xtd": (captions.read_xtd, "the 1,000 pictures, test_image_names.txt and test_1kcaptions_en.txt and so on"),
     "folder": (read_folder, "a folder of pictures for each class; or train/ and test/ (or val/) with such folders"),
 }
 
