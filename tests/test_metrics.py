@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from lamplit.errors import UsageError
 from lamplit.metrics import (
+    ClassScore,
+    class_scores,
     median_rank,
     per_class_accuracy,
     recall_at,
@@ -137,3 +139,30 @@ def test_per_class_accuracy_by_hand():
     accuracy = per_class_accuracy(torch.tensor([0, 0, 1, 3]), torch.tensor([0, 1, 1, 0]), num_classes=4)
     assert accuracy[:2].tolist() == [0.5, 0.5]
     assert accuracy[2:].isnan().all()
+
+
+def test_class_scores_by_hand():
+    names = ["cat", "dog", "cow", "hen"]
+    answers = [(0, 0), (0, 1), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]  # right class, and the answer
+    truth, given = (torch.zeros(8, 4, dtype=torch.bool) for _ in range(2))
+    for row, (right, answer) in enumerate(answers):
+        truth[row, right] = right >= 0
+        given[row, answer] = answer >= 0
+    assert class_scores(given, truth, names) == [
+        ClassScore("cat", 4, 1.0, 0.25, "dog", 2),
+        ClassScore("dog", 2, 0.25, 0.5, "none of these", 1),
+        ClassScore("cow", 0, None, None, None, 0),
+        ClassScore("hen", 0, None, None, None, 0),
+    ]
+
+
+def test_class_scores_of_several_labels():
+    truth = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    given = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 1, 0]]).bool()
+    # A missed class is mistaken for what was wrongly given, never for another right one; and in the last picture, which
+    # was given something right, for nothing.
+    assert class_scores(given, truth, ["a", "b", "c"]) == [
+        ClassScore("a", 3, 1.0, 1 / 3, "c", 1),
+        ClassScore("b", 2, 1.0, 1.0, None, 0),
+        ClassScore("c", 1, 0.0, 0.0, None, 0),
+    ]

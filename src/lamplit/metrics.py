@@ -10,6 +10,7 @@ Shapes: Q queries, G gallery, N pictures, M texts, D width, C classes, L links.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,18 @@ from torch import Tensor
 from lamplit.errors import UsageError
 
 _SCORES_AT_ONCE = 2**24  # 64 MB
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares."""
+
+    name: str
+    pictures: int  # that have it
+    precision: float | None  # of the pictures it was given to, how many have it; nothing where it was never given
+    recall: float | None  # of the pictures that have it, how many it was given to; nothing without pictures
+    mistaken_for: str | None = None  # what its missed pictures were called most often
+    mistakes: int = 0  # how many of them
 
 
 def retrieval_ranks(
@@ -147,3 +160,31 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
     """
     right = torch.bincount(labels[predictions == labels], minlength=num_classes)
     return right.double() / torch.bincount(labels, minlength=num_classes)
+
+
+def class_scores(given: Tensor, truth: Tensor, names: Sequence[str]) -> list[ClassScore]:
+    """Precision, recall and the most common mistake of every class.
+
+    Args:
+        given: the classes that each picture was given, (N, C) of bool; one, several or none.
+        truth: those that it has, (N, C) of bool; one, several or none.
+        names: of the classes, C.
+    """
+    missed, wrong = truth & ~given, given & ~truth
+    # [i, j]: pictures of class i that were missed and called j, and behind the classes: called nothing at all.
+    answers = torch.cat([wrong, ~given.any(1, keepdim=True)], dim=1)
+    confused = missed.double().T @ answers.double()
+    most = confused.max(1)
+    right, asked, there = ((given & truth).sum(0).tolist(), given.sum(0).tolist(), truth.sum(0).tolist())
+    called = [*names, "none of these"]
+    return [
+        ClassScore(
+            name,
+            there[i],
+            right[i] / asked[i] if asked[i] else None,
+            right[i] / there[i] if there[i] else None,
+            called[int(most.indices[i])] if most.values[i] else None,
+            int(most.values[i]),
+        )
+        for i, name in enumerate(names)
+    ]
