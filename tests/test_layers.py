@@ -15,6 +15,7 @@ FLOORS = [
     {"errors", "_version"},
     {
         "cache",
+        "calibration",
         "preprocessing",
         "prompts",
         "tiles",
@@ -28,6 +29,7 @@ FLOORS = [
     {"losses", "data.*", "towers.*", "tuning.recipes"},
     {"store", "engines", "protocols.*", "tuning.curves", "tuning.checkpoint", "tuning.sides"},
     {"model", "tuning.split", "tuning.head_start"},
+    {"classes"},
     {
         "embedding",
         "zeroshot",
@@ -38,10 +40,11 @@ FLOORS = [
         "tuning.batches",
         "tuning.assembly",
     },
-    {"evaluation", "exchange", "sheet", "tuning.folder"},
+    {"evaluation", "class_making", "exchange", "sheet", "tuning.folder"},
     {"tuning.run"},
     {"comparison"},
     {"tables"},
+    {"terminal"},
     {"cli"},
 ]
 MODULES = sorted(

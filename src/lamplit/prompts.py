@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lamplit.errors import UsageError
 
 DEFAULT_TEMPLATES = ("{}", "A {}.", "a photo of a {}.")
+TEMPLATE_SETS = {"lamplit": DEFAULT_TEMPLATES, "name": ("{}",), "photo": ("A photo of a {}",)}
 
 
 def fill(class_name: str, templates: Sequence[str]) -> list[str]:
