@@ -385,7 +385,10 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures:
     assert (both.code, "give the classes once" in both.err) == (2, True)
     independent = parsed(lamplit(*sampled, "--independent", "--json"))
     assert (independent["independent"], independent["error_before"]) == (True, None)
-    assert "F1 of the labels\t" in lamplit(*sampled, "--independent").out
+    shown = lamplit(*sampled, "--independent").out.splitlines()
+    assert f"F1 of the labels\t{independent['accuracy']:.3f}" in shown
+    assert "threshold\tone for each class" in shown
+    assert f"calibration error\tunknown before, {independent['error_after']:.3f} after" in shown
 
 
 def test_export(lamplit: Lamplit, model_path: Path, tmp_path: Path) -> None:

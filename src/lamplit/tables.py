@@ -140,8 +140,8 @@ def calibration(report: CalibrationReport) -> list[Table]:
         "skipped": len(report.skipped),
         "F1 of the labels" if report.independent else "accuracy, nearest class": f"{report.accuracy:.3f}",
         "logit scale": f"{report.scale_before:.1f} before, {report.scale_after:.1f} after",
-        "calibration error": f"{_share(report.error_before)} before, {_share(report.error_after)} after",
-        "threshold": report.threshold if report.threshold is None else f"cosine {report.threshold:.4f}",
+        "calibration error": f"{_share(report.error_before) or 'unknown'} before, {_share(report.error_after)} after",
+        "threshold": "one for each class" if report.threshold is None else f"cosine {report.threshold:.4f}",
         "labels that are there, given" if report.independent else "right answers that stay": _share(report.kept),
         "labels that are not, not given" if report.independent else "strangers refused": _share(report.rejected),
     }
