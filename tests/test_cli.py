@@ -28,7 +28,20 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "import", "tune", "classify", "search", "evaluate", "compare", "merge", "export", "info", "data"]
+COMMANDS = [
+    "embed",
+    "import",
+    "tune",
+    "classes",
+    "classify",
+    "search",
+    "evaluate",
+    "compare",
+    "merge",
+    "export",
+    "info",
+    "data",
+]
 
 
 class Result(NamedTuple):
@@ -331,6 +344,52 @@ def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: 
     only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
     assert only_bad.code == 2
     assert only_bad.err.splitlines()[-1] == "error: none of 1 pictures could be used"
+
+
+def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures: Path, tmp_path: Path) -> None:
+    file, picture = tmp_path / "[red] classes.json", next(pictures.glob("large_red_ring.*"))
+    names = ["--classes", "ring,circle,square,cross,triangle", "--out", file]
+    plain = lamplit("classes", model_path, *names)
+    assert (plain.code, plain.out) == (0, f"{file}\n")
+    assert parsed(lamplit("classes", model_path, *names, "--json")) == {"classes": str(file)}
+
+    sampled = ["classes", model_path, *names, "--sample", store_path, "--label-column", "shape"]
+    report = parsed(lamplit(*sampled, "--json", "--templates", "suggest"))
+    assert (report["classes"], report["pictures"], len(report["per_class"])) == (str(file), 60, 5)
+    shown = lamplit(*sampled, "--templates", "suggest").out.splitlines()
+    assert shown[0].startswith("templates: the best is taken, and its figure flatters")
+    assert f"accuracy, nearest class\t{report['accuracy']:.3f}" in shown
+    assert f"calibration error\t{report['error_before']:.3f} before, {report['error_after']:.3f} after" in shown
+    assert "strangers refused\t" in shown
+    for score in report["per_class"]:
+        mistake = f"{score['mistaken_for']} ({score['mistakes']})" if score["mistakes"] else ""
+        precision = "" if score["precision"] is None else f"{score['precision']:.3f}"
+        assert f"{score['name']}\t{score['pictures']}\t{precision}\t{score['recall']:.3f}\t{mistake}" in shown
+
+    asked = ["classify", model_path, picture, "--classes-file", file, "--top", 2]
+    [prediction] = parsed(lamplit(*asked, "--json"))
+    lines = lamplit(*asked).out.splitlines()
+    assert lines[0] == "picture\tclass\tprobability\tgiven"
+    assert lines[1].split("\t")[1] == (prediction["given"] or ["none of these"])[0]
+
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"thresholds": [1.0] * 5}))
+    [prediction] = parsed(lamplit(*asked, "--json"))
+    assert prediction["given"] == []
+    first, second, _ = lamplit(*asked).out.splitlines()[1:]
+    assert first == f"{picture}\tnone of these\t\tyes"
+    assert second == f"\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}\tno"
+
+    refused = lamplit("classify", model_path, picture, "--classes-file", file, "--templates", pictures / "pairs.csv")
+    assert (refused.code, "has templates of its own" in refused.err) == (2, True)
+    both = lamplit("classify", model_path, picture, "--classes-file", file, "--classes", "a")
+    assert (both.code, "give the classes once" in both.err) == (2, True)
+    independent = parsed(lamplit(*sampled, "--independent", "--json"))
+    assert (independent["independent"], independent["error_before"]) == (True, None)
+    shown = lamplit(*sampled, "--independent").out.splitlines()
+    assert f"F1 of the labels\t{independent['accuracy']:.3f}" in shown
+    assert "threshold\tone for each class" in shown
+    assert f"calibration error\tunknown before, {independent['error_after']:.3f} after" in shown
 
 
 def test_export(lamplit: Lamplit, model_path: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ FLOORS = [
     {"errors", "_version"},
     {
         "cache",
+        "calibration",
         "preprocessing",
         "prompts",
         "tiles",
         "optimizers",
         "metrics",
-        "calibration",
         "probe",
         "progress",
         "results",
@@ -30,6 +30,7 @@ FLOORS = [
     {"losses", "scoring", "data.*", "towers.*", "tuning.recipes"},
     {"store", "engines", "protocols.*", "tuning.curves", "tuning.checkpoint", "tuning.sides"},
     {"model", "tuning.split", "tuning.head_start"},
+    {"classes"},
     {
         "embedding",
         "zeroshot",
@@ -41,10 +42,11 @@ FLOORS = [
         "tuning.batches",
         "tuning.assembly",
     },
-    {"evaluation", "exchange", "sheet", "tuning.folder"},
+    {"evaluation", "class_making", "exchange", "sheet", "tuning.folder"},
     {"tuning.run", "benchmarks"},
     {"comparison"},
     {"tables"},
+    {"terminal"},
     {"cli"},
 ]
 MODULES = sorted(

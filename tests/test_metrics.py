@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from lamplit.errors import UsageError
 from lamplit.metrics import (
+    ClassScore,
     best_entries,
     class_ranks,
+    class_scores,
     cosines,
     median_rank,
     recall_at,
@@ -219,3 +221,30 @@ def test_labels_that_cannot_be():
 def test_class_ranks_with_what_is_not_a_number():
     scores = torch.tensor([[math.nan, 0.2, 0.1], [math.nan, 0.2, 0.1]])
     assert class_ranks(scores, torch.tensor([0, 1])).tolist() == [3, 2]
+
+
+def test_class_scores_by_hand():
+    names = ["cat", "dog", "cow", "hen"]
+    answers = [(0, 0), (0, 1), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]  # right class, and the answer
+    truth, given = (torch.zeros(8, 4, dtype=torch.bool) for _ in range(2))
+    for row, (right, answer) in enumerate(answers):
+        truth[row, right] = right >= 0
+        given[row, answer] = answer >= 0
+    assert class_scores(given, truth, names) == [
+        ClassScore("cat", 4, 1.0, 0.25, "dog", 2),
+        ClassScore("dog", 2, 0.25, 0.5, "none of these", 1),
+        ClassScore("cow", 0, None, None, None, 0),
+        ClassScore("hen", 0, None, None, None, 0),
+    ]
+
+
+def test_class_scores_of_several_labels():
+    truth = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    given = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 1, 0]]).bool()
+    # A missed class is mistaken for what was wrongly given, never for another right one; and in the last picture, which
+    # was given something right, for nothing.
+    assert class_scores(given, truth, ["a", "b", "c"]) == [
+        ClassScore("a", 3, 1.0, 1 / 3, "c", 1),
+        ClassScore("b", 2, 1.0, 1.0, None, 0),
+        ClassScore("c", 1, 0.0, 0.0, None, 0),
+    ]

@@ -24,7 +24,9 @@ def only(root: Path) -> Classification:
 
 
 def test_unknown_benchmarks_are_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^no benchmark is called 'imagenet2'; there are caltech101, cifar10, "):
+    with pytest.raises(
+        UsageError, match=r"^no benchmark is called 'imagenet2'; there are babel-imagenet, caltech101, "
+    ):
         read_tasks("imagenet2", tmp_path)
 
 

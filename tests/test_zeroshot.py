@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import lamplit
 from lamplit.errors import TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.prompts import DEFAULT_TEMPLATES
-from lamplit.zeroshot import class_vectors, classify, predict_proba
+from lamplit.zeroshot import class_list, class_vectors, classify, predict_proba
 
 CLASSES = ["circle", "square", "triangle", "red ring"]
 
@@ -114,3 +115,41 @@ def test_missing_tower_is_said(model_path: Path, pictures: Path) -> None:
         classify(lamplit.load(model_path, towers="text"), [next(pictures.glob("*.png"))], CLASSES)
     with pytest.raises(TowerError, match="open without its text tower"):
         classify(lamplit.load(model_path, towers="image"), [], CLASSES)
+
+
+# --- A class list
+
+
+def test_class_list_answers_as_its_names_do_and_without_the_text_tower(
+    model: LiT, model_path: Path, pictures: Path
+) -> None:
+    files = [drawing(pictures, "large_red_circle"), drawing(pictures, "small_blue_square")]
+    classes = class_list(model, CLASSES)
+    by_names = classify(model, files, CLASSES)[0]
+    assert [prediction.given for prediction in by_names] == [None, None]
+    assert classify(lamplit.load(model_path, towers="image"), files, classes)[0] == by_names
+
+
+def test_what_is_below_its_threshold_is_none_of_these(model: LiT, pictures: Path) -> None:
+    files = [drawing(pictures, "large_red_circle"), drawing(pictures, "small_blue_square")]
+    classes = class_list(model, CLASSES)
+    cosines = classes.cosines(model.encode_images(files))
+    best = cosines.max(1).values.tolist()
+    between = replace(classes, thresholds=[sum(best) / 2] * 4)
+    predictions = classify(model, files, between, top=1)[0]
+    for prediction, cosine in zip(predictions, best, strict=True):
+        assert prediction.given == (prediction.classes if cosine == max(best) else [])
+        assert len(prediction.probabilities) == 1, "shown all the same"
+    independent = replace(classes, thresholds=[-1.0, 1.0, -1.0, -1.0], logit_bias=-3.0)
+    prediction = classify(model, files[:1], independent, top=1)[0][0]
+    order = [CLASSES[i] for i in cosines[0].argsort(descending=True).tolist()]
+    assert prediction.given == [name for name in order if name != "square"], "all that are, whatever `top` says"
+    assert prediction.probabilities[0] == pytest.approx(float((classes.logit_scale * cosines[0].max() - 3).sigmoid()))
+
+
+def test_class_list_of_another_tower_or_with_templates_is_refused(model: LiT, pictures: Path) -> None:
+    classes = class_list(model, CLASSES)
+    with pytest.raises(UsageError, match="a class list has templates of its own"):
+        classify(model, [], classes, templates=["{}"])
+    with pytest.raises(TowerError, match="was made for pictures of"):
+        classify(model, [], replace(classes, space="c" * 32))

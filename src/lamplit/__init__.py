@@ -10,6 +10,8 @@ from lamplit._version import __version__
 
 if TYPE_CHECKING:
     from lamplit.benchmarks import run_benchmarks
+    from lamplit.class_making import make_classes
+    from lamplit.classes import ClassList
     from lamplit.comparison import compare
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lamplit.zeroshot import classify
 
 _HOMES = {
+    "ClassList": "classes",
     "LamplitError": "errors",
     "LiT": "model",
     "Locked": "towers.lock",
@@ -49,6 +52,7 @@ _HOMES = {
     "fetch": "data.catalog",
     "import_vectors": "exchange",
     "load": "model",
+    "make_classes": "class_making",
     "merge_lora": "model",
     "open_image_tower": "towers.image",
     "open_text_tower": "towers.text",
@@ -61,6 +65,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassList",
     "LamplitError",
     "LiT",
     "Locked",
@@ -80,6 +85,7 @@ __all__ = [
     "fetch",
     "import_vectors",
     "load",
+    "make_classes",
     "merge_lora",
     "open_image_tower",
     "open_text_tower",

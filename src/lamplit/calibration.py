@@ -15,6 +15,7 @@ from torch.nn import functional as F
 SMALLEST_SCALE, LARGEST_SCALE = 1e-2, 1e4
 _BISECTIONS = 60  # of the logarithm of the scale: to the last digits of a float64
 _HAIR = 1e-6  # the rounding of a cosine must not decide at a threshold
+KEPT = 0.95  # of right answers, where nothing says what else may come
 _FEWEST_OF_CLASS = 5  # pictures that a threshold of a class's own takes
 
 
@@ -87,7 +88,9 @@ def fit_temperature(cosines: Tensor, labels: Tensor) -> float:
 
 
 def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Find scale and bias of independent labels, one pair for all classes (Platt, 1999): sigmoid(scale × cosine + bias).
+    """Find the scale and bias of independent labels, one pair for all classes: sigmoid(scale × cosine + bias).
+
+    This is Platt's method (1999), a logistic regression on one number.
 
     Args:
         cosines: of pictures and classes, (N, C).
@@ -119,7 +122,7 @@ def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
     return scale, float(offset - slope * middle / spread)
 
 
-def keeping_threshold(cosines: Tensor, share: float = 0.95) -> float:
+def keeping_threshold(cosines: Tensor, share: float = KEPT) -> float:
     """Largest threshold that at least `share` of these cosines, (N,), reach; as low as can be without any."""
     if not len(cosines):
         return -1.0
@@ -154,7 +157,7 @@ def best_threshold(cosines: Tensor, truth: Tensor, gain: Callable[[Tensor, Tenso
     return float((order.values[best] + following[best]) / 2)
 
 
-def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float = 0.95) -> float:
+def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float | None = None) -> float:
     """Lowest cosine of the best class at which it is an answer; below it the answer is "none of these".
 
     Cosines are compared, not probabilities: a softmax shares out all it has among the classes it was given, and is as
@@ -164,13 +167,14 @@ def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float =
         best: each picture's highest cosine, (N,).
         right: whether that class is the right one, (N,) of bool.
         stranger: whether the picture is known to be of none of the classes, (N,) of bool.
-        share: where there are no strangers to go by, how many of the right answers must stay.
+        share: how many of the right answers must stay.
 
     Returns:
-        With strangers the threshold that tells them from the right answers with the best balanced accuracy.
+        The highest threshold that leaves the share. Where none is asked for, the one that tells strangers from right
+        answers with the best balanced accuracy; and without strangers the one that leaves 95 %.
     """
-    if not bool(stranger.any()) or not bool(right.any()):
-        return keeping_threshold(best[right], share)
+    if share is not None or not bool(stranger.any()) or not bool(right.any()):
+        return keeping_threshold(best[right], KEPT if share is None else share)
     votes = right | stranger
     return best_threshold(best[votes], right[votes], balanced_accuracy)
 

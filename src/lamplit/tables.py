@@ -8,6 +8,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from lamplit.class_making import CalibrationReport
     from lamplit.comparison import Comparison
     from lamplit.embedding import EmbedReport
     from lamplit.exchange import ImportReport, VectorsReport
@@ -111,12 +112,52 @@ def comparison(result: Comparison) -> list[Table]:
 
 
 def predictions(results: list[Prediction]) -> list[Table]:
-    """The best classes of each picture."""
-    table = _table("picture", "class", "probability")
+    """The best classes of each picture; where they have thresholds, which are given, or that none is."""
+    judged = any(result.given is not None for result in results)
+    table = _table("picture", "class", "probability", *(["given"] if judged else []))
     for result in results:
-        for place, (name, probability) in enumerate(zip(result.classes, result.probabilities, strict=True)):
-            _add_row(table, "" if place else result.path, name, f"{probability:.3f}")
+        rows = [
+            (name, f"{probability:.3f}", *(["yes" if name in (result.given or []) else "no"] if judged else []))
+            for name, probability in zip(result.classes, result.probabilities, strict=True)
+        ]
+        if result.given == []:
+            rows.insert(0, ("none of these", "", "yes"))
+        for place, row in enumerate(rows):
+            _add_row(table, "" if place else result.path, *row)
     return [table]
+
+
+def calibration(report: CalibrationReport) -> list[Table]:
+    """What a labelled sample says of a class list: templates, calibration, thresholds, and each class."""
+    made = []
+    if report.template_sets:
+        title = "templates: the best is taken, and its figure flatters (it was chosen on these pictures)"
+        made.append(_table("set", "on the sample", title=title))
+        for name, value in report.template_sets.items():
+            _add_row(made[0], name, f"{value:.3f}")
+    strangers = f"{report.strangers} of none of the classes, {report.unlabelled} without a label"
+    rows = {
+        "sample": report.sample,
+        "pictures": f"{report.pictures} of the classes, {strangers}",
+        "skipped": len(report.skipped),
+        "F1 of the labels" if report.independent else "accuracy, nearest class": f"{report.accuracy:.3f}",
+        "logit scale": f"{report.scale_before:.1f} before, {report.scale_after:.1f} after",
+        "calibration error": f"{_share(report.error_before) or 'unknown'} before, {_share(report.error_after)} after",
+        "threshold": "one for each class" if report.threshold is None else f"cosine {report.threshold:.4f}",
+        "labels that are there, given" if report.independent else "right answers that stay": _share(report.kept),
+        "labels that are not, not given" if report.independent else "strangers refused": _share(report.rejected),
+    }
+    table = _table(
+        "class", "pictures", "precision", "recall", "mostly mistaken for", title="answers, each half by the other"
+    )
+    for score in sorted(report.per_class, key=lambda score: (score.recall is None, score.recall)):
+        mistake = f"{score.mistaken_for} ({score.mistakes})" if score.mistaken_for else ""
+        _add_row(table, score.name, score.pictures, _share(score.precision), _share(score.recall), mistake)
+    return [*made, *info(rows), table]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def hits(results: list[Hit]) -> list[Table]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.classes import ClassList
 from lamplit.data.images import Skipped
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT, Picture
@@ -20,11 +21,16 @@ from lamplit.prompts import DEFAULT_TEMPLATES, fill
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one picture, with their probabilities among all classes asked for."""
+    """The best classes of one picture, with their probabilities among all classes asked for.
+
+    `given` are those that reach their threshold, best first, and empty for "none of these"; nothing where the classes
+    came without thresholds.
+    """
 
     path: str
     classes: list[str]  # best first
     probabilities: list[float]
+    given: list[str] | None = None
 
 
 def class_vectors(model: LiT, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
@@ -69,29 +75,63 @@ def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
     return (model.logit_scale.detach() * zimg @ classes.T).softmax(-1)
 
 
+def class_list(model: LiT, class_names: Sequence[str], templates: Sequence[str] | None = None) -> ClassList:
+    """Make a list of classes as the model has them: no thresholds, its own logit scale, one class excludes another.
+
+    Raises:
+        UsageError: no classes, no templates, the same class twice, or a template without `{}`.
+        TowerError: the model was loaded without its text tower.
+    """
+    templates = DEFAULT_TEMPLATES if templates is None else templates
+    vectors = class_vectors(model, class_names, templates).cpu()
+    return ClassList(
+        list(class_names),
+        list(templates),
+        vectors,
+        float(model.logit_scale.detach()),
+        space=model.space,
+        image_tower=model.identity.spec,
+        text_tower=model.text_tower.spec if model.text_tower else "",
+    )
+
+
 def classify(
     model: LiT,
     images: Sequence[Picture],
-    class_names: Sequence[str],
+    classes: Sequence[str] | ClassList,
     *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | None = None,
     top: int = 5,
 ) -> tuple[list[Prediction], list[Skipped]]:
     """Classify pictures; those that cannot be used come back in the second list, with the reason.
 
+    Args:
+        model: needs its image tower alone where `classes` is a class list.
+        images: files, encoded bytes or PIL images.
+        classes: names, or a list of `make_classes`.
+        templates: prompts, with `{}` for the class name, where names are given.
+        top: how many classes to tell of each picture.
+
     Raises:
-        UsageError: no classes, no templates, the same class twice, or a template without `{}`.
-        TowerError: the model was loaded without one of its towers.
+        UsageError: no classes, no templates, the same class twice, a template without `{}`, or templates for a class
+            list, which has its own.
+        TowerError: the model was loaded without a tower it needs, or the list is for pictures of another tower.
     """
-    classes = class_vectors(model, class_names, templates)
+    if not isinstance(classes, ClassList):
+        classes = class_list(model, classes, templates)
+    elif templates is not None:
+        raise UsageError("a class list has templates of its own; make another one for other templates")
+    classes.require_model(model)
     predictions, skipped = [], []
     for number, image in enumerate(images):
         name = str(image) if isinstance(image, str | Path) else f"picture {number}"
         try:
-            probabilities = predict_proba(model, model.encode_images([image]), classes)[0]
+            [probabilities], [given] = classes.classify(model.encode_images([image]))
         except ImageError as error:
             skipped.append(Skipped(name, name, str(error)))
             continue
-        best = torch.topk(probabilities, min(top, len(class_names)))
-        predictions.append(Prediction(name, [class_names[i] for i in best.indices.tolist()], best.values.tolist()))
+        order = probabilities.argsort(descending=True).tolist()
+        reached = None if classes.thresholds is None else [classes.names[i] for i in order if given[i]]
+        shown = order[:top]
+        predictions.append(Prediction(name, [classes.names[i] for i in shown], probabilities[shown].tolist(), reached))
     return predictions, skipped

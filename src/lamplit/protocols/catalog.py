@@ -64,7 +64,8 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
     ),
     "coco": (
         captions.read_coco,
-        "val2014/*.jpg with dataset_coco.json (Karpathy's list); or val2017/*.jpg with annotations/captions_val2017.json",
+        "val2014/*.jpg with dataset_coco.json (Karpathy's list); "
+        "or val2017/*.jpg with annotations/captions_val2017.json",
     ),
     "flickr30k": (captions.read_flickr30k, "flickr30k-images/*.jpg and dataset_flickr30k.json (Karpathy's list)"),
     "xm3600": (captions.read_xm3600, "images/*.jpg and captions.jsonl"),

@@ -1,0 +1,85 @@
+"""What the commands share: results go to stdout, all else to stderr; lists come from options and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lamplit import tables
+from lamplit.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamplit.data.images import Skipped
+
+stderr = Console(stderr=True)
+
+
+def show(result: Any, table: Any, as_json: bool) -> None:
+    """Print a result as JSON, or as tables."""
+    if as_json:
+        plain = [asdict(item) for item in result] if isinstance(result, list) else result
+        plain = plain if isinstance(plain, dict | list) else asdict(plain)
+        print_line(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+    else:
+        made: list[Table] = table(result)
+        for each in made:
+            if sys.stdout.isatty():
+                Console().print(each)
+            else:  # for pipes and files, which have no width to fit a table into
+                print_line(tables.plain(each))
+
+
+def print_line(value: object) -> None:
+    """Print one thing as it is, for pipes."""
+    typer.echo(str(value))
+
+
+def list_skipped(skipped: list[Skipped]) -> None:
+    """Name the pictures that could not be used, on stderr."""
+    for item in skipped:
+        stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(error: Exception, debug: bool) -> None:
+    """Print an error as one line, and its traceback if that is wanted."""
+    if debug:
+        stderr.print_exception()
+    stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def class_names(by_commas: str | None, file: Path | None) -> list[str]:
+    """Classes from an option or a file, one of the two."""
+    if (by_commas is None) == (file is None):
+        raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
+    return read_lines(file) if file else split_names(by_commas)
+
+
+def split_names(by_commas: str | None) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files in a folder, however deep."""
+    return sorted(file for file in folder.rglob("*.*") if file.is_file())
+
+
+def read_lines(file: Path) -> list[str]:
+    """Lines of a file that are not empty."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+
+
+def default_workers() -> int:
+    """Processes that leave a core for the tower."""
+    return max(1, min(8, (os.cpu_count() or 1) // 2))
