@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from lamplit.data.images import decode_image, open_bytes
 from lamplit.errors import StoreError, UsageError
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
+from lamplit.probe import draw, ridge_accuracy
 from lamplit.prompts import canonicalize
 from lamplit.protocols.names import templates
 from lamplit.results import read_results
+from lamplit.store import Store
 from lamplit.towers.lock import Locked
 
 
@@ -148,3 +151,58 @@ def test_ways_to_show() -> None:
     assert shown(own, "squash", 0.75, 0) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash")
     with pytest.raises(UsageError, match="imported vectors"):
         shown(None, "own", 0.875, 0)
+
+
+def coco(root: Path, pictures: Path) -> Path:
+    """Six of the drawings as MS-COCO's test split, by Karpathy's list; two of them have two captions."""
+    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:54:9]
+    (root / "val2014").mkdir(parents=True)
+    images = []
+    for number, row in enumerate(rows):
+        shutil.copy(pictures / row["path"], root / "val2014" / row["path"])
+        texts = [row["caption"], f"It is {row['caption']}"][: 2 if number < 2 else 1]
+        image = {"filename": row["path"], "filepath": "val2014", "split": "test", "cocoid": number}
+        images.append(image | {"sentences": [{"raw": text} for text in texts]})
+    (root / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    return root
+
+
+def test_retrieval_by_hand(model: LiT, pictures: Path, tmp_path: Path) -> None:
+    root = coco(tmp_path / "coco", pictures)
+    [found] = run_benchmarks(model, {"coco": root}, show="own", cache=tmp_path)
+    assert (found.pictures, found.captions, found.task) == (6, 8, "image-text retrieval")
+    images = json.loads((root / "dataset_coco.json").read_text())["images"]
+    texts = [(number, s["raw"]) for number, image in enumerate(images) for s in image["sentences"]]
+    zimg = model.encode_images([root / "val2014" / image["filename"] for image in images])
+    scores = zimg @ model.encode_texts([text for _, text in texts]).T
+    owners = torch.tensor([number for number, _ in texts])
+    hits = [bool((owners[scores[i].argsort(descending=True)[:1]] == i).any()) for i in range(6)]
+    back = [int(scores[:, j].argmax()) == owner for j, owner in enumerate(owners.tolist())]
+    assert found.metrics["image_to_text/recall@1"].value == pytest.approx(sum(hits) / 6)
+    assert found.metrics["text_to_image/recall@1"].value == pytest.approx(sum(back) / 8)
+
+
+def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for folder in by_class.iterdir():
+        for number, file in enumerate(sorted(folder.iterdir())):
+            target = root / ("test" if number % 3 == 0 else "train") / folder.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    zero_shot, probe = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
+    assert (zero_shot.task, probe.task) == ("zero-shot classification", "few-shot classification")
+    assert (zero_shot.pictures, probe.pictures, probe.main_metric) == (20, 20, "2-shot_accuracy")
+    names = sorted(folder.name for folder in by_class.iterdir())
+    train, test = (sorted((root / part).glob("*/*")) for part in ("train", "test"))
+    labels, truth = (torch.tensor([names.index(file.parent.name) for file in files]) for files in (train, test))
+    zimg, asked = model.encode_images(train), model.encode_images(test)
+    drawn_rows = [draw(labels, 2, seed) for seed in range(3)]
+    by_hand = torch.stack([ridge_accuracy(zimg[rows], labels[rows], asked, truth) for rows in drawn_rows]).mean()
+    assert probe.metrics["2-shot_accuracy"].value == pytest.approx(float(by_hand), abs=0.02)  # vectors are 16-bit
+    [drawn] = [Store(path) for path in (tmp_path / "stores").glob("folder-train-drawn*.lance")]
+    assert 10 <= len(drawn) <= 30
+    again = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
+    assert again[1].metrics == probe.metrics
+    with pytest.raises(UsageError, match=r"class 0 has 8 examples and 9 are to be drawn"):
+        run_benchmarks(model, {"folder": root}, few_shot=9, cache=tmp_path)
