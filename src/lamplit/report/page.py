@@ -84,6 +84,7 @@ def render(
     """
     models = list(dict.fromkeys(row.model for row in rows))
     lines = _lines(rows, figures, models)
+    leaderboard = documents.leaderboard(rows, figures)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string((_FOLDER / "page.html").read_text(encoding="utf-8"))
     return template.render(
@@ -91,11 +92,14 @@ def render(
         version=__version__,
         models=models,
         marks=plots.MARKS,
+        colors=plots.COLORS,
+        compared=any(row.reference is not None for row in rows),
+        listed=any("".join(line[5:]) for line in leaderboard),
         against=against,
         summary=_summary(rows, models),
         accuracy_plot=plots.accuracy_plot(lines),
         difference_plot=plots.difference_plot(lines) if any(line.same_model for line in lines) else None,
-        leaderboard=documents.leaderboard(rows, figures),
+        leaderboard=leaderboard,
         sections=_sections(results, rows, figures, models, folder),
         shown=shown,
         times=sorted(result.time for result in results if result.time),

@@ -17,12 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-MARKS = "●■▲◆▼★"  # of the models, beside their names in the page
-_MARKERS = "os^Dv*"
+# Marks of the models, in the page and in the plots; with one colour fewer, 42 models differ in one or the other
+MARKS, _MARKERS = "●■▲◆▼★✚", "os^Dv*P"
+COLORS = 6
 # Colours that stand for variables of the page until the SVG is written
 _INK, _FAINT, _LINES, _GROUND = "#00000a", "#00000b", "#00000c", "#00000d"
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _LINES: "lines", _GROUND: "ground"}
-_VARIABLES |= {f"#0000{0x10 + place:02x}": f"model{place}" for place in range(len(MARKS))}
+_VARIABLES |= {f"#0000{0x10 + place:02x}": f"model{place}" for place in range(COLORS)}
+_NAME, _ROW = 23.0, 10.0  # pixels above the first row of a line, and between rows
 _WIDTH = 400.0  # pixels of a plot as it is drawn: near a phone's, so that its letters stay readable there
 
 
@@ -39,22 +41,19 @@ class Line:
 
 def accuracy_plot(lines: Sequence[Line]) -> Markup:
     """Draw every value with its interval, the figure it is compared with, and all other published ones."""
-    figure, axis = _figure(_height(lines), left=10)
-    for place, line in enumerate(lines):
-        _draw_published(axis, line.published, place)
-        axis.axhline(place, color=_LINES, linewidth=0.6, zorder=0)
+    figure, axis, rows = _figure_of_lines(lines, 0, 100)
+    for line, places in zip(lines, rows, strict=True):
+        _draw_published(axis, line.published, places)
         marked: set[float] = set()
-        for row, (model, value, low, high) in zip(_spread(line), line.measured, strict=True):
+        for place, (model, value, low, high) in zip(places, line.measured, strict=True):
             if model in line.reference and line.reference[model] not in marked:
                 marked.add(line.reference[model])
                 axis.plot(
-                    line.reference[model], place + row, "D", color="none", markeredgecolor=_INK, markersize=7.5,
+                    line.reference[model], place, "D", color="none", markeredgecolor=_INK, markersize=7.5,
                     markeredgewidth=1.2, zorder=4,
                 )  # fmt: skip
-            _draw_value(axis, model, value, low, high, place + row)
-    axis.set_xlim(0, 100)
+            _draw_value(axis, model, value, low, high, place)
     axis.set_xlabel("percent")
-    _name_lines(axis, lines, 0.0)
     return _svg(figure, "accuracy", "Every value with its 95 % interval beside the published figures")
 
 
@@ -65,18 +64,17 @@ def difference_plot(lines: Sequence[Line]) -> Markup:
         for line in lines
         if line.same_model
     ]
-    figure, axis = _figure(_height(lines), left=10)
+    far = max(
+        1.0,
+        *(abs(end - line.reference[model]) for line in lines for model, _, *ends in line.measured for end in ends),
+    )
+    figure, axis, rows = _figure_of_lines(lines, -1.08 * far, 1.08 * far)
     axis.axvline(0, color=_INK, linewidth=1)
-    farthest = 1.0
-    for place, line in enumerate(lines):
-        axis.axhline(place, color=_LINES, linewidth=0.6, zorder=0)
-        for row, (model, value, low, high) in zip(_spread(line), line.measured, strict=True):
+    for line, places in zip(lines, rows, strict=True):
+        for place, (model, value, low, high) in zip(places, line.measured, strict=True):
             zero = line.reference[model]
-            _draw_value(axis, model, value - zero, low - zero, high - zero, place + row)
-            farthest = max(farthest, high - zero, zero - low)
-    axis.set_xlim(-1.08 * farthest, 1.08 * farthest)
+            _draw_value(axis, model, value - zero, low - zero, high - zero, place)
     axis.set_xlabel("percentage points from the published figure")
-    _name_lines(axis, lines, -1.08 * farthest)
     return _svg(figure, "difference", "Difference of every value from its published figure, with its 95 % interval")
 
 
@@ -151,14 +149,27 @@ def _figure(height: float, left: float = 46) -> tuple[Figure, Axes]:
     return figure, axis
 
 
-def _height(lines: Sequence[Line]) -> float:
-    return 50 + sum(24 + 9 * len(line.measured) for line in lines)
+def _figure_of_lines(lines: Sequence[Line], left: float, right: float) -> tuple[Figure, Axes, list[list[float]]]:
+    """Make a figure with a row of pixels for every model of every line, and say where these rows are.
 
-
-def _spread(line: Line) -> list[float]:
-    """Where the models of one line are drawn, so that none hides another."""
-    num = len(line.measured)
-    return [0.17 * (place - (num - 1) / 2) + (0.06 * num if num > 1 else 0) for place in range(num)]
+    The names stand above their rows, inside the plot: beside them they would take half of a phone.
+    """
+    rows: list[list[float]] = []
+    bottom = 0.0
+    for line in lines:
+        rows.append([bottom + _NAME + _ROW * place for place in range(len(line.measured))])
+        bottom = rows[-1][-1] + _ROW
+    figure, axis = _figure(bottom + 50, left=10)
+    for line, places in zip(lines, rows, strict=True):
+        axis.hlines(places, left, right, color=_LINES, linewidth=0.6, zorder=0)
+        axis.annotate(
+            line.label, (left, places[0]), (2, 6), textcoords="offset points", color=_INK, fontsize=10.5, va="bottom",
+            parse_math=False, annotation_clip=False,
+        )  # fmt: skip
+    axis.set_xlim(left, right)
+    axis.set_ylim(bottom, 0)
+    axis.set_yticks([])
+    return figure, axis, rows
 
 
 def _draw_value(axis: Axes, model: int, value: float, low: float, high: float, row: float) -> None:
@@ -174,25 +185,14 @@ def _draw_mark(axis: Axes, model: int, x: float, y: float, size: float) -> None:
     )  # fmt: skip
 
 
-def _draw_published(axis: Axes, values: Sequence[float], place: int) -> None:
-    """Draw strokes across a line, all as one path: as marks of their own they would be half of the page."""
-    across = [place - 0.09, place + 0.09, np.nan]
-    axis.plot(np.repeat(values, 3), across * len(values), color=_FAINT, linewidth=1, alpha=0.6)
-
-
-def _name_lines(axis: Axes, lines: Sequence[Line], left: float) -> None:
-    """Write the names above their lines, inside the plot: beside them they would take half of a phone."""
-    for place, line in enumerate(lines):
-        axis.annotate(
-            line.label, (left, place), (2, 7), textcoords="offset points", color=_INK, fontsize=10.5, va="bottom",
-            parse_math=False, annotation_clip=False,
-        )  # fmt: skip
-    axis.set_yticks([])
-    axis.set_ylim(len(lines) - 0.4, -0.85)
+def _draw_published(axis: Axes, values: Sequence[float], places: Sequence[float]) -> None:
+    """Draw strokes across the rows of a line, as one path: as marks of their own they would be half of the page."""
+    across = [places[0] - 4, places[-1] + 4, np.nan]
+    axis.plot(np.repeat(values, 3), across * len(values), color=_FAINT, linewidth=1, alpha=0.5, zorder=1)
 
 
 def _color(model: int) -> str:
-    return f"#0000{0x10 + model % len(MARKS):02x}"
+    return f"#0000{0x10 + model % COLORS:02x}"
 
 
 def _svg(figure: Figure, key: str, title: str) -> Markup:
