@@ -36,6 +36,7 @@ COMMANDS = [
     "classify",
     "search",
     "evaluate",
+    "report",
     "compare",
     "merge",
     "export",

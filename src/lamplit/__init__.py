@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lamplit.losses import sigmoid_loss, softmax_loss
     from lamplit.model import LiT, load, merge_lora
     from lamplit.preprocessing import Preprocessing
+    from lamplit.report.run import write_report
     from lamplit.retrieval import Searcher, search
     from lamplit.store import Store
     from lamplit.towers.image import open_image_tower
@@ -62,6 +63,7 @@ _HOMES = {
     "sigmoid_loss": "losses",
     "softmax_loss": "losses",
     "tune": "tuning.run",
+    "write_report": "report.run",
 }
 
 __all__ = [
@@ -95,6 +97,7 @@ __all__ = [
     "sigmoid_loss",
     "softmax_loss",
     "tune",
+    "write_report",
 ]
 
 

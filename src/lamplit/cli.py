@@ -314,6 +314,22 @@ def evaluate(
 
 
 @app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that lamplit evaluate --on wrote.")],
+    against: Annotated[
+        str, typer.Option(help="paper, another folder of results, a CSV file of figures, or none.")
+    ] = "paper",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; by default the folder `report` among the results.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put results beside the published figures: Markdown, CSV, JSON and one page."""
+    written = lamplit.write_report(results, against=None if against == "none" else against, out=out)
+    show(written, tables.results_report, as_json)
+
+
+@app.command()
 def compare(
     source: Annotated[str, typer.Argument(help="Pairs, or a store.")],
     texts: Annotated[str, typer.Option(help="Text towers, by commas.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from lamplit.embedding import EmbedReport
     from lamplit.exchange import ImportReport, VectorsReport
     from lamplit.exports.report import ExportReport
+    from lamplit.report.run import Report
     from lamplit.results import Result
     from lamplit.retrieval import Hit
     from lamplit.tuning.report import TuneReport
@@ -199,6 +201,16 @@ def _titled(tables: list[Table], title: str) -> list[Table]:
     for table in tables:
         table.title = title
     return tables
+
+
+def results_report(report: Report) -> list[Table]:
+    """Main results beside the figures they are compared with, and the files of the report."""
+    headers = ("data set", "metric", "model", "value", "95 % interval", "published", "of", "difference", "interval")
+    table = _table(*headers, title=f"beside {report.against}" if report.against else "results")
+    for row in report.rows:
+        if row.shown:
+            _add_row(table, *row.words())
+    return [table, *info({Path(file).suffix.removeprefix("."): file for file in report.files})]
 
 
 def export_report(report: ExportReport) -> list[Table]:
