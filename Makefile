@@ -31,6 +31,7 @@ benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes an hour
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/stamps.py
 
 # The environment is made again only when what it holds is described differently.

@@ -50,6 +50,16 @@ def test_embed(tmp_path):
         check_sides(tower, 2)
 
 
+def test_evaluate(tmp_path):
+    long, short, whole, cached = run("evaluate", tmp_path)
+    for text in (long, short):
+        check_sides(text, 2)
+        assert text["largest_difference"] < 1e-5, "the same class vectors on both sides"
+    check_sides(whole, 3)
+    check_sides(cached, 1)
+    assert cached["encoding_the_prompts_once"] > 0
+
+
 def test_stamps(tmp_path):
     [figures] = run("stamps", tmp_path)
     assert len(figures["seeds"]) == 2
