@@ -18,6 +18,8 @@ FLOORS = [
         "preprocessing",
         "prompts",
         "tiles",
+        "nearest",
+        "queries",
         "optimizers",
         "metrics",
         "progress",
@@ -27,7 +29,7 @@ FLOORS = [
     },
     {"losses", "data.*", "towers.*", "tuning.recipes"},
     {"store", "engines", "protocols.*", "tuning.curves", "tuning.checkpoint", "tuning.sides"},
-    {"model", "tuning.split", "tuning.head_start"},
+    {"model", "collection", "tuning.split", "tuning.head_start"},
     {
         "embedding",
         "zeroshot",

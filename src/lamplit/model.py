@@ -6,6 +6,7 @@ A saved model is a folder that works offline and can be read one tower at a time
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -103,8 +104,24 @@ class LiT(nn.Module):
             StoreError: another tower embedded it.
         """
         store.require_tower(self.identity)
-        parts = torch.split(store.vectors(), 65536)
-        return torch.cat([self.project(part.to(self.device)) for part in parts])
+        return torch.cat([self.project_all(part) for part in torch.split(store.vectors(), 65536)])
+
+    @torch.no_grad()
+    def project_all(self, zimg: Tensor) -> Tensor:
+        """As `project`, of vectors that may be on another device, and without gradients."""
+        return self.project(zimg.to(self.device))
+
+    @property
+    def space(self) -> str:
+        """Name what `project` does: `plain`, or a fingerprint of the centre and the image head."""
+        if self.center is None and self.image_head is None:
+            return "plain"
+        parts = [self.center] if self.center is not None else []
+        parts += [] if self.image_head is None else list(self.image_head.state_dict().values())
+        digest = hashlib.blake2b(digest_size=8)
+        for part in parts:
+            digest.update(f"{tuple(part.shape)}".encode() + part.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:
