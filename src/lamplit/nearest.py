@@ -5,8 +5,8 @@ goes through three sieves, each of which looks at fewer rows more closely:
 
 1. *All rows*: how many of the query's larger components have another sign in the row. One XOR, AND and population
    count for 64 dimensions.
-2. *Four times `count` rows*: the same with the query's components as weights of 3 bits, which is nearly as good as the components
-   themselves.
+2. *Four times `count` rows*: the same with the query's components as weights of 3 bits, which is nearly as good as
+   the components themselves.
 3. *`count` rows*: the exact product.
 
 Leaving out the smaller components needs about a third of the rows that plain Hamming distance needs for the same

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lamplit.collection import SMALL, open_collection
 from lamplit.errors import UsageError
+from lamplit.indexing import CANDIDATES, index_probes
 from lamplit.model import LiT, Picture
 from lamplit.nearest import Found, find, rank
 from lamplit.queries import parse_query
@@ -55,6 +56,7 @@ class Searcher:
         self.store = store
         self.exact = exact
         self.collection = open_collection(store, model.project_all, model.space, small)
+        self.probes = None if exact or model.space != "plain" else index_probes(store)
 
     def search(
         self,
@@ -106,18 +108,22 @@ class Searcher:
         if k < 0 or offset < 0:
             raise UsageError(f"k and offset count pictures; {k} and {offset} cannot be")
         allowed = None if where is None else self.store.where(where)
-        found = self._find(vector, offset + k, allowed)
+        found = self._find(vector, offset + k, allowed, where)
         rows = self.store.rows(found.places[offset:].tolist())
         return [
             Hit(score, row["id"], row["path"], row["texts"], {c: row[c] for c in self.store.metadata_columns})
             for score, row in zip(found.scores[offset:].tolist(), rows, strict=True)
         ]
 
-    def _find(self, vector: Tensor, depth: int, allowed: NDArray[np.bool_] | None) -> Found:
+    def _find(self, vector: Tensor, depth: int, allowed: NDArray[np.bool_] | None, where: str | None) -> Found:
         vectors, bits, count = self.collection.vectors, self.collection.bits, self.collection.count
-        if self.exact or bits is None:
+        if self.exact or (bits is None and self.probes is None):
             return rank(vectors, vector, depth, None if allowed is None else np.flatnonzero(allowed))
-        first = find(vectors, bits, vector, FIRST, count, allowed)
+        if self.probes is not None:
+            first = rank(vectors, vector, FIRST, self.store.near(vector, CANDIDATES, self.probes, where))
+        else:
+            assert bits is not None, "one of the two is there"
+            first = find(vectors, bits, vector, FIRST, count, allowed)
         if depth <= len(first.places):
             return Found(first.places[:depth], first.scores[:depth])
         others = np.ones(len(vectors), bool) if allowed is None else allowed.copy()

@@ -241,8 +241,27 @@ class Store:
             names = ", ".join(name for name in self._table.schema.names if name != "vector")
             reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
             raise UsageError(f"the condition {condition!r} cannot be used ({reason}); there are: {names}") from error
-        by_position = np.isin(self._row_ids(None), matching, assume_unique=True)
-        return by_position[self.order]
+        holds = np.zeros(len(self), bool)
+        holds[self._places_of(matching)] = True
+        return holds
+
+    def build_index(self, partitions: int) -> None:
+        """Build Lance's IVF index of the vectors, or build it again; rows that are added later are searched without."""
+        self._table = self._table.create_index(
+            "vector", index_type="IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True
+        )
+
+    def near(self, vector: Tensor, k: int, probes: int, condition: str | None = None) -> NDArray[np.int64]:
+        """Places (ascending) of about the k rows nearest to a (D,) vector, by the index, of those where a condition is.
+
+        `probes` of the index's partitions are looked at. Without an index it is every row.
+        """
+        values = vector.detach().half().cpu().numpy()
+        nearest = {"column": "vector", "q": values, "k": k, "nprobes": probes}
+        found = self._table.to_table(
+            columns=["_distance"], with_row_id=True, nearest=nearest, filter=condition, prefilter=condition is not None
+        )
+        return np.sort(self._places_of(found["_rowid"].to_numpy().astype(np.int64)))
 
     def blocks(self, rows: int = 16384) -> Iterator[Tensor]:
         """Vectors in the order of the table (`order` tells the places), in blocks: (n, D) float32 unit vectors."""
@@ -281,7 +300,22 @@ class Store:
 
     def _refresh(self) -> None:
         self._table.checkout_latest()
-        self.__dict__.pop("order", None)
+        for name in ("order", "_place_of_row_id"):
+            self.__dict__.pop(name, None)
+
+    def _places_of(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        known, places = self._place_of_row_id
+        found: NDArray[np.int64] = places[np.searchsorted(known, row_ids)]
+        return found
+
+    @cached_property
+    def _place_of_row_id(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lance's ids of all rows, ascending, and the places of these rows."""
+        row_ids = self._row_ids(None)
+        places = np.empty(len(row_ids), np.int64)
+        places[self.order] = np.arange(len(row_ids))
+        ascending = np.argsort(row_ids, kind="stable")
+        return row_ids[ascending], places[ascending]
 
     def _row_ids(self, condition: str | None) -> NDArray[np.int64]:
         found = self._table.to_table(columns=[], filter=condition, with_row_id=True)["_rowid"]

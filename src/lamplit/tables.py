@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lamplit.evaluation import Evaluation
     from lamplit.exchange import ImportReport, VectorsReport
     from lamplit.exports.report import ExportReport
+    from lamplit.indexing import IndexReport
     from lamplit.retrieval import Hit
     from lamplit.tuning.report import TuneReport
     from lamplit.zeroshot import Prediction
@@ -123,6 +124,18 @@ def hits(results: list[Hit]) -> list[Table]:
     for hit in results:
         _add_row(table, f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
     return [table]
+
+
+def index_report(report: IndexReport) -> list[Table]:
+    """An index, as it was measured."""
+    rows = {
+        "pictures": f"{report.pictures:,}",
+        "partitions": f"{report.partitions}, of which a query looks at {report.probes}",
+        "recall@10": f"{report.recall:.3f}",
+        "a query": f"{report.milliseconds:.1f} ms",
+        "built in": f"{report.seconds:.0f} s",
+    }
+    return info(rows)
 
 
 def evaluation(result: Evaluation) -> list[Table]:
