@@ -42,6 +42,7 @@ _LEAST_COUNT = 128
 _SAMPLE = 64  # queries that recall is measured with
 # Rounding to float16 moves a component by 2^-11 of itself at most, and so a length and a cosine by no more.
 _ROUNDING = 2**-10 + 1e-5
+_EQUAL = 2e-6  # two float32 products of the same
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,9 @@ def choose_count(vectors: Vectors, bits: SignBits) -> tuple[int, float]:
         count = count * 5 // 4
 
 
-def sample_queries(vectors: Vectors, size: int = _SAMPLE) -> Tensor:
-    """Draw (Q, D) unit vectors to measure recall with, always the same ones; see `choose_count`."""
-    random = np.random.default_rng(0)
+def sample_queries(vectors: Vectors, size: int = _SAMPLE, seed: int = 0) -> Tensor:
+    """Draw (Q, D) unit vectors to measure recall with, the same ones for a seed; see `choose_count`."""
+    random = np.random.default_rng(seed)
     chosen = np.sort(random.choice(len(vectors), min(size, len(vectors)), replace=False))
     rows = F.normalize(torch.from_numpy(_float(vectors[chosen])), dim=1)
     noise = F.normalize(torch.from_numpy(random.standard_normal(rows.shape, np.float32)), dim=1)
@@ -230,7 +231,7 @@ def rank_many(vectors: Vectors, queries: Tensor, k: int) -> list[Found]:
 def recall_of(found: Sequence[Found], true: Sequence[Found]) -> float:
     """Mean part of the true rows that were found; a row that is as near as the last true one is as good."""
     parts = [
-        min(1.0, float((some.scores >= best.scores.min() - _ROUNDING).sum()) / len(best.scores))
+        min(1.0, float((some.scores >= best.scores.min() - _EQUAL).sum()) / len(best.scores))
         for some, best in zip(found, true, strict=True)
     ]
     return float(np.mean(parts))
