@@ -21,11 +21,20 @@ console = Console(width=120)
 
 def arguments(description: str) -> argparse.Namespace:
     """Options that every benchmark has."""
+    return filled(parser(description).parse_args())
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Parser of them, for a benchmark that has more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one turn: shows the shape, not the speed")
     parser.add_argument("--turns", type=int, help="turns of each side; 5, with --quick 1")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
-    options = parser.parse_args()
+    return parser
+
+
+def filled(options: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what was not given."""
     options.turns = options.turns or (1 if options.quick else 5)
     return options
 

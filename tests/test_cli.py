@@ -35,6 +35,7 @@ COMMANDS = [
     "classes",
     "classify",
     "search",
+    "index",
     "evaluate",
     "report",
     "compare",
@@ -122,7 +123,7 @@ def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
         ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--loss", "hinge"],
         ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--batch-size", "1"],
         ["search", "model", "store"],
-        ["search", "model", "store", "words", "--image", "a.png"],
+        ["search", "model", "store", "words", "--json", "-0"],
         ["classify", "model", "a.png"],
         ["classify", "model", "a.png", "--classes", "a", "--classes-file", "b"],
         ["classify", "model", "a.png", "--classes-file", "none.txt"],
@@ -409,14 +410,16 @@ def test_export(lamplit: Lamplit, model_path: Path, tmp_path: Path) -> None:
     assert json.loads(as_json.out)["files"].keys() >= {"config.json", "model.safetensors"}
 
 
-def test_evaluate_says_what_it_skipped(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:
+def test_evaluate_says_what_it_skipped(
+    lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("large_red_ring", "small_blue_cross"):
         shutil.copy(next(pictures.glob(f"{name}.*")), tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(name)
     (tmp_path / "bad.png").write_text("no picture")
     result = lamplit("evaluate", model_path, tmp_path, "--json")
     assert parsed(result)[0]["captions"] == 2
-    assert [line for line in result.err.splitlines() if line.startswith("skipped ") and "bad.png" in line]
+    assert [line for line in caplog.messages if line.startswith("skipped ") and "bad.png" in line]
 
 
 def test_data_get(lamplit: Lamplit, tmp_path: Path) -> None:

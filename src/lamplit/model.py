@@ -117,8 +117,12 @@ class LiT(nn.Module):
             StoreError: another tower embedded it.
         """
         store.require_tower(self.identity)
-        parts = torch.split(store.vectors(), 65536)
-        return torch.cat([self.project(part.to(self.device)) for part in parts])
+        return torch.cat([self.project_all(part) for part in torch.split(store.vectors(), 65536)])
+
+    @torch.no_grad()
+    def project_all(self, zimg: Tensor) -> Tensor:
+        """As `project`, of vectors that may be on another device, and without gradients."""
+        return self.project(zimg.to(self.device))
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:

@@ -20,7 +20,7 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
 
     A picture that cannot be read any more leaves its place grey.
     """
-    columns = max(len(hits) for hits in found.values())
+    columns = max(1, *(len(hits) for hits in found.values()))
     row_height = _TITLE + _CELL + _CAPTION + _MARGIN
     sheet = Image.new("RGB", (columns * (_CELL + _MARGIN) + _MARGIN, len(found) * row_height + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)

@@ -6,11 +6,13 @@ that reads Lance (LanceDB, DuckDB, Polars, Ray, Spark).
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.errors import LamplitError, StoreError
+from lamplit.errors import LamplitError, StoreError, UsageError
 from lamplit.towers.image import TowerIdentity
 
 FORMAT = 1
@@ -58,7 +60,6 @@ class Store:
         if table is None:
             raise StoreError(f"no store at {path}; make one with: lamplit embed SOURCE --out {path}")
         self._table = table
-        self._order: NDArray[np.int64] | None = None  # where each row lies in the table, by its place
         described = (self._table.schema.metadata or {}).get(_METADATA_KEY.encode())
         if described is None:
             raise StoreError(f"{path} is a Lance table, but not one that lamplit embed made")
@@ -219,17 +220,66 @@ class Store:
 
     def take(self, places: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows at `places` (in the order of the ids) as they are stored, with all columns or some."""
-        if self._order is None:
-            ids = self._table.to_table(columns=["id"])["id"]
-            self._order = pc.sort_indices(ids).to_numpy()
         names = list(columns or self._table.schema.names)
-        return self._table.take(self._order[list(places)].tolist(), columns=names)
+        return self._table.take(self.order[list(places)].tolist(), columns=names)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Where each row lies in the table, by its place in the order of the ids."""
+        positions: NDArray[np.int64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
+        return positions
+
+    def where(self, condition: str) -> NDArray[np.bool_]:
+        """Tell for each row, in the order of the ids, whether an SQL condition on its columns holds.
+
+        Raises:
+            UsageError: Lance cannot read the condition; the message names the columns.
+        """
+        try:
+            matching = self._row_ids(condition)
+        except (ValueError, OSError) as error:
+            names = ", ".join(name for name in self._table.schema.names if name != "vector")
+            reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
+            raise UsageError(f"the condition {condition!r} cannot be used ({reason}); there are: {names}") from error
+        holds = np.zeros(len(self), bool)
+        holds[self._places_of(matching)] = True
+        return holds
+
+    def build_index(self, partitions: int) -> None:
+        """Build Lance's IVF index of the vectors, or build it again; rows that are added later are searched without."""
+        self._table = self._table.create_index(
+            "vector", index_type="IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True
+        )
+
+    def near(self, vector: Tensor, k: int, probes: int, condition: str | None = None) -> NDArray[np.int64]:
+        """Places (ascending) of about the k rows nearest to a (D,) vector, by the index, of those where a condition is.
+
+        `probes` of the index's partitions are looked at. Without an index it is every row.
+        """
+        values = vector.detach().half().cpu().numpy()
+        nearest = {"column": "vector", "q": values, "k": k, "nprobes": probes}
+        found = self._table.to_table(
+            columns=["_distance"], with_row_id=True, nearest=nearest, filter=condition, prefilter=condition is not None
+        )
+        return np.sort(self._places_of(found["_rowid"].to_numpy().astype(np.int64)))
+
+    def blocks(self, rows: int = 16384) -> Iterator[Tensor]:
+        """Vectors in the order of the table (`order` tells the places), in blocks: (n, D) float32 unit vectors."""
+        for batch in self._table.to_batches(columns=["vector"], batch_size=rows):
+            yield self._unit(batch["vector"])
+
+    @property
+    def state(self) -> str:
+        """Name the rows as they are now: another store, or the same one changed, has another name."""
+        fragments = [
+            (fragment.fragment_id, [file.path for file in fragment.data_files()], str(fragment.deletion_file()))
+            for fragment in self._table.get_fragments()
+        ]
+        return hashlib.blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
 
     def vectors(self, center: Tensor | None = None) -> Tensor:
         """(N, D) float32 unit vectors; with a (D,) `center`, that is subtracted and they are made unit again."""
-        column = self._sorted("vector")["vector"].combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        vectors = F.normalize(torch.from_numpy(flat.reshape(-1, self.tower.width)), dim=-1)
+        vectors = self._unit(self._sorted("vector")["vector"].combine_chunks())
         return vectors if center is None else F.normalize(vectors - center, dim=-1)
 
     def require_tower(self, tower: TowerIdentity) -> None:
@@ -250,7 +300,31 @@ class Store:
 
     def _refresh(self) -> None:
         self._table.checkout_latest()
-        self._order = None
+        for name in ("order", "_place_of_row_id"):
+            self.__dict__.pop(name, None)
+
+    def _places_of(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        known, places = self._place_of_row_id
+        found: NDArray[np.int64] = places[np.searchsorted(known, row_ids)]
+        return found
+
+    @cached_property
+    def _place_of_row_id(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lance's ids of all rows, ascending, and the places of these rows."""
+        row_ids = self._row_ids(None)
+        places = np.empty(len(row_ids), np.int64)
+        places[self.order] = np.arange(len(row_ids))
+        ascending = np.argsort(row_ids, kind="stable")
+        return row_ids[ascending], places[ascending]
+
+    def _row_ids(self, condition: str | None) -> NDArray[np.int64]:
+        found = self._table.to_table(columns=[], filter=condition, with_row_id=True)["_rowid"]
+        ids: NDArray[np.int64] = found.to_numpy().astype(np.int64)
+        return ids
+
+    def _unit(self, column: Any) -> Tensor:
+        halves = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
+        return F.normalize(halves.reshape(-1, self.tower.width).float(), dim=-1)
 
     def _sorted(self, *columns: str) -> pa.Table:
         names = list(dict.fromkeys(["id", *columns]))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamplit.embedding import EmbedReport
     from lamplit.exchange import ImportReport, VectorsReport
     from lamplit.exports.report import ExportReport
+    from lamplit.indexing import IndexReport
     from lamplit.report.run import Report
     from lamplit.results import Result
     from lamplit.retrieval import Hit
@@ -168,6 +169,18 @@ def hits(results: list[Hit]) -> list[Table]:
     for hit in results:
         _add_row(table, f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
     return [table]
+
+
+def index_report(report: IndexReport) -> list[Table]:
+    """An index, as it was measured."""
+    rows = {
+        "pictures": f"{report.pictures:,}",
+        "partitions": f"{report.partitions}, of which a query looks at {report.probes}",
+        "recall@10": f"{report.recall:.3f}",
+        "a query": f"{report.milliseconds:.1f} ms",
+        "built in": f"{report.seconds:.0f} s",
+    }
+    return info(rows)
 
 
 def results(measured: list[Result]) -> list[Table]:

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from lamplit.errors import UsageError
 if TYPE_CHECKING:
     from lamplit.data.images import Skipped
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 stderr = Console(stderr=True)
 
 

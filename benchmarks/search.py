@@ -1,0 +1,194 @@
+"""Search among a million vectors of width 512: lamplit's sign bits, the flat product, faiss and usearch.
+
+Latency of one query and of 100 at once, seconds to build, memory, recall@10 against the exact product; on real
+vectors repeated with noise (the stamps', by the demo tower) and on random ones. Half of the queries are rows of the
+collection under a little noise (a picture), half under much (cosine 0.3, as words are).
+
+    pip install faiss-cpu usearch
+    python benchmarks/search.py [--quick] [--pictures 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import timing
+import torch
+from timing import compare, console, finish, in_turn
+from torch import Tensor
+from torch.nn import functional as F
+
+import lamplit
+from lamplit.nearest import SignBits, choose_count, find, find_all, rank_many, sample_queries
+
+WIDTH, BATCH, SAMPLE = 512, 100, 64
+Answer = Callable[[np.ndarray], np.ndarray]  # (Q, D) queries to (Q, 10) places
+
+
+def main() -> None:
+    options = arguments()
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, rows in (("real", real_rows(options.quick, Path(folder))), ("random", None)):
+            figures += measure(options, name, repeated(rows, options.pictures))
+    finish(options, figures)
+
+
+def arguments() -> argparse.Namespace:
+    parser = timing.parser(__doc__ or "")
+    parser.add_argument("--pictures", type=int, help="vectors; 1000000, with --quick 4000")
+    parser.add_argument("--without", default="", help="sides to leave out, by commas, such as HNSW (slow to build)")
+    options = timing.filled(parser.parse_args())
+    options.pictures = options.pictures or (4000 if options.quick else 1_000_000)
+    return options
+
+
+def real_rows(quick: bool, folder: Path) -> Tensor:
+    """Vectors of the stamps, turned at random into 512 dimensions; the quick ones are of made-up clusters."""
+    random = torch.Generator().manual_seed(0)
+    if quick:
+        return F.normalize(torch.randn(50, WIDTH, generator=random) + 0.5, dim=1)
+    out = folder / "stamps.lance"
+    lamplit.embed(lamplit.fetch("stamps"), out, tower="demo:efficientnet-lite0")
+    vectors = lamplit.Store(out).vectors()
+    return F.normalize(vectors @ torch.randn(vectors.shape[1], WIDTH, generator=random), dim=1)
+
+
+def repeated(rows: Tensor | None, size: int) -> np.ndarray:
+    """(N, 512) float32 unit vectors: each one of `rows` with 0.6 of its length in noise; or noise alone."""
+    random = torch.Generator().manual_seed(1)
+    made = np.empty((size, WIDTH), np.float32)
+    for start in range(0, size, 65536):
+        count = min(65536, size - start)
+        noise = torch.randn(count, WIDTH, generator=random)
+        if rows is not None:
+            noise = rows[torch.randint(len(rows), (count,), generator=random)] + noise * (0.6 / WIDTH**0.5)
+        made[start : start + count] = F.normalize(noise, dim=1).numpy()
+    return made
+
+
+def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]]:
+    queries = sample_queries(vectors, SAMPLE, seed=1).numpy()  # not those it was tuned with
+    true = np.stack([found.places for found in rank_many(vectors, torch.from_numpy(queries), 10)])
+    left_out = {side.strip() for side in options.without.split(",")}
+    sides: dict[str, Answer] = {}
+    figures: dict[str, Any] = {"title": f"{name}: building", "sides": {}}
+    for side, build in builders().items():
+        if side in left_out:
+            continue
+        before, began = resident(), time.perf_counter()
+        sides[side], megabytes = build(vectors)
+        seconds = time.perf_counter() - began
+        found = sides[side](queries)
+        recalls = [float((found[kind::2, :, None] == true[kind::2, None, :]).any(1).mean()) for kind in range(2)]
+        row = {"seconds": seconds, "megabytes": megabytes, "resident": resident() - before}
+        figures["sides"][side] = row | {"recall@10": statistics.mean(recalls), "by kind": recalls}
+        console.print(
+            f"{name}, {side}: built in {seconds:.1f} s, {megabytes:.0f} MB, recall@10 {recalls[0]:.3f} of pictures, "
+            f"{recalls[1]:.3f} as of words"
+        )
+    ours = next(iter(sides))
+    batch = np.resize(queries, (BATCH, WIDTH))
+    turns = {"one query": (SAMPLE if not options.quick else 2, one_by_one), f"{BATCH} at once": (BATCH, together)}
+    timed = []
+    for title, (unit, way) in turns.items():
+        asked = queries[:unit] if way is one_by_one else batch
+        runs = {side: way(answer, asked) for side, answer in sides.items()}
+        seconds = in_turn(runs, options.turns)
+        timed.append(compare(f"{name}, {title}, {len(vectors)} x {WIDTH}; s a query", seconds, ours=ours, unit=unit))
+    return [figures, *timed]
+
+
+def one_by_one(answer: Answer, queries: np.ndarray) -> Callable[[], None]:
+    def run() -> None:
+        for query in queries:
+            answer(query[None])
+
+    return run
+
+
+def together(answer: Answer, queries: np.ndarray) -> Callable[[], object]:
+    return lambda: answer(queries)
+
+
+def builders() -> dict[str, Callable[[np.ndarray], tuple[Answer, float]]]:
+    """How each side is built: what answers queries then, and how many megabytes it holds."""
+    return {
+        "lamplit": lamplit_bits,
+        "flat product (torch)": flat_product,
+        "faiss flat": lambda vectors: faiss_index("Flat", vectors),
+        "faiss SQ8": lambda vectors: faiss_index("SQ8", vectors),
+        "faiss IVF-SQ8": lambda vectors: faiss_index(f"IVF{max(4, round(len(vectors) ** 0.5))},SQ8", vectors),
+        "faiss HNSW": lambda vectors: faiss_index("HNSW32", vectors),
+        "usearch i8": usearch_index,
+    }
+
+
+def lamplit_bits(vectors: np.ndarray) -> tuple[Answer, float]:
+    """What a store's search files hold: float16 vectors and bits, and the count that gives the recall."""
+    halves = torch.from_numpy(vectors).half().numpy()
+    bits = SignBits.of(halves)
+    count, _ = choose_count(halves, bits)
+    console.print(f"lamplit: {count} candidates")
+
+    def answer(queries: np.ndarray) -> np.ndarray:
+        asked = torch.from_numpy(queries)
+        if len(asked) == 1:
+            return find(halves, bits, asked[0], 10, count).places[None]
+        return np.stack([found.places for found in find_all(halves, bits, asked, 10, count)])
+
+    return answer, (bits.words.nbytes + halves.nbytes) / 1e6
+
+
+def flat_product(vectors: np.ndarray) -> tuple[Answer, float]:
+    rows = torch.from_numpy(vectors)
+
+    def answer(queries: np.ndarray) -> np.ndarray:
+        scores = rows @ torch.from_numpy(queries[0]) if len(queries) == 1 else torch.from_numpy(queries) @ rows.T
+        return torch.topk(scores.reshape(len(queries), -1), 10).indices.numpy()
+
+    return answer, vectors.nbytes / 1e6
+
+
+def faiss_index(kind: str, vectors: np.ndarray) -> tuple[Answer, float]:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[:100_000])
+    index.add(vectors)
+    if kind.startswith("IVF"):
+        index.nprobe = 32
+    if kind.startswith("HNSW"):
+        index.hnsw.efSearch = 128
+    return (lambda queries: index.search(queries, 10)[1]), len(faiss.serialize_index(index)) / 1e6
+
+
+def usearch_index(vectors: np.ndarray) -> tuple[Answer, float]:
+    from usearch.index import Index
+
+    index = Index(ndim=vectors.shape[1], metric="ip", dtype="i8", expansion_search=128)
+    index.add(np.arange(len(vectors)), vectors, threads=torch.get_num_threads())
+
+    def answer(queries: np.ndarray) -> np.ndarray:
+        found = index.search(queries, 10, threads=torch.get_num_threads())
+        return np.asarray(found.keys, dtype=np.int64).reshape(len(queries), -1)
+
+    return answer, index.memory_usage / 1e6
+
+
+def resident() -> float:
+    """Megabytes that this process holds now."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+if __name__ == "__main__":
+    main()

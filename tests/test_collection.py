@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_store
+
+from lamplit.collection import FOLDER, open_collection
+from lamplit.store import Row, Store
+
+SIZE, WIDTH = 600, 24
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randn(SIZE, WIDTH, generator=random) + 1
+    return write_store(tmp_path / "some.lance", vectors, [[f"text {i}"] for i in range(SIZE)])
+
+
+def plain(zimg: torch.Tensor) -> torch.Tensor:
+    return zimg
+
+
+def turned(zimg: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(zimg.flip(1)[:, :10], dim=1)
+
+
+def made(store: Store) -> list[Path]:
+    return sorted((Path(store.path) / FOLDER).iterdir())
+
+
+def test_small_store_is_read_into_memory(store: Store) -> None:
+    opened = open_collection(store, plain, "plain")
+    assert opened.bits is None
+    assert torch.equal(torch.from_numpy(opened.vectors), store.vectors())
+    assert not (Path(store.path) / FOLDER).exists()
+
+
+def test_large_store_gets_files_that_are_read_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lamplit")
+    first = open_collection(store, plain, "plain", small=0)
+    assert "preparing 600 pictures" in caplog.text
+    assert isinstance(first.vectors, np.memmap)
+    assert first.vectors.dtype == np.float16
+    assert np.abs(first.vectors - store.vectors().numpy()).max() < 1e-3
+    assert first.recall >= 0.99
+    caplog.clear()
+    again = open_collection(Store(store.path), plain, "plain", small=0)
+    assert "preparing" not in caplog.text
+    assert again.count == first.count
+    assert (again.vectors == first.vectors).all()
+    assert again.bits is not None
+    assert first.bits is not None
+    assert (again.bits.words == first.bits.words).all()
+
+
+def test_every_space_has_files_of_its_own(store: Store) -> None:
+    open_collection(store, plain, "plain", small=0)
+    other = open_collection(store, turned, "turned", small=0)
+    assert len(made(store)) == 2
+    assert np.abs(other.vectors - turned(store.vectors()).numpy()).max() < 1e-3
+
+
+def test_files_of_a_store_that_has_changed_are_made_anew(store: Store) -> None:
+    open_collection(store, plain, "plain", small=0)
+    [old] = made(store)
+    one = torch.zeros(1, WIDTH)
+    one[0, 3] = 1
+    store.append([Row("0000", "p", "h", ["new"], one[0])])
+    assert len(open_collection(store, plain, "plain", small=0).vectors) == SIZE + 1
+    [new] = made(store)
+    assert new != old
+    store.replace([Row("0000", "p", "h2", ["new"], one[0].roll(1))])
+    changed = open_collection(store, plain, "plain", small=0)
+    place = store.column("id").index("0000")
+    assert changed.vectors[place].argmax() == 4
+    assert np.abs(changed.vectors - store.vectors().numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("vectors.npy", "cut"),
+        ("bits.npy", "gone"),
+        ("order.npy", "empty"),
+        ("bits.npy", "other"),
+        ("search.json", "cut"),
+        ("search.json", "other"),
+    ],
+)
+def test_damaged_files_are_made_anew(store: Store, name: str, damage: str) -> None:
+    whole = open_collection(store, plain, "plain", small=0)
+    file = made(store)[0] / name
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "other": b"[1, 2]" * 100}[damage])
+    again = open_collection(store, plain, "plain", small=0)
+    assert (again.vectors == whole.vectors).all()
+    assert file.read_bytes() == data
+
+
+def test_where_the_store_cannot_be_written_to_the_cache_serves(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    (Path(store.path) / FOLDER).write_text("in the way")
+    first = open_collection(store, plain, "plain", small=0)
+    assert "no files for search" in caplog.text
+    assert isinstance(first.vectors, np.memmap)
+    caplog.clear()
+    assert open_collection(store, plain, "plain", small=0).count == first.count
+    assert not caplog.text
+
+
+def test_lance_leaves_the_files_alone(store: Store) -> None:
+    open_collection(store, plain, "plain", small=0)
+    [folder] = made(store)
+    store.finish()
+    assert (folder / "search.json").is_file()
+    assert len(Store(store.path)) == SIZE
