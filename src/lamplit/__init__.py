@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamplit._version import __version__
 
 if TYPE_CHECKING:
+    from lamplit.app.serving import serve
     from lamplit.comparison import compare
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
@@ -53,6 +54,7 @@ _HOMES = {
     "open_text_tower": "towers.text",
     "read_pairs": "data.pairs",
     "search": "retrieval",
+    "serve": "app.serving",
     "sigmoid_loss": "losses",
     "softmax_loss": "losses",
     "tune": "tuning.run",
@@ -83,6 +85,7 @@ __all__ = [
     "open_text_tower",
     "read_pairs",
     "search",
+    "serve",
     "sigmoid_loss",
     "softmax_loss",
     "tune",

@@ -262,6 +262,31 @@ def compare(
     show(result, tables.comparison, as_json)
 
 
+@app.command(name="app")
+def app_(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. There is no password: others only on request.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 7860,
+    classes_file: Annotated[Path | None, typer.Option(help="Classes that the page begins with, one per line.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a web page and an HTTP API: search, classify, explore, and the curves of the run."""
+    from lamplit.app.choice import ClassChoice
+
+    def started(address: str) -> None:
+        print_line(json.dumps({"address": address}) if as_json else f"{address}  (Ctrl-C ends it)")
+        sys.stdout.flush()
+        if open_page:
+            typer.launch(address)
+
+    choice = ClassChoice(_lines(classes_file)) if classes_file else None
+    lamplit.serve(model, store, host=host, port=port, choice=choice, started=started)
+
+
 @app.command()
 def merge(
     model: Annotated[Path, typer.Argument(help="Folder of a model that was tuned with --lora.")],
