@@ -78,7 +78,7 @@ class Searcher:
     def _places(self, where: str) -> list[int]:
         try:
             table = lance.dataset(self.store.path).to_table(columns=["id"], filter=where)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # Lance panics at what it has not planned for
             raise UsageError(f"the condition {where!r} cannot be read; expected such as: size = 'small'") from error
         allowed = set(table["id"].to_pylist())
         return [place for place, name in enumerate(self.store.column("id")) if name in allowed]

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 J = TypeVar("J", bound=BaseModel)
 F = TypeVar("F", bound=BaseModel)
+MAX_FILES, MAX_FIELDS = 64, 2000  # of a form, before its values are looked at
 JSON, FORM = "application/json", "multipart/form-data"
 
 
@@ -24,7 +25,7 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
             body = await request.body()
             yield _checked(lambda: of_json.model_validate_json(body))
         elif kind == FORM:
-            async with request.form() as form:
+            async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
                 several = {name for name, field in of_form.model_fields.items() if "list[" in str(field.annotation)}
                 values = {name: form.getlist(name) if name in several else form[name] for name in form}
                 yield _checked(lambda: of_form.model_validate(values))

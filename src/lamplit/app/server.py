@@ -218,7 +218,8 @@ def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+    parts = [str(part) for part in error["loc"]]
+    where = ".".join(parts[1:] if len(parts) > 1 and parts[0] == "query" else parts)  # FastAPI says where it looked
     said = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: {said}" if where else said
 

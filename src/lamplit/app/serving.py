@@ -13,6 +13,9 @@ from lamplit.model import load
 from lamplit.store import Store
 
 
+KEEP_ALIVE = 75  # seconds. With the usual 5, one who asks again while 200 are served meets a closed connection.
+
+
 def serve(
     model: str | Path,
     store: str | Path,
@@ -51,7 +54,9 @@ def serve(
     with _listen(host, port) as listener:
         if started is not None:
             started(address(host, listener.getsockname()[1]))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 
