@@ -1,8 +1,8 @@
 """Take the pictures of the web page: four tabs at desktop and phone width, in light and dark.
 
-Run with: python docs/page.py MODEL STORE [FOLDER], after `make quickstart`: runs/quickstart/model runs/quickstart/stamps.lance.
-Needs `pip install 'lamplit[app]' playwright` and a Chromium on the PATH. The four of them that the docs show are put
-together in docs/page-*.png; FOLDER gets all.
+Run with: python docs/page.py runs/quickstart/model runs/quickstart/stamps.lance [FOLDER], after `make quickstart`.
+Needs `pip install 'lamplit[app]' playwright` and a Chromium on the PATH. Those that the docs show are put together in
+docs/page-*.png; FOLDER gets all.
 """
 
 from __future__ import annotations

@@ -1,22 +1,18 @@
-"""The HTTP API and what guards it, asked as a browser or a program would; the page itself is in test_page.py."""
+"""The HTTP API and what guards it, asked in this process; test_page.py asks a running server."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-import signal
 import socket
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 import torch
@@ -38,7 +34,7 @@ from lamplit.app.collection import plain
 from lamplit.app.map import project, sample
 from lamplit.app.server import make_app
 from lamplit.app.serving import address
-from lamplit.errors import StoreError, UsageError
+from lamplit.errors import MissingExtraError, StoreError, UsageError
 from lamplit.model import LiT
 from lamplit.store import Row, Store
 from lamplit.zeroshot import class_vectors
@@ -557,40 +553,18 @@ def test_address_is_one_that_a_browser_takes() -> None:
     assert address("::", 80) == "http://[::1]:80/"
 
 
+@pytest.mark.parametrize("package", ["uvicorn", "fastapi", "python_multipart"])
+def test_missing_extra_says_what_to_type(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for name in [name for name in sys.modules if name.startswith("lamplit.app.") and name != "lamplit.app.serving"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'lamplit\[app\]'"):
+        lamplit.serve("model", "store.lance")
+
+
 def test_port_that_is_taken_is_explained(model_path: Path, store_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="another --port"):
         lamplit.serve(model_path, store_path, port=taken.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def running(model_path: Path, store_path: Path) -> Iterator[str]:
-    """Run `lamplit app` in a process of its own; yield its address."""
-    command = [sys.executable, "-c", "from lamplit.cli import main; main()", "app", str(model_path), str(store_path)]
-    with subprocess.Popen([*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["address"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) in (0, 130)
-
-
-@pytest.mark.slow
-def test_200_in_flight_lose_none(running: str, model: LiT, store: Store) -> None:
-    words = [
-        f"A {size} {color} {shape}." for size in ("small", "large") for color in ("red", "blue") for shape in CLASSES
-    ]
-    expected = {query: [hit.id for hit in lamplit.search(model, store, query, k=3)] for query in words}
-    limits = httpx.Limits(max_connections=200)
-    with httpx.Client(base_url=running, limits=limits, timeout=120) as client, ThreadPoolExecutor(200) as pool:
-
-        def ask(number: int) -> bool:
-            query = words[number % len(words)]
-            if number % 5 == 0:
-                answer = client.post("/embed", files={"images": ("a.png", png())})
-                return answer.status_code == 200 and len(answer.json()["vectors"]) == 1
-            answer = client.post("/search", json={"query": query, "k": 3})
-            return answer.status_code == 200 and [hit["id"] for hit in answer.json()["hits"]] == expected[query]
-
-        assert all(pool.map(ask, range(1000)))
 
 
 @pytest.fixture(scope="module")
@@ -622,8 +596,10 @@ def test_fuzzing_finds_no_server_error_and_no_answer_outside_the_description(fuz
     assert answered <= {200, 400, 404, 413, 415, 422}
 
 
-TOKENS = "shape german id texts vector `shape` nope 'ring' '%' 1 -1 1e400 99999999999999999999 null true ( ) [ ] , . : ; "
-TOKENS += "= != < >= + - * / % || and or not in like ilike between is is_null case when then end date timestamp interval"
+TOKENS = """
+    shape german id texts vector `shape` nope 'ring' '%' 1 -1 1e400 99999999999999999999 null true ( ) [ ] , . : ;
+    = != < >= + - * / % || and or not in like ilike between is case when then end date timestamp interval
+"""
 
 
 @pytest.mark.slow

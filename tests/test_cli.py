@@ -28,7 +28,20 @@ from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
-COMMANDS = ["embed", "import", "tune", "classify", "search", "evaluate", "compare", "merge", "export", "info", "data"]
+COMMANDS = [
+    "embed",
+    "import",
+    "tune",
+    "classify",
+    "search",
+    "evaluate",
+    "compare",
+    "merge",
+    "export",
+    "app",
+    "info",
+    "data",
+]
 
 
 class Result(NamedTuple):

@@ -71,9 +71,7 @@ def embed(
     ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
-    center: Annotated[
-        bool, typer.Option("--center", help="Subtract the mean vector (a property of the store).")
-    ] = False,
+    center: Annotated[bool, typer.Option("--center", help="Subtract the mean vector: a centred store.")] = False,
     engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
@@ -220,10 +218,7 @@ def evaluate(
     label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Classes to choose from, one per line.")] = None,
     templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
-    everything: Annotated[
-        bool,
-        typer.Option("--all", help="Use the captions the model was tuned on, too, where this is its store."),
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="On its own store, captions it was tuned on, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure recall both ways, and zero-shot accuracy; on its own store, on held-out captions only."""
@@ -266,9 +261,7 @@ def compare(
 def app_(
     model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
-    host: Annotated[
-        str, typer.Option(help="Address to listen at. There is no password: others only on request.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen. Whoever reaches it may ask.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 7860,
     classes_file: Annotated[Path | None, typer.Option(help="Classes that the page begins with, one per line.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
@@ -279,7 +272,6 @@ def app_(
 
     def started(address: str) -> None:
         print_line(json.dumps({"address": address}) if as_json else f"{address}  (Ctrl-C ends it)")
-        sys.stdout.flush()
         if open_page:
             typer.launch(address)
 

@@ -12,7 +12,6 @@ from lamplit.errors import MissingExtraError, UsageError
 from lamplit.model import load
 from lamplit.store import Store
 
-
 KEEP_ALIVE = 75  # seconds. With the usual 5, one who asks again while 200 are served meets a closed connection.
 
 
@@ -55,7 +54,12 @@ def serve(
         if started is not None:
             started(address(host, listener.getsockname()[1]))
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=5,
         )
         uvicorn.Server(config).run(sockets=[listener])
 
