@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 J = TypeVar("J", bound=BaseModel)
 F = TypeVar("F", bound=BaseModel)
+MAX_JSON = 4 * 2**20  # bytes: unlike a form's files, these are in memory for all who ask at once
 MAX_FILES, MAX_FIELDS = 64, 2000  # of a form, before its values are looked at
 JSON, FORM = "application/json", "multipart/form-data"
 
@@ -22,7 +23,7 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
     async def read(request: Request) -> AsyncIterator[J | F]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == JSON:
-            body = await request.body()
+            body = await _json_of(request)
             yield _checked(lambda: of_json.model_validate_json(body))
         elif kind == FORM:
             async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
@@ -39,6 +40,16 @@ def described(of_json: type[BaseModel], of_form: type[BaseModel]) -> dict[str, A
     """Describe such a body for the OpenAPI page."""
     content = {JSON: {"schema": of_json.model_json_schema()}, FORM: {"schema": of_form.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+async def _json_of(request: Request) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_JSON:
+            raise HTTPException(413, f"JSON may have {MAX_JSON // 2**20} MB")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _checked(validate: Callable[[], Any]) -> Any:

@@ -21,6 +21,7 @@ _HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
+_NOT_KEPT = [(b"cache-control", b"no-cache")]  # so that a newer lamplit does not meet an older one's page
 
 
 class Guard:
@@ -46,7 +47,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                headers = message["headers"]
+                kept = [] if any(name == b"cache-control" for name, _ in headers) else _NOT_KEPT
+                message["headers"] = [*headers, *kept, *_HEADERS]
             await send(message)
 
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}

@@ -32,6 +32,8 @@ def project(vectors: Tensor) -> Projection:
     axes = axes[:, :2] * axes[:, :2].gather(0, axes[:, :2].abs().argmax(0, keepdim=True)).sign()
     places = torch.zeros(len(vectors), 2)
     places[:, : axes.shape[1]] = centred @ axes
-    spread = places.abs().amax(0).clamp(min=1e-9)
+    low, high = places.amin(0), places.amax(0)
+    places = places - (low + high) / 2
+    spread = ((high - low) / 2).clamp(min=1e-9)
     total = float(centred.square().sum())
     return Projection(places / spread, float(lengths[:2].square().sum()) / total if total else 1.0)

@@ -40,6 +40,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         422: "What cannot be meant",
     }.items()
 }
+_PLAINLY = {
+    "Not Found": "there is nothing at this address; the page is at / and the API is told of at /docs",
+    "Method Not Allowed": "this address is asked in another way; see /docs",
+}
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 Id = Annotated[str, Query(max_length=4096, description="The id of a picture of the store.")]
 SearchBody = Annotated[m.SearchWords | m.SearchPicture, Depends(body_of(m.SearchWords, m.SearchPicture))]
@@ -75,9 +79,9 @@ def make_app(
     )  # fmt: skip
     collection = Collection(model, store, choice)
     _add_pages(app)
-    _add_pictures(app, collection)
     _add_questions(app, collection)
     _add_descriptions(app, collection, name)
+    _add_pictures(app, collection)
     _add_errors(app)
     app.add_middleware(Guard, hosts=hosts, max_body=max_body)
     return app
@@ -88,11 +92,11 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
+        return FileResponse(STATIC / "index.html")
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> FileResponse:  # FastAPI's own pages load their scripts from elsewhere
-        return FileResponse(STATIC / "docs.html", headers={"cache-control": "no-cache"})
+        return FileResponse(STATIC / "docs.html")
 
 
 def _add_pictures(app: FastAPI, collection: Collection) -> None:
@@ -206,7 +210,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
-        return _problem(error.status_code, str(error.detail), error.headers)
+        return _problem(error.status_code, _PLAINLY.get(error.detail, str(error.detail)), error.headers)
 
     @app.exception_handler(Exception)  # Starlette raises it again, for the log
     def unexpected(_: Request, __: Exception) -> JSONResponse:

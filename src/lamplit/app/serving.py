@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from lamplit.errors import MissingExtraError, UsageError
 from lamplit.model import load
 from lamplit.store import Store
 
+logger = logging.getLogger(__name__)
 KEEP_ALIVE = 75  # seconds. With the usual 5, one who asks again while 200 are served meets a closed connection.
 
 
@@ -49,7 +51,10 @@ def serve(
         if (error.name or "").startswith("lamplit"):
             raise
         raise MissingExtraError(str(error.name), "app") from error
-    app = make_app(load(model), Store(store), name=str(model), choice=choice, hosts=_names(host))
+    names = _names(host)
+    if len(names) > 1:
+        logger.warning("whoever can reach %s can search here: there is no password", host)
+    app = make_app(load(model), Store(store), name=str(model), choice=choice, hosts=names)
     with _listen(host, port) as listener:
         if started is not None:
             started(address(host, listener.getsockname()[1]))

@@ -54,7 +54,7 @@ export const address = (kind, id) => `/${kind}?id=${encodeURIComponent(id)}`;
 export function frame(source, text) {
   const picture = make("img", { src: source, alt: text, loading: "lazy", decoding: "async" });
   const box = make("div", { className: "frame" }, picture);
-  picture.addEventListener("error", () => box.replaceChildren(make("span", { className: "gone" }, "This picture cannot be shown.")));
+  picture.addEventListener("error", () => box.replaceChildren(make("span", { className: "gone" }, "cannot be shown")));
   return box;
 }
 
