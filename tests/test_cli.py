@@ -41,6 +41,7 @@ COMMANDS = [
     "compare",
     "merge",
     "export",
+    "app",
     "info",
     "data",
 ]

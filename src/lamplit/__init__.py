@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamplit._version import __version__
 
 if TYPE_CHECKING:
+    from lamplit.app.serving import serve
     from lamplit.benchmarks import run_benchmarks
     from lamplit.class_making import make_classes
     from lamplit.classes import ClassList
@@ -60,6 +61,7 @@ _HOMES = {
     "read_pairs": "data.pairs",
     "run_benchmarks": "benchmarks",
     "search": "retrieval",
+    "serve": "app.serving",
     "sigmoid_loss": "losses",
     "softmax_loss": "losses",
     "tune": "tuning.run",
@@ -94,6 +96,7 @@ __all__ = [
     "read_pairs",
     "run_benchmarks",
     "search",
+    "serve",
     "sigmoid_loss",
     "softmax_loss",
     "tune",

@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 
 import lamplit
 from lamplit import tables
-from lamplit.commands import measuring, searching
+from lamplit.commands import measuring, searching, serving
 from lamplit.errors import LamplitError, UsageError
 from lamplit.terminal import (
     AsJson,
@@ -72,9 +72,7 @@ def embed(
     ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
-    center: Annotated[
-        bool, typer.Option("--center", help="Subtract the mean vector (a property of the store).")
-    ] = False,
+    center: Annotated[bool, typer.Option("--center", help="Subtract the mean vector: a centred store.")] = False,
     engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
@@ -203,6 +201,9 @@ def compare(
         settings=settings, workers=default_workers() if workers is None else workers, progress=True,
     )  # fmt: skip
     show(result, tables.comparison, as_json)
+
+
+app.command(name="app")(serving.serve)
 
 
 @app.command()

@@ -237,7 +237,7 @@ class Store:
         """
         try:
             matching = self._row_ids(condition)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # the last where Lance's planner breaks
             names = ", ".join(name for name in self._table.schema.names if name != "vector")
             reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
             raise UsageError(f"the condition {condition!r} cannot be used ({reason}); there are: {names}") from error

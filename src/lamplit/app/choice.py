@@ -1,0 +1,17 @@
+"""The classes that the page begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lamplit.prompts import DEFAULT_TEMPLATES
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """Classes, their prompts, and how near a picture must be to one of them."""
+
+    names: Sequence[str]
+    templates: Sequence[str] = DEFAULT_TEMPLATES
+    threshold: float | None = None  # best cosine under which a picture is none of these classes, where calibrated

@@ -1,0 +1,210 @@
+"""What the API takes and gives, with its bounds; the OpenAPI page is made of these."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+MAX_BODY = 32 * 2**20  # bytes of one request; counted while it comes in
+MAX_PICTURES = 16  # in one request
+MAX_PROMPTS = 5000  # classes times templates
+
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+Id = Annotated[str, StringConstraints(max_length=4096)]
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
+_CALL = re.compile(r"(?!(?:and|or|not|in|like|between|is)\b)\b[a-z_]\w*\s*\(", re.IGNORECASE)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Page(_Request):
+    """Which part of what was found is wanted."""
+
+    k: int = Field(20, ge=1, le=200, description="How many pictures.")
+    offset: int = Field(0, ge=0, le=100_000, description="How many of the best to leave out.")
+    where: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] | None = Field(
+        None, description="A condition on the metadata, such as: category = 'animals'. No functions."
+    )
+
+    @field_validator("where")
+    @classmethod
+    def _condition(cls, where: str | None) -> str | None:
+        # Functions could ask for any amount of memory: repeat('a', 1e9).
+        if where and _CALL.search(_QUOTED.sub("''", where)):
+            raise ValueError("a condition takes no functions here")
+        return where or None
+
+
+class SearchWords(_Page):
+    """Search by words, or by a picture of the store; one of them."""
+
+    query: Words | None = Field(None, description="Words, in the language of the model.")
+    like: Id | None = Field(None, description="The id of a picture of the store, which is left out of the answer.")
+
+    @model_validator(mode="after")
+    def _one(self) -> SearchWords:
+        if (self.query is None) == (self.like is None):
+            raise ValueError("give `query` or `like`, one of them")
+        return self
+
+
+class SearchPicture(_Page):
+    """Search by a picture that is sent along."""
+
+    image: UploadFile
+
+
+class _Classes(_Request):
+    classes: list[Words] = Field(min_length=1, max_length=1000, description="Names of the classes.")
+    templates: list[Words] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Prompts with {} for the name; lamplit's own where there is none.",
+    )
+    top: int = Field(10, ge=1, le=1000, description="How many classes to give for a picture.")
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> _Classes:
+        if len(self.classes) * len(self.templates or ()) > MAX_PROMPTS:
+            raise ValueError(f"classes times templates may be {MAX_PROMPTS}")
+        return self
+
+
+class ClassifyIds(_Classes):
+    """Classify pictures of the store."""
+
+    ids: list[Id] = Field(min_length=1, max_length=MAX_PICTURES)
+
+
+class ClassifyPictures(_Classes):
+    """Classify pictures that are sent along."""
+
+    images: list[UploadFile] = Field(min_length=1, max_length=MAX_PICTURES)
+
+
+class EmbedTexts(_Request):
+    """Texts to embed."""
+
+    texts: list[Words] = Field(min_length=1, max_length=256)
+
+
+class EmbedPictures(_Request):
+    """Pictures to embed, sent along."""
+
+    images: list[UploadFile] = Field(min_length=1, max_length=MAX_PICTURES)
+
+
+class Problem(BaseModel):
+    """What went wrong, in a sentence."""
+
+    error: str
+
+
+class Item(BaseModel):
+    """A picture of the store. Its folder on this machine stays out."""
+
+    id: str
+    name: str
+    texts: list[str]
+    metadata: dict[str, Any]
+
+
+class FoundItem(Item):
+    """A picture that was found."""
+
+    score: float = Field(description="Cosine of query and picture.")
+
+
+class SearchAnswer(BaseModel):
+    """Pictures, best first."""
+
+    hits: list[FoundItem]
+
+
+class ClassShare(BaseModel):
+    """One class of one picture."""
+
+    name: str
+    probability: float = Field(description="Among all classes asked for.")
+    cosine: float
+
+
+class Classified(BaseModel):
+    """The classes of one picture, best first; or why it could not be used."""
+
+    name: str
+    classes: list[ClassShare] = []
+    none_of_these: bool | None = Field(
+        default=None, description="Whether no class is near enough; null where these classes were not calibrated."
+    )
+    error: str | None = None
+
+
+class ClassifyAnswer(BaseModel):
+    """The pictures in their order."""
+
+    pictures: list[Classified]
+
+
+class EmbedAnswer(BaseModel):
+    """Unit vectors in the joint space, in the order of what was sent."""
+
+    width: int
+    vectors: list[list[float]]
+
+
+class Column(BaseModel):
+    """A column of metadata, as a sample of the store shows it."""
+
+    name: str
+    kind: str = Field(description="text, number or other.")
+    values: list[str | int | float | bool] = Field(description="All it holds in the sample, where these are few.")
+
+
+class About(BaseModel):
+    """What is open here."""
+
+    model: str
+    store: str
+    text_column: str | None = Field(description="Column with the texts that the model was tuned on, where known.")
+    example: str | None = Field(description="A text of the store.")
+    pictures: int
+    reads_pictures: bool = Field(description="Whether the model has its image tower, to read pictures that are sent.")
+    columns: list[Column]
+    classes: list[str]
+    templates: list[str]
+    calibrated: bool
+    details: dict[str, dict[str, Any]]
+
+
+class Point(BaseModel):
+    """A picture on the map; both axes run from -1 to 1."""
+
+    id: str
+    x: float
+    y: float
+    text: str
+    value: str | int | float | bool | None = Field(description="What to colour by: a cell of a column, or a cosine.")
+
+
+class MapAnswer(BaseModel):
+    """A sample of the store in two dimensions."""
+
+    pictures: int = Field(description="In the whole store.")
+    explained: float = Field(description="Part of the vectors' variance that the two axes hold.")
+    points: list[Point]
+
+
+class RunAnswer(BaseModel):
+    """The tuning run behind the model."""
+
+    settings: dict[str, Any]
+    report: dict[str, Any]
+    steps: list[dict[str, float]] = Field(description="step, loss, lr and logit_scale; every so many steps.")
+    held_out: list[dict[str, float]] = Field(description="step and recall, of every evaluation.")

@@ -1,0 +1,35 @@
+"""Pictures for browsers: of the store alone, decoded within bounds and encoded again, never a file as it is."""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+
+from torchvision.transforms.v2.functional import to_pil_image
+
+from lamplit.data.images import decode_image, open_bytes
+from lamplit.errors import ImageError
+
+MAX_FILE = 200 * 2**20  # bytes
+
+
+def as_jpeg(file: Path, side: int) -> bytes:
+    """Read a picture and encode it as a JPEG of at most `side` x `side` pixels, its transparent parts on white.
+
+    Raises:
+        ImageError: with the reason in a few words.
+    """
+    try:
+        described = file.stat()
+    except (OSError, ValueError) as error:
+        raise ImageError("file not found") from error
+    if not stat.S_ISREG(described.st_mode):  # a device or a pipe would never end
+        raise ImageError("not a file")
+    if described.st_size > MAX_FILE:
+        raise ImageError(f"{described.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
+    picture = to_pil_image(decode_image(open_bytes(file)))
+    picture.thumbnail((side, side))
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=88)
+    return encoded.getvalue()

@@ -1,0 +1,29 @@
+"""The tuning run behind a model, as its folder tells it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_STEPS = 500  # that are given of a longer run, evenly spaced
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """Settings, report and curves of the run in `folder`; nothing where a finished run's files are not all there.
+
+    Paths of this machine stay out.
+    """
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        settings["store"] = Path(settings["store"]).name
+        report["out"] = Path(report["out"]).name
+        report["skipped"] = len(report["skipped"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    steps = [{key: line[key] for key in ("step", "loss", "lr", "logit_scale")} for line in lines if "loss" in line]
+    evaluations = [{"step": line["step"], **line["held_out"]} for line in lines if line.get("held_out")]
+    stride = max(1, -(-len(steps) // MOST_STEPS))
+    return {"settings": settings, "report": report, "steps": steps[::stride], "held_out": evaluations}

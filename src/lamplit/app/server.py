@@ -1,0 +1,265 @@
+"""The HTTP API and the page: routes, and how errors become sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Names
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from lamplit._version import __version__
+from lamplit.app import messages as m
+from lamplit.app.bodies import body_of, described
+from lamplit.app.choice import ClassChoice
+from lamplit.app.collection import Collection, plain
+from lamplit.app.guard import Guard
+from lamplit.app.run_folder import read_run
+from lamplit.errors import ImageError, LamplitError
+from lamplit.inspection import describe
+from lamplit.model import LiT
+from lamplit.prompts import DEFAULT_TEMPLATES
+from lamplit.retrieval import Hit
+from lamplit.store import Store
+
+STATIC = Path(__file__).parent / "static"
+THUMBNAIL, PICTURE = 320, 1600  # longest sides, in pixels
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": m.Problem, "description": text}
+    for status, text in {
+        400: "Not a request for this server",
+        403: "A page of elsewhere",
+        404: "No such thing",
+        413: "Too long",
+        415: "Neither JSON nor a form",
+        422: "What cannot be meant",
+    }.items()
+}
+_PLAINLY = {
+    "Not Found": "there is nothing at this address; the page is at / and the API is told of at /docs",
+    "Method Not Allowed": "this address is asked in another way; see /docs",
+}
+_JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
+Id = Annotated[str, Query(max_length=4096, description="The id of a picture of the store.")]
+SearchBody = Annotated[m.SearchWords | m.SearchPicture, Depends(body_of(m.SearchWords, m.SearchPicture))]
+ClassifyBody = Annotated[m.ClassifyIds | m.ClassifyPictures, Depends(body_of(m.ClassifyIds, m.ClassifyPictures))]
+EmbedBody = Annotated[m.EmbedTexts | m.EmbedPictures, Depends(body_of(m.EmbedTexts, m.EmbedPictures))]
+
+
+def make_app(
+    model: LiT,
+    store: Store,
+    *,
+    name: str = "model",
+    choice: ClassChoice | None = None,
+    hosts: Names[str] = (),
+    max_body: int = m.MAX_BODY,
+) -> FastAPI:
+    """Make the ASGI application; `serve` runs it.
+
+    Args:
+        model: an open model; without its image tower, pictures that are sent are refused with the reason.
+        store: embedded with the tower that the model reads.
+        name: folder of the model, where its run is, or `lit:NAME`.
+        choice: the classes that the page begins with.
+        hosts: names that the server may be asked by, besides localhost and addresses in digits.
+        max_body: bytes that a request may have.
+
+    Raises:
+        StoreError: the store was embedded by another tower than the model reads.
+    """
+    app = FastAPI(
+        title="lamplit", version=__version__, docs_url=None, redoc_url=None, responses=_PROBLEMS,
+        summary="Search and classify pictures by words, and embed both.",
+    )  # fmt: skip
+    collection = Collection(model, store, choice)
+    _add_pages(app)
+    _add_questions(app, collection)
+    _add_descriptions(app, collection, name)
+    _add_pictures(app, collection)
+    _add_errors(app)
+    app.add_middleware(Guard, hosts=hosts, max_body=max_body)
+    return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> FileResponse:  # FastAPI's own pages load their scripts from elsewhere
+        return FileResponse(STATIC / "docs.html")
+
+
+def _add_pictures(app: FastAPI, collection: Collection) -> None:
+    def jpeg(name: str, side: int, *, keep: bool) -> Response:
+        try:
+            data = collection.jpeg(_place(collection, name), side, keep=keep)
+        except ImageError as error:
+            raise HTTPException(404, f"this picture cannot be shown: {error}") from error
+        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
+
+    @app.get("/thumbnail", response_class=Response, responses=_JPEG)
+    def thumbnail(id: Id) -> Response:
+        """Give a picture of the store, 320 pixels at most, as a JPEG."""
+        return jpeg(id, THUMBNAIL, keep=True)
+
+    @app.get("/picture", response_class=Response, responses=_JPEG)
+    def picture(id: Id) -> Response:
+        """Give a picture of the store, 1600 pixels at most, as a JPEG."""
+        return jpeg(id, PICTURE, keep=False)
+
+    @app.get("/item")
+    def item(id: Id) -> m.Item:
+        """Give the texts and the metadata of a picture of the store."""
+        return m.Item(**_said_of(collection.row(_place(collection, id))))
+
+
+def _add_questions(app: FastAPI, collection: Collection) -> None:
+    @app.post("/search", openapi_extra=described(m.SearchWords, m.SearchPicture))
+    def search(body: SearchBody) -> m.SearchAnswer:
+        """Find pictures by words, by a picture of the store, or by a picture that is sent."""
+        part = (body.k, body.offset, body.where)
+        if isinstance(body, m.SearchPicture):
+            hits = collection.by_picture(body.image.file.read(), *part)
+        elif body.query is not None:
+            hits = collection.by_words(body.query, *part)
+        else:
+            hits = collection.neighbours(_place(collection, str(body.like)), *part)
+        return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_said_of(hit)) for hit in hits])
+
+    @app.post("/classify", openapi_extra=described(m.ClassifyIds, m.ClassifyPictures))
+    def classify(body: ClassifyBody) -> m.ClassifyAnswer:
+        """Choose among classes for pictures of the store, or for pictures that are sent."""
+        pictures = []
+        for picture in body.ids if isinstance(body, m.ClassifyIds) else body.images:
+            name = picture if isinstance(picture, str) else picture.filename or "picture"
+            try:
+                if isinstance(picture, str):
+                    zimg = collection.vectors([_place(collection, picture)])
+                else:
+                    zimg = collection.embed_pictures([picture.file.read()])
+            except ImageError as error:
+                pictures.append(m.Classified(name=name, error=str(error)))
+                continue
+            [guesses], [none] = collection.classify(zimg, body.classes, body.templates)
+            shares = [m.ClassShare(**vars(guess)) for guess in guesses[: body.top]]
+            pictures.append(m.Classified(name=name, classes=shares, none_of_these=none))
+        return m.ClassifyAnswer(pictures=pictures)
+
+    @app.post("/embed", openapi_extra=described(m.EmbedTexts, m.EmbedPictures))
+    def embed(body: EmbedBody) -> m.EmbedAnswer:
+        """Give the vectors of texts, or of pictures that are sent."""
+        if isinstance(body, m.EmbedTexts):
+            vectors = collection.embed_texts(body.texts)
+        else:
+            vectors = collection.embed_pictures([picture.file.read() for picture in body.images])
+        return m.EmbedAnswer(width=vectors.shape[1], vectors=vectors.tolist())
+
+
+def _add_descriptions(app: FastAPI, collection: Collection, name: str) -> None:
+    run = None if name.startswith("lit:") else read_run(Path(name))
+    about_it = _about(collection, name, None if run is None else run["settings"].get("text_column"))
+
+    @app.get("/about")
+    def about() -> m.About:
+        """Say what is open here."""
+        return about_it
+
+    @app.get("/map")
+    def map_(
+        column: Annotated[str | None, Query(max_length=1000, description="Colour by its cells.")] = None,
+        query: Annotated[str | None, Query(max_length=1000, description="Colour by likeness to words.")] = None,
+    ) -> m.MapAnswer:
+        """Give a sample of the store in two dimensions."""
+        if column is not None and column not in collection.store.metadata_columns:
+            raise HTTPException(404, f"the store has no column {column[:100]!r}")
+        places, explained = collection.projection
+        values = collection.values(column, (query or "").strip() or None)
+        rows = collection.sampled.select(["id", "texts"]).to_pylist()
+        points = [
+            m.Point(id=row["id"], x=x, y=y, text=plain(" ".join(row["texts"][:1]), 200), value=_cell(value))
+            for row, (x, y), value in zip(rows, places.tolist(), values, strict=True)
+        ]
+        return m.MapAnswer(pictures=len(collection.store), explained=explained, points=points)
+
+    @app.get("/run")
+    def run_() -> m.RunAnswer:
+        """Give the curves and the report of the tuning run behind the model."""
+        if run is None:
+            raise HTTPException(404, "this model has no finished tuning run beside it")
+        return m.RunAnswer(**run)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(LamplitError)
+    def explained(_: Request, error: LamplitError) -> JSONResponse:
+        return _problem(422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _problem(422, "; ".join(_sentence(each) for each in error.errors()[:3]))
+
+    @app.exception_handler(HTTPException)
+    def http(_: Request, error: HTTPException) -> JSONResponse:
+        return _problem(error.status_code, _PLAINLY.get(error.detail, str(error.detail)), error.headers)
+
+    @app.exception_handler(Exception)  # Starlette raises it again, for the log
+    def unexpected(_: Request, __: Exception) -> JSONResponse:
+        return _problem(500, "that should not have happened; what went wrong stands in the terminal of lamplit app")
+
+
+def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
+    return JSONResponse({"error": sentence}, status, headers)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    parts = [str(part) for part in error["loc"]]
+    where = ".".join(parts[1:] if len(parts) > 1 and parts[0] == "query" else parts)  # FastAPI says where it looked
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said
+
+
+def _place(collection: Collection, name: str) -> int:
+    place = collection.place(name)
+    if place is None:
+        raise HTTPException(404, "the store has no picture of this id")
+    return place
+
+
+def _said_of(hit: Hit) -> dict[str, Any]:
+    metadata = {name: plain(value) for name, value in hit.metadata.items() if value is not None}
+    return {"id": hit.id, "name": Path(hit.path or hit.id).name, "texts": hit.texts, "metadata": metadata}
+
+
+def _cell(value: Any) -> Any:
+    return plain(str(value), 80) if isinstance(value, list) else value
+
+
+def _about(collection: Collection, name: str, text_column: str | None) -> m.About:
+    choice = collection.choice or ClassChoice(())
+    texts: Sequence[Sequence[str]] = collection.sampled["texts"].to_pylist()
+    hidden = {"model", "store", "file", "files", "some pairs"}  # paths of this machine among them
+    of_model = describe(name) if name.startswith("lit:") or (Path(name) / "config.json").is_file() else {}
+    details = {"model": of_model, "store": describe(collection.store.path)}
+    return m.About(
+        model=name if name.startswith("lit:") else Path(name).resolve().name,
+        store=Path(collection.store.path).name,
+        text_column=text_column,
+        example=next((found[0] for found in texts if found), None),
+        pictures=len(collection.store),
+        reads_pictures=collection.model.image_tower is not None,
+        columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in collection.columns],
+        classes=list(choice.names),
+        templates=list(choice.templates or DEFAULT_TEMPLATES),
+        calibrated=choice.threshold is not None,
+        details={what: {k: v for k, v in of.items() if k not in hidden} for what, of in details.items()},
+    )

@@ -1,0 +1,76 @@
+// The page: which part is seen, and the dialog of one picture.
+import { $, address, ask, attempt, facts, make, tiles } from "/static/common.js";
+import { startSearch } from "/static/search.js";
+import { startClassify } from "/static/classify.js";
+import { startExplore } from "/static/explore.js";
+import { startRun } from "/static/run.js";
+
+const FIRST_CELLS = 5; // of metadata that a picture is opened with
+const parts = ["search", "classify", "explore", "run"];
+const shown = { search: () => {}, classify: () => {}, explore: () => {}, run: () => {} };
+
+function show() {
+  const part = parts.find((name) => location.hash === `#${name}`) ?? (location.hash === "#main" ? null : "search");
+  if (part === null) return; // the link that skips the head of the page
+  for (const name of parts) $(name).hidden = name !== part;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${part}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  document.title = `${part[0].toUpperCase()}${part.slice(1)} · lamplit`;
+  window.scrollTo(0, 0);
+  shown[part]();
+}
+
+function go(part) {
+  $("detail").close();
+  if (location.hash === `#${part}`) show(); else location.hash = `#${part}`;
+}
+
+let opened = 0;
+async function openPicture(id) {
+  const turn = ++opened;
+  $("detail-picture").src = address("picture", id);
+  $("neighbours").replaceChildren();
+  $("detail-texts").replaceChildren();
+  $("detail-few").replaceChildren();
+  $("detail-more").hidden = true;
+  $("detail-title").textContent = "…";
+  $("detail-like").onclick = () => { go("search"); search.like(id); };
+  $("detail-classify").onclick = () => { go("classify"); classify.addFromStore(id); };
+  if (!$("detail").open) $("detail").showModal();
+  $("detail").scrollTop = 0;
+  await attempt($("detail-problem"), async () => {
+    const item = await ask(address("item", id));
+    if (turn !== opened) return;
+    $("detail-title").textContent = item.texts[0] ?? item.name;
+    $("detail-picture").alt = item.texts[0] ?? item.name;
+    $("detail-texts").replaceChildren(...item.texts.slice(1, 20).map((text) => make("li", {}, text)));
+    const cells = Object.entries(item.metadata).sort(([one], [other]) => telling.has(other) - telling.has(one));
+    facts($("detail-few"), { file: item.name, ...Object.fromEntries(cells.slice(0, FIRST_CELLS)) });
+    $("detail-more").hidden = cells.length <= FIRST_CELLS;
+    $("detail-more").open = false;
+    $("detail-more").querySelector("summary").textContent = `${cells.length - FIRST_CELLS} more columns`;
+    facts($("detail-more").querySelector("dl"), Object.fromEntries(cells.slice(FIRST_CELLS)));
+    const { hits } = await ask("/search", { like: id, k: 12 });
+    if (turn === opened) $("neighbours").replaceChildren(...tiles(hits, openPicture));
+  });
+}
+$("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
+for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // not: leave the page for the picture
+
+const about = await ask("/about").catch((error) => ({ failure: error.message }));
+if (about.failure) {
+  $("search").hidden = false;
+  $("search-problem").textContent = about.failure;
+  $("search-problem").hidden = false;
+  throw new Error(about.failure);
+}
+$("about").textContent = `${about.store} · ${about.pictures.toLocaleString("en")} pictures`;
+const telling = new Set(about.columns.filter(({ kind, values, name }) => kind === "number" || values.length || name === about.text_column).map(({ name }) => name));
+const search = startSearch(about, openPicture);
+const classify = startClassify(about);
+shown.explore = startExplore(about, openPicture);
+shown.run = startRun(about);
+window.addEventListener("hashchange", show);
+show();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,86 @@
+// Classify: pictures against classes that are typed, with a bar for each.
+import { $, address, ask, attempt, frame, latest, make, takePictures } from "/static/common.js";
+
+const MOST = 16;
+const lines = (text) => [...new Set(text.split("\n").map((line) => line.trim()).filter(Boolean))];
+
+export function startClassify(about) {
+  let pictures = []; // {file, source} or {id, source}
+  let timer = 0;
+  const signal = latest();
+  $("classes").value = about.classes.join("\n");
+  $("classes").placeholder = "cat\ndog\nbicycle";
+  $("templates").value = about.templates.join("\n");
+  if (!about.reads_pictures) $("classify-drop").textContent = "This model has no image tower: open a picture of the store and choose “Classify it”.";
+
+  function bars(answer) {
+    return make("ol", { className: "bars" }, ...answer.classes.map(({ name, probability, cosine }) => {
+      const fill = make("div", { className: "fill" });
+      fill.style.width = `${Math.max(0.5, probability * 100)}%`;
+      const share = make("span", { className: "share" }, `${(probability * 100).toFixed(probability < 0.0995 ? 1 : 0)} %`);
+      return make("li", { title: `cosine ${cosine.toFixed(3)}` }, make("span", {}, name), make("div", { className: "track" }, fill), share);
+    }));
+  }
+
+  function card(picture, answer) {
+    const known = answer?.none_of_these ?? null;
+    const verdict = known === null ? null : make("p", { className: "verdict" }, known ? "None of these: no class is near enough." : "Near enough to be one of these.");
+    const name = picture.file ? picture.file.name : picture.id.split("/").at(-1);
+    const rest = !answer ? make("p", { className: "quiet" }, "Type two classes or more.")
+      : answer.error ? make("p", { className: "problem" }, `This picture cannot be used: ${answer.error}.`) : bars(answer);
+    return make("article", { className: `card${known ? " none" : ""}` }, frame(picture.source, ""), make("div", {}, make("h2", {}, name), rest, verdict));
+  }
+
+  function body(chosen, classes, templates) {
+    if (chosen[0].id) return { ids: chosen.map(({ id }) => id), classes, templates, top: 12 };
+    const form = new FormData();
+    for (const { file } of chosen) form.append("images", file);
+    for (const name of classes) form.append("classes", name);
+    for (const template of templates) form.append("templates", template);
+    form.append("top", 12);
+    return form;
+  }
+
+  async function run() {
+    const classes = lines($("classes").value);
+    const templates = lines($("templates").value);
+    $("classify-clear").hidden = !pictures.length;
+    $("classify-status").textContent = pictures.length ? "" : "Drop pictures, or open one in Search and choose “Classify it”.";
+    await attempt($("classify-problem"), async () => {
+      const answers = new Map();
+      if (classes.length && pictures.length) {
+        if (!templates.length) throw new Error("There is no template; {} alone would do.");
+        $("classify-status").textContent = "Reading…";
+        const own = signal();
+        for (const chosen of [pictures.filter(({ file }) => file), pictures.filter(({ id }) => id)]) {
+          if (!chosen.length) continue;
+          try {
+            const answer = await ask("/classify", body(chosen, classes, templates), own);
+            answer.pictures.forEach((each, number) => answers.set(chosen[number], each));
+          } catch (error) {
+            if (error.name !== "AbortError") $("classify-status").textContent = "";
+            throw error;
+          }
+        }
+        $("classify-status").textContent = `${pictures.length === 1 ? "One picture" : `${pictures.length} pictures`}, ${classes.length === 1 ? "one class" : `${classes.length} classes`}; a bar is the probability among these.`;
+      }
+      $("classified").replaceChildren(...pictures.map((picture) => card(picture, answers.get(picture))));
+    });
+  }
+
+  function add(more) {
+    pictures = [...more, ...pictures].slice(0, MOST);
+    run();
+  }
+
+  for (const id of ["classes", "templates"]) {
+    $(id).addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(run, 450); });
+  }
+  $("classify-form").addEventListener("submit", (event) => event.preventDefault());
+  $("classify-clear").addEventListener("click", () => { pictures = []; run(); });
+  if (about.reads_pictures) {
+    takePictures($("classify"), $("classify-files"), (files) => add(files.map((file) => ({ file, source: URL.createObjectURL(file) }))));
+  }
+  run();
+  return { addFromStore: (id) => add([{ id, source: address("thumbnail", id) }]) };
+}

@@ -1,0 +1,86 @@
+// What the parts of the page share: asking the server, making elements (never from markup), showing errors.
+
+export const $ = (id) => document.getElementById(id);
+
+export function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+// The answer, or an Error whose message is a sentence. `body`: nothing to GET, FormData or an object to POST.
+export async function ask(path, body, signal) {
+  const isForm = body instanceof FormData;
+  const options = body === undefined ? {} : {
+    method: "POST", body: isForm ? body : JSON.stringify(body), headers: isForm ? {} : { "Content-Type": "application/json" },
+  };
+  let response;
+  try {
+    response = await fetch(path, { ...options, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer. Is lamplit app still running?");
+  }
+  const answer = await response.json().catch(() => ({ error: `The server answered with status ${response.status}.` }));
+  if (!response.ok) throw new Error(answer.error ?? `The server answered with status ${response.status}.`);
+  return answer;
+}
+
+// Only the last of several calls counts: earlier ones are broken off.
+export function latest() {
+  let controller = new AbortController();
+  return () => {
+    controller.abort();
+    controller = new AbortController();
+    return controller.signal;
+  };
+}
+
+// Run `action`; what goes wrong becomes a sentence in `place`.
+export async function attempt(place, action) {
+  place.hidden = true;
+  try {
+    await action();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    const said = error.message;
+    place.textContent = said.charAt(0).toUpperCase() + said.slice(1) + (/[.!?…]$/.test(said) ? "" : ".");
+    place.hidden = false;
+  }
+}
+
+export const address = (kind, id) => `/${kind}?id=${encodeURIComponent(id)}`;
+
+export function frame(source, text) {
+  const picture = make("img", { src: source, alt: text, loading: "lazy", decoding: "async" });
+  const box = make("div", { className: "frame" }, picture);
+  picture.addEventListener("error", () => box.replaceChildren(make("span", { className: "gone" }, "cannot be shown")));
+  return box;
+}
+
+export function tiles(hits, open) {
+  return hits.map((hit) => {
+    const text = hit.texts[0] ?? hit.name;
+    const words = make("div", { className: "words" }, make("span", { className: "text" }, text), make("span", { className: "score", title: "cosine" }, hit.score.toFixed(2)));
+    const tile = make("button", { type: "button", className: "tile", title: text }, frame(address("thumbnail", hit.id), ""), words);
+    tile.dataset.id = hit.id;
+    tile.addEventListener("click", () => open(hit.id));
+    return make("li", {}, tile);
+  });
+}
+
+// Pictures dropped onto `area` (or pasted into the page while it is seen), or chosen with `input`.
+export function takePictures(area, input, take) {
+  const pictures = (files) => [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
+  const give = (files) => { if (files.length) take(files); };
+  area.addEventListener("dragover", (event) => { event.preventDefault(); area.classList.add("over"); });
+  area.addEventListener("dragleave", () => area.classList.remove("over"));
+  area.addEventListener("drop", (event) => { event.preventDefault(); area.classList.remove("over"); give(pictures(event.dataTransfer.files)); });
+  document.addEventListener("paste", (event) => { if (area.offsetParent) give(pictures(event.clipboardData.files)); });
+  input.addEventListener("change", () => { give(pictures(input.files)); input.value = ""; });
+}
+
+export function facts(list, values) {
+  list.replaceChildren(...Object.entries(values).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value ?? "–"))]));
+  return list;
+}

@@ -1,0 +1,103 @@
+// Search: words, a picture that is dropped, or a picture of the store.
+import { $, address, ask, attempt, frame, latest, make, takePictures, tiles } from "/static/common.js";
+
+const PAGE = 24;
+
+function languageOf(column) {
+  const code = /^(?:text|caption)_([a-z]{2,3})$/.exec(column ?? "")?.[1];
+  if (!code) return null;
+  return new Intl.DisplayNames(["en"], { type: "language" }).of(code);
+}
+
+export function startSearch(about, open) {
+  let question = null; // {query}, {like} or {file}
+  let count = 0;
+  let where = null;
+  const signal = latest();
+
+  const language = languageOf(about.text_column);
+  $("language").textContent = language
+    ? `This model reads ${language} (tuned on the column ${about.text_column}).`
+    : about.text_column && about.text_column !== "texts"
+      ? `This model reads the language of the column ${about.text_column}.`
+      : "This model reads the language of its captions" + (about.example ? `, such as: ${about.example.slice(0, 80)}` : ".");
+  $("query").placeholder = language ? `Words in ${language}` : "What is in the picture?";
+  if (!about.reads_pictures) $("search-drop").textContent = "This model has no image tower: pictures of your own cannot be searched by.";
+
+  function body(offset) {
+    const common = { k: PAGE, offset, ...(where ? { where } : {}) };
+    if (!question.file) return { ...common, ...question };
+    const form = new FormData();
+    form.append("image", question.file);
+    for (const [name, value] of Object.entries(common)) form.append(name, value);
+    return form;
+  }
+
+  async function find(offset = 0) {
+    if (!question) return;
+    $("search-status").textContent = "Searching…";
+    if (!offset) $("hits").replaceChildren();
+    $("more").hidden = true;
+    await attempt($("search-problem"), async () => {
+      try {
+        const { hits } = await ask("/search", body(offset), signal());
+        count = offset + hits.length;
+        $("hits").append(...tiles(hits, open));
+        $("more").hidden = hits.length < PAGE || count >= about.pictures;
+        $("search-status").textContent = count ? `${count} pictures, best first; the figure is the cosine.` : "No picture fits this filter.";
+      } catch (error) {
+        if (error.name !== "AbortError") $("search-status").textContent = "";
+        throw error;
+      }
+    });
+  }
+
+  function byPicture(next, source, name) {
+    question = next;
+    $("query").value = "";
+    $("search-query").replaceChildren(make("img", { src: source, alt: "" }), make("span", { className: "quiet" }, name));
+    find();
+  }
+
+  $("search-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const query = $("query").value.trim();
+    if (!query) return;
+    question = { query };
+    $("search-query").replaceChildren();
+    find();
+  });
+  $("more").addEventListener("click", () => find(count));
+  if (about.reads_pictures) {
+    takePictures($("search"), $("search-file"), ([file]) => byPicture({ file }, URL.createObjectURL(file), `Pictures like ${file.name}`));
+  }
+
+  // The filter: column, comparison and value become a condition of the store's own language.
+  $("filter").hidden = !about.columns.length;
+  $("filter-column").append(...about.columns.map(({ name }) => make("option", { value: name }, name)));
+  function suggest() {
+    const column = about.columns.find(({ name }) => name === $("filter-column").value);
+    $("filter-values").replaceChildren(...(column?.values ?? []).map((value) => make("option", { value: String(value) })));
+    $("filter-value").value = "";
+  }
+  $("filter-column").addEventListener("change", suggest);
+  suggest();
+  function condition() {
+    const column = about.columns.find(({ name }) => name === $("filter-column").value);
+    const value = $("filter-value").value;
+    const quoted = column.kind === "number" && value.trim() !== "" && Number.isFinite(Number(value)) ? value.trim() : `'${value.replaceAll("'", "''")}'`;
+    const name = `\`${column.name}\``;
+    const contains = `'%${value.replaceAll("'", "''")}%'`;
+    return { is: `${name} = ${quoted}`, has: `${name} LIKE ${contains}`, least: `${name} >= ${quoted}`, most: `${name} <= ${quoted}` }[$("filter-how").value];
+  }
+  function filter(next) {
+    where = next;
+    $("filter-clear").hidden = !next;
+    $("filter").querySelector("summary").textContent = next ? `Only pictures with ${next}` : "Only some pictures";
+    find();
+  }
+  $("filter-form").addEventListener("submit", (event) => { event.preventDefault(); filter($("filter-value").value ? condition() : null); });
+  $("filter-clear").addEventListener("click", () => { $("filter-value").value = ""; filter(null); });
+
+  return { like: (id) => byPicture({ like: id }, address("thumbnail", id), "Pictures like this one of the store") };
+}
