@@ -35,6 +35,7 @@ COMMANDS = [
     "classes",
     "classify",
     "search",
+    "duplicates",
     "evaluate",
     "compare",
     "merge",

@@ -32,6 +32,7 @@ FLOORS = [
     {"model", "tuning.split", "tuning.head_start"},
     {"classes"},
     {
+        "duplicates",
         "embedding",
         "zeroshot",
         "retrieval",

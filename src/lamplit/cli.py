@@ -80,6 +80,9 @@ def embed(
     center: Annotated[
         bool, typer.Option("--center", help="Subtract the mean vector (a property of the store).")
     ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
@@ -87,13 +90,14 @@ def embed(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed pictures once with a locked tower; run again for what is new or changed."""
+    """Embed pictures once with a locked tower; run again for what is new, changed or moved."""
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
     if engine not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
         source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
-        text_column=text_column, center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
+        text_column=text_column, center=center, prune=prune, engine=engine,  # type: ignore[arg-type]
+        batch_size=batch_size,
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     show(report, tables.embed_report, as_json)
@@ -254,6 +258,23 @@ def search(
         raise UsageError('give words or a picture: lamplit search MODEL STORE "words", or --image FILE')
     opened = lamplit.load(model, towers="image" if image else "text")
     show(lamplit.search(opened, lamplit.Store(store), query, image=image, k=k), tables.hits, as_json)
+
+
+@app.command()
+def duplicates(
+    store: Annotated[str, typer.Argument(help="What lamplit embed or import made.")],
+    threshold: Annotated[float | None, typer.Option(help="Lowest cosine of a pair; by default 0.95.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A PNG to draw the biggest groups into.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List groups of pictures that are the same or nearly so; nothing is deleted."""
+    options = {} if threshold is None else {"threshold": threshold}
+    groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
+    if sheet is not None:
+        from lamplit.sheet import duplicates_sheet
+
+        duplicates_sheet(groups, sheet)
+    show(groups, tables.duplicates, as_json)
 
 
 @app.command()
