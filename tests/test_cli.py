@@ -36,6 +36,7 @@ COMMANDS = [
     "classify",
     "search",
     "index",
+    "duplicates",
     "evaluate",
     "report",
     "compare",

@@ -157,6 +157,155 @@ def test_added_and_removed_pairs(source: Path, out: Path, image_tower: ImageTowe
     assert Store(out).column("id") == sorted(row["path"] for row in rows)  # what is gone from the source stays
 
 
+# moved, copied and deleted pictures
+
+
+@pytest.fixture
+def folder(source: Path) -> Path:
+    """The twelve drawings without a table; ids are file names, and texts are in files beside them."""
+    for row in read_csv(source):
+        (source.parent / row["path"]).with_suffix(".txt").write_text(row["caption"])
+    source.unlink()
+    return source.parent
+
+
+def sync(report: EmbedReport) -> tuple[int, int, int, int, int]:
+    return report.embedded, report.moved, report.unchanged, report.missing, report.pruned
+
+
+def named(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix != ".txt")
+
+
+def by_id(store: Store) -> dict[str, torch.Tensor]:
+    return dict(zip(store.column("id"), store.vectors(), strict=True))
+
+
+def test_moved_pictures_keep_their_vectors(folder: Path, out: Path, image_tower: ImageTower) -> None:
+    embed_with(image_tower, folder, out)
+    before = by_id(Store(out))
+    first, second, *_ = named(folder)
+    (folder / "deep").mkdir()
+    first.rename(folder / "deep" / "it's new.png")  # its name needs a quote in a filter
+    second.rename(folder / "other.png")
+    (folder / "other.txt").write_text("Another caption.")
+
+    report = embed_with(image_tower, folder, out)
+    assert sync(report) == (0, 2, 10, 2, 0)
+    assert report.engine == "none"  # the tower did not run
+    store = Store(out)
+    after = by_id(store)
+    assert set(after) == {*before, "deep/it's new.png", "other.png"}
+    assert torch.equal(after["deep/it's new.png"], before[first.name])
+    assert torch.equal(after["other.png"], before[second.name])
+    place = store.column("id").index("other.png")
+    assert store.texts()[place] == ["Another caption."]
+    assert store.column("path")[place] == str(folder / "other.png")
+
+    assert sync(embed_with(image_tower, folder, out)) == (0, 0, 12, 2, 0)
+    assert sync(embed_with(image_tower, folder, out, prune=True)) == (0, 0, 12, 0, 2)
+    assert sync(embed_with(image_tower, folder, out, prune=True)) == (0, 0, 12, 0, 0)
+    pruned = by_id(Store(out))
+    assert set(pruned) == set(after) - {first.name, second.name}
+    assert all(torch.equal(pruned[name], after[name]) for name in pruned)
+
+    (folder / "deep" / "it's new.png").rename(first)  # and back, in one run
+    assert sync(embed_with(image_tower, folder, out, prune=True)) == (0, 1, 11, 0, 1)
+    assert torch.equal(by_id(Store(out))[first.name], before[first.name])
+
+
+def test_copies_and_pictures_that_change_places(folder: Path, out: Path, image_tower: ImageTower) -> None:
+    embed_with(image_tower, folder, out)
+    before = by_id(Store(out))
+    first, second, third, *_ = named(folder)
+    for name in ("copy.png", "copy 2.png"):
+        shutil.copy(third, folder / name)
+    first.rename(folder / "x")
+    second.rename(first)
+    (folder / "x").rename(second)
+    report = embed_with(image_tower, folder, out)
+    assert sync(report) == (0, 4, 10, 0, 0)
+    assert report.updated == 2
+    after = by_id(Store(out))
+    assert torch.equal(after[first.name], before[second.name])
+    assert torch.equal(after[second.name], before[first.name])
+    assert torch.equal(after["copy.png"], before[third.name])
+    assert torch.equal(after["copy 2.png"], before[third.name])
+    assert sync(embed_with(image_tower, folder, out)) == (0, 0, 14, 0, 0)
+
+
+def test_folder_that_was_renamed(folder: Path, out: Path, image_tower: ImageTower) -> None:
+    """Ids and contents are as they were; the paths are not."""
+    embed_with(image_tower, folder, out)
+    vectors = Store(out).vectors()
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    report = embed_with(image_tower, elsewhere, out, prune=True)
+    assert sync(report) == (0, 0, 12, 0, 0)
+    assert report.updated == 12
+    assert Store(out).column("path") == [str(file) for file in named(elsewhere)]
+    assert torch.equal(Store(out).vectors(), vectors)
+    assert embed_with(image_tower, elsewhere, out).updated == 0
+
+
+def test_prune_leaves_the_rows_of_other_sources(
+    folder: Path, out: Path, image_tower: ImageTower, tmp_path: Path
+) -> None:
+    other = tmp_path / "source 2"  # begins like the first
+    other.mkdir()
+    for name in ("one.png", "two.png"):
+        draw("ring", "orange", 20 + len(name)).save(other / name)
+    shard = tmp_path / "shard.parquet"  # a table in the parent of both folders
+    parquet.write_table(pa.table({"image": [(other / "one.png").read_bytes()], "caption": ["x"]}), shard)
+    table = folder / "pairs.jsonl"
+    files = named(folder)
+    table.write_text("".join(json.dumps({"path": file.name}) + "\n" for file in files))
+    for source in (table, other, shard):
+        embed_with(image_tower, source, out)
+    everything = set(Store(out).column("id"))
+    assert len(everything) == 15
+
+    (other / "one.png").unlink()
+    files[0].unlink()
+    table.write_text("".join(json.dumps({"path": file.name}) + "\n" for file in files[2:]))
+    # The second is off the list, and may be on another: its file is there, so its row stays.
+    assert sync(embed_with(image_tower, table, out, prune=True)) == (0, 0, 10, 0, 1)
+    assert set(Store(out).column("id")) == everything - {files[0].name}
+    assert sync(embed_with(image_tower, shard, out, prune=True)) == (0, 0, 1, 0, 0)
+    assert sync(embed_with(image_tower, other, out, prune=True)) == (0, 0, 1, 0, 1)
+    assert set(Store(out).column("id")) == everything - {files[0].name, "one.png"}
+
+
+def test_nothing_is_pruned_where_no_picture_can_be_used(folder: Path, out: Path, image_tower: ImageTower) -> None:
+    embed_with(image_tower, folder, out)
+    for file in named(folder):
+        file.unlink()
+    with pytest.raises(PairsError, match="holds no pictures"):
+        embed_with(image_tower, folder, out, prune=True)
+    (folder / "broken.png").touch()
+    assert sync(embed_with(image_tower, folder, out, prune=True)) == (0, 0, 0, 12, 0)
+    assert len(Store(out)) == 12
+
+
+def test_prune_in_a_table_with_many_commits(
+    folder: Path, out: Path, image_tower: ImageTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are found by their place; deleted rows before them must not shift it."""
+    monkeypatch.setattr(embedding, "COMMIT_ROWS", 3)
+    embed_with(image_tower, folder, out, batch_size=2)
+    before = by_id(Store(out))
+    files = named(folder)
+    for file in files[::3]:
+        file.unlink()
+    files[1].rename(folder / "moved.png")
+    assert sync(embed_with(image_tower, folder, out, batch_size=2, prune=True)) == (0, 1, 7, 0, 5)
+    store = Store(out)
+    names = store.column("id")
+    assert [row["id"] for row in store.rows(range(len(store)))] == names
+    assert torch.equal(F.normalize(store.vectors_at(range(len(store))).float(), dim=-1), store.vectors())
+    before["moved.png"] = before[files[1].name]
+    assert all(torch.equal(by_id(store)[name], before[name]) for name in names)
+
+
 def test_stray_metadata_is_not_new_every_time(source: Path, out: Path, image_tower: ImageTower) -> None:
     """What does not fit a column's type is kept as it can be, once."""
     lines = [{"path": row["path"], "caption": row["caption"], "n": i} for i, row in enumerate(read_csv(source))]
@@ -223,7 +372,9 @@ def test_interrupted_run_goes_on(
     done = len(Store(out))
     assert 80 <= done <= 110
     file.write_text("\n".join(lines))
-    assert counts(embed_with(image_tower, file, out)) == (120 - done, 0, done, 0)
+    report = embed_with(image_tower, file, out)
+    assert counts(report) == (0, 0, done, 0)
+    assert report.moved == 120 - done  # the same pictures again have their vectors already
 
 
 def test_folder_without_texts(source: Path, out: Path, image_tower: ImageTower) -> None:

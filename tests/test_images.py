@@ -369,6 +369,18 @@ def test_batches_keep_the_order_and_list_what_is_skipped(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_stored_content_is_not_decoded(tmp_path, workers):
+    pairs = make_pairs(tmp_path)
+    hashes = [digest(open_bytes(pairs[place].image)) for place in (0, 4)]  # the second is truncated
+    batches = list(
+        read_batches(pairs, PREPROCESSING, batch_size=3, workers=workers, known={"a": hashes[0]}, stored=hashes)
+    )
+    assert [pair.id for batch in batches for pair in batch.unchanged] == ["a"]
+    assert [(pair.id, content) for batch in batches for pair, content in batch.stored] == [("e", hashes[1])]
+    assert [batch.size for batch in batches] == [3, 3, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_pairs_are_read_lazily(workers):
     data = encode(RGB, "PNG")
     asked = []
@@ -424,7 +436,7 @@ def test_a_script_with_lance_and_damaged_jpegs_stays_quiet(tmp_path):
 
 
 def test_a_batch_can_be_built_by_hand():
-    assert Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), [], [], [], []).pairs == []
+    assert Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), [], [], [], [], []).pairs == []
 
 
 ENDLESS = """

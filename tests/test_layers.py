@@ -34,6 +34,7 @@ FLOORS = [
     {"model", "collection", "tuning.split", "tuning.head_start"},
     {"classes"},
     {
+        "duplicates",
         "embedding",
         "zeroshot",
         "indexing",

@@ -62,6 +62,7 @@ def test_round_trip(path: Path) -> None:
         assert store.column("shape") == [None, "ring"]
         assert store.texts() == [[], ["one", "two"]]
         assert store.hashes() == {"a": "hash 2", "b": "hash 1"}
+        assert store.paths() == {"a": store.rows([0])[0]["path"], "b": store.rows([1])[0]["path"]}
         assert store.texts_and_metadata() == {"a": ([], {"shape": None}), "b": (["one", "two"], {"shape": "ring"})}
         assert torch.equal(store.vectors(), stored([2, 1]))
 

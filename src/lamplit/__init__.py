@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lamplit.comparison import compare
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
+    from lamplit.duplicates import find_duplicates
     from lamplit.embedding import embed
     from lamplit.errors import LamplitError
     from lamplit.evaluation import evaluate
@@ -52,6 +53,7 @@ _HOMES = {
     "export": "exports.run",
     "export_vectors": "exchange",
     "fetch": "data.catalog",
+    "find_duplicates": "duplicates",
     "import_vectors": "exchange",
     "load": "model",
     "make_classes": "class_making",
@@ -87,6 +89,7 @@ __all__ = [
     "export",
     "export_vectors",
     "fetch",
+    "find_duplicates",
     "import_vectors",
     "load",
     "make_classes",

@@ -73,6 +73,9 @@ def embed(
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     center: Annotated[bool, typer.Option("--center", help="Subtract the mean vector: a centred store.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
@@ -80,13 +83,14 @@ def embed(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed pictures once with a locked tower; run again for what is new or changed."""
+    """Embed pictures once with a locked tower; run again for what is new, changed or moved."""
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
     if engine not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
         source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
-        text_column=text_column, center=center, engine=engine, batch_size=batch_size,  # type: ignore[arg-type]
+        text_column=text_column, center=center, prune=prune, engine=engine,  # type: ignore[arg-type]
+        batch_size=batch_size,
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     show(report, tables.embed_report, as_json)
@@ -174,6 +178,7 @@ app.command()(measuring.classes)
 app.command()(measuring.classify)
 app.command()(searching.search)
 app.command()(searching.index)
+app.command()(searching.duplicates)
 app.command()(measuring.evaluate)
 app.command()(measuring.report)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,8 +38,11 @@ class EmbedReport:
     tower: str
     engine: str = "none"
     embedded: int = 0
-    updated: int = 0  # embedded again, because the picture changed, or given new texts
+    updated: int = 0  # embedded again, because the picture changed, or given new texts or another path
     unchanged: int = 0
+    moved: int = 0  # of another path with the same content: given the vector that is stored
+    missing: int = 0  # rows that stay in the store though their files are gone from the source's folder
+    pruned: int = 0  # such rows, deleted
     skipped: list[Skipped] = field(default_factory=list)
     skipped_file: str | None = None
     seconds: float = 0.0
@@ -53,6 +58,7 @@ def embed(
     image_column: str | None = None,
     text_column: str | None = None,
     center: bool = False,
+    prune: bool = False,
     engine: EngineName = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -62,8 +68,14 @@ def embed(
 ) -> EmbedReport:
     """Embed the pictures of `source` into the store `out`, each once.
 
-    Run again, it embeds only what is new or changed; killed, it goes on from the last commit. Pictures that
-    cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
+    Run again, it embeds only what is new or changed; killed, it goes on from the last commit. A picture that was
+    moved, renamed or copied is known by its content, and gets the vector that is stored. Pictures that cannot be
+    used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
+
+    Nothing is deleted but by `prune`, and then only a row of which three things are true: the source does not name
+    it, its id and path are those of a file in the source's folder (of a table: the folder that the table is in), and
+    there is no such file any more. So the rows of other sources in the same store stay, also those of archives and
+    of the hub.
 
     Args:
         source: anything `read_pairs` reads, or the pairs themselves.
@@ -74,6 +86,7 @@ def embed(
         image_column: column with the pictures, where it is not found by its name.
         text_column: column (or columns, by commas) with the texts.
         center: for a new store, subtract the mean of its vectors from every vector that is read from it.
+        prune: delete the rows of pictures that are gone, at the end of a run that reached it.
         engine: what runs the tower; `auto` measures.
         batch_size: pictures in one forward pass.
         workers: processes that decode ahead of the tower; with any, a script needs
@@ -104,6 +117,7 @@ def embed(
         batch_size=batch_size,
         workers=workers,
         known=writer.hashes,
+        stored=writer.places,
         max_pixels=max_pixels,
     )
     run = _Tower(tower, engine, torch.device(device or best_device()), pairs.count, batch_size)
@@ -111,14 +125,18 @@ def embed(
         for batch in batches:
             if len(batch.images):
                 writer.add(batch, run(batch), run.engine)
+            writer.reuse(batch.stored)
             writer.keep(batch.unchanged)
+            writer.seen.update(item.id for item in batch.skipped)
             report.embedded += len(batch.images)
+            report.moved += len(batch.stored)
             report.unchanged += len(batch.unchanged)
             report.skipped += batch.skipped
             advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
     # Convolutions ran channels last; the tower is the caller's, and safetensors takes it only as it was.
     tower.backbone.to(memory_format=torch.contiguous_format)
-    writer.finish()
+    usable = report.embedded + report.moved + report.unchanged
+    report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0)
     report.engine = run.engine
     report.updated = writer.updated
     report.skipped_file = list_skipped(out, report.skipped)
@@ -183,39 +201,78 @@ class _Writer:
         self.engine = "none"
         self.updated = 0
         self.store: Store | None = None
-        self.hashes: dict[str, str] = {}
+        self.hashes: dict[str, str] = {}  # by id, as the store was when the run began
+        self.places: dict[str, int] = {}  # by hash, in `_before`
+        self.seen: set[str] = set()  # ids that the source has
         self._rows: list[Row] = []
         self._last_commit = time.monotonic()
         self._stored_texts: dict[str, tuple[list[str], dict[str, Any]]] = {}
+        self._paths: dict[str, str] = {}
         if Store.exists(out):
             self.store = Store(out)
             self.store.require_tower(self.identity)
             if center and not self.store.centered:
                 raise StoreError(f"{out} was made without --center; give another --out to have a centred store")
-            self.hashes = self.store.hashes()
+            # Stays at this version: two files that changed places give each other their vectors.
+            self._before = Store(out)
+            self.hashes = self._before.hashes()
+            self.places = {content: place for place, content in enumerate(self._before.column("hash"))}
+            self._paths = self._before.paths()
             self._stored_texts = self.store.texts_and_metadata()
 
     def add(self, batch: Batch, vectors: Tensor, engine: str) -> None:
         """Take embedded pictures, and which engine embedded them."""
         self.engine = engine
         for pair, content_hash, vector in zip(batch.pairs, batch.hashes, vectors, strict=True):
+            self.seen.add(pair.id)
+            self._rows.append(_row(pair, content_hash, vector))
+        self._commit_if_due()
+
+    def reuse(self, stored: list[tuple[Pair, str]]) -> None:
+        """Take pictures whose content the store has under other ids, with the vectors that are there."""
+        if not stored:
+            return
+        vectors = self._before.vectors_at([self.places[content_hash] for _, content_hash in stored])
+        for (pair, content_hash), vector in zip(stored, vectors, strict=True):
+            self.seen.add(pair.id)
             self._rows.append(_row(pair, content_hash, vector))
         self._commit_if_due()
 
     def keep(self, pairs: list[Pair]) -> None:
-        """Take pictures whose vectors are in the store; write those whose texts or metadata are new."""
+        """Take pictures whose vectors are in the store; write those whose texts, metadata or path are new."""
         for pair in pairs:
+            self.seen.add(pair.id)
             texts, metadata = self._stored_texts[pair.id]
             row = _row(pair, self.hashes[pair.id], None)
-            if self.store and (row.texts != texts or self.store.as_stored(row.metadata) != metadata):
+            if (row.path, row.texts, row.metadata) == (self._paths[pair.id], texts, metadata):
+                continue  # most often; to find what the columns keep of a row takes far longer
+            same = (row.path, row.texts) == (self._paths[pair.id], texts)
+            if not (same and self._before.as_stored(row.metadata) == metadata):
                 self._rows.append(row)
         self._commit_if_due()
 
-    def finish(self) -> None:
-        """Commit what is left."""
+    def finish(self, root: Path | None, *, prune: bool) -> tuple[int, int]:
+        """Commit what is left; count the rows that are missing below `root` and stay, and those that went."""
         self._commit()
-        if self.store is not None:
-            self.store.finish()
+        if self.store is None:
+            return 0, 0
+        missing = self._missing(root)
+        if prune:  # after the commit: what was moved has its new row before it loses the old one
+            self.store.delete(missing)
+        self.store.finish()
+        return (0, len(missing)) if prune else (len(missing), 0)
+
+    def _missing(self, root: Path | None) -> list[str]:
+        if root is None:
+            return []
+        folder = os.path.abspath(root)
+
+        def is_ours(name: str, path: str) -> bool:
+            below = os.path.relpath(path, folder).replace(os.sep, "/")
+            return not below.startswith("../") and re.sub(r"(#\d+)*$", "", name) in (below, path)
+
+        gone = ((name, path) for name, path in self._paths.items() if name not in self.seen and os.path.isabs(path))
+        return [name for name, path in gone if is_ours(name, path) and not os.path.lexists(path)]
 
     def _commit_if_due(self) -> None:
         if len(self._rows) >= COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:

@@ -248,7 +248,7 @@ def load(
             model.identity, model.image_tower = _adopt(identity, image_tower)
         else:
             raise _without_image_tower(identity)
-    model.name = folder.resolve().name
+    model.name = folder.absolute().name
     return model.eval()
 
 

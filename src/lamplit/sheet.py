@@ -1,4 +1,4 @@
-"""Contact sheets: the pictures that queries found, as one PNG."""
+"""Contact sheets: pictures that queries found, or groups of duplicates, as one PNG."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.data.images import decode_image, open_bytes
+from lamplit.duplicates import DuplicateGroup
 from lamplit.errors import ImageError
 from lamplit.retrieval import Hit
 
@@ -37,6 +38,18 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
             draw.text((left, top + _TITLE + _CELL + 2), f"{hit.score:.2f}", fill="dimgray", font=font)
             draw.text((left, top + _TITLE + _CELL + 16), text, fill="black", font=font)
     sheet.save(file)
+
+
+def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None:
+    """Draw the first 50 groups of duplicates, up to 8 pictures of each; no file where there are none."""
+    found = {
+        f"{number}: {len(group.pictures)} pictures": [
+            Hit(picture.cosine, picture.id, picture.path, [], {}) for picture in group.pictures[:8]
+        ]
+        for number, group in enumerate(groups[:50], 1)
+    }
+    if found:
+        contact_sheet(found, file)
 
 
 def _place(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:

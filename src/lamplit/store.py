@@ -160,6 +160,13 @@ class Store:
             lance.write_dataset(_to_table(rows, self._table.schema), self.path, mode="append")
             self._refresh()
 
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete rows by id, in atomic commits of some thousands; ids that are not there do not matter."""
+        for start in range(0, len(ids), 4096):
+            listed = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start : start + 4096])
+            self._table.delete(f"id IN ({listed})")
+        self._refresh()
+
     def finish(self) -> None:
         """Fix the centre of a centred store once its first pictures are in, and merge small fragments."""
         if self.centered and self.center is None:
@@ -179,6 +186,11 @@ class Store:
         """Content hash of every picture, by id."""
         table = self._table.to_table(columns=["id", "hash"])
         return dict(zip(table["id"].to_pylist(), table["hash"].to_pylist(), strict=True))
+
+    def paths(self) -> dict[str, str]:
+        """Path of every picture as it was when it was embedded, by id."""
+        table = self._table.to_table(columns=["id", "path"])
+        return dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
 
     def texts_and_metadata(self) -> dict[str, tuple[list[str], dict[str, Any]]]:
         """Texts and metadata of every picture, by id."""
@@ -276,6 +288,11 @@ class Store:
             for fragment in self._table.get_fragments()
         ]
         return hashlib.blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
+
+    def vectors_at(self, places: Sequence[int]) -> Tensor:
+        """(K, D) float16 vectors of the rows at `places` (in the order of the ids), to the bit as they are stored."""
+        flat = self.take(places, ["vector"])["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return torch.from_numpy(flat.copy()).reshape(-1, self.tower.width)
 
     def vectors(self, center: Tensor | None = None) -> Tensor:
         """(N, D) float32 unit vectors; with a (D,) `center`, that is subtracted and they are made unit again."""

@@ -11,6 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from lamplit.class_making import CalibrationReport
     from lamplit.comparison import Comparison
+    from lamplit.duplicates import DuplicateGroup
     from lamplit.embedding import EmbedReport
     from lamplit.exchange import ImportReport, VectorsReport
     from lamplit.exports.report import ExportReport
@@ -34,6 +35,9 @@ def embed_report(report: EmbedReport) -> list[Table]:
         "embedded": f"{report.embedded} ({rate:.1f} a second)",
         "updated": report.updated,
         "unchanged": report.unchanged,
+        "moved or copied": report.moved,
+        "missing": f"{report.missing}; their rows stay, --prune deletes them" if report.missing else 0,
+        "pruned": report.pruned,
         "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
     }
     return info(rows)
@@ -181,6 +185,16 @@ def index_report(report: IndexReport) -> list[Table]:
         "built in": f"{report.seconds:.0f} s",
     }
     return info(rows)
+
+
+def duplicates(groups: list[DuplicateGroup]) -> list[Table]:
+    """Groups of pictures that are the same or nearly so, biggest first."""
+    pictures = sum(len(group.pictures) for group in groups)
+    table = _table("group", "nearest", "path", "same content as", title=f"{pictures} pictures in {len(groups)} groups")
+    for number, group in enumerate(groups, 1):
+        for place, picture in enumerate(group.pictures):
+            _add_row(table, "" if place else number, f"{picture.cosine:.3f}", picture.path, picture.copy_of or "")
+    return [table]
 
 
 def results(measured: list[Result]) -> list[Table]:

@@ -1,4 +1,4 @@
-"""The commands `lamplit search` and `lamplit index`."""
+"""The commands `lamplit search`, `index` and `duplicates`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,22 @@ def index(
     from lamplit.indexing import build_index
 
     show(build_index(lamplit.Store(store)), tables.index_report, as_json)
+
+
+def duplicates(
+    store: Annotated[str, typer.Argument(help="What lamplit embed or import made.")],
+    threshold: Annotated[float | None, typer.Option(help="Lowest cosine of a pair; by default 0.95.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A PNG to draw the biggest groups into.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List groups of pictures that are the same or nearly so; nothing is deleted."""
+    options = {} if threshold is None else {"threshold": threshold}
+    groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
+    if sheet is not None:
+        from lamplit.sheet import duplicates_sheet
+
+        duplicates_sheet(groups, sheet)
+    show(groups, tables.duplicates, as_json)
 
 
 def _stdin() -> Iterator[str]:

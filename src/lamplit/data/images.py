@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -74,11 +74,12 @@ class Batch:
     hashes: list[str]  # of the images' encoded bytes
     skipped: list[Skipped]
     unchanged: list[Pair]  # whose bytes have the known hash; not decoded
+    stored: list[tuple[Pair, str]]  # whose bytes are stored for another pair, and their hash; not decoded
 
     @property
     def size(self) -> int:
         """How many pairs went into this batch, whatever became of them."""
-        return len(self.images) + len(self.skipped) + len(self.unchanged)
+        return len(self.images) + len(self.skipped) + len(self.unchanged) + len(self.stored)
 
 
 def read_batches(
@@ -88,6 +89,7 @@ def read_batches(
     batch_size: int,
     workers: int,
     known: Mapping[str, str] | None = None,
+    stored: Collection[str] = (),
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
     """Decode and resize pictures in batches, in the order of the pairs.
@@ -100,9 +102,10 @@ def read_batches(
     Args:
         pairs: what to read.
         preprocessing: how the tower wants its pictures.
-        batch_size: pairs a batch; its images are fewer where some are skipped or unchanged.
+        batch_size: pairs a batch; its images are fewer where some are skipped, unchanged or stored.
         workers: processes that decode, one thread each.
         known: pair id to the content hash that is stored already.
+        stored: content hashes whose vectors the caller has, whatever pair they are of.
         max_pixels: a picture of more is skipped, unseen.
 
     Raises:
@@ -118,7 +121,7 @@ def read_batches(
             yield [_Job(pair.image, known.get(pair.id)) for pair in chunk]
 
     loader = DataLoader(
-        _Pictures(preprocessing, max_pixels),
+        _Pictures(preprocessing, max_pixels, stored),
         batch_sampler=jobs(),  # any iterable of lists serves, and indices may be anything
         num_workers=workers,
         collate_fn=as_it_is,
@@ -261,15 +264,18 @@ class _Job(NamedTuple):
 class _Outcome(NamedTuple):
     hash: str
     reason: str  # empty where the picture is good
-    is_unchanged: bool
+    is_unchanged: bool = False
+    is_stored: bool = False
 
 
 class _Pictures(Dataset[tuple[Tensor, list[_Outcome]]]):
     """Pictures by their jobs, a batch at a time: what runs in the workers."""
 
-    def __init__(self, preprocessing: Preprocessing, max_pixels: int) -> None:
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int, stored: Collection[str]) -> None:
         self.preprocessing = preprocessing
         self.max_pixels = max_pixels
+        # Sorted, as an array: every worker gets a copy, and a million take 32 MB.
+        self.stored = np.sort(np.array(list(stored), dtype="S32"))
 
     def __getitems__(self, jobs: list[_Job]) -> tuple[Tensor, list[_Outcome]]:
         images: list[Tensor] = []
@@ -285,21 +291,29 @@ class _Pictures(Dataset[tuple[Tensor, list[_Outcome]]]):
             content_hash = blake2b(data, digest_size=16).hexdigest()
             if content_hash == job.known_hash:
                 return _Outcome(content_hash, "", is_unchanged=True)
+            if self._is_stored(content_hash):
+                return _Outcome(content_hash, "", is_stored=True)
             images.append(self.preprocessing.resize(decode_image(data, max_pixels=self.max_pixels)))
         except ImageError as error:
-            return _Outcome("", str(error), is_unchanged=False)
-        return _Outcome(content_hash, "", is_unchanged=False)
+            return _Outcome("", str(error))
+        return _Outcome(content_hash, "")
+
+    def _is_stored(self, content_hash: str) -> bool:
+        place = np.searchsorted(self.stored, content_hash.encode())
+        return bool(place < len(self.stored) and self.stored[place] == content_hash.encode())
 
 
 def _collect(results: Iterator[tuple[Tensor, list[_Outcome]]], waiting: deque[list[Pair]]) -> Iterator[Batch]:
     for images, outcomes in results:
-        batch = Batch(images, [], [], [], [])
+        batch = Batch(images, [], [], [], [], [])
         for pair, outcome in zip(waiting.popleft(), outcomes, strict=True):
             if outcome.reason:
                 path = str(pair.image) if isinstance(pair.image, Path) else pair.id
                 batch.skipped.append(Skipped(pair.id, path, outcome.reason))
             elif outcome.is_unchanged:
                 batch.unchanged.append(pair)
+            elif outcome.is_stored:
+                batch.stored.append((pair, outcome.hash))
             else:
                 batch.pairs.append(pair)
                 batch.hashes.append(outcome.hash)

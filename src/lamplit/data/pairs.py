@@ -65,6 +65,7 @@ class Pairs:
     image_column: str | None  # None where pictures are files of their own
     text_columns: tuple[str, ...]  # empty where texts are files of their own, or there are none
     _read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
+    root: Path | None = None  # the folder that ids and files are under; None for archives and the hub
 
     def __iter__(self) -> Iterator[Pair]:
         try:
@@ -160,7 +161,7 @@ def _open_folder(
             f"{name} has no table, so it has no columns: texts come from .txt files beside the pictures; "
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
-    return Pairs(name, len(pictures), None, (), lambda: (_picture(folder, file) for file in pictures))
+    return Pairs(name, len(pictures), None, (), lambda: (_picture(folder, file) for file in pictures), folder)
 
 
 def _open_files(
@@ -197,7 +198,8 @@ def _open_tables(
             prefix = PurePath(os.path.relpath(folder, root))
             yield _pair(row, image, texts, folder, prefix, str(number), seen)
 
-    return Pairs(name, None if None in counts else sum(count or 0 for count in counts), image or None, texts, read)
+    count = None if None in counts else sum(count or 0 for count in counts)
+    return Pairs(name, count, image or None, texts, read, root)
 
 
 def _count_rows(file: Path) -> int | None:
