@@ -6,15 +6,20 @@ real data.
     make quickstart
     .venv/bin/python docs/evaluation.py
 
-writes `docs/evaluation/` (report.md, report.csv, report.json, report.html) and runs/evaluation (the results).
+writes `docs/evaluation/` (report.md, report.csv, report.json, report.html and a picture of it, for which it takes
+Chromium and playwright) and runs/evaluation (the results).
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
 import tempfile
 from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
 
 import lamplit
 from lamplit.data.packages import fetch_debian_package
@@ -34,6 +39,18 @@ def main() -> None:
     on = {"fashion-mnist": fashion, "folder": stamps}
     lamplit.run_benchmarks(model, on, out=RESULTS / "results", few_shot=10, workers=1, progress=True)
     lamplit.write_report(RESULTS / "results", out=PAGE)
+    photograph(PAGE / "report.html", PAGE / "report.png")
+
+
+def photograph(page: Path, file: Path) -> None:
+    """Take a picture of the page as it looks on a desk, in few colours."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1100, "height": 900})
+        shown.goto(page.resolve().as_uri())
+        taken = Image.open(io.BytesIO(shown.screenshot(full_page=True))).convert("RGB")
+        browser.close()
+    taken.quantize(128).save(file, optimize=True)
 
 
 def link(name: Path, target: Path) -> Path:

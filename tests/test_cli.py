@@ -483,3 +483,31 @@ def test_compare(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path
     assert code == 0, err
     cells = json.loads(as_json)["cells"]
     assert [(cell["mode"], len(cell["seconds"])) for cell in cells] == [("LU", 1), ("Lu", 1), ("Lu", 1)]
+
+
+def test_search_in_many_ways(
+    lamplit: Lamplit, model_path: Path, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = ("search", model_path, store_path)
+    first = parsed(lamplit(*search, "ring", "-k", 6, "--json"))
+    pages = [parsed(lamplit(*search, "ring", "-k", 2, "--page", page, "--json")) for page in (1, 2, 3)]
+    assert [hit for page in pages for hit in page] == first
+    assert lamplit(*search, "ring", "-k", 2, "-0").out == f"{first[0]['path']}\0{first[1]['path']}\0"
+    assert lamplit(*search, "ring", "-k", 2, "--paths").out.splitlines() == [first[0]["path"], first[1]["path"]]
+    assert parsed(lamplit(*search, '"ring"', "-k", 6, "--json", "--exact")) == first
+    crosses = parsed(lamplit(*search, "ring", "--where", "shape = 'cross'", "--json"))
+    assert {hit["metadata"]["shape"] for hit in crosses} == {"cross"}
+    both = parsed(lamplit(*search, "ring", "--image", first[0]["path"], "-k", 1, "--json"))
+    assert both[0]["path"] == first[0]["path"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ring\n\na red cross\n"))
+    sheet = tmp_path / "found.png"
+    many = parsed(lamplit(*search, "-", "-k", 6, "--json", "--sheet", sheet))
+    assert [answer["query"] for answer in many] == ["ring", "a red cross"]
+    assert many[0]["hits"] == first
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    code, _, err = lamplit(*search, '"ring" "cross"')
+    assert code == 2
+    assert err.splitlines()[1:] == ['  "ring" "cross"', "         ^"]
+    code, _, err = lamplit(*search, "ring", "--where", "colour = 'red'")
+    assert code == 2
+    assert "there are: id, path, hash, texts, german, shape" in err

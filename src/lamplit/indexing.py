@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lamplit.collection import FOLDER
+from lamplit.collection import FOLDER, open_collection
 from lamplit.errors import UsageError
 from lamplit.nearest import ENOUGH, rank, rank_many, recall_of, sample_queries
 from lamplit.store import Store
@@ -67,7 +67,7 @@ def index_probes(store: Store) -> int | None:
 
 
 def _measure(store: Store, partitions: int) -> tuple[int, float, float]:
-    vectors = store.vectors().numpy()
+    vectors = open_collection(store, lambda zimg: zimg, "plain").vectors  # the files that search will read
     queries = sample_queries(vectors)
     true = rank_many(vectors, queries, 10)
     probes = 1

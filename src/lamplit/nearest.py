@@ -9,7 +9,7 @@ goes through three sieves, each of which looks at fewer rows more closely:
    the components themselves.
 3. *`count` rows*: the exact product.
 
-Leaving out the smaller components needs about a third of the rows that plain Hamming distance needs for the same
+Leaving out the smaller components needs a third to a half of the rows that plain Hamming distance needs for the same
 recall: it brings the correlation with the inner product from 0.64 to 0.72, and all components would bring 0.80. A
 random rotation before the signs were taken gained nothing, on real vectors or random ones; the query is not centred,
 for its inner product with the mean is the same for all rows.
