@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test quick check format benchmarks clean
+.PHONY: quickstart notebook test quick check format benchmarks clean
 
 quickstart: $(INSTALLED)  ## the main job on real data: embed, tune, search
 	$(BIN)/python examples/quickstart.py
+
+notebook: $(INSTALLED)  ## run examples/stamps.ipynb again, and keep what it shows
+	$(BIN)/jupyter execute --inplace examples/stamps.ipynb
 
 # One process a core, one thread each: two processes with two threads each get in each other's way.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto

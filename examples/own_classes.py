@@ -1,0 +1,55 @@
+"""A list of one's own classes, calibrated on labelled pictures, that can say "none of these".
+
+Run with: python examples/own_classes.py (after `make quickstart`, whose model it reads)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import lamplit
+
+QUICKSTART, OUT = Path("runs/quickstart"), Path("runs/own_classes")
+CLASSES = ("animals", "clothes", "food", "people", "plants", "vehicles")  # six of the stamps' fifteen categories
+TEMPLATES = ("{}", "Some {}.", "a picture of {}")
+
+
+def main() -> None:
+    """Make the list with half of the pictures, then classify the others."""
+    if not (QUICKSTART / "model").exists():
+        subprocess.run([sys.executable, Path(__file__).with_name("quickstart.py")], check=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    pairs = lamplit.fetch("stamps")
+    rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+    labels = [row["category"] if row["category"] in CLASSES else "none" for row in rows]
+    rows = [
+        {"image": str(pairs.parent / row["image"]), "label": label} for row, label in zip(rows, labels, strict=True)
+    ]
+    random.Random(0).shuffle(rows)
+    sample, others = rows[:350], rows[350:]
+    (OUT / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample), encoding="utf-8")
+
+    model = lamplit.load(QUICKSTART / "model")
+    classes, report = lamplit.make_classes(model, CLASSES, templates=TEMPLATES, sample=OUT / "sample.jsonl")
+    classes.save(OUT / "classes.json")
+    print(f"sample: {report.pictures} pictures of a class, {report.strangers} of none")
+    print(f"nearest class right: {report.accuracy:.2f}, before any is refused as none of these")
+    print(f"calibration error {report.error_before:.2f} before, {report.error_after:.2f} after")
+
+    # From here on no text tower is needed: the file holds the vectors of the classes.
+    model, classes = lamplit.load(QUICKSTART / "model", towers="image"), lamplit.ClassList.load(OUT / "classes.json")
+    predictions, _ = lamplit.classify(model, [row["image"] for row in others], classes)
+    answers = [prediction.given[0] if prediction.given else "none" for prediction in predictions]
+    told = Counter((row["label"], row["label"] == answer) for row, answer in zip(others, answers, strict=True))
+    for label in [*CLASSES, "none"]:
+        right, wrong = told[label, True], told[label, False]
+        print(f"{label:>10}: {right} of {right + wrong} pictures that were not in the sample")
+
+
+if __name__ == "__main__":
+    main()

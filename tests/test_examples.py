@@ -1,0 +1,139 @@
+"""The examples run on the real stamps and do what they say; the notebook that is kept shows pictures and no machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+import lamplit
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "examples" / "stamps.ipynb"
+OUTSIDE = re.compile(r"/(?:home|root|tmp|Users|work|usr|opt|var)/|[A-Z]:\\")  # where somebody's machine would show
+
+QUICKSTART = """
+import lamplit
+
+folder = "runs/quickstart"
+lamplit.embed(lamplit.fetch("stamps"), f"{folder}/stamps.lance", tower="demo:efficientnet-lite0")
+settings = lamplit.TuneSettings(text="demo:minilm", epochs=2, evaluations=1)
+lamplit.tune(f"{folder}/stamps.lance", f"{folder}/model", settings)
+"""
+
+
+def run(folder, *command):
+    # The stamps come from the user's own cache, so that they are fetched once and not for each test run.
+    environment = {name: value for name, value in os.environ.items() if name != "LAMPLIT_CACHE"}
+    command = [sys.executable, *map(str, command)]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the store and a model where the quickstart leaves them, tuned for a shorter time."""
+    folder = tmp_path_factory.mktemp("examples")
+    run(folder, "-c", QUICKSTART)
+    return folder
+
+
+def outputs(file):
+    return [output for cell in nbformat.read(file, 4).cells for output in cell.get("outputs", [])]
+
+
+def pictures(file):
+    """Every picture that the notebook shows, decoded."""
+    data = [output.get("data", {}) for output in outputs(file)]
+    encoded = [text for each in data for kind, text in each.items() if kind.startswith("image/")]
+    return [Image.open(BytesIO(base64.b64decode(text))) for text in encoded]
+
+
+def printed(file):
+    return "".join(output["text"] for output in outputs(file) if output["output_type"] == "stream")
+
+
+def check(file):
+    """What is true of the notebook wherever it was run."""
+    cells = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run it again: make notebook"
+    assert {output["output_type"] for output in outputs(file)} <= {"stream", "display_data", "execute_result"}
+    assert {output["name"] for output in outputs(file) if output["output_type"] == "stream"} == {"stdout"}
+    shown = pictures(file)
+    assert len(shown) >= 5
+    for picture in shown:  # a strip of blank paper would have one colour
+        assert len(picture.convert("RGB").quantize(64).getcolors()) > 16
+    words = printed(file)
+    for direction in ("image_to_text", "text_to_image"):
+        found = re.search(rf"{direction}/recall@5 +before [\d.]+ +tuned ([\d.]+) +chance ([\d.]+)", words)
+        assert float(found[1]) > 5 * float(found[2])
+    assert re.search(r"^owl\.png +a bird 0\.", words, re.MULTILINE)
+    before, after, store = (
+        re.search(rf"^{name} +(\w+)$", words, re.MULTILINE)[1] for name in ("before", "after", "store")
+    )
+    assert before == after == store
+
+
+def test_kept_notebook_shows_what_it_did():
+    check(NOTEBOOK)
+
+
+def test_kept_notebook_is_small_and_of_no_machine():
+    assert NOTEBOOK.stat().st_size < 1_500_000
+    assert not OUTSIDE.search(NOTEBOOK.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path):
+    shutil.copy(NOTEBOOK, tmp_path)
+    run(tmp_path, "-m", "jupyter", "execute", "--inplace", NOTEBOOK.name)
+    check(tmp_path / NOTEBOOK.name)
+    assert len(lamplit.Store(tmp_path / "runs/notebook/stamps.lance")) > 600
+
+
+@pytest.mark.slow
+def test_languages(folder):
+    words = run(folder, ROOT / "examples/languages.py")
+    recalls = re.findall(r"^(\w+): .*recall@5 ([\d.]+), chance ([\d.]+)", words, re.MULTILINE)
+    assert [language for language, *_ in recalls] == ["English", "German", "Japanese", "Arabic"]
+    for _, recall, chance in recalls:
+        assert float(recall) > 2 * float(chance)
+    assert "ぼうし" in words
+    with Image.open(folder / "runs/languages/languages.png") as sheet:
+        assert sheet.height > 4 * 180  # a row for each
+
+
+@pytest.mark.slow
+def test_own_classes(folder):
+    words = run(folder, ROOT / "examples/own_classes.py")
+    before, after = map(float, re.search(r"error ([\d.]+) before, ([\d.]+) after", words).groups())
+    assert after < before
+    counts = re.findall(r"^ *(.+): (\d+) of (\d+) pictures", words, re.MULTILINE)
+    assert len(counts) == 7
+    right, asked = (sum(int(count[place]) for count in counts) for place in (1, 2))
+    assert asked == 351
+    assert right > 0.5 * asked  # to say "none" to all would be right in 154
+    values = json.loads((folder / "runs/own_classes/classes.json").read_text())
+    assert len(values["names"]) == 6
+
+
+@pytest.mark.slow
+def test_own_tower(folder):
+    words = run(folder, ROOT / "examples/own_tower.py")
+    recall, chance = map(float, re.search(r"recall@5 ([\d.]+), chance ([\d.]+)", words).groups())
+    assert recall > 2 * chance
+    assert "701 pictures as vectors of 216 numbers" in words
+    assert lamplit.Store(folder / "runs/own_tower/stamps.lance").tower.width == 216
+    with Image.open(folder / "runs/own_tower/searches.png") as sheet:
+        assert sheet.height > 4 * 180
