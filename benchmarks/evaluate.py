@@ -35,10 +35,11 @@ from torchvision.datasets import ImageFolder
 
 import lamplit
 from lamplit import scoring
+from lamplit.arrow_rows import Row
 from lamplit.evaluation import classification_result
 from lamplit.model import LiT
 from lamplit.protocols.names import class_names, templates
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.text_vectors import TextVectors
 from lamplit.zeroshot import average_prompts
 

@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from lamplit.arrow_rows import Row
 from lamplit.embedding import embed
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.towers.image import ImageTower, TowerIdentity, open_image_tower
 from lamplit.towers.text import open_text_tower
 from lamplit.tuning.head_start import fit_head

@@ -34,9 +34,10 @@ from lamplit.app.collection import plain
 from lamplit.app.map import project, sample
 from lamplit.app.server import make_app
 from lamplit.app.serving import address
+from lamplit.arrow_rows import Row
 from lamplit.errors import MissingExtraError, StoreError, UsageError
 from lamplit.model import LiT
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.zeroshot import class_vectors
 
 CHECKS = [

@@ -11,12 +11,13 @@ import torch
 from conftest import SHAPES, write_store
 
 import lamplit
+from lamplit.arrow_rows import Row
 from lamplit.calibration import expected_calibration_error, fit_temperature, none_threshold
 from lamplit.class_making import CalibrationReport, make_classes
 from lamplit.classes import ClassList
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.model import LiT
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.towers.image import ImageTower
 
 NAMES = list(SHAPES)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import write_store
 
+from lamplit.arrow_rows import Row
 from lamplit.collection import FOLDER, open_collection
-from lamplit.store import Row, Store
+from lamplit.store import Store
 
 SIZE, WIDTH = 600, 24
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lamplit import duplicates
+from lamplit.arrow_rows import Row
 from lamplit.duplicates import Duplicate, DuplicateGroup, find_duplicates, join
 from lamplit.errors import UsageError
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.towers.image import TowerIdentity
 
 

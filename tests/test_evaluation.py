@@ -13,11 +13,12 @@ from conftest import write_store
 from PIL import Image
 
 import lamplit
+from lamplit.arrow_rows import Row
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation import evaluate, thumbnail
 from lamplit.model import LiT
 from lamplit.results import Result, read_results
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import split_store
 from lamplit.zeroshot import class_vectors

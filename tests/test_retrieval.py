@@ -10,11 +10,12 @@ from conftest import write_store
 from torch.nn import functional as F
 
 import lamplit
+from lamplit.arrow_rows import Row
 from lamplit.errors import ImageError, StoreError, UsageError
 from lamplit.indexing import build_index
 from lamplit.model import LiT
 from lamplit.retrieval import Hit, Searcher, search
-from lamplit.store import Row, Store
+from lamplit.store import Store
 from lamplit.towers.text import open_text_tower
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.arrow_rows import Row, metadata_name
 from lamplit.errors import StoreError
 from lamplit.preprocessing import Preprocessing
-from lamplit.store import FORMAT, Row, Store, metadata_name
+from lamplit.store import FORMAT, Store
 from lamplit.towers.image import TowerIdentity
 
 WIDTH = 6

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamplit.arrow_rows import Row, metadata_name
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.engines import Engine, EngineName, best_device, choose_engine
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.progress import progress_bar
-from lamplit.store import Row, Store, metadata_name
+from lamplit.store import Store
 from lamplit.towers.image import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked
 

@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lamplit.arrow_rows import COLUMNS, Row, metadata_name
 from lamplit.data.images import Skipped
 from lamplit.data.parquet import BLOCK_ROWS
 from lamplit.data.vectors import Vectors, read_vectors
 from lamplit.embedding import list_skipped
 from lamplit.errors import StoreError, UsageError
 from lamplit.progress import Advance, progress_bar
-from lamplit.store import COLUMNS, Row, Store, metadata_name
+from lamplit.store import Store
 from lamplit.towers.image import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part

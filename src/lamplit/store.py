@@ -10,9 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -26,24 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.arrow_rows import COLUMNS, Row, column_type, fitted, to_table
 from lamplit.errors import LamplitError, StoreError, UsageError
 from lamplit.towers.image import TowerIdentity
 
 FORMAT = 1
-COLUMNS = ("id", "path", "hash", "texts", "vector")  # every other column is the user's metadata
 _METADATA_KEY = "lamplit"
-
-
-@dataclass
-class Row:
-    """One picture of the store; `vector` is (D,) with unit length, or nothing to keep a stored one."""
-
-    id: str
-    path: str
-    hash: str
-    texts: Sequence[str]
-    vector: Tensor | None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -102,7 +89,7 @@ class Store:
         }
         known = metadata_types or {}
         types = [
-            (name, known.get(name) or _column_type([row.metadata.get(name) for row in rows]))
+            (name, known.get(name) or column_type([row.metadata.get(name) for row in rows]))
             for name in metadata_columns
         ]
         fixed = [
@@ -118,7 +105,7 @@ class Store:
         def batches() -> Iterator[pa.RecordBatch]:
             try:
                 for block in chain([rows], more):
-                    yield from _to_table(block, schema).to_batches()
+                    yield from to_table(block, schema).to_batches()
             except LamplitError as error:  # Lance makes an error of its own out of it
                 failures.append(error)
                 raise
@@ -150,14 +137,14 @@ class Store:
             if some:
                 schema = self._table.schema
                 columns = [name for name in schema.names if not (kept and name == "vector")]
-                table = _to_table(some, schema, columns)
+                table = to_table(some, schema, columns)
                 self._table.merge_insert("id").when_matched_update_all().execute(table)
         self._refresh()
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows whose ids are new, in one atomic commit."""
         if rows:
-            lance.write_dataset(_to_table(rows, self._table.schema), self.path, mode="append")
+            lance.write_dataset(to_table(rows, self._table.schema), self.path, mode="append")
             self._refresh()
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -180,7 +167,7 @@ class Store:
     def as_stored(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the columns of this store keep of a row's metadata."""
         schema = self._table.schema
-        return {name: _fitted(metadata.get(name), schema.field(name).type) for name in self.metadata_columns}
+        return {name: fitted(metadata.get(name), schema.field(name).type) for name in self.metadata_columns}
 
     def hashes(self) -> dict[str, str]:
         """Content hash of every picture, by id."""
@@ -348,13 +335,6 @@ class Store:
         return self._table.to_table(columns=names).sort_by("id")
 
 
-@lru_cache(maxsize=4096)  # asked of every cell
-def metadata_name(name: str) -> str:
-    """Name a column of the pairs' own as a store can: `id` becomes `id_`, `a.b` becomes `a_b`."""
-    name = name.replace(".", "_").replace("`", "_")
-    return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
-
-
 def _open_table(path: str | Path) -> Any:
     if Path(path).is_file():  # Lance would try for seconds
         return None
@@ -362,41 +342,3 @@ def _open_table(path: str | Path) -> Any:
         return lance.dataset(str(path))
     except (ValueError, OSError):
         return None
-
-
-def _to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    columns = columns or schema.names
-    arrays = {
-        "id": pa.array([row.id for row in rows], pa.string()),
-        "path": pa.array([row.path for row in rows], pa.string()),
-        "hash": pa.array([row.hash for row in rows], pa.string()),
-        "texts": pa.array([list(row.texts) for row in rows], pa.list_(pa.string())),
-    }
-    if "vector" in columns:
-        flat = torch.cat([row.vector for row in rows if row.vector is not None]).to(torch.float16).numpy()
-        arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
-    for name in columns:
-        if name not in arrays:
-            kind = schema.field(name).type
-            arrays[name] = pa.array([_fitted(row.metadata.get(name), kind) for row in rows], kind)
-    described = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
-    return pa.table([arrays[name] for name in columns], schema=described)
-
-
-def _column_type(values: Sequence[Any]) -> pa.DataType:
-    """Find a type for a column by its first values; text, where they are of several kinds or none yet."""
-    try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, OverflowError):
-        return pa.string()
-    if pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
-        return pa.list_(pa.string())
-    return pa.string() if "null" in str(kind) else kind
-
-
-def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """`value` as `kind`; one that does not fit becomes text where text is kept, else nothing."""
-    try:
-        return pa.scalar(value, kind).as_py()
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return str(value) if pa.types.is_string(kind) else None

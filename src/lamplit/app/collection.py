@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from lamplit.app.choice import ClassChoice
 from lamplit.app.map import Projection, project, sample
 from lamplit.app.pictures import as_jpeg
+from lamplit.arrow_rows import COLUMNS
 from lamplit.errors import ImageError
 from lamplit.model import LiT
 from lamplit.prompts import DEFAULT_TEMPLATES
 from lamplit.retrieval import Hit, Searcher
-from lamplit.store import COLUMNS, Store
+from lamplit.store import Store
 from lamplit.zeroshot import class_vectors, predict_proba
 
 ON_MAP = 2000  # pictures

@@ -1,0 +1,72 @@
+"""Rows of a store, and what Arrow makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+COLUMNS = ("id", "path", "hash", "texts", "vector")  # every other column is the user's metadata
+
+
+@dataclass
+class Row:
+    """One picture of the store; `vector` is (D,) with unit length, or nothing to keep a stored one."""
+
+    id: str
+    path: str
+    hash: str
+    texts: Sequence[str]
+    vector: Tensor | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=4096)  # asked of every cell
+def metadata_name(name: str) -> str:
+    """Name a column of the pairs' own as a store can: `id` becomes `id_`, `a.b` becomes `a_b`."""
+    name = name.replace(".", "_").replace("`", "_")
+    return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
+
+
+def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows as a table of a store's schema, with all columns or some."""
+    columns = columns or schema.names
+    arrays = {
+        "id": pa.array([row.id for row in rows], pa.string()),
+        "path": pa.array([row.path for row in rows], pa.string()),
+        "hash": pa.array([row.hash for row in rows], pa.string()),
+        "texts": pa.array([list(row.texts) for row in rows], pa.list_(pa.string())),
+    }
+    if "vector" in columns:
+        flat = torch.cat([row.vector for row in rows if row.vector is not None]).to(torch.float16).numpy()
+        arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
+    for name in columns:
+        if name not in arrays:
+            kind = schema.field(name).type
+            arrays[name] = pa.array([fitted(row.metadata.get(name), kind) for row in rows], kind)
+    described = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
+    return pa.table([arrays[name] for name in columns], schema=described)
+
+
+def column_type(values: Sequence[Any]) -> pa.DataType:
+    """Find a type for a column by its first values; text, where they are of several kinds or none yet."""
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+    if pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
+        return pa.list_(pa.string())
+    return pa.string() if "null" in str(kind) else kind
+
+
+def fitted(value: Any, kind: pa.DataType) -> Any:
+    """Return `value` as `kind`; one that does not fit becomes text where text is kept, else nothing."""
+    try:
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return str(value) if pa.types.is_string(kind) else None
