@@ -268,7 +268,7 @@ def duplicates(
     as_json: AsJson = False,
 ) -> None:
     """List groups of pictures that are the same or nearly so; nothing is deleted."""
-    options = {} if threshold is None else {"threshold": threshold}
+    options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
     if sheet is not None:
         from lamplit.sheet import duplicates_sheet

@@ -112,9 +112,7 @@ def _near_pairs(rows: Tensor, others: Tensor, threshold: float, same: bool) -> t
     return left, right, cosines[left, right]
 
 
-def _groups(
-    store: Store, labels: NDArray[np.int64], first: NDArray[np.int64], nearest: Tensor
-) -> list[DuplicateGroup]:
+def _groups(store: Store, labels: NDArray[np.int64], first: NDArray[np.int64], nearest: Tensor) -> list[DuplicateGroup]:
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     groups = [order[start : start + size] for start, size in zip(starts, sizes, strict=True) if size > 1]
