@@ -287,6 +287,45 @@ def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folde
     assert len(list((tmp_path / "results").glob("*.json"))) == 2
 
 
+def test_folder_that_changes(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+    """Embed, list the duplicates, rename and delete, embed again."""
+    folder, store = tmp_path / "[red] folder", tmp_path / "drawings.lance"
+    folder.mkdir()
+    for file in sorted(pictures.glob("*_red_*"))[:5]:
+        shutil.copy(file, folder)
+    first, second, *_ = sorted(folder.iterdir())
+    copy = folder / f"copy of {first.name}"
+    shutil.copy(first, copy)
+    embedding = [
+        "embed", folder, "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
+        "--engine", "torch", "--workers", 0,
+    ]  # fmt: skip
+    assert parsed(lamplit(*embedding, "--json"))["embedded"] == 6
+
+    sheet = tmp_path / "sheet.png"
+    [group] = parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--sheet", sheet, "--json"))
+    assert [picture["path"] for picture in group["pictures"]] == [str(copy), str(first)]
+    assert [picture["copy_of"] for picture in group["pictures"]] == [None, copy.name]
+    assert sheet.is_file()
+    lines = lamplit("duplicates", store, "--threshold", "0.99999").out.splitlines()
+    assert lines == [
+        "2 pictures in 1 groups",
+        "group\tnearest\tpath\tsame content as",
+        f"1\t1.000\t{copy}\t",
+        f"\t1.000\t{first}\t{copy.name}",
+    ]
+    assert lamplit("duplicates", store, "--threshold", "2").code == 2
+
+    copy.unlink()
+    second.rename(folder / "new.png")
+    again = lamplit(*embedding).out
+    assert "moved or copied\t1\n" in again
+    assert "missing\t2; their rows stay, --prune deletes them\n" in again
+    assert "pruned\t2\n" in lamplit(*embedding, "--prune").out
+    assert parsed(lamplit("info", store, "--json"))["pictures"] == 5
+    assert parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--json")) == []
+
+
 def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
     for name in ("img_emb", "metadata"):
         (tmp_path / "clip" / name).mkdir(parents=True)

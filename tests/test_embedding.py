@@ -286,6 +286,22 @@ def test_nothing_is_pruned_where_no_picture_can_be_used(folder: Path, out: Path,
     assert len(Store(out)) == 12
 
 
+def test_nothing_is_pruned_where_the_source_was_not_read_to_its_end(
+    folder: Path, out: Path, image_tower: ImageTower
+) -> None:
+    table = folder / "pairs.jsonl"
+    lines = [json.dumps({"path": file.name}) + "\n" for file in named(folder)]
+    table.write_text("".join(lines))
+    embed_with(image_tower, table, out)
+    named(folder)[0].unlink()
+    table.write_text("".join([*lines[1:], "{broken"]))
+    with pytest.raises(PairsError, match="not JSON"):
+        embed_with(image_tower, read_pairs(table), out, prune=True)
+    assert len(Store(out)) == 12
+    table.write_text("".join(lines[1:]))
+    assert sync(embed_with(image_tower, table, out, prune=True)) == (0, 0, 11, 0, 1)
+
+
 def test_prune_in_a_table_with_many_commits(
     folder: Path, out: Path, image_tower: ImageTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
