@@ -360,6 +360,12 @@ def test_module_of_ones_own(text_folder: Path, picture: Path, tmp_path: Path) ->
     assert load(tmp_path, towers="text").encode_texts(TEXTS).shape == (4, 8)
     with pytest.raises(TowerError, match="does not fit"):
         load(tmp_path, image_tower=nn.Sequential(Mean()))
+    # A run that was given a store alone saves the model without the module, which then brings its own weights.
+    (tmp_path / "image_tower.safetensors").unlink()
+    alone = load(tmp_path, image_tower=Mean())
+    assert torch.equal(alone.encode_images([picture]), again.encode_images([picture]))
+    with pytest.raises(TowerError, match="the module has fingerprint"):
+        load(tmp_path, image_tower=Mean(seed=1))
 
 
 def test_hf_classifier_with_many_classes(text_folder: Path, picture: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _MAKERS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def fetch(name: str, folder: Path | None = None) -> Path:
+def fetch(name: str, folder: str | Path | None = None) -> Path:
     """Fetch a data set of the catalogue, unless it is there already, and return its file of pairs.
 
     Args:
@@ -37,7 +37,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     """
     if name not in CATALOG:
         raise UsageError(f"there is no data set {name!r}; type one of {', '.join(CATALOG)}")
-    folder = (folder or cache_folder()).absolute()
+    folder = Path(folder or cache_folder()).absolute()
     target = folder / name
     if pairs := _find_pairs(target):
         return pairs

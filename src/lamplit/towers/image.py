@@ -220,10 +220,12 @@ def load_image_tower(identity: TowerIdentity, weights: Path, module: nn.Module |
         tower = build_image_tower(identity)
     else:
         tower = ImageTower(identity.spec, module, identity.preprocessing, identity.config)
-    load_whole(tower, weights)
+    if module is None or weights.is_file():  # else it brings its own, and the fingerprint says whether they are right
+        load_whole(tower, weights)
     found = tower.identity().fingerprint
     if found != identity.fingerprint:
-        raise TowerError(f"{weights} has fingerprint {found}, but the model reads {identity.fingerprint}")
+        whose = weights if weights.is_file() else "the module"
+        raise TowerError(f"{whose} has fingerprint {found}, but the model reads {identity.fingerprint}")
     return tower
 
 
