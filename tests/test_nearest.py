@@ -66,8 +66,8 @@ def test_equals_come_by_their_places() -> None:
 
 
 def test_order_does_not_depend_on_threads_or_on_what_else_is_there() -> None:
-    vectors = unit_rows(9000, 48, groups=3).half().numpy()
-    query = unit_rows(1, 48, seed=5)[0]
+    vectors = unit_rows(70_000, 16, groups=3).half().numpy()
+    query = unit_rows(1, 16, seed=5)[0]
     before = torch.get_num_threads()
     whole = rank(vectors, query, 50)
     try:
@@ -167,7 +167,7 @@ def test_every_part_is_worked_once() -> None:
             def work(start: int, stop: int, seen: np.ndarray = seen) -> None:
                 seen[start:stop] += 1
 
-            in_threads(work, len(seen))
+            in_threads(work, len(seen), least=100)
             assert (seen == 1).all()
         finally:
             torch.set_num_threads(before)

@@ -23,6 +23,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from threading import Barrier
 from typing import Any, Self
 
 import numpy as np
@@ -124,19 +126,26 @@ class SignBits:
     def _distances(self, query: NDArray[np.float32]) -> NDArray[np.uint16]:
         """(N,) how many of the query's larger components have another sign."""
         signs, mask = _pack(query[None] > 0)[0], _pack(_larger(np.abs(query))[None])[0]
+        groups = _groups(np.bitwise_count(mask).tolist(), 255)
         size = self.words.shape[1]
         distances = np.zeros(size, np.uint16)
 
         def scan(start: int, stop: int) -> None:
-            bits, counts = np.empty(_SCAN_ROWS, np.uint64), np.empty(_SCAN_ROWS, np.uint8)
+            bits = np.empty(_SCAN_ROWS, np.uint64)
+            counts, sums = np.empty(_SCAN_ROWS, np.uint8), np.empty(_SCAN_ROWS, np.uint8)
             for first in range(start, stop, _SCAN_ROWS):
                 rows = slice(first, min(first + _SCAN_ROWS, stop))
                 total = distances[rows]
-                differ, count = bits[: len(total)], counts[: len(total)]
-                for word, sign, part in zip(self.words, signs, mask, strict=True):
-                    np.bitwise_xor(word[rows], sign, out=differ)
-                    np.bitwise_and(differ, part, out=differ)
-                    np.add(total, np.bitwise_count(differ, out=count), out=total)
+                differ, count, some = (buffer[: len(total)] for buffer in (bits, counts, sums))
+                for group in groups:  # one byte holds the sum of a group
+                    for number in group:
+                        np.bitwise_xor(self.words[number, rows], signs[number], out=differ)
+                        np.bitwise_and(differ, mask[number], out=differ)
+                        if number == group[0]:
+                            np.bitwise_count(differ, out=some)
+                        else:
+                            np.add(some, np.bitwise_count(differ, out=count), out=some)
+                    np.add(total, some, out=total)
 
         in_threads(scan, size)
         return distances
@@ -237,19 +246,38 @@ def recall_of(found: Sequence[Found], true: Sequence[Found]) -> float:
     return float(np.mean(parts))
 
 
-def in_threads(work: Callable[[int, int], None], size: int, least: int = 4096) -> None:
-    """Call `work(start, stop)` for equal parts of `range(size)`, not below `least`, in as many threads as torch has."""
-    before = torch.get_num_threads()
-    threads = max(1, min(before, size // least))
-    cuts = [size * number // threads for number in range(threads + 1)]
-    if threads == 1:
+def in_threads(work: Callable[[int, int], None], size: int, least: int = 32768) -> None:
+    """Call `work(start, stop)` for equal parts of `range(size)`, not below `least`, in as many threads as torch has.
+
+    Inside, torch itself has one thread, and so does `in_threads`.
+    """
+    most = torch.get_num_threads()
+    if most == 1:
         work(0, size)
         return
-    try:
-        with ThreadPoolExecutor(threads, "lamplit-nearest", lambda: torch.set_num_threads(1)) as pool:
-            list(pool.map(work, cuts[:-1], cuts[1:]))
-    finally:
-        torch.set_num_threads(before)  # torch gives the last number set to threads yet to start
+    parts = max(1, min(most, size // least))
+    cuts = [size * number // parts for number in range(parts + 1)]
+    list(_pool(most).map(work, cuts[:-1], cuts[1:]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: to start them, and to tell torch of each, takes longer than a query."""
+    pool = ThreadPoolExecutor(threads, "lamplit-nearest", lambda: torch.set_num_threads(1))
+    all_there = Barrier(threads)
+    list(pool.map(lambda _: all_there.wait(), range(threads)))
+    torch.set_num_threads(threads)  # torch gives the last number set to threads yet to start
+    return pool
+
+
+def _groups(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Cut numbers 0, 1, ... into runs whose sizes do not add up to more than `most`."""
+    groups: list[list[int]] = [[]]
+    for number, size in enumerate(sizes):
+        if groups[-1] and sum(sizes[other] for other in groups[-1]) + size > most:
+            groups.append([])
+        groups[-1].append(number)
+    return groups
 
 
 def _larger(magnitudes: NDArray[np.float32]) -> NDArray[np.bool_]:
