@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from threading import Event, Thread
+
 import numpy as np
 import pytest
 import torch
@@ -177,3 +179,25 @@ def test_empty() -> None:
     nothing = np.empty((0, 8), np.float32)
     assert rank(nothing, unit_rows(1, 8)[0], 3).places.tolist() == []
     assert SignBits.of(nothing).candidates(np.ones(8, np.float32), 3).tolist() == []
+
+
+def test_threads_within_threads_do_not_wait_for_each_other() -> None:
+    """`find_all` asks `find` in threads, which would have threads of its own."""
+    seen: list[tuple[int, int]] = []
+    done = Event()
+
+    def outer(start: int, stop: int) -> None:
+        in_threads(lambda first, last: seen.append((start + first, start + last)), stop - start, least=1)
+
+    def run() -> None:
+        in_threads(outer, 40, least=10)
+        done.set()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Thread(target=run, daemon=True).start()
+        assert done.wait(20)
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(seen) == [(0, 20), (20, 40)]
