@@ -52,7 +52,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     names = list(dict.fromkeys(first for first, *_ in class_names("imagenet")))
-    some = names[:: 250 if options.quick else 20]
+    some = names[:: 250 if options.quick else 40]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         figures = [text_part(options, folder / f"{tokens}", tokens, some) for tokens in (77, 16)]
