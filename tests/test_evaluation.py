@@ -21,7 +21,7 @@ from lamplit.results import Result, read_results
 from lamplit.store import Store
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import split_store
-from lamplit.zeroshot import class_vectors
+from lamplit.zeroshot import class_list, class_vectors
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,16 @@ def test_more_classes_to_choose_from(model: LiT, store: Store) -> None:
     names = ["ring", "dog", "circle", "cross", "triangle", "square", "cat"]
     [_, found] = evaluate(model, store, label_column="shape", class_names=names, templates=["{}"])
     check_zero_shot(found, store, model, names, ["{}"])
+
+
+def test_class_list_brings_its_prompts_and_its_temperature(model: LiT, store: Store) -> None:
+    names = ["ring", "circle", "cross", "triangle", "square"]
+    classes = replace(class_list(model, names, ["{}"]), logit_scale=30.0)
+    [_, found] = evaluate(model, store, label_column="shape", class_names=classes)
+    check_zero_shot(found, store, model, names, ["{}"])
+    [_, plain] = evaluate(model, store, label_column="shape", class_names=names, templates=["{}"])
+    assert values(found) == values(plain)
+    assert found.reliability != plain.reliability
 
 
 def test_class_that_was_not_given_is_named(model: LiT, store: Store) -> None:

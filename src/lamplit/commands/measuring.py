@@ -72,8 +72,8 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures by words."""
-    saved = classes_file if classes_file and classes_file.suffix == ".json" and not classes else None
-    chosen = lamplit.ClassList.load(saved) if saved else class_names(classes, classes_file)
+    chosen = _chosen(classes, classes_file)
+    saved = isinstance(chosen, lamplit.ClassList)
     files = [file for image in images for file in (files_of(image) if image.is_dir() else [image])]
     predictions, skipped = lamplit.classify(
         lamplit.load(model, towers="image" if saved else "both"), files, chosen,
@@ -99,7 +99,9 @@ def evaluate(
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
-    classes_file: Annotated[Path | None, typer.Option(help="Classes to choose from, one per line.")] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="Classes to choose from, one per line; or .json that lamplit classes wrote.")
+    ] = None,
     templates: Annotated[
         str | None, typer.Option(help="Prompts with {}: a file, one per line, or a set such as clip-80.")
     ] = None,
@@ -127,7 +129,7 @@ def evaluate(
         options: dict[str, Any] = {"templates": prompts} if prompts else {}
         results += lamplit.evaluate(
             lamplit.load(model), source, text_column=text_column, label_column=label_column,
-            class_names=read_lines(classes_file) if classes_file else None, out=out, progress=True,
+            class_names=_chosen(None, classes_file) if classes_file else None, out=out, progress=True,
             held_out_of=None if everything else _settings_of_run(model, source), **options,
         )  # fmt: skip
     if on:
@@ -154,6 +156,13 @@ def report(
     """Put results beside the published figures: Markdown, CSV, JSON and one page."""
     written = lamplit.write_report(results, against=None if against == "none" else against, out=out)
     show(written, tables.results_report, as_json)
+
+
+def _chosen(classes: str | None, file: Path | None) -> list[str] | lamplit.ClassList:
+    """Class names, or the list that `lamplit classes` wrote."""
+    if file is not None and file.suffix == ".json" and classes is None:
+        return lamplit.ClassList.load(file)
+    return class_names(classes, file)
 
 
 def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
