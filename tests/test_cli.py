@@ -162,6 +162,7 @@ def test_our_errors_are_1_and_one_line(
     assert line.startswith(message)
 
 
+@pytest.mark.slow
 def test_long_error_stays_one_line_in_a_real_process(tmp_path: Path) -> None:
     path = tmp_path / ("long name " * 15) / "[bold]none[/bold].lance"
     done = process("info", path, COLUMNS="40", OMP_NUM_THREADS="1")
@@ -482,6 +483,7 @@ def test_paths_are_whole_on_a_terminal(width: int) -> None:
     assert (score, shown, text.replace(" ", "")) == ("0.500", path, "[red]text")
 
 
+@pytest.mark.slow
 def test_paths_are_whole_in_a_real_pipe(model_path: Path, store_path: Path) -> None:
     done = process("search", model_path, store_path, "ring", "-k", 3, COLUMNS="30", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr

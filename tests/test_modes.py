@@ -273,6 +273,7 @@ def test_tower_saved_is_the_tower_measured(vit_store: Store, made: Settings, tmp
     assert config["image_tower"]["spec"] == f"model:{Path(report.out).resolve()}"
 
 
+@pytest.mark.slow
 def test_tuned_tower_embeds_by_the_models_folder(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     """And what it embedded can be tuned further, in any mode."""
     report = tune(vit_store, tmp_path / "run", made("UU", evaluations=1, held_out=0.0))

@@ -282,6 +282,7 @@ def test_a_hub_data_set_that_cannot_be_reached_says_so(tmp_path):
     assert "PairsError: nobody/nothing is no file or folder here, and the Hugging Face hub" in result.stderr
 
 
+@pytest.mark.slow
 def test_reading_leaves_no_cache(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"image": "a"}])
     pq.write_table(pa.Table.from_pylist([{"image": encoded()} for _ in range(2000)]), tmp_path / "a.parquet")
