@@ -196,7 +196,7 @@ def test_emoji_for_real(tmp_path):
 def test_a_killed_fetch_leaves_nothing_half_made(tmp_path):
     code = "import sys, pathlib, lamplit.data.catalog as c; c.fetch('emoji', pathlib.Path(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
-    while not list(tmp_path.glob(".emoji-*/work/*")):
+    while not list(tmp_path.glob(str(Path(".emoji-*", "work", "*")))):
         assert process.poll() is None, "it ended before it began"
         time.sleep(0.01)
     process.kill()

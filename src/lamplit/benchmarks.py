@@ -225,7 +225,7 @@ class _Run:
         store, skipped = self._store(pictures, preprocessing)
         if self._read is None or self._read[0] != store.path:
             parts = torch.split(store.vectors(), 65536)
-            zimg = torch.cat([self.model.project(part.to(self.model.device)) for part in parts]).detach()
+            zimg = torch.cat([self.model.project_all(part) for part in parts])
             self._read = store.path, {id_: row for row, id_ in enumerate(store.column("id"))}, zimg
         if skipped:
             logger.warning("%s: %d pictures could not be used; reasons in %s", task.title, len(skipped), _listed(store))
