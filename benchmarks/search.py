@@ -1,4 +1,4 @@
-"""Search among a million vectors of width 512: lamplit's sign bits, the flat product, faiss and usearch.
+"""Search among a million vectors of width 512: lamplit's bits, the flat product, faiss and usearch.
 
 Latency of one query and of 100 at once, seconds to build, memory, recall@10 against the exact product; on real
 vectors repeated with noise (the stamps', by the demo tower) and on random ones. Half of the queries are rows of the
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.nearest import SignBits, choose_count, find, find_all, rank_many, sample_queries
+from lamplit.nearest import BitPlanes, choose_kept, find, find_all, num_threads, rank_many, sample_queries
 
 WIDTH, BATCH, SAMPLE = 512, 100, 64
 Answer = Callable[[np.ndarray], np.ndarray]  # (Q, D) queries to (Q, 10) places
@@ -76,8 +76,8 @@ def repeated(rows: Tensor | None, size: int) -> np.ndarray:
 
 
 def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]]:
-    queries = sample_queries(vectors, SAMPLE, seed=1).numpy()  # not those it was tuned with
-    true = np.stack([found.places for found in rank_many(vectors, torch.from_numpy(queries), 10)])
+    queries = sample_queries(vectors, SAMPLE, seed=1)  # not those it was tuned with
+    true = np.stack([found.places for found in rank_many(vectors, queries, 10)])
     left_out = {side.strip() for side in options.without.split(",")}
     sides: dict[str, Answer] = {}
     figures: dict[str, Any] = {"title": f"{name}: building", "sides": {}}
@@ -123,7 +123,8 @@ def builders() -> dict[str, Callable[[np.ndarray], tuple[Answer, float]]]:
     """How each side is built: what answers queries then, and how many megabytes it holds."""
     return {
         "lamplit": lamplit_bits,
-        "flat product (torch)": flat_product,
+        "flat product (numpy)": flat_numpy,
+        "flat product (torch)": flat_torch,
         "faiss flat": lambda vectors: faiss_index("Flat", vectors),
         "faiss SQ8": lambda vectors: faiss_index("SQ8", vectors),
         "faiss IVF-SQ8": lambda vectors: faiss_index(f"IVF{max(4, round(len(vectors) ** 0.5))},SQ8", vectors),
@@ -133,22 +134,34 @@ def builders() -> dict[str, Callable[[np.ndarray], tuple[Answer, float]]]:
 
 
 def lamplit_bits(vectors: np.ndarray) -> tuple[Answer, float]:
-    """What a store's search files hold: float16 vectors and bits, and the count that gives the recall."""
+    """What a store's search files hold: float16 vectors and two bits of each component, and what gives the recall."""
     halves = torch.from_numpy(vectors).half().numpy()
-    bits = SignBits.of(halves)
-    count, _ = choose_count(halves, bits)
-    console.print(f"lamplit: {count} candidates")
+    planes = BitPlanes.of(halves)
+    kept, _ = choose_kept(halves, planes)
+    console.print(f"lamplit: of {len(halves)} rows {kept[0]} are looked at closer, {kept[1]} multiplied")
 
     def answer(queries: np.ndarray) -> np.ndarray:
-        asked = torch.from_numpy(queries)
-        if len(asked) == 1:
-            return find(halves, bits, asked[0], 10, count).places[None]
-        return np.stack([found.places for found in find_all(halves, bits, asked, 10, count)])
+        if len(queries) == 1:
+            return find(halves, planes, queries[0], 10, kept).places[None]
+        return np.stack([found.places for found in find_all(halves, planes, queries, 10, kept)])
 
-    return answer, (bits.words.nbytes + halves.nbytes) / 1e6
+    return answer, (planes.signs.nbytes + planes.seconds.nbytes + halves.nbytes) / 1e6
 
 
-def flat_product(vectors: np.ndarray) -> tuple[Answer, float]:
+def flat_numpy(vectors: np.ndarray) -> tuple[Answer, float]:
+    """OpenBLAS, which takes all threads for one query, too."""
+
+    def answer(queries: np.ndarray) -> np.ndarray:
+        scores = (vectors @ queries[0])[None] if len(queries) == 1 else queries @ vectors.T
+        best = np.argpartition(scores, -10, axis=1)[:, -10:]
+        order = np.take_along_axis(scores, best, 1).argsort(1)[:, ::-1]
+        return np.take_along_axis(best, order, 1)
+
+    return answer, vectors.nbytes / 1e6
+
+
+def flat_torch(vectors: np.ndarray) -> tuple[Answer, float]:
+    """MKL, whose product with one query has one thread."""
     rows = torch.from_numpy(vectors)
 
     def answer(queries: np.ndarray) -> np.ndarray:
@@ -161,7 +174,7 @@ def flat_product(vectors: np.ndarray) -> tuple[Answer, float]:
 def faiss_index(kind: str, vectors: np.ndarray) -> tuple[Answer, float]:
     import faiss
 
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.omp_set_num_threads(num_threads())
     index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors[:100_000])
     index.add(vectors)
@@ -176,10 +189,10 @@ def usearch_index(vectors: np.ndarray) -> tuple[Answer, float]:
     from usearch.index import Index
 
     index = Index(ndim=vectors.shape[1], metric="ip", dtype="i8", expansion_search=128)
-    index.add(np.arange(len(vectors)), vectors, threads=torch.get_num_threads())
+    index.add(np.arange(len(vectors)), vectors, threads=num_threads())
 
     def answer(queries: np.ndarray) -> np.ndarray:
-        found = index.search(queries, 10, threads=torch.get_num_threads())
+        found = index.search(queries, 10, threads=num_threads())
         return np.asarray(found.keys, dtype=np.int64).reshape(len(queries), -1)
 
     return answer, index.memory_usage / 1e6

@@ -36,7 +36,7 @@ def made(store: Store) -> list[Path]:
 
 def test_small_store_is_read_into_memory(store: Store) -> None:
     opened = open_collection(store, plain, "plain")
-    assert opened.bits is None
+    assert opened.planes is None
     assert torch.equal(torch.from_numpy(opened.vectors), store.vectors())
     assert not (Path(store.path) / FOLDER).exists()
 
@@ -52,11 +52,13 @@ def test_large_store_gets_files_that_are_read_again(store: Store, caplog: pytest
     caplog.clear()
     again = open_collection(Store(store.path), plain, "plain", small=0)
     assert "preparing" not in caplog.text
-    assert again.count == first.count
+    assert again.kept == first.kept
     assert (again.vectors == first.vectors).all()
-    assert again.bits is not None
-    assert first.bits is not None
-    assert (again.bits.words == first.bits.words).all()
+    assert again.planes is not None
+    assert first.planes is not None
+    assert (again.planes.signs == first.planes.signs).all()
+    assert (again.planes.seconds == first.planes.seconds).all()
+    assert (again.planes.scale == first.planes.scale).all()
 
 
 def test_every_space_has_files_of_its_own(store: Store) -> None:
@@ -89,6 +91,7 @@ def test_files_of_a_store_that_has_changed_are_made_anew(store: Store) -> None:
         ("bits.npy", "gone"),
         ("order.npy", "empty"),
         ("bits.npy", "other"),
+        ("scale.npy", "cut"),
         ("search.json", "cut"),
         ("search.json", "other"),
     ],
@@ -111,7 +114,7 @@ def test_where_the_store_cannot_be_written_to_the_cache_serves(store: Store, cap
     assert "no files for search" in caplog.text
     assert isinstance(first.vectors, np.memmap)
     caplog.clear()
-    assert open_collection(store, plain, "plain", small=0).count == first.count
+    assert open_collection(store, plain, "plain", small=0).kept == first.kept
     assert not caplog.text
 
 

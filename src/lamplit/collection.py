@@ -1,8 +1,8 @@
 """The vectors of a store as search reads them: in the order of the ids, with their sign bits where they are many.
 
 Up to `SMALL` pictures they are read into memory, and every search is the exact product. Of more, files are derived
-when they are first searched: vectors in float16 and bits, both memory-mapped, the order of the rows, and how many
-candidates the recall needs. They lie in the folder `_search` of the store, which Lance leaves alone, or in the user's
+when the store is written, and for other models when they first search it: vectors in float16 and two bits of each
+component, both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder `_search` of the store, which Lance leaves alone, or in the user's
 cache where the store cannot be written to. Their name says which rows and which model they were made of, so that
 files of a store that has changed since are made anew; deleting them costs nothing but that.
 
@@ -27,22 +27,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lamplit.cache import cache_folder
-from lamplit.nearest import SignBits, Vectors, choose_count
+from lamplit.nearest import BitPlanes, Vectors, choose_kept
 from lamplit.store import Store
 
 logger = logging.getLogger(__name__)
 SMALL = 50_000  # up to here the product of all rows takes 10 ms on one core
 FOLDER = "_search"
+_FILES = ("vectors", "bits", "scale", "order")
 Project = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is searched: (N, E) vectors, and for large stores their bits with the candidates that they need."""
+    """What is searched: (N, E) vectors, and for large stores their bits with how many rows each sieve keeps."""
 
     vectors: Vectors
-    bits: SignBits | None = None
-    count: int = 0
+    planes: BitPlanes | None = None
+    kept: tuple[int, int] = (0, 0)
     recall: float = 1.0  # @10, as it was measured
 
 
@@ -71,8 +72,8 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
         if opened is not None:
             return opened
     vectors = _in_memory(store, project)
-    bits = SignBits.of(vectors)
-    return Collection(vectors, bits, *choose_count(vectors, bits))
+    planes = BitPlanes.of(vectors)
+    return Collection(vectors, planes, *choose_kept(vectors, planes))
 
 
 def _in_memory(store: Store, project: Project) -> Vectors:
@@ -94,12 +95,15 @@ def _read(folder: Path, store: Store) -> Collection | None:
     """Open derived files; nothing where they are not whole."""
     try:
         described = json.loads((folder / "search.json").read_text())
-        vectors, words, order = (_open(folder / f"{name}.npy") for name in ("vectors", "bits", "order"))
-        sizes = {len(store), len(vectors), words.shape[1], len(order)}
-        if len(sizes) > 1 or words.shape[0] != -(-vectors.shape[1] // 64):
+        vectors, words, scale, order = (_open(folder / f"{name}.npy") for name in _FILES)
+        width = vectors.shape[1]
+        if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):
+            return None
+        if {len(vectors), len(order)} != {len(store)}:
             return None
         store.order = order
-        return Collection(vectors, SignBits(words), int(described["count"]), float(described["recall"]))
+        first, second = described["kept"]
+        return Collection(vectors, BitPlanes(words, scale), (int(first), int(second)), float(described["recall"]))
     except (OSError, ValueError, LookupError, TypeError, EOFError):
         return None
 
@@ -122,12 +126,14 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
             start += len(rows)
         assert vectors is not None, "a store to write files of has rows"
         np.save(partial / "order.npy", store.order)
-        words = _create(partial / "bits.npy", (-(-vectors.shape[1] // 64), len(store)), np.uint64)
-        count, recall = choose_count(vectors, SignBits.of(vectors, words))
+        words = _create(partial / "bits.npy", (2, len(store), -(-vectors.shape[1] // 64)), np.uint64)
+        planes = BitPlanes.of(vectors, words)
+        np.save(partial / "scale.npy", planes.scale)
+        kept, recall = choose_kept(vectors, planes)
         vectors.flush()
         words.flush()
-        (partial / "search.json").write_text(json.dumps({"count": count, "recall": recall}) + "\n")
-        logger.info("recall@10 of %.3f with %d candidates", recall, count)
+        (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
+        logger.info("recall@10 of %.3f with %d products of %d pictures", recall, kept[1], len(store))
         target = folder / name
         shutil.rmtree(target, ignore_errors=True)  # it is damaged, or it would have been read
         os.replace(partial, target)

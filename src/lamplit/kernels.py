@@ -1,0 +1,115 @@
+"""The inner loops of search, compiled by numba when they are first called and kept for later processes.
+
+They hold no lock, so that threads run them at once. Shapes: N rows, D width, W words of 64 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_TO_HALF = np.float32(2.0**112)  # between the exponents of float16's bits in a float32's place, and its own
+
+
+def _compile(**options: Any) -> Any:
+    def compile_one(function: Any) -> Any:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither this folder nor the user's cache can be written to
+            return njit(nogil=True, **options)(function)
+
+    return compile_one
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _count_ones(_: Any, word: Any) -> Any:
+    """Population count, one instruction on most processors."""
+    return types.uint64(types.uint64), lambda _, builder, signature, arguments: builder.ctpop(arguments[0])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(_: Any, bits: Any) -> Any:
+    """The float32 that 32 bits are."""
+    return types.float32(types.uint32), lambda _, builder, signature, arguments: builder.bitcast(
+        arguments[0], ir.FloatType()
+    )
+
+
+@_compile()
+def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
+    """Sum a query's weights of 3 bits where a row's bits differ from its signs.
+
+    (N, W) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
+    """
+    for row in range(words.shape[0]):
+        ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
+        for word in range(words.shape[1]):
+            differ = words[row, word] ^ signs[word]
+            ones += _count_ones(differ & weights[0, word])
+            twos += _count_ones(differ & weights[1, word])
+            fours += _count_ones(differ & weights[2, word])
+        out[row] = ones + 2 * twos + 4 * fours
+
+
+@_compile()
+def look_closer(distances: Any, finer: Any, places: Any, signs: Any, weights: Any, out: Any) -> None:
+    """Add to twice what `scan` found of the rows at `places` the same of their second bits.
+
+    (N,) sums of `scan`, (N, W) words, (n,) places, signs and weights of `scan` in; (n,) sums out.
+    """
+    for number in range(len(places)):
+        row = places[number]
+        ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
+        for word in range(finer.shape[1]):
+            differ = finer[row, word] ^ signs[word]
+            ones += _count_ones(differ & weights[0, word])
+            twos += _count_ones(differ & weights[1, word])
+            fours += _count_ones(differ & weights[2, word])
+        out[number] = 2 * np.uint64(distances[row]) + ones + 2 * twos + 4 * fours
+
+
+@_compile()
+def count_values(values: Any, counts: Any) -> None:
+    """Add up how often each of (N,) small numbers is there."""
+    for value in values:
+        counts[value] += 1
+
+
+@_compile()
+def places_within(values: Any, limit: Any, out: Any) -> int:
+    """Write the places of the values up to `limit` into `out`; return how many there are."""
+    found = 0
+    for place in range(len(values)):
+        if values[place] <= limit:
+            out[found] = place
+            found += 1
+    return found
+
+
+@_compile(fastmath=True)
+def products(halves: Any, query: Any, out: Any) -> None:
+    """Multiply (n, D) rows of float16, given as their 16 bits, by a (D,) float32 query: (n,) float32 out."""
+    for row in range(halves.shape[0]):
+        total = np.float32(0)
+        for column in range(halves.shape[1]):
+            total += _widen(halves[row, column]) * query[column]
+        out[row] = total * _TO_HALF
+
+
+@_compile()
+def widen(halves: Any, out: Any) -> None:
+    """Turn (n, D) float16, given as their 16 bits, into float32; numpy takes several times as long."""
+    for row in range(halves.shape[0]):
+        for column in range(halves.shape[1]):
+            out[row, column] = _widen(halves[row, column]) * _TO_HALF
+
+
+@_compile()
+def _widen(half: Any) -> Any:
+    bits = np.uint32(half)
+    magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
+    return _as_float(magnitude | ((bits & np.uint32(0x8000)) << np.uint32(16)))
