@@ -19,7 +19,8 @@ def words(*shape: int, seed: int = 0) -> np.ndarray:
 
 def weighed(rows: np.ndarray, signs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What `scan` gives, by numpy."""
-    return sum(2**bit * np.bitwise_count((rows ^ signs) & plane).sum(1, dtype=np.int64) for bit, plane in enumerate(weights))
+    ones = [np.bitwise_count((rows ^ signs) & plane).sum(1, dtype=np.int64) for plane in weights]
+    return np.stack([2**bit * counts for bit, counts in enumerate(ones)]).sum(0)
 
 
 @pytest.mark.parametrize("width", [1, 8, 20])
@@ -71,9 +72,11 @@ def test_they_run_where_nothing_can_be_kept(tmp_path: Path) -> None:
     package.mkdir()
     (package / "loops.py").write_text(Path(compiled.__file__).read_text())
     (package / "__pycache__").write_text("in the way")
-    code = "import numpy, loops; counts = numpy.zeros(3, int); loops.count_values(numpy.array([2, 2]), counts); print(counts)"
+    code = (
+        "import numpy as np, loops; found = np.zeros(3, int); loops.count_values(np.array([2, 2]), found); print(found)"
+    )
     environment = {"PYTHONPATH": str(package), "HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "PATH": ""}
-    run = subprocess.run(  # noqa: S603
+    run = subprocess.run(
         [sys.executable, "-B", "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert run.stdout == "[0 0 2]\n", run.stderr

@@ -12,7 +12,7 @@ import lamplit
 
 ROOT = Path(lamplit.__file__).parent
 FLOORS = [
-    {"errors", "_version"},
+    {"errors", "_version", "kernels"},
     {
         "cache",
         "calibration",

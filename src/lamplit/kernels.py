@@ -5,22 +5,25 @@ They hold no lock, so that threads run them at once. Shapes: N rows, D width, W 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _TO_HALF = np.float32(2.0**112)  # between the exponents of float16's bits in a float32's place, and its own
 
 
-def _compile(**options: Any) -> Any:
-    def compile_one(function: Any) -> Any:
+def _compile(*, fastmath: bool = False) -> Callable[[Function], Function]:
+    def compile_one(function: Function) -> Function:
         try:
-            return njit(nogil=True, cache=True, **options)(function)
+            compiled: Function = njit(nogil=True, cache=True, fastmath=fastmath)(function)
         except RuntimeError:  # neither this folder nor the user's cache can be written to
-            return njit(nogil=True, **options)(function)
+            compiled = njit(nogil=True, fastmath=fastmath)(function)
+        return compiled
 
     return compile_one
 
