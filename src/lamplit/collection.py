@@ -1,10 +1,11 @@
 """The vectors of a store as search reads them: in the order of the ids, with their sign bits where they are many.
 
-Up to `SMALL` pictures they are read into memory, and every search is the exact product. Of more, files are derived
-when the store is written, and for other models when they first search it: vectors in float16 and two bits of each
-component, both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder `_search` of the store, which Lance leaves alone, or in the user's
-cache where the store cannot be written to. Their name says which rows and which model they were made of, so that
-files of a store that has changed since are made anew; deleting them costs nothing but that.
+Up to `SMALL` pictures they are read into memory, and every search is the exact product. Of more, files are derived when
+the store is written, and for other models when they first search it: vectors in float16 and two bits of each component,
+both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder `_search` of the
+store, which Lance leaves alone, or in the user's cache where the store cannot be written to. Their name says which rows
+and which model they were made of, so that files of a store that has changed since are made anew; deleting them costs
+nothing but that.
 
 Shapes: N pictures, E width of the model's joint space.
 """
