@@ -107,7 +107,7 @@ def test_bits_and_distances_are_those_counted_one_by_one(size: int, width: int, 
     assert (expected[~on_edge] == held[~on_edge]).all()
     assert on_edge.mean() < 0.01 or size == 1  # a component that rounds to the edge of its level
     scaled = abs(query) * planes.scale
-    weights = np.rint(np.minimum(scaled / (3 * np.sqrt(np.mean(scaled**2)) or 1), 1) * 7)
+    weights = np.rint(np.minimum(scaled / (2.7 * np.sqrt(np.mean(scaled**2)) or 1), 1) * 7)
     signs, prepared, most = vars(BitPlanes)["_prepare"](planes, query)
     assert most == weights.sum()
     distances = vars(BitPlanes)["_distances"](planes, signs, prepared, most)

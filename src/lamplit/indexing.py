@@ -1,6 +1,6 @@
 """An approximate index for stores of so many pictures that a scan of their sign bits is no longer quick.
 
-The scan takes about 12 ms a million pictures of width 512 on one core. Lance's IVF index looks at the vectors of some
+The scan takes about 10 ms a million pictures of width 512 on one core. Lance's IVF index looks at the vectors of some
 partitions alone, as many as the recall needs, and takes long to build. It holds the vectors as they are stored, so a
 model with a centre or an image head does not use it.
 """

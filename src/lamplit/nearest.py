@@ -34,6 +34,7 @@ Floats = NDArray[np.float32]
 Vectors = NDArray[Any]  # (N, D) unit vectors, float32 or rounded to float16; perhaps a memory map
 ENOUGH = 0.99  # recall@10
 _WEIGHT_BITS = 3
+_LARGEST = 2.7  # root mean squares of a query, that its largest weight stands for; few components are larger
 _STEP = 0.9957  # of the quantiser, in standard deviations
 _BLOCK = 32768  # rows that are unpacked or compared at once
 _PRODUCT_ROWS = 1024  # whose float32 copies stay in a core's cache
@@ -135,7 +136,7 @@ class BitPlanes:
     def _prepare(self, query: Floats) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
         """Signs (W,) of a query, its weights as bit planes (3, W), and the weights' sum."""
         magnitudes = np.abs(query) * self.scale
-        largest = 3 * float(np.sqrt(np.mean(magnitudes**2))) or 1.0  # few components are larger
+        largest = _LARGEST * float(np.sqrt(np.mean(magnitudes**2))) or 1.0
         weights = np.rint(np.minimum(magnitudes / largest, 1) * (2**_WEIGHT_BITS - 1)).astype(np.uint8)
         planes = _pack((weights >> np.arange(_WEIGHT_BITS, dtype=np.uint8)[:, None] & 1) > 0)
         return _pack(query[None] >= 0)[0], planes, int(weights.sum())
