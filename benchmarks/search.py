@@ -76,8 +76,8 @@ def repeated(rows: Tensor | None, size: int) -> np.ndarray:
 
 
 def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]]:
-    queries = sample_queries(vectors, SAMPLE, seed=1).numpy()  # not those it was tuned with
-    true = np.stack([found.places for found in rank_many(vectors, torch.from_numpy(queries), 10)])
+    queries = sample_queries(vectors, SAMPLE, seed=1)  # not those it was tuned with
+    true = np.stack([found.places for found in rank_many(vectors, queries, 10)])
     left_out = {side.strip() for side in options.without.split(",")}
     sides: dict[str, Answer] = {}
     figures: dict[str, Any] = {"title": f"{name}: building", "sides": {}}
@@ -140,10 +140,9 @@ def lamplit_bits(vectors: np.ndarray) -> tuple[Answer, float]:
     console.print(f"lamplit: {count} candidates")
 
     def answer(queries: np.ndarray) -> np.ndarray:
-        asked = torch.from_numpy(queries)
-        if len(asked) == 1:
-            return find(halves, bits, asked[0], 10, count).places[None]
-        return np.stack([found.places for found in find_all(halves, bits, asked, 10, count)])
+        if len(queries) == 1:
+            return find(halves, bits, queries[0], 10, count).places[None]
+        return np.stack([found.places for found in find_all(halves, bits, queries, 10, count)])
 
     return answer, (bits.words.nbytes + halves.nbytes) / 1e6
 

@@ -22,31 +22,32 @@ from lamplit.nearest import (
     recall_of,
     sample_queries,
 )
+from lamplit.unit_vectors import normalize
 
 
-def unit_rows(size: int, width: int, seed: int = 0, groups: int = 0) -> torch.Tensor:
+def unit_rows(size: int, width: int, seed: int = 0, groups: int = 0) -> np.ndarray:
     """Random unit vectors; with `groups`, around so many centres and far from the origin, as pictures are."""
     random = torch.Generator().manual_seed(seed)
     rows = torch.randn(size, width, generator=random)
     if groups:
         centers = torch.randn(groups, width, generator=random) * 2 + 1
         rows = rows + centers[torch.randint(groups, (size,), generator=random)]
-    return F.normalize(rows, dim=1)
+    return F.normalize(rows, dim=1).numpy()
 
 
-def slow(vectors: np.ndarray, query: torch.Tensor, places: list[int]) -> list[tuple[float, int]]:
+def slow(vectors: np.ndarray, query: np.ndarray, places: list[int]) -> list[tuple[float, int]]:
     """All of `places`, best first, one at a time."""
     scored = []
     for place in places:
         row = F.normalize(torch.from_numpy(vectors[place]).double(), dim=0)
-        scored.append((float((row * query.double()).sum().float()), place))
+        scored.append((float((row * torch.from_numpy(query).double()).sum().float()), place))
     return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(0, 50), st.sampled_from([np.float16, np.float32]), st.data())
 def test_rank_is_the_slow_ranking(size: int, width: int, k: int, kind: type, data: st.DataObject) -> None:
-    vectors = unit_rows(size, width, seed=size).numpy().astype(kind)
+    vectors = unit_rows(size, width, seed=size).astype(kind)
     vectors[: size // 2] = vectors[size - size // 2 :]  # every second cosine twice
     query = unit_rows(1, width, seed=99)[0]
     places = data.draw(st.sets(st.integers(0, max(0, size - 1)))) if size else set()
@@ -62,13 +63,13 @@ def test_rank_is_the_slow_ranking(size: int, width: int, k: int, kind: type, dat
 
 def test_equals_come_by_their_places() -> None:
     row, other = unit_rows(2, 16)
-    vectors = torch.stack([other, row, row, other, row]).numpy()
+    vectors = np.stack([other, row, row, other, row])
     assert rank(vectors, row, 4).places.tolist() == [1, 2, 4, 0]
     assert rank(vectors, row, 2, np.array([2, 3, 4])).places.tolist() == [2, 4]
 
 
 def test_order_does_not_depend_on_threads_or_on_what_else_is_there() -> None:
-    vectors = unit_rows(70_000, 16, groups=3).half().numpy()
+    vectors = unit_rows(70_000, 16, groups=3).astype(np.float16)
     query = unit_rows(1, 16, seed=5)[0]
     before = torch.get_num_threads()
     whole = rank(vectors, query, 50)
@@ -87,8 +88,8 @@ def test_order_does_not_depend_on_threads_or_on_what_else_is_there() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 140), st.integers(0, 5))
 def test_distances_are_those_counted_one_by_one(size: int, width: int, seed: int) -> None:
-    vectors = unit_rows(size, width, seed).numpy()
-    query = unit_rows(1, width, seed + 100)[0].numpy()
+    vectors = unit_rows(size, width, seed)
+    query = unit_rows(1, width, seed + 100)[0]
     bits = SignBits.of(vectors)
     assert bits.words.shape == (-(-width // 64), size)
     signs = vectors > vectors.mean(0, dtype=np.float64).astype(np.float32)
@@ -105,8 +106,8 @@ def test_distances_are_those_counted_one_by_one(size: int, width: int, seed: int
 
 
 def test_candidates_are_so_many_allowed_and_ascending() -> None:
-    vectors = unit_rows(3000, 64, groups=5).numpy()
-    bits, query = SignBits.of(vectors), unit_rows(1, 64, seed=7)[0].numpy()
+    vectors = unit_rows(3000, 64, groups=5)
+    bits, query = SignBits.of(vectors), unit_rows(1, 64, seed=7)[0]
     found = bits.candidates(query, 100)
     assert 100 <= len(found) < 400
     assert (np.diff(found) > 0).all()
@@ -119,7 +120,7 @@ def test_candidates_are_so_many_allowed_and_ascending() -> None:
 
 
 def test_all_candidates_give_the_exact_ranking() -> None:
-    vectors = unit_rows(500, 100, groups=4).half().numpy()
+    vectors = unit_rows(500, 100, groups=4).astype(np.float16)
     bits, query = SignBits.of(vectors), unit_rows(1, 100, seed=3)[0]
     exact, found = rank(vectors, query, 20), find(vectors, bits, query, 20, 500)
     assert found.places.tolist() == exact.places.tolist()
@@ -128,19 +129,19 @@ def test_all_candidates_give_the_exact_ranking() -> None:
 
 @pytest.mark.parametrize("groups", [0, 40])
 def test_chosen_count_keeps_its_recall_on_queries_it_has_not_seen(groups: int) -> None:
-    vectors = unit_rows(10_000, 128, groups=groups).half().numpy()
+    vectors = unit_rows(10_000, 128, groups=groups).astype(np.float16)
     bits = SignBits.of(vectors)
     count, recall = choose_count(vectors, bits)
     assert recall >= ENOUGH
     assert count < 5_000
-    queries = F.normalize(unit_rows(100, 128, seed=8, groups=groups) + torch.from_numpy(vectors[:100]).float(), dim=1)
+    queries = normalize(unit_rows(100, 128, seed=8, groups=groups) + vectors[:100])
     true = rank_many(vectors, queries, 10)
     assert recall_of(find_all(vectors, bits, queries, 10, count), true) > ENOUGH - 0.02
     assert recall_of(find_all(vectors, bits, queries, 10, 20), true) < recall  # the bits alone would not do
 
 
 def test_many_at_once_are_each_alone() -> None:
-    vectors = unit_rows(4000, 64).half().numpy()
+    vectors = unit_rows(4000, 64).astype(np.float16)
     bits, queries = SignBits.of(vectors), sample_queries(vectors, 6)
     for query, found, exact in zip(
         queries, find_all(vectors, bits, queries, 7, 300), rank_many(vectors, queries, 7), strict=True

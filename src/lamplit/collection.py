@@ -24,7 +24,6 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lamplit.cache import cache_folder
 from lamplit.nearest import SignBits, Vectors, choose_count
@@ -33,7 +32,7 @@ from lamplit.store import Store
 logger = logging.getLogger(__name__)
 SMALL = 50_000  # up to here the product of all rows takes 10 ms on one core
 FOLDER = "_search"
-Project = Callable[[Tensor], Tensor]
+Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
 
     Args:
         store: its rows, as they are now.
-        project: (n, D) unit vectors of the store to (n, E) unit vectors.
+        project: (n, D) float32 unit vectors of the store to (n, E) ones.
         name: of that projection; another one has another name.
         small: up to how many pictures nothing is written.
     """
@@ -76,7 +75,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
 
 
 def _in_memory(store: Store, project: Project) -> Vectors:
-    parts = [project(block).cpu().numpy() for block in store.blocks()]
+    parts = [project(block) for block in store.blocks()]
     if not parts:
         return np.empty((0, store.tower.width), np.float32)
     vectors: Vectors = np.concatenate(parts)[store.order]
@@ -115,7 +114,7 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         vectors: np.memmap[Any, Any] | None = None
         start = 0
         for block in store.blocks():
-            rows = project(block).half().cpu().numpy()
+            rows = project(block).astype(np.float16)
             if vectors is None:
                 vectors = _create(partial / "vectors.npy", (len(store), rows.shape[1]), np.float16)
             vectors[place[start : start + len(rows)]] = rows

@@ -29,7 +29,7 @@ from lamplit.embedding import list_skipped
 from lamplit.errors import StoreError, UsageError
 from lamplit.progress import Advance, progress_bar
 from lamplit.store import Store
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
 UNIT = 1e-3  # how far rounding to float16 may take the length of a unit vector from 1

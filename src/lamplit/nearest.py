@@ -28,10 +28,9 @@ from threading import Barrier, local
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+
+from lamplit.unit_vectors import normalize
 
 Places = NDArray[np.int64]
 Vectors = NDArray[Any]  # (N, D) unit vectors, float32 or rounded to float16; perhaps a memory map
@@ -56,12 +55,11 @@ class Found:
     scores: NDArray[np.float32]
 
 
-def rank(vectors: Vectors, query: Tensor, k: int, places: Places | None = None) -> Found:
+def rank(vectors: Vectors, query: NDArray[np.float32], k: int, places: Places | None = None) -> Found:
     """Find the k rows with the highest cosine to a (D,) unit vector, among all or those at `places` (ascending).
 
     Scores are of rows made unit again, in float64, and so they do not depend on what else is looked at.
     """
-    query = query.detach().float().cpu()
     size = len(vectors) if places is None else len(places)
     k = min(k, size)
     if k == 0:
@@ -71,15 +69,16 @@ def rank(vectors: Vectors, query: Tensor, k: int, places: Places | None = None) 
     def score(start: int, stop: int) -> None:
         for first in range(start, stop, _PRODUCT_ROWS):
             part = slice(first, min(first + _PRODUCT_ROWS, stop))
-            rows = _tensor(vectors[part] if places is None else np.take(vectors, places[part], axis=0))
-            torch.mv(rows.float(), query, out=torch.from_numpy(scores[part]))
+            rows = vectors[part] if places is None else np.take(vectors, places[part], axis=0)
+            np.matmul(_float(rows), query, out=scores[part])
 
-    in_threads(score, size)
+    score(0, size)
     worst = np.partition(scores, size - k)[size - k]
     near = np.flatnonzero(scores >= worst - 2 * _ROUNDING)
     chosen = near if places is None else places[near]
-    unit = F.normalize(_tensor(vectors[chosen]).double(), dim=1)
-    exact = torch.mv(unit, query.double()).float().numpy()
+    unit = vectors[chosen].astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    exact = (unit * query.astype(np.float64)).sum(1).astype(np.float32)
     order = np.lexsort((chosen, -exact))[:k]
     return Found(chosen[order].astype(np.int64), exact[order])
 
@@ -116,10 +115,10 @@ class SignBits:
         kept: Places = places[closer <= np.partition(closer, count - 1)[count - 1]]
         return kept
 
-    def farthest(self, queries: Tensor, true: Sequence[Found], part: float) -> int:
+    def farthest(self, queries: NDArray[np.float32], true: Sequence[Found], part: float) -> int:
         """Count how many rows are as near by the first sieve as this `part` of the true ones."""
         numbers = []
-        for query, best in zip(queries.numpy(), true, strict=True):
+        for query, best in zip(queries, true, strict=True):
             distances = self._distances(query)
             numbers += [int(np.count_nonzero(distances <= distances[place])) for place in best.places]
         return int(np.quantile(numbers, part))
@@ -175,14 +174,19 @@ class SignBits:
 
 
 def find(
-    vectors: Vectors, bits: SignBits, query: Tensor, k: int, count: int, allowed: NDArray[np.bool_] | None = None
+    vectors: Vectors,
+    bits: SignBits,
+    query: NDArray[np.float32],
+    k: int,
+    count: int,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> Found:
     """Find the k best of the candidates of a (D,) unit vector; `count` as `choose_count` measured it."""
-    places = bits.candidates(query.detach().float().cpu().numpy(), max(k, count), allowed)
+    places = bits.candidates(query, max(k, count), allowed)
     return rank(vectors, query, k, places)
 
 
-def find_all(vectors: Vectors, bits: SignBits, queries: Tensor, k: int, count: int) -> list[Found]:
+def find_all(vectors: Vectors, bits: SignBits, queries: NDArray[np.float32], k: int, count: int) -> list[Found]:
     """Find the k best of each of (Q, D) queries; threads take whole queries."""
     found: dict[int, Found] = {}
 
@@ -211,25 +215,28 @@ def choose_count(vectors: Vectors, bits: SignBits) -> tuple[int, float]:
         count = count * 5 // 4
 
 
-def sample_queries(vectors: Vectors, size: int = _SAMPLE, seed: int = 0) -> Tensor:
+def sample_queries(vectors: Vectors, size: int = _SAMPLE, seed: int = 0) -> NDArray[np.float32]:
     """Draw (Q, D) unit vectors to measure recall with, the same ones for a seed; see `choose_count`."""
     random = np.random.default_rng(seed)
     chosen = np.sort(random.choice(len(vectors), min(size, len(vectors)), replace=False))
-    rows = F.normalize(torch.from_numpy(_float(vectors[chosen])), dim=1)
-    noise = F.normalize(torch.from_numpy(random.standard_normal(rows.shape, np.float32)), dim=1)
-    kept = torch.ones(len(rows), 1)
+    rows = normalize(vectors[chosen])
+    noise = normalize(random.standard_normal(rows.shape, np.float32))
+    kept = np.ones((len(rows), 1), np.float32)
     kept[1::2] = 0.3
-    return F.normalize(kept * rows + (1 - kept**2).sqrt() * noise, dim=1)
+    return normalize(kept * rows + np.sqrt(1 - kept**2) * noise)
 
 
-def rank_many(vectors: Vectors, queries: Tensor, k: int) -> list[Found]:
+def rank_many(vectors: Vectors, queries: NDArray[np.float32], k: int) -> list[Found]:
     """As `rank`, of (Q, D) queries in one pass over the vectors; good to float32 alone."""
+    import torch
+
+    asked = torch.from_numpy(queries)
     k = min(k, len(vectors))
     best = torch.empty(len(queries), 0)
     places = torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(vectors), _SCAN_ROWS):
-        rows = F.normalize(torch.from_numpy(_float(vectors[start : start + _SCAN_ROWS])), dim=1)
-        scores = queries @ rows.T
+        rows = torch.from_numpy(normalize(vectors[start : start + _SCAN_ROWS]))
+        scores = asked @ rows.T
         top = torch.topk(scores, min(k, len(rows)), dim=1)
         best = torch.cat([best, top.values], 1)
         places = torch.cat([places, top.indices + start], 1)
@@ -252,6 +259,8 @@ def in_threads(work: Callable[[int, int], None], size: int, least: int = 32768) 
 
     Inside, torch itself has one thread, and so does `in_threads`.
     """
+    import torch
+
     most = torch.get_num_threads()
     if most == 1 or getattr(_inside, "one", False):  # one of the pool's own threads would wait for itself
         work(0, size)
@@ -264,6 +273,8 @@ def in_threads(work: Callable[[int, int], None], size: int, least: int = 32768) 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that stay: to start them, and to tell torch of each, takes longer than a query."""
+    import torch
+
     pool = ThreadPoolExecutor(threads, "lamplit-nearest", _stay_alone)
     all_there = Barrier(threads)
     list(pool.map(lambda _: all_there.wait(), range(threads)))
@@ -272,6 +283,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _stay_alone() -> None:
+    import torch
+
     _inside.one = True
     torch.set_num_threads(1)
 
@@ -312,9 +325,5 @@ def _num_words(width: int) -> int:
 
 
 def _float(rows: Vectors) -> NDArray[np.float32]:
-    floats: NDArray[np.float32] = _tensor(rows).float().numpy()  # some twenty times as fast as numpy's own
+    floats: NDArray[np.float32] = np.asarray(rows).astype(np.float32, copy=False)
     return floats
-
-
-def _tensor(rows: Vectors) -> Tensor:
-    return torch.from_numpy(np.asarray(rows))
