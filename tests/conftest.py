@@ -31,7 +31,8 @@ from lamplit.embedding import embed
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, open_image_tower
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.image import ImageTower, open_image_tower
 from lamplit.towers.text import open_text_tower
 from lamplit.tuning.head_start import fit_head
 

@@ -14,7 +14,7 @@ from lamplit.arrow_rows import Row
 from lamplit.duplicates import Duplicate, DuplicateGroup, find_duplicates, join
 from lamplit.errors import UsageError
 from lamplit.store import Store
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
 
 
 def make_store(path: Path, vectors: torch.Tensor, hashes: list[str] | None = None) -> Store:

@@ -30,7 +30,8 @@ from lamplit.exchange import ImportReport, export_vectors, import_vectors
 from lamplit.inspection import describe
 from lamplit.preprocessing import Preprocessing
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, open_image_tower
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.image import ImageTower, open_image_tower
 
 ONE_FP16_STEP = 1e-3  # for unit vectors, whose coordinates are less than 1
 ACME = "acme:pathology-v3"

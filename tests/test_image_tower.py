@@ -39,7 +39,8 @@ from transformers import (
 
 from lamplit.errors import TowerError, UsageError
 from lamplit.preprocessing import Preprocessing
-from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower, open_image_tower
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.image import ImageTower, build_image_tower, open_image_tower
 
 HALF = (0.5, 0.5, 0.5)
 PLAIN = Preprocessing((32, 32), HALF, HALF)

@@ -12,7 +12,7 @@ import lamplit
 
 ROOT = Path(lamplit.__file__).parent
 FLOORS = [
-    {"errors", "_version", "kernels"},
+    {"errors", "kernels", "unit_vectors", "_version"},
     {
         "cache",
         "calibration",
@@ -26,6 +26,7 @@ FLOORS = [
         "probe",
         "progress",
         "results",
+        "onnx_files",
         "tuning.settings",
         "tuning.large_batch",
     },

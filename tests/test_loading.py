@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from lamplit.errors import TowerError
-from lamplit.towers.loading import first_line, key_difference, load_strictly, plain_config, read_weights
+from lamplit.towers.loading import key_difference, load_strictly, plain_config, read_weights
 
 
 @pytest.fixture
@@ -170,11 +170,6 @@ def test_key_difference(state: dict[str, Tensor]) -> None:
     module = nn.Linear(3, 2)
     assert key_difference(module, state) == ([], [])
     assert key_difference(module, {"weight": state["weight"], "scale": state["bias"]}) == (["bias"], ["scale"])
-
-
-def test_first_line() -> None:
-    assert first_line(OSError("\nno such thing\nread the manual")) == "no such thing"
-    assert first_line(KeyError()) == "KeyError"
 
 
 def test_plain_config_forgets_the_folder() -> None:

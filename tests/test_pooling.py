@@ -36,7 +36,8 @@ from lamplit.errors import TowerError, UsageError
 from lamplit.inspection import describe
 from lamplit.preprocessing import Preprocessing
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, build_image_tower, open_image_tower
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.image import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.pooling import POOLS, find_pools, pool_features
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings

@@ -20,7 +20,7 @@ from lamplit.arrow_rows import Row, metadata_name
 from lamplit.errors import StoreError
 from lamplit.preprocessing import Preprocessing
 from lamplit.store import FORMAT, Store
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
 
 WIDTH = 6
 HALF = (0.5, 0.5, 0.5)

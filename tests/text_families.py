@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import lamplit
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.text import PASS_COST, TextTower, length_groups, open_text_tower
 
 WIDTH = 16

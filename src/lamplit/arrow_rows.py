@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLUMNS = ("id", "path", "hash", "texts", "vector")  # every other column is the user's metadata
 
@@ -43,6 +44,8 @@ def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | No
         "texts": pa.array([list(row.texts) for row in rows], pa.list_(pa.string())),
     }
     if "vector" in columns:
+        import torch  # who reads a store alone needs none
+
         flat = torch.cat([row.vector for row in rows if row.vector is not None]).to(torch.float16).numpy()
         arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
     for name in columns:

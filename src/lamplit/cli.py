@@ -171,6 +171,7 @@ def tune(
     settings = lamplit.TuneSettings(**values)
     num_workers = (default_workers() if settings.image_trains else 0) if workers is None else workers
     report = lamplit.tune(store, out, settings, device=device, workers=num_workers, progress=True)
+    _prepare_search(out)
     show(report, tables.tune_report, as_json)
 
 
@@ -219,6 +220,7 @@ def merge(
 ) -> None:
     """Merge LoRA into the text tower: an ordinary model with the same vectors."""
     lamplit.merge_lora(model, out)
+    _prepare_search(out)
     print_line(json.dumps({"model": str(out)}) if as_json else out)
 
 
@@ -252,6 +254,12 @@ def info(
     from lamplit.inspection import describe
 
     show(describe(path), tables.info, as_json)
+
+
+def _prepare_search(model: Path) -> None:
+    from lamplit.exports.words import write_words
+
+    write_words(model)
 
 
 def main() -> None:

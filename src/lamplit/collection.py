@@ -25,17 +25,17 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lamplit.cache import cache_folder
 from lamplit.nearest import BitPlanes, Vectors, choose_kept
 from lamplit.store import Store
+from lamplit.unit_vectors import as_array, normalize
 
 logger = logging.getLogger(__name__)
 SMALL = 50_000  # up to here the product of all rows takes 10 ms on one core
 FOLDER = "_search"
 _FILES = ("vectors", "bits", "scale", "order")
-Project = Callable[[Tensor], Tensor]
+Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
 
     Args:
         store: its rows, as they are now.
-        project: (n, D) unit vectors of the store to (n, E) unit vectors.
+        project: (n, D) float32 unit vectors of the store to (n, E) ones.
         name: of that projection; another one has another name.
         small: up to how many pictures nothing is written.
     """
@@ -77,8 +77,20 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
     return Collection(vectors, planes, *choose_kept(vectors, planes))
 
 
+def prepare(store: Store) -> None:
+    """Derive the files of a large store that has just been written, for every model without an image head."""
+    if len(store) <= SMALL:
+        return
+    center = () if store.center is None else (as_array(store.center),)
+
+    def project(zimg: NDArray[np.float32]) -> NDArray[np.float32]:
+        return normalize(zimg - center[0]) if center else zimg
+
+    open_collection(store, project, store.tower.space(center))
+
+
 def _in_memory(store: Store, project: Project) -> Vectors:
-    parts = [project(block).cpu().numpy() for block in store.blocks()]
+    parts = [project(block) for block in store.blocks()]
     if not parts:
         return np.empty((0, store.tower.width), np.float32)
     vectors: Vectors = np.concatenate(parts)[store.order]
@@ -120,7 +132,7 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         vectors: np.memmap[Any, Any] | None = None
         start = 0
         for block in store.blocks():
-            rows = project(block).half().cpu().numpy()
+            rows = project(block).astype(np.float16)
             if vectors is None:
                 vectors = _create(partial / "vectors.npy", (len(store), rows.shape[1]), np.float16)
             vectors[place[start : start + len(rows)]] = rows

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lamplit.arrow_rows import Row, metadata_name
+from lamplit.collection import prepare
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.engines import Engine, EngineName, best_device, choose_engine
@@ -141,11 +142,12 @@ def embed(
     report.engine = run.engine
     report.updated = writer.updated
     report.skipped_file = list_skipped(out, report.skipped)
-    report.seconds = time.monotonic() - started
     if writer.store is None or len(writer.store) == 0:
         found = "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
         listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
         raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
+    prepare(writer.store)
+    report.seconds = time.monotonic() - started
     return report
 
 

@@ -7,22 +7,19 @@ times on a CPU. An engine whose vectors differ from torch's is refused, however 
 from __future__ import annotations
 
 import logging
-import os
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.cache import cache_folder
-from lamplit.errors import MissingExtraError, TowerError
+from lamplit.errors import TowerError, first_line
+from lamplit.onnx_files import has_onnx, onnx_errors, open_onnx, require_onnx, write_onnx
 from lamplit.towers.image import ImageTower
-from lamplit.towers.loading import first_line
 from lamplit.towers.lock import Locked
 from lamplit.towers.pooling import pool_features
 
@@ -76,7 +73,7 @@ def choose_engine(
     if name != "auto":
         return name, _start(name, tower, sample, device, expected), vectors
     for other in ("onnx", "compile"):
-        if other == "onnx" and not (device.type == "cpu" and _has_onnx()):
+        if other == "onnx" and not (device.type == "cpu" and has_onnx()):
             continue
         # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
         left = _START_PAYS["onnx"] if num_pictures is None else seconds / len(images) * num_pictures
@@ -134,12 +131,13 @@ class _Features(nn.Module):
 
 def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     file = _onnx_file(tower)
-    session = open_onnx(file) if file.is_file() else None
+    threads = torch.get_num_threads()
+    session = open_onnx(file, threads) if file.is_file() else None
     if session is None:  # not made yet, or damaged since
         pictures = tower.preprocessing.normalize(sample[:2])
         graph = _Features(tower)
         write_onnx(graph, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
-        session = open_onnx(file)
+        session = open_onnx(file, threads)
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")
     [entry] = session.get_inputs()
@@ -152,83 +150,8 @@ def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     return run
 
 
-def open_onnx(file: Path) -> Any:
-    """Open an ONNX file with ONNX Runtime on the CPU; nothing where it cannot be read."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except onnx_errors():
-        return None
-
-
-def onnx_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises; its errors have no base of their own."""
-    if not _has_onnx():
-        return ()
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented", "EPFail")
-    return tuple(getattr(state, name) for name in (*names, "RuntimeException"))
-
-
-def write_onnx(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    file: Path,
-    *,
-    name: str,
-    axes: Sequence[Mapping[int, Any]],
-) -> None:
-    """Write a module as an ONNX file whose one output is `vectors`.
-
-    Args:
-        module: what is to run elsewhere, in eval mode.
-        inputs: an example of each, in the order of `module.forward`, and what they are to be called.
-        file: where to; it is there whole or not at all.
-        name: of the module, for the error.
-        axes: of each input, the `torch.export.Dim` of every axis of any length.
-
-    Raises:
-        TowerError: the module does what ONNX cannot hold.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    example = tuple(inputs.values())
-    names = tuple({place: length.__name__ for place, length in each.items()} for each in axes)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own future
-        try:
-            program = torch.export.export(module, example, dynamic_shapes=tuple(map(dict, axes)))
-            torch.onnx.export(
-                program, example, partial, dynamo=True, external_data=False, verbose=False,
-                dynamic_shapes=names, input_names=list(inputs), output_names=["vectors"],
-            )  # fmt: skip
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-            partial.unlink(missing_ok=True)
-            raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
-    partial.replace(file)
-
-
 def _onnx_file(tower: ImageTower) -> Path:
     return cache_folder() / "onnx" / f"{tower.identity().fingerprint}.onnx"
-
-
-def require_onnx() -> None:
-    """Ask for what reads and writes ONNX files.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    if not _has_onnx():
-        raise MissingExtraError("onnxruntime", "onnx")
-
-
-def _has_onnx() -> bool:
-    return all(find_spec(package) for package in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def _require_agreement(name: str, vectors: Tensor, expected: Tensor) -> None:

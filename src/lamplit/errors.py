@@ -11,6 +11,11 @@ LamplitError
 """
 
 
+def first_line(error: Exception) -> str:
+    """What a library says first; the rest is mostly advice for another reader."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 class LamplitError(Exception):
     """Base of every error lamplit raises on purpose; its text says what happened and what to do."""
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lamplit.arrow_rows import COLUMNS, Row, metadata_name
+from lamplit.collection import prepare
 from lamplit.data.images import Skipped
 from lamplit.data.parquet import BLOCK_ROWS
 from lamplit.data.vectors import Vectors, read_vectors
@@ -29,7 +30,7 @@ from lamplit.embedding import list_skipped
 from lamplit.errors import StoreError, UsageError
 from lamplit.progress import Advance, progress_bar
 from lamplit.store import Store
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
 UNIT = 1e-3  # how far rounding to float16 may take the length of a unit vector from 1
@@ -108,7 +109,7 @@ def import_vectors(
         first = next(blocks, None)
         if first is not None:
             names = [*map(metadata_name, vectors.types), *(name for row in first for name in row.metadata)]
-            Store.create(
+            store = Store.create(
                 out,
                 TowerIdentity.of_imported(tower, vectors.width),
                 first,
@@ -117,6 +118,7 @@ def import_vectors(
                 metadata_types={metadata_name(name): kind for name, kind in vectors.types.items() if kind},
                 more=blocks,
             )
+            prepare(store)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if first is None:

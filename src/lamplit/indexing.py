@@ -67,7 +67,9 @@ def index_probes(store: Store) -> int | None:
 
 
 def _measure(store: Store, partitions: int) -> tuple[int, float, float]:
-    vectors = open_collection(store, lambda zimg: zimg, "plain").vectors  # the files that search will read
+    vectors = open_collection(
+        store, lambda zimg: zimg, store.tower.fingerprint
+    ).vectors  # the files that search will read
     queries = sample_queries(vectors)
     true = rank_many(vectors, queries, 10)
     probes = 1

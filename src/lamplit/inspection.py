@@ -9,7 +9,7 @@ from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.store import Store
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.published import Published
 from lamplit.tuning.settings import TuneSettings
 

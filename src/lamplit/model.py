@@ -1,21 +1,23 @@
 """LiT: a locked image tower, a text tower that reads it, and the scale of their cosines.
 
 A saved model is a folder that works offline and can be read one tower at a time: `config.json`,
-`text_tower.safetensors`, `image_tower.safetensors`, `tokenizer/`, and `image_head.safetensors` where there is one.
+`text_tower.safetensors`, `image_tower.safetensors`, `tokenizer/`, and `image_head.safetensors` where there is one;
+`text_tower.onnx`, by which words are read without torch, is written beside them by `exports.words`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_model
 from torch import Tensor, nn
@@ -25,14 +27,16 @@ from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
 from lamplit.store import Store
-from lamplit.towers.image import ImageTower, TowerIdentity, load_image_tower, open_published_image_tower
+from lamplit.towers.folder import FORMAT, IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, read_config
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.image import ImageTower, load_image_tower, open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
 from lamplit.towers.published import Published
 from lamplit.towers.text import TextTower, build_text_tower, open_published_text_tower
+from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
 Picture = str | Path | bytes | Image.Image
 
 
@@ -96,12 +100,7 @@ class LiT(nn.Module):
         """Fingerprint of the joint space: that of the image tower, and of the centre and the head behind it if any."""
         parts = [] if self.center is None else [self.center]
         parts += [] if self.image_head is None else list(self.image_head.parameters())
-        if not parts:
-            return self.identity.fingerprint
-        digest = hashlib.blake2b(self.identity.fingerprint.encode(), digest_size=16)
-        for part in parts:
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return self.identity.space([as_array(part) for part in parts])
 
     def project(self, zimg: Tensor) -> Tensor:
         """Bring unit vectors of the image tower into the joint space: (N, D) in, (N, E) unit vectors out."""
@@ -123,6 +122,10 @@ class LiT(nn.Module):
     def project_all(self, zimg: Tensor) -> Tensor:
         """As `project`, of vectors that may be on another device, and without gradients."""
         return self.project(zimg.to(self.device))
+
+    def project_rows(self, zimg: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `project_all`, of a float32 array and to one, as search keeps them."""
+        return as_array(self.project_all(torch.from_numpy(zimg)))
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:
@@ -180,12 +183,13 @@ class LiT(nn.Module):
             "text_tower": None,
             "logit_bias": None if self.logit_bias is None else float(self.logit_bias.detach()),
         }
+        (folder / TEXT_GRAPH).unlink(missing_ok=True)  # that of what was here before
         if self.text_tower is not None:
             config["text_tower"] = self.text_tower.describe()
             self.text_tower.save_tokenizer(folder / "tokenizer")
-            save_model(_TextPart(self), str(folder / "text_tower.safetensors"))
+            save_model(_TextPart(self), str(folder / TEXT_TOWER))
         if self.image_head is not None:
-            save_model(self.image_head, str(folder / "image_head.safetensors"))
+            save_model(self.image_head, str(folder / IMAGE_HEAD))
         if self.image_tower is not None and not self.identity.imported:
             save_image_tower(_unlocked(self.image_tower), folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -223,11 +227,7 @@ def load(
     if str(folder).startswith("lit:"):
         return _load_published(str(folder), towers)
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote, or lit:NAME"
-        )
-    config = _read_config(folder / "config.json")
+    config = read_config(folder)
     identity: TowerIdentity = config["image_tower"]
     center = None if config["center"] is None else torch.tensor(config["center"])
     text = None
@@ -237,9 +237,9 @@ def load(
     image_head = None if head_width is None else nn.Linear(identity.width, head_width)
     model = LiT(text, identity, center=center, image_head=image_head, logit_bias=config["logit_bias"])
     if text is not None:
-        load_whole(_TextPart(model), folder / "text_tower.safetensors")
+        load_whole(_TextPart(model), folder / TEXT_TOWER)
     if image_head is not None:
-        load_whole(image_head, folder / "image_head.safetensors")
+        load_whole(image_head, folder / IMAGE_HEAD)
     weights = folder / "image_tower.safetensors"
     if towers == "image" or (towers == "both" and (weights.is_file() or image_tower is not None)):
         if not identity.imported:
@@ -281,16 +281,6 @@ def _load_published(spec: str, towers: Literal["both", "text", "image"]) -> LiT:
     model = LiT(text, image.identity(), opened, logit_scale=published.logit_scale)
     model.name = Path(spec.removeprefix("lit:")).stem
     return model.eval()
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-        if config["format"] > FORMAT:
-            raise UsageError(f"{file} has format {config['format']}; this lamplit reads up to {FORMAT}: upgrade it")
-        return config | {"image_tower": TowerIdentity.from_dict(config["image_tower"])}
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
 
 
 def _without_image_tower(identity: TowerIdentity) -> TowerError:

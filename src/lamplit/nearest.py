@@ -29,6 +29,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lamplit.unit_vectors import normalize
+
 Places = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Vectors = NDArray[Any]  # (N, D) unit vectors, float32 or rounded to float16; perhaps a memory map
@@ -68,7 +70,8 @@ def rank(vectors: Vectors, query: Floats, k: int, places: Places | None = None) 
     near = np.flatnonzero(scores >= worst - 2 * _ROUNDING)
     chosen = near if places is None else places[near]
     rows = vectors[chosen].astype(np.float64)
-    exact = (rows @ query.astype(np.float64) / np.linalg.norm(rows, axis=1)).astype(np.float32)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    exact = (rows * query.astype(np.float64)).sum(1).astype(np.float32)
     order = np.lexsort((chosen, -exact))[:k]
     return Found(chosen[order].astype(np.int64), exact[order])
 
@@ -219,11 +222,11 @@ def sample_queries(vectors: Vectors, size: int = _SAMPLE, seed: int = 0) -> Floa
     """Draw (Q, D) unit vectors to measure recall with, the same ones for a seed; see `choose_kept`."""
     random = np.random.default_rng(seed)
     chosen = np.sort(random.choice(len(vectors), min(size, len(vectors)), replace=False))
-    rows = _unit(vectors[chosen])
-    noise = _unit(random.standard_normal(rows.shape, np.float32))
+    rows = normalize(_float(vectors[chosen]))
+    noise = normalize(random.standard_normal(rows.shape, np.float32))
     kept = np.ones((len(rows), 1), np.float32)
     kept[1::2] = 0.3
-    return _unit(kept * rows + np.sqrt(1 - kept**2) * noise)
+    return normalize(kept * rows + np.sqrt(1 - kept**2) * noise)
 
 
 def rank_many(vectors: Vectors, queries: Floats, k: int) -> list[Found]:
@@ -232,7 +235,7 @@ def rank_many(vectors: Vectors, queries: Floats, k: int) -> list[Found]:
     best = np.empty((len(queries), 0), np.float32)
     places = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(vectors), _BLOCK):
-        scores = queries @ _unit(vectors[start : start + _BLOCK]).T
+        scores = queries @ normalize(_float(vectors[start : start + _BLOCK])).T
         top = np.argpartition(scores, max(0, scores.shape[1] - k), axis=1)[:, -k:] if k else places[:, :0]
         best = np.concatenate([best, np.take_along_axis(scores, top, 1)], 1)
         places = np.concatenate([places, top + start], 1)
@@ -321,12 +324,6 @@ def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
 
 def _num_words(width: int) -> int:
     return -(-width // 64)
-
-
-def _unit(rows: Vectors) -> Floats:
-    floats = _float(rows)
-    unit: Floats = floats / np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 def _float(rows: Vectors) -> Floats:

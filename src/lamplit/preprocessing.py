@@ -2,20 +2,20 @@
 
 The values always come from the tower's own library. Pictures stay `uint8` until they are on the tower's
 device, so that what travels between processes is four times smaller.
+
+A search reads what a store says of its tower, of which this is a part, and shows no picture: torch and torchvision take
+seconds to import, and so the functions that need them do.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import v2 as transforms
-from torchvision.transforms.v2 import functional as TF
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Preprocessing:
 
     def resize(self, image: Tensor) -> Tensor:
         """Scale and crop one picture: (3, H, W) uint8 in, (3, height, width) uint8 out."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as TF
+
         height, width = image.shape[-2:]
         if self.border and min(height, width) > 2 * self.border:
             image = image[:, self.border : height - self.border, self.border : width - self.border]
@@ -59,6 +62,8 @@ class Preprocessing:
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) uint8 in, float32 with the tower's mean and deviation out."""
+        import torch
+
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
         return (images.float() - mean) / std
@@ -68,6 +73,12 @@ class Preprocessing:
 
         The measure for `resize`: (3, height, width) float32.
         """
+        import torch
+        from PIL import ImageOps
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import v2 as transforms
+        from torchvision.transforms.v2 import functional as TF
+
         if self.border and min(image.size) > 2 * self.border:
             image = ImageOps.crop(image, self.border)
         size = self._target_size(image.height, image.width)
@@ -78,12 +89,16 @@ class Preprocessing:
         return normalized
 
     def _crop(self, image: Any, height: int, width: int) -> Any:
+        from torchvision.transforms.v2 import functional as TF
+
         crop_height, crop_width = self.image_size
         if self.center == "round":
             return TF.center_crop(image, [crop_height, crop_width])
         return TF.crop(image, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
     def _trim(self, image: Tensor) -> Tensor:
+        from torchvision.transforms.v2 import functional as TF
+
         # A line of 1 x 30,000 pixels, scaled whole for the crop, would be 224 x 6,720,000. No crop shows more
         # than the middle of so long a picture.
         height, width = image.shape[-2:]
@@ -134,6 +149,8 @@ class Preprocessing:
 
 def _sample(image: Tensor, height: int, width: int) -> Tensor:
     """Resize (3, H, W) to (3, height, width) as TensorFlow does, step by step: other orders round differently."""
+    import torch
+
     upper, lower, down = _neighbours(image.shape[1], height)
     left, right, across = _neighbours(image.shape[2], width)
     rows_above, rows_below = image[:, upper].float(), image[:, lower].float()
@@ -145,6 +162,8 @@ def _sample(image: Tensor, height: int, width: int) -> Tensor:
 
 def _neighbours(length: int, new_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which two pixels each new one lies between, by their centres, and how far along, all in float32."""
+    import torch
+
     scale = torch.tensor(length, dtype=torch.float32) / new_length
     places = (torch.arange(new_length, dtype=torch.float32) + 0.5) * scale - 0.5
     first = places.floor()

@@ -14,20 +14,21 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from lamplit.arrow_rows import COLUMNS, Row, column_type, fitted, to_table
 from lamplit.errors import LamplitError, StoreError, UsageError
-from lamplit.towers.image import TowerIdentity
+from lamplit.towers.identity import TowerIdentity
+from lamplit.unit_vectors import normalize
+
+if TYPE_CHECKING:  # a search reads no tensor, and torch would take longer to import than all it does
+    from torch import Tensor
 
 FORMAT = 1
 _METADATA_KEY = "lamplit"
@@ -56,7 +57,7 @@ class Store:
         self.tower = TowerIdentity.from_dict(values["tower"])
         self.engine: str = values["engine"]
         self.centered: bool = values["centered"]
-        self.center: Tensor | None = None if values["center"] is None else torch.tensor(values["center"])
+        self._center: list[float] | None = values["center"]
 
     @classmethod
     def exists(cls, path: str | Path) -> bool:
@@ -121,6 +122,13 @@ class Store:
         store._table.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         return store
 
+    @property
+    def center(self) -> Tensor | None:
+        """The (D,) mean of a centred store, once `finish` has fixed it."""
+        import torch
+
+        return None if self._center is None else torch.tensor(self._center)
+
     def __len__(self) -> int:
         """Count the pictures."""
         return int(self._table.count_rows())
@@ -156,10 +164,10 @@ class Store:
 
     def finish(self) -> None:
         """Fix the centre of a centred store once its first pictures are in, and merge small fragments."""
-        if self.centered and self.center is None:
-            self.center = self.vectors().mean(0)
+        if self.centered and self._center is None:
+            self._center = self.vectors().mean(0).tolist()
             values = json.loads(self._table.schema.metadata[_METADATA_KEY.encode()])
-            values["center"] = self.center.tolist()
+            values["center"] = self._center
             self._table.update_schema_metadata({_METADATA_KEY: json.dumps(values)})
         self._table.optimize.compact_files()
         self._refresh()
@@ -250,22 +258,21 @@ class Store:
             "vector", index_type="IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True
         )
 
-    def near(self, vector: Tensor, k: int, probes: int, condition: str | None = None) -> NDArray[np.int64]:
+    def near(self, vector: NDArray[np.float32], k: int, probes: int, condition: str | None = None) -> NDArray[np.int64]:
         """Places (ascending) of about the k rows nearest to a (D,) vector, by the index, of those where a condition is.
 
         `probes` of the index's partitions are looked at. Without an index it is every row.
         """
-        values = vector.detach().half().cpu().numpy()
-        nearest = {"column": "vector", "q": values, "k": k, "nprobes": probes}
+        nearest = {"column": "vector", "q": vector.astype(np.float16), "k": k, "nprobes": probes}
         found = self._table.to_table(
             columns=["_distance"], with_row_id=True, nearest=nearest, filter=condition, prefilter=condition is not None
         )
         return np.sort(self._places_of(found["_rowid"].to_numpy().astype(np.int64)))
 
-    def blocks(self, rows: int = 16384) -> Iterator[Tensor]:
+    def blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float32]]:
         """Vectors in the order of the table (`order` tells the places), in blocks: (n, D) float32 unit vectors."""
         for batch in self._table.to_batches(columns=["vector"], batch_size=rows):
-            yield self._unit(batch["vector"])
+            yield normalize(self._halves(batch["vector"]))
 
     @property
     def state(self) -> str:
@@ -278,12 +285,17 @@ class Store:
 
     def vectors_at(self, places: Sequence[int]) -> Tensor:
         """(K, D) float16 vectors of the rows at `places` (in the order of the ids), to the bit as they are stored."""
-        flat = self.take(places, ["vector"])["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return torch.from_numpy(flat.copy()).reshape(-1, self.tower.width)
+        import torch
+
+        return torch.from_numpy(self._halves(self.take(places, ["vector"])["vector"].combine_chunks()).copy())
 
     def vectors(self, center: Tensor | None = None) -> Tensor:
         """(N, D) float32 unit vectors; with a (D,) `center`, that is subtracted and they are made unit again."""
-        vectors = self._unit(self._sorted("vector")["vector"].combine_chunks())
+        import torch
+        from torch.nn import functional as F
+
+        halves = self._halves(self._sorted("vector")["vector"].combine_chunks())
+        vectors = F.normalize(torch.from_numpy(halves.astype(np.float32)), dim=-1)
         return vectors if center is None else F.normalize(vectors - center, dim=-1)
 
     def require_tower(self, tower: TowerIdentity) -> None:
@@ -326,9 +338,9 @@ class Store:
         ids: NDArray[np.int64] = found.to_numpy().astype(np.int64)
         return ids
 
-    def _unit(self, column: Any) -> Tensor:
-        halves = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
-        return F.normalize(halves.reshape(-1, self.tower.width).float(), dim=-1)
+    def _halves(self, column: Any) -> NDArray[np.float16]:
+        halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
+        return halves
 
     def _sorted(self, *columns: str) -> pa.Table:
         names = list(dict.fromkeys(["id", *columns]))

@@ -40,12 +40,16 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find pictures by words, by a picture, or by sums of both."""
+    from lamplit.towers.words import open_words
+
     if query is None and image is None:
         raise UsageError('give words or a picture: lamplit search MODEL STORE "words", or --image FILE')
     if paths + null + as_json > 1:
         raise UsageError("--json, --paths and -0 are three ways to print; give one")
-    opened = lamplit.load(model, towers="text" if image is None else "image" if query is None else "both")
-    searcher = lamplit.Searcher(opened, lamplit.Store(store), exact=exact)
+    reader = open_words(model) if image is None else None
+    if reader is None:
+        opened = lamplit.load(model, towers="text" if image is None else "image" if query is None else "both")
+    searcher = lamplit.Searcher(reader or opened, lamplit.Store(store), exact=exact)
     many = query == "-"
     found: dict[str, list[Hit]] = {}
     for words in _stdin() if many else [query]:
@@ -60,6 +64,10 @@ def search(
         from lamplit.sheet import contact_sheet
 
         contact_sheet(found, sheet)
+    if reader is None and image is None:
+        from lamplit.exports.words import write_words
+
+        write_words(model)  # for the next time
 
 
 def index(

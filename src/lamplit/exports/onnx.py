@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit._version import __version__
-from lamplit.engines import TOLERANCE, onnx_errors, open_onnx, require_onnx, write_onnx
-from lamplit.errors import TowerError
+from lamplit.engines import TOLERANCE
+from lamplit.errors import TowerError, first_line
 from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower, quiet_logging
 from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
-from lamplit.towers.loading import first_line
+from lamplit.onnx_files import onnx_errors, open_onnx, require_onnx, write_onnx
 from lamplit.towers.text import TextTower
 from lamplit.towers.tokenizers import PretrainedTokenizer
 
@@ -117,12 +117,7 @@ def _write_image(model: LiT, folder: Path, sample: Sample, report: ExportReport)
 def _write_text(model: LiT, folder: Path, sample: Sample, report: ExportReport) -> dict[str, Any]:
     assert sample.ztxt is not None
     tower, file = find_text_tower(model), folder / "text_tower.onnx"
-    encoder: Any = tower.encoder
-    if hasattr(encoder, "config"):  # a decoder would return what it keeps for the next token
-        encoder.config.use_cache = False
-    tokens = torch.export.Dim("tokens", max=tower.context_length)
-    axes = [{0: torch.export.Dim("batch"), 1: tokens}] * 2
-    write_onnx(_TextGraph(tower), _pad(tower, list(SENTENCES[2:5])), file, name=tower.spec, axes=axes)
+    write_text_graph(tower, file)
     together = _text_vectors(file, tower, [sample.texts])
     alone = _text_vectors(file, tower, [[text] for text in sample.texts])
     report.differences["text vectors, padded"] = require_agreement("text tower", together, sample.ztxt, TOLERANCE)
@@ -144,6 +139,20 @@ def _write_text(model: LiT, folder: Path, sample: Sample, report: ExportReport) 
         "context_length": tower.context_length,
         "pooling": tower.pooling,
     }
+
+
+def write_text_graph(tower: TextTower, file: Path) -> None:
+    """Write a text tower as an ONNX file, in eval mode and without gradients; see the module for what it takes.
+
+    Raises:
+        TowerError: it does what ONNX cannot hold.
+    """
+    encoder: Any = tower.encoder
+    if hasattr(encoder, "config"):  # a decoder would return what it keeps for the next token
+        encoder.config.use_cache = False
+    tokens = torch.export.Dim("tokens", max=tower.context_length)
+    axes = [{0: torch.export.Dim("batch"), 1: tokens}] * 2
+    write_onnx(_TextGraph(tower), _pad(tower, list(SENTENCES[2:5])), file, name=tower.spec, axes=axes)
 
 
 def _write_int8(model: LiT, folder: Path, sample: Sample) -> dict[str, Any]:
@@ -211,7 +220,7 @@ def _text_vectors(file: Path, tower: TextTower, batches: list[list[str]]) -> Ten
 
 
 def _run(file: Path, batches: list[dict[str, Tensor]]) -> Tensor:
-    session = open_onnx(file)
+    session = open_onnx(file, torch.get_num_threads())
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {file.name} as it was exported")
     try:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from lamplit.errors import MissingExtraError, TowerError
+from lamplit.errors import MissingExtraError, TowerError, first_line
 from lamplit.exports.parts import (
     bare_head,
     copy_tokenizer,
@@ -30,7 +30,7 @@ from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_to
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower
-from lamplit.towers.loading import READ_ERRORS, first_line, load_strictly, quiet_transformers
+from lamplit.towers.loading import READ_ERRORS, load_strictly, quiet_transformers
 from lamplit.towers.text import TextTower
 
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}

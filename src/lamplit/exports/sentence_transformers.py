@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamplit.errors import MissingExtraError, TowerError
+from lamplit.errors import MissingExtraError, TowerError, first_line
 from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config
 from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
-from lamplit.towers.loading import READ_ERRORS, first_line, quiet_transformers
+from lamplit.towers.loading import READ_ERRORS, quiet_transformers
 from lamplit.towers.text import TextTower
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken"}

@@ -21,7 +21,7 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from lamplit.errors import TowerError
+from lamplit.errors import TowerError, first_line
 from lamplit.exports.parts import (
     BareHead,
     bare_head,
@@ -37,7 +37,7 @@ from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_to
 from lamplit.model import LiT
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower
-from lamplit.towers.loading import READ_ERRORS, first_line, load_strictly, quiet_transformers
+from lamplit.towers.loading import READ_ERRORS, load_strictly, quiet_transformers
 from lamplit.towers.text import TextTower
 
 NAME = "VisionTextDualEncoderModel"

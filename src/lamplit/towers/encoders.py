@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-from lamplit.errors import TowerError
-from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
+from lamplit.errors import TowerError, first_line
+from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
 from lamplit.towers.tokenizers import PretrainedTokenizer
 
 Pooling = Literal["cls", "mean", "last"]

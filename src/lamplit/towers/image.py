@@ -8,64 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lamplit.errors import TowerError, UsageError
+from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.backbone import Backbone, ClassHead
-from lamplit.towers.loading import first_line, load_whole
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.pooling import find_pools, pool_features, require_pool
 from lamplit.towers.published import Published, build_backbone
 from lamplit.towers.timm_images import DEMO_TOWERS, build_timm, open_demo, open_timm
 from lamplit.towers.transformers_images import build_transformers, open_transformers
-
-
-@dataclass(frozen=True)
-class TowerIdentity:
-    """Which tower made a vector: all there is to know of it without its weights."""
-
-    spec: str
-    fingerprint: str
-    width: int
-    preprocessing: Preprocessing | None  # unknown of a tower whose vectors were imported
-    config: dict[str, Any]
-    weights: str | None = None  # the file they were read from, where it was not the library's own
-
-    @property
-    def pool(self) -> str | None:
-        """How tokens are pooled, where it is not the library's own way."""
-        pool: str | None = self.config.get("pool")
-        return pool
-
-    @classmethod
-    def of_imported(cls, spec: str, width: int) -> Self:
-        """Identify a tower of which there are vectors only, by its name and width.
-
-        Its fingerprint begins with `vectors-`, so that it is never taken for one of weights.
-        """
-        digest = hashlib.blake2b(json.dumps([spec, width]).encode(), digest_size=16).hexdigest()
-        return cls(spec, f"vectors-{digest}", width, None, {"library": "vectors"})
-
-    @property
-    def imported(self) -> bool:
-        """Whether the tower's vectors were imported, so that nothing of it but its name and width is known."""
-        return bool(self.config.get("library") == "vectors")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Undo `to_dict` after a trip through JSON."""
-        preprocessing = values["preprocessing"]
-        return cls(**values | {"preprocessing": preprocessing and Preprocessing.from_dict(preprocessing)})
 
 
 class ImageTower(nn.Module):

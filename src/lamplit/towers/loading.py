@@ -107,11 +107,6 @@ def key_difference(module: nn.Module, state: dict[str, Tensor]) -> tuple[list[st
     return [k for k in own if k not in state], [k for k in state if k not in own]
 
 
-def first_line(error: Exception) -> str:
-    """What a library says first; the rest is mostly advice for another reader."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def plain_config(config: Any) -> dict[str, Any]:
     """A transformers configuration as JSON values, without where it lay and which release read it."""
     # Through JSON, which turns keys into text: sorted for a fingerprint, 2 comes before 10, but "10" before "2".

@@ -13,8 +13,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from lamplit.errors import TowerError
-from lamplit.towers.loading import first_line
+from lamplit.errors import TowerError, first_line
 
 MOST_ARRAYS = 10_000
 MOST_BYTES = 2**33  # of all arrays, unpacked; the largest published model has 2.6 GB

@@ -17,10 +17,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lamplit.cache import cache_folder, download
-from lamplit.errors import TowerError, UsageError
+from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.layout import Plan, read_layout, today
-from lamplit.towers.loading import first_line, load_strictly
+from lamplit.towers.loading import load_strictly
 from lamplit.towers.npz import ArrayFile
 from lamplit.towers.tokenizers import Tokenizer, read_vocabulary
 

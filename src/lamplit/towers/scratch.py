@@ -18,8 +18,7 @@ from timm.layers import GELUTanh
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lamplit.errors import UsageError
-from lamplit.towers.loading import first_line
+from lamplit.errors import UsageError, first_line
 from lamplit.towers.tokenizers import SentencePiece, read_vocabulary
 from lamplit.towers.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 

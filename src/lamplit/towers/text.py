@@ -6,7 +6,6 @@ forward pass, so that a caption of eight tokens costs eight tokens.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,9 +21,8 @@ from lamplit.towers.image import open_published_image_tower
 from lamplit.towers.lora import add_lora, merge_lora
 from lamplit.towers.published import CONTEXT_LENGTH, Published
 from lamplit.towers.scratch import SIZES, ScratchEncoder, open_vocabulary
-from lamplit.towers.tokenizers import Tokenizer, load_tokenizer
+from lamplit.towers.tokenizers import Tokenizer, TruncationLog, load_tokenizer
 
-logger = logging.getLogger(__name__)
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
 PASS_COST = {"cpu": 32, "cuda": 2048, "mps": 1024}
 
@@ -57,7 +55,7 @@ class TextTower(nn.Module):
         self.width = width
         self.config = config
         self.lora: int | None = None  # rank
-        self._told: list[str] = []  # the truncated texts that the log has last told of
+        self._truncated = TruncationLog()
         self.head = nn.Linear(feature_width, width)
         self.trained_scale: float | None = None
         # LeCun's: a normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
@@ -72,19 +70,10 @@ class TextTower(nn.Module):
     def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:
         """Count the texts that lose their end to `context_length`, and say so in the log, once for the same texts.
 
-        `tokens` is what `tokenize` made of them, where that is known: only texts that fill the context can have been
-        longer, and only those are tokenised again.
+        `tokens` is what `tokenize` made of them, where that is known.
         """
         tokens = self.tokenize(texts) if tokens is None else tokens
-        full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= self.context_length]
-        whole = self.tokenizer.encode(full, None)
-        cut = [text for text, ids in zip(full, whole, strict=True) if len(ids) > self.context_length]
-        if cut and cut != self._told:
-            self._told = cut
-            logger.warning(
-                "texts of more than %d tokens lose their end: %d of %d", self.context_length, len(cut), len(texts)
-            )
-        return len(cut)
+        return self._truncated.count(self.tokenizer, texts, tokens, self.context_length)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """B lists of token ids in, (B, D) vectors out."""

@@ -12,10 +12,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from lamplit.errors import MissingExtraError, TowerError, UsageError
+from lamplit.errors import MissingExtraError, TowerError, UsageError, first_line
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.backbone import Backbone, ClassHead, class_texts
-from lamplit.towers.loading import first_line, key_difference, load_strictly, read_weights
+from lamplit.towers.loading import key_difference, load_strictly, read_weights
 
 DEMO_TOWERS = {f"efficientnet-lite{n}": f"tf_efficientnet_lite{n}" for n in range(3)}
 # What MoCo-v3's own evaluation shows its encoders; its checkpoints carry no preprocessing.

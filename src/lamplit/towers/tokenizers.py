@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lamplit.errors import TowerError
-from lamplit.towers.loading import READ_ERRORS, first_line
+from lamplit.errors import TowerError, first_line
 from lamplit.towers.wordpiece import VOCABULARY_FILE, WordPiece
 
+if TYPE_CHECKING:  # it takes seconds to import, and a search needs none of it
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 SENTENCEPIECE_FILE = "sentencepiece.model"
 
 
@@ -50,6 +52,10 @@ class PretrainedTokenizer:
         Raises:
             TowerError: it is not there, or damaged.
         """
+        from transformers import AutoTokenizer
+
+        from lamplit.towers.loading import READ_ERRORS
+
         try:
             return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         except READ_ERRORS as error:
@@ -176,3 +182,27 @@ def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:
     if file.suffix == ".model":
         return SentencePiece.read(file)
     raise TowerError(f"{file} is not a vocabulary; expected FILE.txt (WordPiece) or FILE.model (SentencePiece)")
+
+
+class TruncationLog:
+    """Tells of texts that lose their end to a context length, once for the same texts."""
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+
+    def count(
+        self, tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[Sequence[int]], context_length: int
+    ) -> int:
+        """Count the texts whose `tokens`, as they were cut, are not all of them, and say so in the log.
+
+        Only texts that fill the context can have been longer, and only those are tokenised again.
+        """
+        full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= context_length]
+        whole = tokenizer.encode(full, None)
+        cut = [text for text, ids in zip(full, whole, strict=True) if len(ids) > context_length]
+        if cut and cut != self._told:
+            self._told = cut
+            logger.warning(
+                "texts of more than %d tokens lose their end: %d of %d", context_length, len(cut), len(texts)
+            )
+        return len(cut)

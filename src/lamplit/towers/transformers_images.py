@@ -20,10 +20,10 @@ from transformers import (
     ViTModel,
 )
 
-from lamplit.errors import TowerError, UsageError
+from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.preprocessing import Preprocessing
 from lamplit.towers.backbone import Backbone, ClassHead, class_texts
-from lamplit.towers.loading import READ_ERRORS, first_line, plain_config, quiet_transformers, require_whole
+from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
 
 _MOST_DIFFERENCE = 0.05  # mean over a picture, in units of its normalised pixels
 _MOST_SIDE = 4096  # pixels of a picture's side; a hostile file could ask for any number
