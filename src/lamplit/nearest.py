@@ -205,9 +205,9 @@ def choose_kept(vectors: Vectors, planes: BitPlanes) -> tuple[tuple[int, int], f
     true = rank_many(vectors, queries, 10)
     kinds = range(min(2, len(queries)))
     ranks = [planes.ranks(query, best.places) for query, best in zip(queries, true, strict=True)]
-    # Each of the two sieves may lose half of what may be lost.
+    # Each of the two sieves may lose a quarter of what may be lost; half is left for queries that the sample has not.
     first, second = (
-        max([_LEAST, *(int(np.quantile([row[sieve] for row in ranks[kind::2]], (1 + ENOUGH) / 2)) for kind in kinds)])
+        max([_LEAST, *(int(np.quantile([row[sieve] for row in ranks[kind::2]], (3 + ENOUGH) / 4)) for kind in kinds)])
         for sieve in range(2)
     )
     while True:
