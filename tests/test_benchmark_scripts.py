@@ -83,3 +83,9 @@ def test_search(tmp_path):
         assert building["sides"]["flat product (torch)"]["recall@10"] > 0.999
         for latency in timed:
             check_sides(latency, 7)
+
+
+def test_start(tmp_path):
+    pytest.importorskip("onnxruntime")
+    [figures] = run("start", tmp_path)
+    check_sides(figures, 2)

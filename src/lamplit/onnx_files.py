@@ -38,8 +38,11 @@ def onnx_errors() -> tuple[type[Exception], ...]:
         return ()
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented", "EPFail")
-    return tuple(getattr(state, name) for name in (*names, "RuntimeException"))
+    names = (
+        "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented",
+        "EPFail", "RuntimeException",
+    )  # fmt: skip
+    return tuple(getattr(state, name) for name in names)
 
 
 def write_onnx(

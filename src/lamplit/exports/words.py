@@ -1,12 +1,11 @@
 """`text_tower.onnx` beside the weights of a saved model, by which `towers.words.WordReader` reads words without torch.
 
 It holds the graph alone. The weights are ONNX's external data: offsets into `text_tower.safetensors`, whose tensors lie
-there as plain numbers, so that nothing is stored twice and new weights in an old place are read as they are.
+there as plain numbers, so that nothing is stored twice. Its seal says which weights those were.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from hashlib import blake2b
@@ -23,7 +22,7 @@ from lamplit.exports.sample import SENTENCES
 from lamplit.model import LiT, load
 from lamplit.onnx_files import has_onnx
 from lamplit.towers.folder import TEXT_GRAPH, TEXT_TOWER, read_config
-from lamplit.towers.words import WordReader, layout, open_words
+from lamplit.towers.words import WordReader, map_weights, open_words, seal
 from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def _write(model: LiT, folder: Path, file: Path) -> None:
     if (folder / TEXT_TOWER).stat().st_size > MOST_BYTES:
         raise TowerError(f"{model.text_tower.spec} is too large for one ONNX file")
     write_text_graph(model.text_tower, file)
-    notes = {"layout": layout(folder, read_config(folder)), "pad_id": str(model.text_tower.tokenizer.pad_id)}
+    notes = {"seal": seal(folder, read_config(folder)), "pad_id": str(model.text_tower.tokenizer.pad_id)}
     _point(file, folder / TEXT_TOWER, notes)
     _compare(model, WordReader(folder, file.name))
 
@@ -142,14 +141,12 @@ def _point(file: Path, weights: Path, notes: dict[str, str]) -> None:
 
 def _stored(weights: Path) -> dict[bytes, tuple[int, int]]:
     """Offset and length in bytes of every float32 tensor of a safetensors file, by a digest of what it holds."""
-    data = np.memmap(weights, np.uint8, "r")
-    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header: dict[str, Any] = json.loads(data[8:begin].tobytes())
+    data, tensors = map_weights(weights)
+    begin = weights.stat().st_size - len(data)
     found = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] == "F32":
-            first, last = (begin + offset for offset in entry["data_offsets"])
-            found[_digest(data[first:last])] = (first, last - first)
+    for kind, first, last in tensors.values():
+        if kind == "F32":
+            found[_digest(data[first:last])] = (begin + first, last - first)
     return found
 
 

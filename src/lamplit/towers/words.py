@@ -26,6 +26,7 @@ from lamplit.unit_vectors import normalize
 
 TOKENIZER_FILE = "tokenizer.json"
 _TOGETHER = 64  # texts in one pass
+_SAMPLED = 64  # bytes of each tensor that tell whether it is the same one
 
 
 class WordReader:
@@ -47,7 +48,7 @@ class WordReader:
         config = read_config(folder)
         session = open_onnx(folder / graph, _threads(), spinning=False) if config["text_tower"] else None
         noted = {} if session is None else session.get_modelmeta().custom_metadata_map
-        if session is None or noted.get("layout") != layout(folder, config):
+        if session is None or noted.get("seal") != seal(folder, config):
             raise TowerError(f"{folder / graph} is not there, is damaged, or was made of another text tower")
         self.identity: TowerIdentity = config["image_tower"]
         self.width: int = config["image_head"] or self.identity.width
@@ -111,18 +112,33 @@ def open_words(folder: str | Path) -> WordReader | None:
         return None
 
 
-def layout(folder: Path, config: dict[str, Any]) -> str:
-    """Fingerprint of what an ONNX file relies on: how the text tower is built, and which tensor lies where.
+def seal(folder: Path, config: dict[str, Any]) -> str:
+    """Fingerprint of what an ONNX file was made of: how the text tower is built, where its weights lie, some of each.
 
     Raises:
         TowerError: the weights are not there.
     """
+    data, tensors = map_weights(folder / TEXT_TOWER)
+    digest = blake2b(json.dumps([config["text_tower"], tensors], sort_keys=True).encode(), digest_size=16)
+    for _, first, last in tensors.values():  # to read all of them would take longer than the search
+        digest.update(data[(first + last) // 2 :][:_SAMPLED].tobytes())
+    return digest.hexdigest()
+
+
+def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, tuple[str, int, int]]]:
+    """Map a safetensors file; return the bytes behind its header, and each tensor's kind, begin and end among them.
+
+    Raises:
+        TowerError: it is not there, or damaged.
+    """
     try:
-        with (folder / TEXT_TOWER).open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
-    except (OSError, OverflowError, MemoryError) as error:
-        raise TowerError(f"{folder / TEXT_TOWER} is missing or damaged: the model is not whole") from error
-    return blake2b(json.dumps(config["text_tower"], sort_keys=True).encode() + header, digest_size=16).hexdigest()
+        data = np.memmap(file, np.uint8, "r")
+        begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        header: dict[str, Any] = json.loads(data[8:begin].tobytes())
+        header.pop("__metadata__", None)
+        return data[begin:], {name: (entry["dtype"], *entry["data_offsets"]) for name, entry in header.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise TowerError(f"{file} is missing or damaged: the model is not whole") from error
 
 
 class FastTokenizer:
