@@ -207,6 +207,7 @@ def test_interrupted_run_ends_in_the_same_bytes(
     assert comparable(log_of(out)) == comparable(log_of(run.out))
 
 
+@pytest.mark.slow
 def test_merged_model_gives_the_same_vectors_and_needs_no_peft(
     run: TuneReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

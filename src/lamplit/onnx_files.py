@@ -79,10 +79,11 @@ def write_onnx(
                 program, example, partial, dynamo=True, external_data=False, verbose=False,
                 dynamic_shapes=names, input_names=list(inputs), output_names=["vectors"],
             )  # fmt: skip
+            partial.replace(file)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-            partial.unlink(missing_ok=True)
             raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
-    partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def require_onnx() -> None:
