@@ -86,6 +86,5 @@ def test_search(tmp_path):
 
 
 def test_start(tmp_path):
-    pytest.importorskip("onnxruntime")
     [figures] = run("start", tmp_path)
     check_sides(figures, 2)

@@ -68,7 +68,6 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAMPLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -154,7 +153,6 @@ def test_damaged_onnx_file_is_made_again(exported: ImageTower, content: bytes | 
 
 
 def test_tower_that_onnx_cannot_hold(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("onnxruntime")
 
     class Odd(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -188,7 +186,6 @@ class Slow(Convolutions):
 
 
 def test_auto_takes_what_is_faster() -> None:
-    pytest.importorskip("onnxruntime")
     tower = open_image_tower(Slow(), preprocessing=Preprocessing((48, 48), HALF, HALF))
     assert start(tower, "auto", num_pictures=40)[0] == "torch"  # half a second: no export pays
     assert not onnx_file(tower).exists()
@@ -211,7 +208,6 @@ def test_compile_agrees() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_resnet", "test_convnext"])
 def test_onnx_agrees_for_timm_towers(name: str) -> None:
-    pytest.importorskip("onnxruntime")
     tower = open_image_tower(f"timm:{name}", weights="random")
     sample = torch.randint(0, 256, (4, 3, *tower.preprocessing.image_size), dtype=torch.uint8)
     _, engine, _ = choose_engine(tower, "onnx", sample, num_pictures=4, device=CPU)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from conftest import wordpiece_tokenizer
@@ -24,7 +25,6 @@ from lamplit.preprocessing import Preprocessing
 from lamplit.towers.image import ImageTower, open_image_tower
 from lamplit.towers.text import TextTower, open_text_tower
 
-onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 TEXTS = ["A small red circle.", "a", "A large green square, a small blue ring, and a large black cross." * 3, "rot"]

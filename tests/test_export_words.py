@@ -16,7 +16,6 @@ import torch
 from text_families import FAMILIES, WIDTH, make
 from transformers import BertModel
 
-from lamplit import onnx_files
 from lamplit.errors import UsageError
 from lamplit.exports.words import write_words
 from lamplit.model import LiT, load, merge_lora
@@ -24,7 +23,6 @@ from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.text import open_text_tower
 from lamplit.towers.words import WordReader, open_words
 
-pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 TEXTS = ["A small red circle.", "", "ring", "Etwas anderes, groß", "ring " * 100]
 TOWER = TowerIdentity.of_imported("a tower", WIDTH)
@@ -114,9 +112,6 @@ def test_lora_is_left_to_torch_and_what_it_was_merged_to_is_not(text_folder: Pat
 def test_nothing_where_it_cannot_be(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not write_words("lit:B16B_2")
     assert not write_words(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(onnx_files, "find_spec", lambda _: None)
-        assert not write_words(saved)
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         assert not write_words(saved)

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lamplit import onnx_files
-from lamplit.errors import MissingExtraError, TowerError
-from lamplit.onnx_files import onnx_errors, open_onnx, require_onnx, write_onnx
+from lamplit.errors import TowerError
+from lamplit.onnx_files import onnx_errors, open_onnx, write_onnx
 
-pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 ROWS = {"rows": torch.ones(2, 3)}
 AXES = [{0: torch.export.Dim("batch")}]
@@ -55,10 +53,3 @@ def test_what_onnx_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match="odd cannot be exported to ONNX"):
         write_onnx(Odd(), ROWS, tmp_path / "odd.onnx", name="odd", axes=AXES)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_files, "find_spec", lambda _: None)
-    assert onnx_errors() == ()
-    with pytest.raises(MissingExtraError, match=r"pip install 'lamplit\[onnx\]'"):
-        require_onnx()

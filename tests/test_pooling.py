@@ -284,7 +284,6 @@ def test_store_and_model_of_a_pooling(weights: Path, pictures: Path, text_folder
 @pytest.mark.parametrize("pool", [None, "mean", "cls+mean"])
 @pytest.mark.parametrize("name", ["hf DINOv2 with registers", "hf CLIP", "timm ViT"])
 def test_every_engine_pools_alike(name: str, pool: str | None, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     make, side, *_ = CASES[name]
     preprocessing = Preprocessing((side, side), HALF, HALF)
     config = {"library": "module", "name": name} | ({} if pool is None else {"pool": pool})

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 HEAVY = {"torch", "torchvision", "transformers", "timm", "numba", "matplotlib", "datasets", "huggingface_hub", "peft"}

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lamplit.cache import cache_folder
 from lamplit.errors import TowerError, first_line
-from lamplit.onnx_files import has_onnx, onnx_errors, open_onnx, require_onnx, write_onnx
+from lamplit.onnx_files import onnx_errors, open_onnx, write_onnx
 from lamplit.towers.image import ImageTower
 from lamplit.towers.lock import Locked
 from lamplit.towers.pooling import pool_features
@@ -61,7 +61,6 @@ def choose_engine(
 
     Raises:
         TowerError: an engine asked for by name disagrees with torch or cannot run this tower.
-        MissingExtraError: ONNX Runtime was asked for and is not installed.
     """
     torch_engine = _torch_engine(tower, device)
     began = time.perf_counter()
@@ -73,7 +72,7 @@ def choose_engine(
     if name != "auto":
         return name, _start(name, tower, sample, device, expected), vectors
     for other in ("onnx", "compile"):
-        if other == "onnx" and not (device.type == "cpu" and has_onnx()):
+        if other == "onnx" and device.type != "cpu":
             continue
         # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
         left = _START_PAYS["onnx"] if num_pictures is None else seconds / len(images) * num_pictures
@@ -92,8 +91,6 @@ def choose_engine(
 
 def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Engine:
     """Start an engine that gives `expected` for `sample`."""
-    if name == "onnx":
-        require_onnx()
     # Every error of torch's compilers is a RuntimeError.
     errors: tuple[type[Exception], ...] = (RuntimeError, *onnx_errors())
     try:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamplit.errors import MissingExtraError, TowerError, first_line
+from lamplit.errors import TowerError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,8 +33,6 @@ def open_onnx(file: Path, threads: int, *, spinning: bool = True) -> Any:
 
 def onnx_errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises; its errors have no base of their own."""
-    if find_spec("onnxruntime") is None:
-        return ()
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = (
@@ -84,18 +81,3 @@ def write_onnx(
             raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
         finally:
             partial.unlink(missing_ok=True)
-
-
-def require_onnx() -> None:
-    """Ask for what reads and writes ONNX files.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    if not has_onnx():
-        raise MissingExtraError("onnxruntime", "onnx")
-
-
-def has_onnx() -> bool:
-    """Whether what reads and writes ONNX files is installed."""
-    return all(find_spec(package) for package in ("onnx", "onnxruntime", "onnxscript"))

@@ -22,7 +22,7 @@ from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_to
 from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
-from lamplit.onnx_files import onnx_errors, open_onnx, require_onnx, write_onnx
+from lamplit.onnx_files import onnx_errors, open_onnx, write_onnx
 from lamplit.towers.text import TextTower
 from lamplit.towers.tokenizers import PretrainedTokenizer
 
@@ -68,9 +68,7 @@ def write(model: LiT, folder: Path, sample: Sample, *, int8: bool = False) -> Ex
 
     Raises:
         TowerError: a tower cannot be written as ONNX, or its vectors differ by more than 1e-4.
-        MissingExtraError: onnx or onnxruntime is not installed.
     """
-    require_onnx()
     report = ExportReport("onnx", str(folder), sample.origin)
     config: dict[str, Any] = {
         "format": FORMAT,

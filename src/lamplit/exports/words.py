@@ -20,7 +20,6 @@ from lamplit.errors import TowerError
 from lamplit.exports.onnx import write_text_graph
 from lamplit.exports.sample import SENTENCES
 from lamplit.model import LiT, load
-from lamplit.onnx_files import has_onnx
 from lamplit.towers.folder import TEXT_GRAPH, TEXT_TOWER, read_config
 from lamplit.towers.words import WordReader, map_weights, open_words, seal
 from lamplit.unit_vectors import as_array
@@ -41,14 +40,14 @@ def write_words(folder: str | Path) -> bool:
 
     Its vectors are compared with torch's (1e-4), and its tokens with those of transformers. Where they differ, or the
     tower cannot be exported, an empty file says so, and the model goes on to be searched with torch. That is so without
-    a word where the `[onnx]` extra is not installed, the folder cannot be written to, or the tower has LoRA.
+    a word where the folder cannot be written to, or the tower has LoRA.
 
     Raises:
         UsageError, TowerError: as `load`.
     """
     folder = Path(folder)
     file = folder / TEXT_GRAPH
-    if not has_onnx() or not (folder / TEXT_TOWER).is_file() or not os.access(folder, os.W_OK):
+    if not (folder / TEXT_TOWER).is_file() or not os.access(folder, os.W_OK):
         return False
     if file.is_file() and (file.stat().st_size == 0 or open_words(folder) is not None):
         return file.stat().st_size > 0

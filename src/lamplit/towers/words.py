@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,7 +103,7 @@ class WordReader:
 
 def open_words(folder: str | Path) -> WordReader | None:
     """Open the folder of a saved model for words; nothing where only `lamplit.load` can, or says what is wrong."""
-    if not (Path(folder) / TEXT_GRAPH).is_file() or find_spec("onnxruntime") is None:
+    if not (Path(folder) / TEXT_GRAPH).is_file():
         return None
     try:
         return WordReader(folder)
