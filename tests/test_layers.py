@@ -50,6 +50,7 @@ FLOORS = [
     {"comparison"},
     {"tables"},
     {"terminal"},
+    {"thumbnails"},
     {"commands.*"},
     {"cli"},
 ]
