@@ -223,6 +223,7 @@ def test_search_that_shows_no_pictures_asks_nothing(model_path: Path, store_path
 
 PRINT = """
 import sys
+from lamplit.retrieval import Hit
 from lamplit.thumbnails import print_hits
 print_hits([Hit(0.5, path, path, [f"text {n}"], {}) for n, path in enumerate(sys.argv[1:])])
 """
