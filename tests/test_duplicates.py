@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -125,6 +126,44 @@ def test_join_is_connected_components(num: int, data: st.DataObject) -> None:
         left, right = np.array(block, dtype=np.int64).reshape(-1, 2).T
         labels = join(labels, left, right)
     assert labels.tolist() == slow_components(num, edges)
+
+
+def slow_duplicates(at: list[int], hashes: list[int]) -> list[list[tuple[str, float, str | None]]]:
+    """Groups of unit vectors at multiples of 5 degrees, of which two within 10 are near; from every pair by itself."""
+    num = range(len(at))
+    cosine = [[float(np.cos(np.deg2rad(5 * (at[i] - at[j])))) for j in num] for i in num]
+    edges = [(i, j) for i in num for j in range(i) if hashes[i] == hashes[j] or cosine[i][j] > NEAR]
+    labels = slow_components(len(at), edges)
+    groups = [[i for i in num if labels[i] == label] for label in sorted(set(labels)) if labels.count(label) > 1]
+    found = []
+    for group in sorted(groups, key=lambda group: -len(group)):
+        pictures = []
+        for i in group:
+            nearest = max(1.0 if hashes[i] == hashes[j] else cosine[i][j] for j in num if j != i)
+            first = hashes.index(hashes[i])
+            pictures.append((f"{i:04}", pytest.approx(nearest, abs=1e-3), None if first == i else f"{first:04}"))
+        found.append(pictures)
+    return found
+
+
+NEAR = float(np.cos(np.deg2rad(12.5)))  # no pair of such vectors lies on it
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 71), st.integers(0, 30)), min_size=1, max_size=24), st.integers(1, 30))
+def test_groups_are_those_of_every_pair_by_itself(pictures: list[tuple[int, int]], chunk_size: int) -> None:
+    at, hashes = [place for place, _ in pictures], [content for _, content in pictures]
+    angles = torch.tensor(at, dtype=torch.float64) * 5
+    vectors = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], -1).float()
+    with TemporaryDirectory() as folder:
+        store = make_store(Path(folder) / "x.lance", vectors, [str(content) for content in hashes])
+        groups = find_duplicates(store, threshold=NEAR, chunk_size=chunk_size)
+    assert [[(p.id, p.cosine, p.copy_of) for p in group.pictures] for group in groups] == slow_duplicates(at, hashes)
+
+
+def test_vector_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "x.lance", torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [1.0, 0.01], [0.0, 1.0]]))
+    assert ids(find_duplicates(store)) == [["0000", "0002"]]
 
 
 def test_long_chain_and_many_alike(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ FLOORS = [
     {"comparison"},
     {"tables"},
     {"terminal"},
+    {"thumbnails"},
     {"commands.*"},
     {"cli"},
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,24 +55,26 @@ def find_duplicates(
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"the threshold is {threshold}; a cosine above 0 and at most 1 is expected, such as 0.95")
+    limit = np.float32(threshold)  # what the cosines are compared with
     vectors = store.vectors()
     first = _first_of_same(store.column("hash"))
-    nearest = torch.zeros(len(vectors))
-    for copies in (first != np.arange(len(first))).nonzero():
-        nearest[copies] = nearest[first[copies]] = 1.0
+    nearest = np.zeros(len(vectors), np.float32)
+    copies = (first != np.arange(len(first))).nonzero()[0]
+    nearest[copies] = nearest[first[copies]] = 1.0
     labels = first.copy()  # of each picture, the place of the first one of its group
-    starts = range(0, len(vectors), chunk_size)
     with progress_bar("duplicates", len(vectors), shown=progress) as advance:
-        for start in starts:
-            rows = vectors[start : start + chunk_size]
-            for other in starts[start // chunk_size :]:
-                left, right, cosines = _near_pairs(rows, vectors[other : other + chunk_size], threshold, start == other)
-                if len(cosines):
-                    left, right = left + start, right + other
-                    for side in (left, right):
-                        nearest.scatter_reduce_(0, side, cosines, "amax")
-                    labels = join(labels, left.numpy(), right.numpy())
-            advance(len(rows), "")
+        for rows, others, cosines in _tiles(vectors, chunk_size):
+            if not cosines.max() < limit:  # of most tiles nothing more is asked; one NaN hides no pair
+                np.fmax(nearest[rows], np.fmax.reduce(cosines, 1), out=nearest[rows])
+                np.fmax(nearest[others], np.fmax.reduce(cosines, 0), out=nearest[others])
+                # Pairs in one group already join nothing: where many pictures are alike, that is most of them.
+                apart = (cosines >= limit) & (labels[rows, None] != labels[others])
+                places = np.flatnonzero(apart)  # 20 times as fast as nonzero in two dimensions
+                left, right = np.unravel_index(places, apart.shape)
+                if len(left):
+                    labels = join(labels, left + rows.start, right + others.start)
+            if others.stop == len(vectors):
+                advance(len(cosines), "")
     return _groups(store, labels, first, nearest)
 
 
@@ -103,16 +106,21 @@ def _first_of_same(hashes: list[str]) -> NDArray[np.int64]:
     return np.array([places.setdefault(content, place) for place, content in enumerate(hashes)], dtype=np.int64)
 
 
-def _near_pairs(rows: Tensor, others: Tensor, threshold: float, same: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Places in both chunks and cosines of the pairs at `threshold` or nearer; each once where both are the same."""
-    cosines = rows @ others.T
-    if same:
-        cosines = cosines.triu(1)  # zeros are below every threshold
-    left, right = (cosines >= threshold).nonzero(as_tuple=True)
-    return left, right, cosines[left, right]
+def _tiles(vectors: Tensor, chunk_size: int) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
+    """Cosines of all pairs, each once: a tile, and which rows and which others it is of. The next overwrites it."""
+    memory = torch.empty(chunk_size * chunk_size)
+    chunks = [slice(start, min(start + chunk_size, len(vectors))) for start in range(0, len(vectors), chunk_size)]
+    for number, rows in enumerate(chunks):
+        for others in chunks[number:]:
+            left, right = vectors[rows], vectors[others]
+            tile = memory[: len(left) * len(right)].view(len(left), len(right))
+            torch.mm(left, right.T, out=tile)
+            yield rows, others, (tile.triu_(1) if rows == others else tile).numpy()  # zeros are below every limit
 
 
-def _groups(store: Store, labels: NDArray[np.int64], first: NDArray[np.int64], nearest: Tensor) -> list[DuplicateGroup]:
+def _groups(
+    store: Store, labels: NDArray[np.int64], first: NDArray[np.int64], nearest: NDArray[np.float32]
+) -> list[DuplicateGroup]:
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     groups = [order[start : start + size] for start, size in zip(starts, sizes, strict=True) if size > 1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -167,11 +169,13 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def hits(results: list[Hit]) -> list[Table]:
-    """Pictures that were found, best first."""
-    table = _table("score", "path", "texts")
-    for hit in results:
-        _add_row(table, f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
+def hits(results: Sequence[Hit], thumbnails: Sequence[RenderableType] = ()) -> list[Table]:
+    """Pictures that were found, best first; each beside its thumbnail, where there are any."""
+    table = _table(*([""] if thumbnails else []), "score", "path", "texts")
+    for place, hit in enumerate(results):
+        cells = (f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
+        table.add_row(*thumbnails[place : place + 1], *map(_text, cells))
+    table.show_lines = bool(thumbnails)  # or they would touch
     return [table]
 
 
@@ -279,5 +283,9 @@ def _table(*headers: str, title: str | None = None, show_header: bool = True) ->
 
 
 def _add_row(table: Table, *cells: object) -> None:
-    """Add cells as they are: a file may be called `[bold].jpg`."""
-    table.add_row(*(Text(str(cell), overflow="fold") for cell in cells))
+    table.add_row(*map(_text, cells))
+
+
+def _text(cell: object) -> Text:
+    """Make a cell as it is: a file may be called `[bold].jpg`."""
+    return Text(str(cell), overflow="fold")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import sys
+import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lamplit import tables
-from lamplit.errors import UsageError
+from lamplit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from lamplit.data.images import Skipped
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 stderr = Console(stderr=True)
+
+_ANSWER_WITHIN = 0.5  # seconds; nearly every terminal says what it is, and at once
+_QUICK = 0.08  # textual-image, which asks again, waits 0.1 s; an answer that comes later is typed into the shell
 
 
 def show(result: Any, table: Any, as_json: bool) -> None:
@@ -36,6 +43,56 @@ def show(result: Any, table: Any, as_json: bool) -> None:
                 Console().print(each)
             else:  # for pipes and files, which have no width to fit a table into
                 print_line(tables.plain(each))
+
+
+def draws_thumbnails(asked: bool | None) -> bool:
+    """Whether stdout takes thumbnails: if `asked` any terminal, if not (None) one that shows real pictures.
+
+    Raises:
+        MissingExtraError: they are asked for and textual-image is not installed.
+    """
+    if asked is False or os.environ.get("TERM") == "dumb" or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    if find_spec("textual_image") is None:
+        if asked:
+            raise MissingExtraError("textual-image", "thumbnails")
+        return False
+    return bool(asked) or _shows_pictures()
+
+
+def _shows_pictures() -> bool:
+    """Ask the terminal whether it knows kitty's graphics protocol or Sixel, and see that it answers quickly."""
+    if sys.platform == "win32":
+        return True  # textual-image asks; that console is never far
+    import termios  # not there on Windows
+    import tty
+
+    # Whoever does not know the first question is silent, so the answer to the second ends both.
+    questions = "\x1b_Gi=1,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" + "\x1b[c"
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    tty.setcbreak(terminal, termios.TCSANOW)
+    try:
+        sys.stdout.write(questions)
+        sys.stdout.flush()
+        start, answer = time.monotonic(), b""
+        while not (attributes := re.search(rb"\x1b\[\?([\d;]*)c", answer)):
+            left = start + _ANSWER_WITHIN - time.monotonic()
+            if left <= 0 or not select.select([terminal], [], [], left)[0]:
+                break
+            answer += os.read(terminal, 1024)
+        is_quick = time.monotonic() - start < _QUICK
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        erase_line()
+    is_sixel = attributes is not None and b"4" in attributes[1].split(b";")
+    return is_quick and (is_sixel or b"_Gi=1;OK" in answer)
+
+
+def erase_line() -> None:
+    """Take away what some terminals print when they are asked a question that they do not know."""
+    sys.stdout.write("\r\x1b[K")
+    sys.stdout.flush()
 
 
 def print_line(value: object) -> None:

@@ -14,7 +14,7 @@ import typer
 import lamplit
 from lamplit import tables
 from lamplit.errors import UsageError
-from lamplit.terminal import AsJson, print_line, show
+from lamplit.terminal import AsJson, draws_thumbnails, print_line, show
 
 if TYPE_CHECKING:
     from lamplit.retrieval import Hit
@@ -35,6 +35,12 @@ def search(
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every picture, however many there are.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Draw what is found into this PNG, too.")] = None,
+    thumbnails: Annotated[
+        bool | None,
+        typer.Option(
+            help="Show each picture, too: in a terminal that can, by itself; by --thumbnails as blocks in every other."
+        ),
+    ] = None,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths alone, one per line.")] = False,
     null: Annotated[bool, typer.Option("-0", help="Print paths alone, each with a zero byte behind it.")] = False,
     as_json: AsJson = False,
@@ -50,13 +56,14 @@ def search(
     if reader is None:
         opened = lamplit.load(model, towers="text" if image is None else "image" if query is None else "both")
     searcher = lamplit.Searcher(reader or opened, lamplit.Store(store), exact=exact)
+    drawn = not (as_json or paths or null) and draws_thumbnails(thumbnails)
     many = query == "-"
     found: dict[str, list[Hit]] = {}
     for words in _stdin() if many else [query]:
         name = words or str(image)
         found[name] = searcher.search(words, image=image, k=k, offset=(page - 1) * k, where=where)
         if not as_json:
-            _print(name if many else None, found[name], paths=paths, null=null)
+            _print(name if many else None, found[name], paths=paths, null=null, drawn=drawn)
     if as_json:
         listed = [{"query": name, "hits": [asdict(hit) for hit in hits]} for name, hits in found.items()]
         print_line(json.dumps(listed if many else listed[0]["hits"], indent=2, ensure_ascii=False, default=str))
@@ -102,7 +109,7 @@ def _stdin() -> Iterator[str]:
             yield line.strip()
 
 
-def _print(title: str | None, hits: list[Hit], *, paths: bool, null: bool) -> None:
+def _print(title: str | None, hits: list[Hit], *, paths: bool, null: bool, drawn: bool) -> None:
     if null:
         typer.echo("".join(f"{hit.path}\0" for hit in hits), nl=False)
     elif paths:
@@ -110,4 +117,9 @@ def _print(title: str | None, hits: list[Hit], *, paths: bool, null: bool) -> No
     else:
         if title is not None:
             print_line(title)
+        if drawn and hits:
+            from lamplit.thumbnails import print_hits
+
+            print_hits(hits)
+            return
         show(hits, tables.hits, as_json=False)
