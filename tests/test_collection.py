@@ -10,7 +10,8 @@ from conftest import write_store
 
 import lamplit
 from lamplit.arrow_rows import Row
-from lamplit.collection import FOLDER, SMALL, open_collection, prepare
+from lamplit.collection import FOLDER, SMALL, measured_recall, open_collection, prepare
+from lamplit.inspection import describe
 from lamplit.model import LiT
 from lamplit.store import Store
 from lamplit.unit_vectors import normalize
@@ -145,9 +146,15 @@ def test_a_large_store_is_prepared_when_it_is_written(
         store.finish()
         prepare(store)
     caplog.clear()
+    recall = measured_recall(store)
     model = LiT(None, store.tower, center=store.center)
     searcher = lamplit.Searcher(model, store)
     assert "preparing" not in caplog.text
-    assert searcher.collection.recall >= 0.99
+    assert searcher.collection.recall == recall
+    assert recall is not None
+    assert recall >= 0.99
+    assert describe(store.path)["search"] == ("exact" if recall == 1 else f"recall@10 {recall:.3f}")
     expected = model.read_store(store)[:100]
     assert np.abs(searcher.collection.vectors[:100] - expected.numpy()).max() < 1e-3
+    store.delete(["0", "1"])  # now it has SMALL - 1
+    assert describe(store.path)["search"] == "exact"

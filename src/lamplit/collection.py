@@ -81,12 +81,24 @@ def prepare(store: Store) -> None:
     """Derive the files of a large store that has just been written, for every model without an image head."""
     if len(store) <= SMALL:
         return
-    center = () if store.center is None else (as_array(store.center),)
+    center = _center(store)
 
     def project(zimg: NDArray[np.float32]) -> NDArray[np.float32]:
         return normalize(zimg - center[0]) if center else zimg
 
     open_collection(store, project, store.tower.space(center))
+
+
+def measured_recall(store: Store) -> float | None:
+    """Tell the recall@10 of a search by a model without an image head; nothing where it has not been measured."""
+    if len(store) <= SMALL:
+        return 1.0
+    files = [folder / f"{store.state}-{store.tower.space(_center(store))}" for folder in _folders(store)]
+    return next((opened.recall for file in files if (opened := _read(file, store)) is not None), None)
+
+
+def _center(store: Store) -> tuple[NDArray[np.float32], ...]:
+    return () if store.center is None else (as_array(store.center),)
 
 
 def _in_memory(store: Store, project: Project) -> Vectors:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lamplit.collection import measured_recall
 from lamplit.errors import UsageError
 from lamplit.store import Store
 from lamplit.towers.identity import TowerIdentity
@@ -91,6 +92,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "engine": store.engine,
         "centred": store.centered,
         "picture size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
+        "search": _recall(measured_recall(store)),
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
@@ -98,6 +100,12 @@ def _describe_store(store: Store) -> dict[str, Any]:
 
 def _pooling(pool: str | None) -> str:
     return "the tower's own" if pool is None else pool
+
+
+def _recall(recall: float | None) -> str:
+    if recall is None:
+        return "not measured yet; the first search does"
+    return "exact" if recall == 1 else f"recall@10 {recall:.3f}"
 
 
 def _said_of(tower: TowerIdentity) -> dict[str, Any]:
