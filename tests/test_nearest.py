@@ -152,6 +152,16 @@ def test_candidates_are_so_many_allowed_and_ascending() -> None:
     assert planes.candidates(query, (40, 10), np.zeros(3000, bool)).tolist() == []
 
 
+def test_candidates_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit_rows(100_000, 32)
+    planes, query = BitPlanes.of(vectors), unit_rows(1, 32, seed=7)[0]
+    found = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(planes.candidates(query, (20_000, 1000)).tolist())
+    assert found[0] == found[1]
+
+
 def test_components_that_never_change_do_not_count() -> None:
     vectors = np.concatenate([unit_rows(300, 30), np.full((300, 3), 0.25, np.float32)], 1)
     planes, query = BitPlanes.of(vectors), unit_rows(1, 33, seed=3)[0]

@@ -305,13 +305,24 @@ def _nearest(distances: NDArray[Any], count: int, most: int) -> Places:
     """
     from lamplit.kernels import count_values, places_within
 
-    counts = np.zeros(most + 2, np.int64)
-    count_values(distances, counts)
-    reached = np.cumsum(counts[:-1])
+    counts: dict[int, NDArray[np.int64]] = {}  # of each thread's part, by where it starts
+    found: dict[int, Places] = {}
+
+    def count_up(start: int, stop: int) -> None:
+        counts[start] = np.zeros(most + 2, np.int64)
+        count_values(distances[start:stop], counts[start])
+
+    in_threads(count_up, len(distances))
+    reached = np.cumsum(np.sum(list(counts.values()), axis=0)[:-1])
     limit = min(int(np.searchsorted(reached, count)), most)
-    places = np.empty(reached[limit], np.int64)
-    places_within(distances, limit, places)
-    return places
+
+    def collect(start: int, stop: int) -> None:
+        found[start] = np.empty(counts[start][: limit + 1].sum(), np.int64)
+        places_within(distances[start:stop], limit, found[start])
+        found[start] += start
+
+    in_threads(collect, len(distances))
+    return np.concatenate([found[start] for start in sorted(found)])
 
 
 def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
