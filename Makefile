@@ -30,19 +30,23 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes an hour
+benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes two hours
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/stamps.py
+	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
+
+# Python compiles what is imported; pip would compile all that torch brings, for a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # The environment is made again only when what it holds is described differently.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	$(INSTALL) torch torchvision
+	$(INSTALL) -e ".[benchmark,demo,dev]"
 	touch $(INSTALLED)
 
 clean:

@@ -55,8 +55,9 @@ def main() -> None:
     some = names[:: 250 if options.quick else 40]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        figures = [text_part(options, folder / f"{tokens}", tokens, some) for tokens in (77, 16)]
-        figures.append(whole(options, folder, some, 20 if options.quick else 300))
+        models = {tokens: make_model(folder / f"{tokens}", tokens) for tokens in (77, 16)}
+        figures = [text_part(options, *models[tokens], tokens, some) for tokens in models]
+        figures.append(whole(options, folder, *models[77], some, 20 if options.quick else 300))
         figures.append(
             cached(options, folder, names[:20] if options.quick else names, 500 if options.quick else 50_000)
         )
@@ -78,8 +79,9 @@ def make_model(folder: Path, context_length: int) -> tuple[LiT, Any, Any, Any]:
     )
 
 
-def text_part(options: Any, folder: Path, context_length: int, names: list[str]) -> dict[str, Any]:
-    model, theirs, _, tokenizer = make_model(folder, context_length)
+def text_part(
+    options: Any, model: LiT, theirs: Any, _: Any, tokenizer: Any, context_length: int, names: list[str]
+) -> dict[str, Any]:
     named = [[name] for name in names]
     made: dict[str, torch.Tensor] = {}
 
@@ -97,8 +99,16 @@ def text_part(options: Any, folder: Path, context_length: int, names: list[str])
     return figures
 
 
-def whole(options: Any, folder: Path, names: list[str], num_pictures: int) -> dict[str, Any]:
-    model, theirs, transform, tokenizer = make_model(folder / "whole", 77)
+def whole(
+    options: Any,
+    folder: Path,
+    model: LiT,
+    theirs: Any,
+    transform: Any,
+    tokenizer: Any,
+    names: list[str],
+    num_pictures: int,
+) -> dict[str, Any]:
     root = deal_out(folder / "pictures", names, num_pictures)
     numbers = count()
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +11,7 @@ from typing import Any
 import pytest
 import test_page
 from playwright.sync_api import Browser, Page
-from test_page import in_a_browser
+from test_page import in_a_browser, run_app
 
 import lamplit
 
@@ -27,7 +23,9 @@ browser = test_page.browser
 
 
 @pytest.fixture(scope="module")
-def running(model_path: Path, store_path: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def running(
+    model_path: Path, store_path: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Run `lamplit app` with a model that has a run's curves beside it; yield its address."""
     folder = tmp_path_factory.mktemp("app")
     model = shutil.copytree(model_path, folder / "model")
@@ -35,12 +33,8 @@ def running(model_path: Path, store_path: Path, text_folder: Path, tmp_path_fact
     lamplit.tune(store_path, folder / "run", settings)
     for name in ("log.jsonl", "settings.json", "report.json"):
         shutil.copy(folder / "run" / name, model)
-    command = [sys.executable, "-c", "from lamplit.cli import main; main()", "app", str(model), str(store_path)]
-    with subprocess.Popen([*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["address"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) in (0, 130)
+    with run_app(model, store_path) as address:
+        yield address
 
 
 def show(page: Page, running: str, part: str, picture: Path) -> None:

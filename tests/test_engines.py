@@ -84,6 +84,14 @@ def exported(made_once: Path) -> ImageTower:
     return tower
 
 
+def test_batch_of_any_size_is_taken_in_parts() -> None:
+    tower = make_tower(0)
+    _, engine = start(tower, "torch")
+    for count in (1, engines.CPU_PICTURES, 2 * engines.CPU_PICTURES + 3):
+        vectors = engine(pictures(count, seed=1))
+        assert torch.allclose(vectors, reference(tower, pictures(count, seed=1)), atol=1e-6)
+
+
 def test_torch_gives_unit_vectors() -> None:
     tower = make_tower(0)
     name, engine = start(tower, "torch")

@@ -22,13 +22,14 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "stamps.ipynb"
 OUTSIDE = re.compile(r"/(?:home|root|tmp|Users|work|usr|opt|var)/|[A-Z]:\\")  # where somebody's machine would show
 
-QUICKSTART = """
+# Runs a script with one epoch wherever it tunes, for the tests have minutes.
+SHORT = """
+import runpy, sys
 import lamplit
 
-folder = "runs/quickstart"
-lamplit.embed(lamplit.fetch("stamps"), f"{folder}/stamps.lance", tower="demo:efficientnet-lite0")
-settings = lamplit.TuneSettings(text="demo:minilm", epochs=2, evaluations=1)
-lamplit.tune(f"{folder}/stamps.lance", f"{folder}/model", settings)
+settings = lamplit.TuneSettings
+lamplit.TuneSettings = lambda **given: settings(**given | {"epochs": 1, "evaluations": 1})
+runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
@@ -41,11 +42,18 @@ def run(folder, *command):
     return result.stdout
 
 
+def run_short(folder, example):
+    return run(folder, "-c", SHORT, ROOT / f"examples/{example}.py")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the store and a model where the quickstart leaves them, tuned for a shorter time."""
+    """A folder with what the quickstart leaves."""
     folder = tmp_path_factory.mktemp("examples")
-    run(folder, "-c", QUICKSTART)
+    words = run_short(folder, "quickstart")
+    assert "a musical instrument: " in words
+    with Image.open(folder / "runs/quickstart/searches.png") as sheet:
+        assert sheet.height > 3 * 180
     return folder
 
 
@@ -104,7 +112,7 @@ def test_notebook_runs(tmp_path):
 
 @pytest.mark.slow
 def test_languages(folder):
-    words = run(folder, ROOT / "examples/languages.py")
+    words = run_short(folder, "languages")
     recalls = re.findall(r"^(\w+): .*recall@5 ([\d.]+), chance ([\d.]+)", words, re.MULTILINE)
     assert [language for language, *_ in recalls] == ["English", "German", "Japanese", "Arabic"]
     for _, recall, chance in recalls:
@@ -116,7 +124,7 @@ def test_languages(folder):
 
 @pytest.mark.slow
 def test_own_classes(folder):
-    words = run(folder, ROOT / "examples/own_classes.py")
+    words = run_short(folder, "own_classes")
     before, after = map(float, re.search(r"error ([\d.]+) before, ([\d.]+) after", words).groups())
     assert after < before
     counts = re.findall(r"^ *(.+): (\d+) of (\d+) pictures", words, re.MULTILINE)
@@ -130,7 +138,7 @@ def test_own_classes(folder):
 
 @pytest.mark.slow
 def test_own_tower(folder):
-    words = run(folder, ROOT / "examples/own_tower.py")
+    words = run_short(folder, "own_tower")
     recall, chance = map(float, re.search(r"recall@5 ([\d.]+), chance ([\d.]+)", words).groups())
     assert recall > 2 * chance
     assert "701 pictures as vectors of 216 numbers" in words

@@ -26,7 +26,8 @@ from lamplit.towers.words import WordReader, open_words
 pytest.importorskip("onnxscript")
 TEXTS = ["A small red circle.", "", "ring", "Etwas anderes, groß", "ring " * 100]
 TOWER = TowerIdentity.of_imported("a tower", WIDTH)
-LEFT_TO_TORCH: set[str] = set()
+# Their layers and their tokenizers are those of others in the list; an export takes ten seconds.
+ALIKE = {"ELECTRA", "T5", "mT5", "Mistral", "Qwen2", "Gemma", "Gemma 3"}
 
 
 def agree(folder: Path, model: LiT) -> bool:
@@ -62,15 +63,11 @@ def test_weights_stay_where_they_are(saved: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ALIKE])
 def test_families(name: str, tmp_path: Path) -> None:
-    """Each is read without torch, or says why not and is left to torch."""
     LiT(make(name, tmp_path / "text").tower, TOWER).save(tmp_path / "saved")
-    assert write_words(tmp_path / "saved") == (name not in LEFT_TO_TORCH)
-    if name in LEFT_TO_TORCH:
-        assert open_words(tmp_path / "saved") is None
-    else:
-        assert agree(tmp_path / "saved", load(tmp_path / "saved"))
+    assert write_words(tmp_path / "saved")
+    assert agree(tmp_path / "saved", load(tmp_path / "saved"))
 
 
 @pytest.mark.slow

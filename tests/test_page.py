@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -30,15 +31,21 @@ def model(model_path: Path) -> LiT:
     return lamplit.load(model_path)
 
 
-@pytest.fixture(scope="module")
-def running(model_path: Path, store_path: Path) -> Iterator[str]:
+@contextmanager
+def run_app(model: Path, store: Path) -> Iterator[str]:
     """Run `lamplit app` in a process of its own; yield its address."""
-    command = [sys.executable, "-c", "from lamplit.cli import main; main()", "app", str(model_path), str(store_path)]
+    command = [sys.executable, "-c", "from lamplit.cli import main; main()", "app", str(model), str(store)]
     with subprocess.Popen([*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["address"]
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) in (0, 130)
+
+
+@pytest.fixture(scope="module")
+def running(model_path: Path, store_path: Path) -> Iterator[str]:
+    with run_app(model_path, store_path) as address:
+        yield address
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 import lamplit
 from lamplit.data.images import decode_image
+from lamplit.exports.words import write_words
 
 QUESTION = re.compile(rb"\x1b_G([^;\x1b]*a=q[^;]*);[^\x1b]*\x1b\\|\x1b\[c|\x1b\[16t")
 ATTRIBUTES = {"kitty": b"\x1b[?62;52;c", "sixel": b"\x1b[?62;4;22c", "plain": b"\x1b[?6c"}  # a silent one has none
@@ -183,6 +184,7 @@ def assert_alike(picture: Image.Image, path: Path | str) -> None:
     ],
 )
 def test_search_shows_the_pictures_of_its_hits(terminal, asked, read, model_path: Path, store_path: Path) -> None:
+    write_words(model_path)  # the first search says that it does so
     hits = lamplit.search(lamplit.load(model_path), lamplit.Store(store_path), "a red ring", k=3)
     for _ in range(TRIES):
         shown = run(CLI, "search", model_path, store_path, "a red ring", "-k", 3, *asked, terminal=terminal)
@@ -212,6 +214,7 @@ for way in ways.split(";"):
 
 @pytest.mark.slow
 def test_search_that_shows_no_pictures_asks_nothing(model_path: Path, store_path: Path) -> None:
+    write_words(model_path)
     ways = "--json --thumbnails;--paths --thumbnails;-0 --thumbnails;--no-thumbnails"
     shown = run(MANY, "search", model_path, store_path, "ring", "-k", 2, ways, terminal="kitty")
     assert (shown.code, shown.err) == (0, "")

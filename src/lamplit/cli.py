@@ -77,7 +77,7 @@ def embed(
         bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
     ] = False,
     engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pictures of more are skipped unseen.")] = None,
     device: Device = None,

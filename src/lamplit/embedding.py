@@ -90,7 +90,7 @@ def embed(
         center: for a new store, subtract the mean of its vectors from every vector that is read from it.
         prune: delete the rows of pictures that are gone, at the end of a run that reached it.
         engine: what runs the tower; `auto` measures.
-        batch_size: pictures in one forward pass.
+        batch_size: pictures that are decoded and embedded together; torch on a CPU takes 16 of them at a time.
         workers: processes that decode ahead of the tower; with any, a script needs
             `if __name__ == "__main__":`.
         max_pixels: pictures of more are skipped unseen.
