@@ -49,13 +49,7 @@ def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
     (N, W) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
     """
     for row in range(words.shape[0]):
-        ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
-        for word in range(words.shape[1]):
-            differ = words[row, word] ^ signs[word]
-            ones += _count_ones(differ & weights[0, word])
-            twos += _count_ones(differ & weights[1, word])
-            fours += _count_ones(differ & weights[2, word])
-        out[row] = ones + 2 * twos + 4 * fours
+        out[row] = _weigh(words, row, signs, weights)
 
 
 @_compile()
@@ -66,13 +60,7 @@ def look_closer(distances: Any, finer: Any, places: Any, signs: Any, weights: An
     """
     for number in range(len(places)):
         row = places[number]
-        ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
-        for word in range(finer.shape[1]):
-            differ = finer[row, word] ^ signs[word]
-            ones += _count_ones(differ & weights[0, word])
-            twos += _count_ones(differ & weights[1, word])
-            fours += _count_ones(differ & weights[2, word])
-        out[number] = 2 * np.uint64(distances[row]) + ones + 2 * twos + 4 * fours
+        out[number] = 2 * np.uint64(distances[row]) + _weigh(finer, row, signs, weights)
 
 
 @_compile()
@@ -109,6 +97,17 @@ def widen(halves: Any, out: Any) -> None:
     for row in range(halves.shape[0]):
         for column in range(halves.shape[1]):
             out[row, column] = _widen(halves[row, column]) * _TO_HALF
+
+
+@_compile()
+def _weigh(words: Any, row: int, signs: Any, weights: Any) -> Any:
+    ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
+    for word in range(words.shape[1]):
+        differ = words[row, word] ^ signs[word]
+        ones += _count_ones(differ & weights[0, word])
+        twos += _count_ones(differ & weights[1, word])
+        fours += _count_ones(differ & weights[2, word])
+    return ones + 2 * twos + 4 * fours
 
 
 @_compile()
