@@ -39,8 +39,7 @@ benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes two hours
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
 
-# Python compiles what is imported; pip would compile all that torch brings, for a minute.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # The environment is made again only when what it holds is described differently.
 $(INSTALLED): pyproject.toml constraints.txt
