@@ -92,6 +92,7 @@ def test_published_model(tmp_path: Path) -> None:
     assert agree(tmp_path / "saved", model)
 
 
+@pytest.mark.slow
 def test_lora_is_left_to_torch_and_what_it_was_merged_to_is_not(text_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     tower = open_text_tower(f"hf:{text_folder}", width=WIDTH)
@@ -144,6 +145,7 @@ def no_export(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.onnx, "export", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
