@@ -45,6 +45,7 @@ from lamplit.zeroshot import average_prompts
 
 TOWER, TEXT = "demo:efficientnet-lite0", "demo:minilm"
 PROMPTS = templates("clip-80")
+Models = tuple[LiT, Any, Any, Any]  # ours, theirs, their transform, their tokenizer
 
 
 def main() -> None:
@@ -56,15 +57,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         models = {tokens: make_model(folder / f"{tokens}", tokens) for tokens in (77, 16)}
-        figures = [text_part(options, *models[tokens], tokens, some) for tokens in models]
-        figures.append(whole(options, folder, *models[77], some, 20 if options.quick else 300))
+        figures = [text_part(options, models[tokens], tokens, some) for tokens in models]
+        figures.append(whole(options, folder, models[77], some, 20 if options.quick else 300))
         figures.append(
             cached(options, folder, names[:20] if options.quick else names, 500 if options.quick else 50_000)
         )
     finish(options, figures)
 
 
-def make_model(folder: Path, context_length: int) -> tuple[LiT, Any, Any, Any]:
+def make_model(folder: Path, context_length: int) -> Models:
     """Our model, and the same one as open_clip opens it, with its transform and its tokenizer."""
     image = lamplit.open_image_tower(TOWER)
     text = lamplit.open_text_tower(TEXT, width=image.width, context_length=context_length)
@@ -79,9 +80,8 @@ def make_model(folder: Path, context_length: int) -> tuple[LiT, Any, Any, Any]:
     )
 
 
-def text_part(
-    options: Any, model: LiT, theirs: Any, _: Any, tokenizer: Any, context_length: int, names: list[str]
-) -> dict[str, Any]:
+def text_part(options: Any, made_model: Models, context_length: int, names: list[str]) -> dict[str, Any]:
+    model, theirs, _, tokenizer = made_model
     named = [[name] for name in names]
     made: dict[str, torch.Tensor] = {}
 
@@ -99,16 +99,8 @@ def text_part(
     return figures
 
 
-def whole(
-    options: Any,
-    folder: Path,
-    model: LiT,
-    theirs: Any,
-    transform: Any,
-    tokenizer: Any,
-    names: list[str],
-    num_pictures: int,
-) -> dict[str, Any]:
+def whole(options: Any, folder: Path, made_model: Models, names: list[str], num_pictures: int) -> dict[str, Any]:
+    model, theirs, transform, tokenizer = made_model
     root = deal_out(folder / "pictures", names, num_pictures)
     numbers = count()
 

@@ -601,7 +601,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.lance", tmp_path / "killed.lance"
     calm = start(whole)
     sizes = []
-    for commits in (2, 8):  # since the start of each run
+    for commits in (0, 2, 8):  # since the start of each run
         before = len(Store(killed)) if Store.exists(killed) else 0
         process = start(killed)
         deadline = time.monotonic() + 120

@@ -26,8 +26,8 @@ from lamplit.towers.words import WordReader, open_words
 pytest.importorskip("onnxscript")
 TEXTS = ["A small red circle.", "", "ring", "Etwas anderes, groß", "ring " * 100]
 TOWER = TowerIdentity.of_imported("a tower", WIDTH)
-# Their layers and their tokenizers are those of others in the list; an export takes ten seconds.
-ALIKE = {"ELECTRA", "T5", "mT5", "Mistral", "Qwen2", "Gemma", "Gemma 3"}
+# The encoder of the one is in the list by itself, and texts as short as these make a Llama of the other.
+ALIKE = {"T5", "Mistral"}
 
 
 def agree(folder: Path, model: LiT) -> bool:
