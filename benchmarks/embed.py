@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import lamplit
 from lamplit.data.images import decode_image
-from lamplit.preprocessing import Preprocessing
-from lamplit.towers.image import ImageTower, open_image_tower
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
 
 def main() -> None:

@@ -34,14 +34,14 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import lamplit
-from lamplit import scoring
-from lamplit.arrow_rows import Row
-from lamplit.evaluation import classification_result
+from lamplit.evaluation.evaluator import classification_result
+from lamplit.evaluation.text_vectors import TextVectors
+from lamplit.metrics import scoring
 from lamplit.model import LiT
-from lamplit.protocols.names import class_names, templates
-from lamplit.store import Store
-from lamplit.text_vectors import TextVectors
-from lamplit.zeroshot import average_prompts
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
+from lamplit.zeroshot.classifier import average_prompts
+from lamplit.zeroshot.names import class_names, templates
 
 TOWER, TEXT = "demo:efficientnet-lite0", "demo:minilm"
 PROMPTS = templates("clip-80")

@@ -38,7 +38,7 @@ from rich.table import Table
 from timing import in_turn
 from torch import Tensor
 
-from lamplit.losses import sigmoid_loss, softmax_loss
+from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 
 WIDTH = 512
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

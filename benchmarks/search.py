@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.nearest import BitPlanes, choose_kept, find, find_all, num_threads, rank_many, sample_queries
+from lamplit.retrieval.nearest import BitPlanes, choose_kept, find, find_all, num_threads, rank_many, sample_queries
 
 WIDTH, BATCH, SAMPLE = 512, 100, 64
 Answer = Callable[[np.ndarray], np.ndarray]  # (Q, D) queries to (Q, 10) places

@@ -23,11 +23,11 @@ from timing import arguments, compare, console, finish
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.arrow_rows import Row
-from lamplit.exports.words import write_words
+from lamplit.exports.text_graph import write_words
 from lamplit.model import LiT
-from lamplit.towers.folder import TEXT_GRAPH
+from lamplit.store.rows import Row
 from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.model_folder import TEXT_GRAPH
 
 WIDTH, WORDS = 1280, "an old red bicycle"
 
@@ -64,7 +64,7 @@ def prepare(folder: Path, pictures: int) -> tuple[Path, dict[str, Path]]:
 
 def search(model: Path, store: Path) -> tuple[float, list[dict[str, Any]]]:
     """Search in a process of its own; return user and system seconds of it and its threads, and the hits."""
-    code = "from lamplit.cli import main; main()"
+    code = "from lamplit.cli.main import main; main()"
     command = [sys.executable, "-c", code, "search", str(model), str(store), WORDS, "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

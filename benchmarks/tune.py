@@ -24,11 +24,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from lamplit.losses import softmax_loss
-from lamplit.optimizers import build_optimizer
-from lamplit.towers.image import open_image_tower
-from lamplit.towers.text import TextTower, open_text_tower
+from lamplit.losses.contrastive import softmax_loss
+from lamplit.towers.images.image_tower import open_image_tower
+from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.large_batch import _Saved, backward_in_chunks, cut_texts
+from lamplit.tuning.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
 

@@ -76,7 +76,7 @@ def main() -> None:
 @contextmanager
 def served(model: str, store: str) -> Iterator[str]:
     """Run `lamplit app` on a free port; yield its address."""
-    command = [sys.executable, "-c", "from lamplit.cli import main; main()", "app", model, store, "--port", "0"]
+    command = [sys.executable, "-c", "from lamplit.cli.main import main; main()", "app", model, store, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""

@@ -37,12 +37,12 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 import lamplit
-from lamplit.embedding import embed
 from lamplit.model import LiT
-from lamplit.store import Store
-from lamplit.towers.image import ImageTower, open_image_tower
+from lamplit.store.embedding import embed
+from lamplit.store.lance_store import Store
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import weights_digest
-from lamplit.towers.text import open_text_tower
+from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import lamplit
-from lamplit.sheet import contact_sheet
+from lamplit.retrieval.contact_sheet import contact_sheet
 
 QUICKSTART, OUT = Path("runs/quickstart"), Path("runs/languages")
 MEANING = "a hat"

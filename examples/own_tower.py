@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import lamplit
-from lamplit.sheet import contact_sheet
+from lamplit.retrieval.contact_sheet import contact_sheet
 
 OUT = Path("runs/own_tower")
 QUERIES = ("red", "yellow", "green", "black")  # of blue there is too little: it finds black

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import lamplit
-from lamplit import tables
-from lamplit.sheet import contact_sheet
+from lamplit.cli import tables
+from lamplit.retrieval.contact_sheet import contact_sheet
 
 OUT = Path("runs/quickstart")
 QUERIES = ("a musical instrument", "poultry", "a marine mammal")  # words that no caption has

@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from lamplit.arrow_rows import Row
-from lamplit.embedding import embed
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.model import LiT
-from lamplit.preprocessing import Preprocessing
-from lamplit.store import Store
+from lamplit.store.embedding import embed
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.image import ImageTower, open_image_tower
-from lamplit.towers.text import open_text_tower
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
+from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.head_start import fit_head
 
 COLORS = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "purple": "violett", "black": "schwarz"}

@@ -9,7 +9,7 @@ import pytest
 import lamplit
 from lamplit.errors import UsageError
 from lamplit.inspection import describe, settings_of_run
-from lamplit.store import Store
+from lamplit.store.lance_store import Store
 from lamplit.tuning.settings import TuneSettings
 
 

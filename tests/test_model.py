@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.data.images import decode_image
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.model import FORMAT, LiT, load
-from lamplit.preprocessing import Preprocessing
-from lamplit.towers.image import ImageTower, open_image_tower
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
-from lamplit.towers.text import open_text_tower
+from lamplit.towers.texts.text_tower import open_text_tower
 
 TEXTS = ["A small red circle.", "a cross", "A large green square, and a small blue ring.", "red"]
 

@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript")
 HEAVY = {"torch", "torchvision", "transformers", "timm", "numba", "matplotlib", "datasets", "huggingface_hub", "peft"}
 CODE = """
 import sys
-from lamplit.cli import main
+from lamplit.cli.main import main
 try:
     main()
 finally:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from lamplit.preprocessing import Preprocessing
-from lamplit.towers.pooling import pool_features
-from lamplit.towers.timm_images import DEMO_TOWERS, build_timm, open_timm
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.towers.images.pooling import pool_features
+from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_timm
 
 DOCS = Path(__file__).parents[1] / "docs"
 

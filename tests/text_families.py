@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.model import LiT
-from lamplit.preprocessing import Preprocessing
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.text import PASS_COST, TextTower, length_groups, open_text_tower
+from lamplit.towers.texts.text_tower import PASS_COST, TextTower, length_groups, open_text_tower
 
 WIDTH = 16
 LONGEST = 48  # tokens that each member has positions for, where it has positions

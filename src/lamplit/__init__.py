@@ -9,65 +9,65 @@ from typing import TYPE_CHECKING, Any
 from lamplit._version import __version__
 
 if TYPE_CHECKING:
-    from lamplit.app.serving import serve
-    from lamplit.benchmarks import run_benchmarks
-    from lamplit.class_making import make_classes
-    from lamplit.classes import ClassList
-    from lamplit.comparison import compare
+    from lamplit.app.launch import serve
     from lamplit.data.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs, read_pairs
-    from lamplit.duplicates import find_duplicates
-    from lamplit.embedding import embed
+    from lamplit.data.preprocessing import Preprocessing
     from lamplit.errors import LamplitError
-    from lamplit.evaluation import evaluate
-    from lamplit.exchange import export_vectors, import_vectors
-    from lamplit.exports.run import export
-    from lamplit.losses import sigmoid_loss, softmax_loss
+    from lamplit.evaluation.benchmarks import run_benchmarks
+    from lamplit.evaluation.evaluator import evaluate
+    from lamplit.evaluation.report.writing import write_report
+    from lamplit.exports.exporting import export
+    from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
     from lamplit.model import LiT, load, merge_lora
-    from lamplit.preprocessing import Preprocessing
-    from lamplit.report.run import write_report
-    from lamplit.retrieval import Searcher, search
-    from lamplit.store import Store
-    from lamplit.towers.image import open_image_tower
+    from lamplit.retrieval.searcher import Searcher, search
+    from lamplit.store.duplicates import find_duplicates
+    from lamplit.store.embedding import embed
+    from lamplit.store.exchange import export_vectors, import_vectors
+    from lamplit.store.lance_store import Store
+    from lamplit.towers.images.image_tower import open_image_tower
     from lamplit.towers.lock import Locked
-    from lamplit.towers.text import open_text_tower
+    from lamplit.towers.texts.text_tower import open_text_tower
+    from lamplit.tuning.comparison import compare
     from lamplit.tuning.run import tune
     from lamplit.tuning.settings import TuneSettings
-    from lamplit.zeroshot import classify
+    from lamplit.zeroshot.class_list import ClassList
+    from lamplit.zeroshot.class_making import make_classes
+    from lamplit.zeroshot.classifier import classify
 
 _HOMES = {
-    "ClassList": "classes",
+    "ClassList": "zeroshot.class_list",
     "LamplitError": "errors",
     "LiT": "model",
     "Locked": "towers.lock",
     "Pair": "data.pairs",
     "Pairs": "data.pairs",
-    "Preprocessing": "preprocessing",
-    "Searcher": "retrieval",
-    "Store": "store",
+    "Preprocessing": "data.preprocessing",
+    "Searcher": "retrieval.searcher",
+    "Store": "store.lance_store",
     "TuneSettings": "tuning.settings",
-    "classify": "zeroshot",
-    "compare": "comparison",
-    "embed": "embedding",
-    "evaluate": "evaluation",
-    "export": "exports.run",
-    "export_vectors": "exchange",
+    "classify": "zeroshot.classifier",
+    "compare": "tuning.comparison",
+    "embed": "store.embedding",
+    "evaluate": "evaluation.evaluator",
+    "export": "exports.exporting",
+    "export_vectors": "store.exchange",
     "fetch": "data.catalog",
-    "find_duplicates": "duplicates",
-    "import_vectors": "exchange",
+    "find_duplicates": "store.duplicates",
+    "import_vectors": "store.exchange",
     "load": "model",
-    "make_classes": "class_making",
+    "make_classes": "zeroshot.class_making",
     "merge_lora": "model",
-    "open_image_tower": "towers.image",
-    "open_text_tower": "towers.text",
+    "open_image_tower": "towers.images.image_tower",
+    "open_text_tower": "towers.texts.text_tower",
     "read_pairs": "data.pairs",
-    "run_benchmarks": "benchmarks",
-    "search": "retrieval",
-    "serve": "app.serving",
-    "sigmoid_loss": "losses",
-    "softmax_loss": "losses",
+    "run_benchmarks": "evaluation.benchmarks",
+    "search": "retrieval.searcher",
+    "serve": "app.launch",
+    "sigmoid_loss": "losses.contrastive",
+    "softmax_loss": "losses.contrastive",
     "tune": "tuning.run",
-    "write_report": "report.run",
+    "write_report": "evaluation.report.writing",
 }
 
 __all__ = [

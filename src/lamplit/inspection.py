@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lamplit.collection import measured_recall
 from lamplit.errors import UsageError
-from lamplit.store import Store
+from lamplit.retrieval.collection import measured_recall
+from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.published import Published
+from lamplit.towers.published.big_vision import Published
 from lamplit.tuning.settings import TuneSettings
 
 

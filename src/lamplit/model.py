@@ -26,14 +26,14 @@ from torch.nn import functional as F
 from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
-from lamplit.store import Store
-from lamplit.towers.folder import FORMAT, IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, read_config
+from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.image import ImageTower, load_image_tower, open_published_image_tower
+from lamplit.towers.images.image_tower import ImageTower, load_image_tower, open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
-from lamplit.towers.published import Published
-from lamplit.towers.text import TextTower, build_text_tower, open_published_text_tower
+from lamplit.towers.model_folder import FORMAT, IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, read_config
+from lamplit.towers.published.big_vision import Published
+from lamplit.towers.texts.text_tower import TextTower, build_text_tower, open_published_text_tower
 from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamplit.prompts import DEFAULT_TEMPLATES
+from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 
 @dataclass(frozen=True)

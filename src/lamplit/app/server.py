@@ -17,15 +17,15 @@ from lamplit._version import __version__
 from lamplit.app import messages as m
 from lamplit.app.bodies import body_of, described
 from lamplit.app.choice import ClassChoice
-from lamplit.app.collection import Collection, plain
 from lamplit.app.guard import Guard
-from lamplit.app.run_folder import read_run
+from lamplit.app.run_view import read_run
+from lamplit.app.service import Collection, plain
 from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
 from lamplit.model import LiT
-from lamplit.prompts import DEFAULT_TEMPLATES
-from lamplit.retrieval import Hit
-from lamplit.store import Store
+from lamplit.retrieval.searcher import Hit
+from lamplit.store.lance_store import Store
+from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 STATIC = Path(__file__).parent / "static"
 THUMBNAIL, PICTURE = 320, 1600  # longest sides, in pixels

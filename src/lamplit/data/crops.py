@@ -13,9 +13,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
 from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.workers import as_it_is, start_worker, worker_context
 from lamplit.errors import ImageError
-from lamplit.preprocessing import Preprocessing
 
 AREA = (0.05, 1.0)  # of the picture; big_vision's `inception_crop`
 ASPECT_RATIO = (3 / 4, 4 / 3)

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.workers import as_it_is, start_worker, worker_context
 from lamplit.errors import ImageError
-from lamplit.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # the workers need no readers of tables
     from lamplit.data.pairs import Pair

@@ -33,7 +33,7 @@ from lamplit.data.columns import (
     strip,
     text_cells,
 )
-from lamplit.data.rows import TABLE_SUFFIXES, table_rows, tar_samples
+from lamplit.data.readers import TABLE_SUFFIXES, table_rows, tar_samples
 from lamplit.errors import PairsError, UsageError
 
 # SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.

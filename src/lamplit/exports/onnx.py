@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit._version import __version__
-from lamplit.engines import TOLERANCE
 from lamplit.errors import TowerError, first_line
+from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower, quiet_logging
-from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
-from lamplit.onnx_files import onnx_errors, open_onnx, write_onnx
-from lamplit.towers.text import TextTower
-from lamplit.towers.tokenizers import PretrainedTokenizer
+from lamplit.store.engines import TOLERANCE
+from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
+from lamplit.towers.texts.text_tower import TextTower
+from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
 FORMAT = 1
 # An int8 file that is not this much smaller is not worth its loss: convolutions stay float32.

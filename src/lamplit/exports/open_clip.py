@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import MissingExtraError, TowerError, first_line
+from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import (
     bare_head,
     copy_tokenizer,
@@ -25,13 +27,11 @@ from lamplit.exports.parts import (
     quiet_logging,
     shift_features,
 )
-from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
-from lamplit.preprocessing import Preprocessing
-from lamplit.towers.image import ImageTower
+from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.loading import READ_ERRORS, load_strictly, quiet_transformers
-from lamplit.towers.text import TextTower
+from lamplit.towers.texts.text_tower import TextTower
 
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
 

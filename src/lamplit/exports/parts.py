@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from lamplit.errors import TowerError
 from lamplit.exports.bias import fold_bias, last_norm
 from lamplit.model import LiT
-from lamplit.towers.image import ImageTower
+from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import Locked
-from lamplit.towers.text import TextTower
-from lamplit.towers.tokenizers import PretrainedTokenizer
+from lamplit.towers.texts.text_tower import TextTower
+from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
 
 def find_image_tower(model: LiT) -> ImageTower:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lamplit.errors import MissingExtraError, TowerError, first_line
+from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config
-from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.loading import READ_ERRORS, quiet_transformers
-from lamplit.towers.text import TextTower
+from lamplit.towers.texts.text_tower import TextTower
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
 

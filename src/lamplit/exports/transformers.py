@@ -21,7 +21,9 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, first_line
+from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import (
     BareHead,
     bare_head,
@@ -32,13 +34,11 @@ from lamplit.exports.parts import (
     linear_image_head,
     shift_features,
 )
-from lamplit.exports.report import ExportReport
 from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
-from lamplit.preprocessing import Preprocessing
-from lamplit.towers.image import ImageTower
+from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.loading import READ_ERRORS, load_strictly, quiet_transformers
-from lamplit.towers.text import TextTower
+from lamplit.towers.texts.text_tower import TextTower
 
 NAME = "VisionTextDualEncoderModel"
 _RESAMPLE = {"nearest": 0, "lanczos": 3, "bilinear": 2, "bicubic": 3}  # lanczos as `Preprocessing.resize` has it

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.preprocessing import Preprocessing
+from lamplit.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

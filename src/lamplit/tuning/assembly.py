@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.data.crops import Crop, read_crops
-from lamplit.engines import has_fast_bf16
 from lamplit.errors import LamplitError, TuneError
-from lamplit.losses import sigmoid_loss, softmax_loss
+from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
-from lamplit.optimizers import build_optimizer, parameter_groups, warmup_cosine
-from lamplit.store import Store
-from lamplit.towers.image import ImageTower, build_image_tower, open_image_tower
+from lamplit.store.engines import has_fast_bf16
+from lamplit.store.lance_store import Store
+from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.lock import weights_digest
-from lamplit.towers.text import open_text_tower
+from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.large_batch import Part
+from lamplit.tuning.optimizers import build_optimizer, parameter_groups, warmup_cosine
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import Constants, Pictures, Texts, text_features
 from lamplit.tuning.split import Links

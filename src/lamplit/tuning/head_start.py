@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.towers.backbone import ClassHead
-from lamplit.towers.text import TextTower
+from lamplit.towers.images.backbone import ClassHead
+from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.sides import text_features
 
 # Chosen on the stamps with other splits than the published ones (benchmarks/stamps.py says which); flat around

@@ -10,7 +10,7 @@ from typing import Any
 from lamplit.errors import UsageError
 from lamplit.tuning.settings import TuneSettings
 
-_FOLDER = files("lamplit") / "recipes"
+_FOLDER = files("lamplit") / "tuning" / "paper"
 _TABLES = {"title", "source", "paper", "settings"}
 
 

@@ -13,22 +13,22 @@ from typing import Any
 
 import torch
 
-from lamplit.engines import best_device
 from lamplit.errors import TuneError
 from lamplit.model import save_image_tower
 from lamplit.progress import progress_bar
-from lamplit.store import Store
+from lamplit.store.engines import best_device
+from lamplit.store.lance_store import Store
 from lamplit.tuning.assembly import Assembly
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
 from lamplit.tuning.curves import draw_curves
-from lamplit.tuning.folder import claim
 from lamplit.tuning.head_start import fit_head
 from lamplit.tuning.large_batch import backward_in_chunks
-from lamplit.tuning.report import TuneReport, what_trains
+from lamplit.tuning.run_folder import claim
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import Pictures
 from lamplit.tuning.split import held_out_recall, split_store
+from lamplit.tuning.tune_report import TuneReport, what_trains
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 600.0  # at most this much work is lost when the process is killed

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lamplit.data.crops import Crop, read_crops
-from lamplit.towers.image import ImageTower
-from lamplit.towers.text import TextTower
+from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.large_batch import Part, cut_texts
 
 CHUNK_PIXELS = 32 * 224 * 224

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lamplit.data.pairs import held_out
 from lamplit.errors import UsageError
-from lamplit.metrics import retrieval_metrics
-from lamplit.store import Store
+from lamplit.metrics.ranking import retrieval_metrics
+from lamplit.store.lance_store import Store
 
 MOST_HELD_OUT = 5000  # distinct captions; more would only make every evaluation slower
 

@@ -1,0 +1,185 @@
+"""The commands `lamplit classes`, `classify`, `evaluate` and `report`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lamplit
+from lamplit.cli import tables
+from lamplit.cli.terminal import (
+    AsJson,
+    class_names,
+    default_workers,
+    files_of,
+    list_skipped,
+    print_line,
+    read_lines,
+    show,
+)
+from lamplit.errors import UsageError
+
+
+def classes(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    out: Annotated[Path, typer.Option(help="The class list to write, such as classes.json.")],
+    classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
+    classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(help="Prompts with {}, one per line; a set's name; or suggest, the best on the sample."),
+    ] = None,
+    sample: Annotated[str | None, typer.Option(help="Labelled pictures: store, folder or file of pairs.")] = None,
+    label_column: Annotated[
+        str, typer.Option(help="Its column with class names, or none for pictures of none of them.")
+    ] = "label",
+    independent: Annotated[
+        bool, typer.Option("--independent", help="A picture may have several of the classes; labels by ;.")
+    ] = False,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Right answers that must stay; by default as many as balances both errors, or 0.95."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a list of your classes, calibrated on labelled pictures; classify then needs no text tower."""
+    prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
+    made, report = lamplit.make_classes(
+        lamplit.load(model), class_names(classes, classes_file), templates=prompts, sample=sample,
+        label_column=label_column, independent=independent, share=share, progress=True,
+    )  # fmt: skip
+    made.save(out)
+    if report is None:
+        print_line(json.dumps({"classes": str(out)}) if as_json else out)
+    else:
+        list_skipped(report.skipped)
+        show({"classes": str(out), **asdict(report)} if as_json else report, tables.calibration, as_json)
+
+
+def classify(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="Class names, one per line; or .json that lamplit classes wrote.")
+    ] = None,
+    templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Classify pictures by words."""
+    chosen = _chosen(classes, classes_file)
+    saved = isinstance(chosen, lamplit.ClassList)
+    files = [file for image in images for file in (files_of(image) if image.is_dir() else [image])]
+    predictions, skipped = lamplit.classify(
+        lamplit.load(model, towers="image" if saved else "both"), files, chosen,
+        templates=read_lines(templates) if templates else None, top=top,
+    )  # fmt: skip
+    list_skipped(skipped)
+    if not predictions:
+        raise UsageError(f"none of {len(files)} pictures could be used")
+    show(predictions, tables.predictions, as_json)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="A benchmark of the paper and where it lies: NAME=PATH; again for more."),
+    ] = None,
+    show_pictures: Annotated[
+        str, typer.Option("--show", help="Pictures of benchmarks: squash (the paper's public models), crop or own.")
+    ] = "squash",
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="Classes to choose from, one per line; or .json that lamplit classes wrote.")
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="Prompts with {}: a file, one per line, or a set such as clip-80.")
+    ] = None,
+    canonical: Annotated[
+        bool, typer.Option("--canonical", help="Lower-case prompts of benchmarks, without punctuation, as big_vision.")
+    ] = False,
+    few_shot: Annotated[
+        int | None, typer.Option(min=1, help="A linear probe on so many pictures of each class of a benchmark, too.")
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Use the captions the model was tuned on, too, where this is its store."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for one JSON file per result; see lamplit report.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
+
+    On the store that the model was tuned on, held-out captions only.
+    """
+    prompts = _templates(templates)
+    results = []
+    if source is not None:
+        options: dict[str, Any] = {"templates": prompts} if prompts else {}
+        results += lamplit.evaluate(
+            lamplit.load(model), source, text_column=text_column, label_column=label_column,
+            class_names=_chosen(None, classes_file) if classes_file else None, out=out, progress=True,
+            held_out_of=None if everything else _settings_of_run(model, source), **options,
+        )  # fmt: skip
+    if on:
+        results += lamplit.run_benchmarks(
+            model, dict(_assigned(each) for each in on), show=show_pictures, templates=prompts,  # type: ignore[arg-type]
+            canonical=canonical, few_shot=few_shot, out=out,
+            workers=default_workers() if workers is None else workers, progress=True,
+        )  # fmt: skip
+    if not results:
+        raise UsageError("nothing to evaluate on; give a store or pairs, or --on NAME=PATH for a benchmark")
+    show(results, tables.results, as_json)
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that lamplit evaluate --on wrote.")],
+    against: Annotated[
+        str, typer.Option(help="paper, another folder of results, a CSV file of figures, or none.")
+    ] = "paper",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; by default the folder `report` among the results.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put results beside the published figures: Markdown, CSV, JSON and one page."""
+    written = lamplit.write_report(results, against=None if against == "none" else against, out=out)
+    show(written, tables.results_report, as_json)
+
+
+def _chosen(classes: str | None, file: Path | None) -> list[str] | lamplit.ClassList:
+    """Class names, or the list that `lamplit classes` wrote."""
+    if file is not None and file.suffix == ".json" and classes is None:
+        return lamplit.ClassList.load(file)
+    return class_names(classes, file)
+
+
+def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
+    from lamplit.inspection import settings_of_run
+
+    return settings_of_run(Path(model), source)
+
+
+def _assigned(by_equals: str) -> tuple[str, str]:
+    name, equals, path = by_equals.partition("=")
+    if not equals:
+        raise UsageError(f"{by_equals!r} is not NAME=PATH, such as --on imagenet=/data/imagenet")
+    return name, path
+
+
+def _templates(name: str | None) -> str | list[str] | None:
+    """The name of a template set as it is, or the prompts of a file."""
+    from lamplit.zeroshot.names import template_sets
+
+    return name if name is None or name in template_sets() else read_lines(Path(name))

@@ -1,0 +1,143 @@
+"""What the commands share: results go to stdout, all else to stderr; lists come from options and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import sys
+import time
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lamplit.cli import tables
+from lamplit.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from lamplit.data.images import Skipped
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+stderr = Console(stderr=True)
+
+_ANSWER_WITHIN = 0.5  # seconds; nearly every terminal says what it is, and at once
+_QUICK = 0.08  # textual-image, which asks again, waits 0.1 s; an answer that comes later is typed into the shell
+
+
+def show(result: Any, table: Any, as_json: bool) -> None:
+    """Print a result as JSON, or as tables."""
+    if as_json:
+        plain = [asdict(item) for item in result] if isinstance(result, list) else result
+        plain = plain if isinstance(plain, dict | list) else asdict(plain)
+        print_line(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+    else:
+        made: list[Table] = table(result)
+        for each in made:
+            if sys.stdout.isatty():
+                Console().print(each)
+            else:  # for pipes and files, which have no width to fit a table into
+                print_line(tables.plain(each))
+
+
+def draws_thumbnails(asked: bool | None) -> bool:
+    """Whether stdout takes thumbnails: if `asked` any terminal, if not (None) one that shows real pictures.
+
+    Raises:
+        MissingExtraError: they are asked for and textual-image is not installed.
+    """
+    if asked is False or os.environ.get("TERM") == "dumb" or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    if find_spec("textual_image") is None:
+        if asked:
+            raise MissingExtraError("textual-image", "thumbnails")
+        return False
+    return bool(asked) or _shows_pictures()
+
+
+def _shows_pictures() -> bool:
+    """Ask the terminal whether it knows kitty's graphics protocol or Sixel, and see that it answers quickly."""
+    if sys.platform == "win32":
+        return True  # textual-image asks; that console is never far
+    import termios  # not there on Windows
+    import tty
+
+    # Whoever does not know the first question is silent, so the answer to the second ends both.
+    questions = "\x1b_Gi=1,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" + "\x1b[c"
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    tty.setcbreak(terminal, termios.TCSANOW)
+    try:
+        sys.stdout.write(questions)
+        sys.stdout.flush()
+        start, answer = time.monotonic(), b""
+        while not (attributes := re.search(rb"\x1b\[\?([\d;]*)c", answer)):
+            left = start + _ANSWER_WITHIN - time.monotonic()
+            if left <= 0 or not select.select([terminal], [], [], left)[0]:
+                break
+            answer += os.read(terminal, 1024)
+        is_quick = time.monotonic() - start < _QUICK
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        erase_line()
+    is_sixel = attributes is not None and b"4" in attributes[1].split(b";")
+    return is_quick and (is_sixel or b"_Gi=1;OK" in answer)
+
+
+def erase_line() -> None:
+    """Take away what some terminals print when they are asked a question that they do not know."""
+    sys.stdout.write("\r\x1b[K")
+    sys.stdout.flush()
+
+
+def print_line(value: object) -> None:
+    """Print one thing as it is, for pipes."""
+    typer.echo(str(value))
+
+
+def list_skipped(skipped: list[Skipped]) -> None:
+    """Name the pictures that could not be used, on stderr."""
+    for item in skipped:
+        stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(error: Exception, debug: bool) -> None:
+    """Print an error as one line, and its traceback if that is wanted."""
+    if debug:
+        stderr.print_exception()
+    stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def class_names(by_commas: str | None, file: Path | None) -> list[str]:
+    """Classes from an option or a file, one of the two."""
+    if (by_commas is None) == (file is None):
+        raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
+    return read_lines(file) if file else split_names(by_commas)
+
+
+def split_names(by_commas: str | None) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files in a folder, however deep."""
+    return sorted(file for file in folder.rglob("*.*") if file.is_file())
+
+
+def read_lines(file: Path) -> list[str]:
+    """Lines of a file that are not empty."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+
+
+def default_workers() -> int:
+    """Processes that leave a core for the tower."""
+    return max(1, min(8, (os.cpu_count() or 1) // 2))

@@ -1,1 +1,0 @@
-"""Commands of the command line, those that one module cannot hold: parse, one library call, print."""

@@ -1,0 +1,1 @@
+"""Measure a model: own data, known benchmarks, reports."""

@@ -1,0 +1,321 @@
+"""Measure a model: retrieval both ways and zero-shot classification, from cached vectors."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from lamplit._version import __version__
+from lamplit.data.images import decode_image, open_bytes
+from lamplit.errors import ImageError, StoreError, UsageError
+from lamplit.metrics import scoring
+from lamplit.metrics.calibration import expected_calibration_error, reliability_bins
+from lamplit.metrics.results import Measure, Result
+from lamplit.model import LiT
+from lamplit.store.embedding import open_source
+from lamplit.store.lance_store import Store
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import Links, link, split_store
+from lamplit.zeroshot.class_list import ClassList
+from lamplit.zeroshot.classifier import class_list
+from lamplit.zeroshot.names import templates as template_set
+from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
+
+logger = logging.getLogger(__name__)
+THUMBNAIL = 96  # pixels
+EXAMPLES = 3  # pictures of each confusion
+
+
+def evaluate(
+    model: LiT,
+    source: str | Path | Store,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | ClassList | None = None,
+    templates: str | Sequence[str] = DEFAULT_TEMPLATES,
+    held_out_of: TuneSettings | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """Evaluate a model on a store, or on anything `read_pairs` reads (embedded first, and not kept).
+
+    Args:
+        model: needs its image tower only where the source is not a store.
+        source: store, folder, or file of pairs.
+        text_column: column with the texts, for retrieval; by default the one of `held_out_of`, or else `texts`.
+        label_column: column with the class names, for zero-shot classification.
+        class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
+            default all that the label column has.
+        templates: prompts, with `{}` for the class name, or the name of a set of them.
+        held_out_of: settings of the run that made the model on this store: only its held-out captions count.
+        out: folder for one JSON file per result, with small pictures of what was confused.
+        progress: show a bar on stderr while embedding.
+
+    Returns:
+        A result of retrieval where there are texts, and one of zero-shot classification where there are labels.
+
+    Raises:
+        StoreError: the store was embedded by another tower, or lacks a column.
+        UsageError: there is neither text nor label to evaluate with.
+    """
+    prompts = template_set(templates) if isinstance(templates, str) else templates
+    with open_source(model, source, progress=progress) as (store, skipped):
+        results = _measure(
+            model, store, text_column, label_column, class_names, prompts, held_out_of, thumbnails=out is not None
+        )
+    for item in skipped:
+        logger.warning("skipped %s: %s", item.path, item.reason)
+    if not isinstance(source, Store):
+        named: dict[str, Any] = {"benchmark": Path(source).stem, "dataset": str(source), "skipped": len(skipped)}
+        results = [replace(result, **named) for result in results]
+    if out is not None:
+        for result in results:
+            result.write(out)
+    return results
+
+
+def _measure(
+    model: LiT,
+    store: Store,
+    text_column: str | None,
+    label_column: str | None,
+    class_names: Sequence[str] | ClassList | None,
+    templates: Sequence[str],
+    held_out_of: TuneSettings | None,
+    *,
+    thumbnails: bool,
+) -> list[Result]:
+    store.require_tower(model.identity)
+    text_column = text_column or (held_out_of.text_column if held_out_of else "texts")
+    results = []
+    links = _links(store, text_column, held_out_of)
+    if len(links):
+        results.append(_retrieval(model, store, links, text_column, held_out_of is not None))
+    if label_column is not None:
+        results.append(_zero_shot(model, store, label_column, class_names, templates, thumbnails))
+    if not results:
+        raise UsageError(
+            f"{store.path} has no texts in column {text_column!r} and no --label-column was given; its columns "
+            f"are: {', '.join(store.metadata_columns) or 'none'}"
+        )
+    return results
+
+
+def retrieval_result(
+    model: LiT,
+    zimg: Tensor,
+    texts: Sequence[str],
+    links: tuple[Tensor, Tensor],
+    *,
+    benchmark: str,
+    dataset: str,
+    language: str,
+    protocol: Mapping[str, Any],
+    ztxt: Tensor | None = None,
+) -> Result:
+    """Measure retrieval both ways between N pictures and M texts.
+
+    Args:
+        model: what made the vectors.
+        zimg: unit vectors of the pictures, (N, D).
+        texts: M of them.
+        links: the true pairs, as places in `zimg` and in `texts`, (L,) each.
+        benchmark: name of the data set on the command line.
+        dataset: its name in papers.
+        language: of the texts.
+        protocol: what else is to be said of the measurement.
+        ztxt: unit vectors of the texts, (M, D), where they are known.
+    """
+    started = time.monotonic()
+    ztxt = model.encode_texts(texts) if ztxt is None else ztxt
+    metrics, curves = scoring.retrieval(zimg.to(ztxt.device), ztxt, *links)
+    recalls = [metric.value for name, metric in metrics.items() if "recall@" in name]
+    mean = sum(recalls) / len(recalls)
+    return Result(
+        "image-text retrieval",
+        benchmark,
+        dataset,
+        language,
+        "image_to_text/recall@1",
+        metrics | {"mean_recall": Measure(mean, mean, mean)},
+        model=said_of(model),
+        protocol=protocol,
+        pictures=len(zimg),
+        captions=len(texts),
+        recall_curve=curves,
+        versions=versions(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+    )
+
+
+def classification_result(
+    model: LiT,
+    answers: scoring.Answers,
+    labels: Sequence[tuple[int, ...]],
+    names: Sequence[str],
+    *,
+    benchmark: str,
+    dataset: str,
+    language: str,
+    protocol: Mapping[str, Any],
+    show: Callable[[Sequence[int]], Sequence[Path | bytes]] | None = None,
+) -> Result:
+    """Put together what a classifier said to N pictures.
+
+    Args:
+        model: what made the vectors.
+        answers: to the N pictures.
+        labels: the right classes of each.
+        names: of the C classes.
+        benchmark: name of the data set on the command line.
+        dataset: its name in papers.
+        language: of the class names.
+        protocol: what else is to be said of the measurement.
+        show: gives the pictures at some places of the N, where small ones of what was confused are to be kept.
+    """
+    right = answers.ranks == 1
+    reliability = {
+        "error": expected_calibration_error(answers.confidences, right),
+        "bins": reliability_bins(answers.confidences, right),
+    }
+    confused = scoring.confusions(answers, labels)
+    shown = [place for *_, places in confused for place in places[:EXAMPLES]] if show else []
+    small = dict(zip(shown, map(thumbnail, show(shown)), strict=True)) if show else {}
+    return Result(
+        "zero-shot classification",
+        benchmark,
+        dataset,
+        language,
+        "accuracy@1",
+        scoring.accuracies(answers, labels, len(names)),
+        model=said_of(model),
+        protocol=protocol,
+        pictures=len(labels),
+        classes=len(names),
+        per_class=scoring.per_class(answers, labels, names),
+        confusions=[
+            {
+                "class": names[label],
+                "predicted": names[predicted],
+                "pictures": len(places),
+                "examples": [small[place] for place in places if place in small],
+            }
+            for label, predicted, places in confused
+        ],
+        reliability=reliability,
+        versions=versions(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def thumbnail(picture: Path | bytes) -> str:
+    """Make a small JPEG as a data URI; empty where the picture cannot be read any more."""
+    try:
+        image = to_pil_image(decode_image(open_bytes(picture)))
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def said_of(model: LiT) -> dict[str, str]:
+    """What a result says of its model."""
+    text = model.text_tower
+    return {
+        "name": model.name,
+        "image_tower": model.identity.spec,
+        "fingerprint": model.identity.fingerprint,
+        "text_tower": "none" if text is None else text.spec,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a figure can depend on."""
+    libraries = ("torch", "torchvision", "timm", "transformers", "pillow")
+    return {"lamplit": __version__, **{name: version(name) for name in libraries}}
+
+
+def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> Links:
+    texts = store.texts(text_column)
+    rows = list(range(len(texts)))
+    if held_out_of is not None:  # its pictures; their texts may be asked for in another column
+        held_out = split_store(store, held_out_of.text_column, held_out_of.held_out, held_out_of.seed)[1]
+        rows = torch.unique(held_out.picture_index).tolist()
+    return link(rows, [texts[row] for row in rows])
+
+
+def _retrieval(model: LiT, store: Store, links: Links, text_column: str, held_out: bool) -> Result:
+    rows, picture_index = torch.unique(links.picture_index, return_inverse=True)
+    which = "captions held out of the run that made the model" if held_out else "all captions"
+    return retrieval_result(
+        model,
+        model.read_store(store)[rows],
+        links.texts,
+        (picture_index, links.text_index),
+        benchmark=Path(store.path).stem,
+        dataset=store.path,
+        language="own",
+        protocol={**_shown(store), "split": f"{which}, column {text_column}"},
+    )
+
+
+def _zero_shot(
+    model: LiT,
+    store: Store,
+    label_column: str,
+    class_names: Sequence[str] | ClassList | None,
+    templates: Sequence[str],
+    thumbnails: bool,
+) -> Result:
+    started = time.monotonic()
+    labels = [None if label is None else str(label) for label in store.column(label_column)]
+    if not any(labels):
+        raise StoreError(f"column {label_column!r} of {store.path} is empty")
+    if isinstance(class_names, ClassList):
+        class_names.require_model(model)
+        classes = class_names
+    else:
+        classes = class_list(model, class_names or sorted({label for label in labels if label}), templates)
+    names = list(classes.names)
+    unknown = sorted({label for label in labels if label} - set(names))
+    if unknown:
+        raise StoreError(f"column {label_column!r} has classes that were not given: {', '.join(unknown[:10])}")
+    rows = [row for row, label in enumerate(labels) if label]
+    right = [(names.index(str(labels[row])),) for row in rows]
+    answers = scoring.answer(
+        model.read_store(store)[rows], classes.vectors.to(model.device), right, logit_scale=classes.logit_scale
+    )
+    paths = store.column("path")
+    result = classification_result(
+        model,
+        answers,
+        right,
+        names,
+        benchmark=Path(store.path).stem,
+        dataset=store.path,
+        language="own",
+        protocol={**_shown(store), "split": f"column {label_column}", "templates": list(classes.templates)},
+        show=(lambda places: [Path(paths[rows[place]]) for place in places]) if thumbnails else None,
+    )
+    return replace(result, seconds=time.monotonic() - started)
+
+
+def _shown(store: Store) -> dict[str, Any]:
+    preprocessing = store.tower.preprocessing
+    return {"preprocessing": preprocessing.in_words() if preprocessing else "unknown, vectors were imported"}

@@ -1,0 +1,221 @@
+"""The report as one page: no script, nothing fetched, light and dark, for a desk, a phone and paper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from lamplit._version import __version__
+from lamplit.evaluation.report import documents, plots
+from lamplit.evaluation.report.figures import Figure, is_rank, shown
+from lamplit.evaluation.report.report_rows import Row, beside
+from lamplit.metrics.results import Result
+
+_FOLDER = files("lamplit") / "evaluation" / "report"
+_WORST = 10  # classes that are named
+_MOST_PICTURES = 100  # of a page, at 2 to 4 KB each
+_PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]{1,40000}")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A class and how often it was right, in percent."""
+
+    name: str
+    accuracy: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What a class was taken for, with examples as data: URIs; None where a picture is missing."""
+
+    right: str
+    predicted: str
+    pictures: int
+    examples: Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model in a section."""
+
+    place: int  # of the model in the report, which chooses its colour and mark
+    model: str
+    worst: Sequence[Bar]
+    confusions: Sequence[Confusion]
+    protocol: Sequence[tuple[str, str]]
+    calibration: str  # expected calibration error, in percent
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one data set, task and language."""
+
+    key: str  # safe in ids
+    name: str
+    task: str
+    classes: int
+    metrics: Sequence[tuple[str, Sequence[Row | None]]]  # of each metric, the row of each part
+    parts: Sequence[Part]
+    published: Sequence[Figure]
+    classes_plot: Markup | None
+    recall_plot: Markup | None
+    reliability_plot: Markup | None
+
+
+def render(results: Sequence[Result], rows: Sequence[Row], figures: Sequence[Figure], against: str | None) -> str:
+    """Render the page.
+
+    Args:
+        results: what was measured.
+        rows: the same, beside the figures.
+        figures: all published figures.
+        against: whose figures these are, in words.
+    """
+    models = list(dict.fromkeys(row.model for row in rows))
+    lines = _lines(rows, figures, models)
+    leaderboard = documents.leaderboard(rows, figures)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string((_FOLDER / "page.html").read_text(encoding="utf-8"))
+    return template.render(
+        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - lamplit's own file
+        version=__version__,
+        models=models,
+        marks=plots.MARKS,
+        colors=plots.COLORS,
+        compared=any(row.reference is not None for row in rows),
+        listed=any("".join(line[5:]) for line in leaderboard),
+        against=against,
+        summary=_summary(rows, models),
+        accuracy_plot=plots.accuracy_plot(lines),
+        difference_plot=plots.difference_plot(lines) if any(line.same_model for line in lines) else None,
+        leaderboard=leaderboard,
+        sections=_sections(results, rows, figures, models),
+        shown=shown,
+        times=sorted(result.time for result in results if result.time),
+    )
+
+
+def _summary(rows: Sequence[Row], models: Sequence[str]) -> list[tuple[Row, list[Row | None]]]:
+    """Lines of the table of all results: one row of the line for its names, then that of each model."""
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row.shown:
+            lines.setdefault((row.task, row.benchmark, row.language, row.metric), {})[row.model] = row
+    return [(next(iter(line.values())), [line.get(model) for model in models]) for line in lines.values()]
+
+
+def _lines(rows: Sequence[Row], figures: Sequence[Figure], models: Sequence[str]) -> list[plots.Line]:
+    made = []
+    for first, line in _summary(rows, models):
+        if is_rank(first.metric):
+            continue
+        there = [(place, row) for place, row in enumerate(line) if row is not None]
+        measured = [(place, 100 * row.value, 100 * row.low, 100 * row.high) for place, row in there]
+        reference = {place: 100 * row.reference.value for place, row in there if row.reference is not None}
+        same = {place for place, row in there if row.same_model}
+        published = sorted({round(100 * figure.value, 2) for figure in beside(first, figures)})
+        made.append(plots.Line(_label(first), measured, reference, same, published))
+    return made
+
+
+def _label(row: Row) -> str:
+    """A data set in few words, with its metric where this is not the plain accuracy."""
+    metric = {"image_to_text/recall@1": "image → text", "text_to_image/recall@1": "text → image"}.get(
+        row.metric, row.metric
+    )
+    return row.name + ("" if row.metric == "accuracy@1" else f", {metric}")
+
+
+def _sections(
+    results: Sequence[Result], rows: Sequence[Row], figures: Sequence[Figure], models: Sequence[str]
+) -> list[Section]:
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for row in rows:  # in their order
+        groups.setdefault((row.task, row.benchmark, row.language), [])
+    for result in sorted(results, key=lambda result: models.index(result.model["name"])):
+        groups[result.task, result.benchmark, result.language].append(result)
+    num_pairs = sum(len(result.confusions) for result in results)
+    pairs = max(2, min(12, _MOST_PICTURES // max(1, sum(bool(result.confusions) for result in results))))
+    made: list[Section] = []
+    for (task, benchmark, language), group in groups.items():
+        inside = [row for row in rows if (row.task, row.benchmark, row.language) == (task, benchmark, language)]
+        key = f"s{len(made)}-" + re.sub(r"[^a-z0-9]+", "-", benchmark.lower()).strip("-")
+        made.append(
+            _section(
+                key,
+                group,
+                inside,
+                figures,
+                models,
+                _Examples(pairs, max(1, min(4, _MOST_PICTURES // max(1, num_pairs)))),
+            )
+        )
+    return made
+
+
+@dataclass(frozen=True)
+class _Examples:
+    pairs: int  # confusions of one result that there is room for
+    of_each: int
+
+
+def _section(
+    key: str,
+    group: Sequence[Result],
+    rows: Sequence[Row],
+    figures: Sequence[Figure],
+    models: Sequence[str],
+    examples: _Examples,
+) -> Section:
+    places = {id(result): models.index(result.model["name"]) for result in group}
+    by_metric = {row.metric: [_find(rows, row.metric, result) for result in group] for row in rows}
+    published = {id(figure): figure for row in rows for figure in beside(row, figures)}
+    classes = {places[id(r)]: sorted(float(each["accuracy"]) for each in r.per_class) for r in group if r.per_class}
+    curves = {places[id(result)]: result.recall_curve for result in group if any(result.recall_curve.values())}
+    bins = {
+        places[id(r)]: r.reliability["bins"] for r in group if any(b["pictures"] for b in r.reliability.get("bins", ()))
+    }
+    return Section(
+        key=key,
+        name=rows[0].name,
+        task=rows[0].task,
+        classes=max(result.classes for result in group),
+        metrics=list(by_metric.items()),
+        parts=[_part(places[id(result)], result, examples) for result in group],
+        published=sorted(published.values(), key=lambda figure: (figure.metric, is_rank(figure.metric), -figure.value)),
+        classes_plot=plots.classes_plot(key, classes) if max(map(len, classes.values()), default=0) > _WORST else None,
+        recall_plot=plots.recall_plot(key, curves) if curves else None,
+        reliability_plot=plots.reliability_plot(key, bins) if bins else None,
+    )
+
+
+def _part(place: int, result: Result, examples: _Examples) -> Part:
+    worst = sorted(result.per_class, key=lambda each: (float(each["accuracy"]), -each["pictures"], each["name"]))
+    error = result.reliability.get("error")
+    return Part(
+        place,
+        result.model["name"],
+        [Bar(str(each["name"]), 100 * float(each["accuracy"]), each["pictures"]) for each in worst[:_WORST]],
+        [_confusion(each, examples) for each in result.confusions[: examples.pairs]],
+        documents.protocol(result),
+        "" if error is None else f"{100 * error:.1f}",
+    )
+
+
+def _confusion(values: Mapping[str, Any], examples: _Examples) -> Confusion:
+    names = list(values.get("examples", ()))[: examples.of_each]
+    # A result is a file that anybody can have written: nothing but a small picture comes into the page.
+    pictures = [str(name) if _PICTURE.fullmatch(str(name)) else None for name in names]
+    return Confusion(str(values["class"]), str(values["predicted"]), values["pictures"], pictures)
+
+
+def _find(rows: Sequence[Row], metric: str, result: Result) -> Row | None:
+    return next((row for row in rows if row.metric == metric and row.model == result.model["name"]), None)

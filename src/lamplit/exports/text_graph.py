@@ -1,0 +1,153 @@
+"""`text_tower.onnx` beside the weights of a saved model, by which `towers.words.WordReader` reads words without torch.
+
+It holds the graph alone. The weights are ONNX's external data: offsets into `text_tower.safetensors`, whose tensors lie
+there as plain numbers, so that nothing is stored twice. Its seal says which weights those were.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamplit.errors import TowerError
+from lamplit.exports.onnx import write_text_graph
+from lamplit.exports.sample import SENTENCES
+from lamplit.model import LiT, load
+from lamplit.store.engines import TOLERANCE
+from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config
+from lamplit.towers.texts.word_reader import WordReader, map_weights, open_words, seal
+from lamplit.unit_vectors import as_array
+
+logger = logging.getLogger(__name__)
+MOST_BYTES = 1_900_000_000  # an ONNX file that still has its weights inside ends at 2 GiB
+_SMALL = 16  # bytes; numbers of the graph, not of the model
+# What tokenizers treat each in its own way; they have to do so without transformers.
+SCRIPTS = (
+    "", "   ", "a\tb\nc\r\n d", "قطة على الأريكة", "कुत्ता घास पर", "แมวบนโซฟา", "개와 고양이", "תמונה של בית",
+    "東京タワーの夜景", "Straße, ½ ﬁ ①", "e\u0301te\u0301", "zero\u200bwidth", "\x07bell", "👩\u200d🚀🏳\ufe0f\u200d🌈",
+    "[CLS] [SEP] <s> </s> <pad> [MASK]", "don't — “quoted” …", "UPPER lower MiXeD", "x" * 300, "tree house " * 400,
+)  # fmt: skip
+
+
+def write_words(folder: str | Path) -> bool:
+    """Write `text_tower.onnx` into the folder of a saved model, where that is possible; tell whether it is there.
+
+    Its vectors are compared with torch's (1e-4), and its tokens with those of transformers. Where they differ, or the
+    tower cannot be exported, an empty file says so, and the model goes on to be searched with torch. That is so without
+    a word where the folder cannot be written to, or the tower has LoRA.
+
+    Raises:
+        UsageError, TowerError: as `load`.
+    """
+    folder = Path(folder)
+    file = folder / TEXT_GRAPH
+    if not (folder / TEXT_TOWER).is_file() or not os.access(folder, os.W_OK):
+        return False
+    if file.is_file() and (file.stat().st_size == 0 or open_words(folder) is not None):
+        return file.stat().st_size > 0
+    model = load(folder, towers="text")
+    if model.text_tower is None or model.text_tower.lora is not None:
+        return False
+    logger.info("preparing %s to be searched without torch, once", folder)
+    partial = folder / f".{TEXT_GRAPH}.{os.getpid()}.onnx"
+    try:
+        _write(model.eval().requires_grad_(False), folder, partial)
+        partial.replace(file)
+    except OSError as error:  # a full disk
+        logger.info("%s was not written: %s", file, error)
+        return False
+    except TowerError as error:
+        logger.info("%s; %s goes on to be searched with torch", error, folder)
+        file.touch()
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _write(model: LiT, folder: Path, file: Path) -> None:
+    assert model.text_tower is not None
+    if (folder / TEXT_TOWER).stat().st_size > MOST_BYTES:
+        raise TowerError(f"{model.text_tower.spec} is too large for one ONNX file")
+    write_text_graph(model.text_tower, file)
+    notes = {"seal": seal(folder, read_config(folder)), "pad_id": str(model.text_tower.tokenizer.pad_id)}
+    _point(file, folder / TEXT_TOWER, notes)
+    _compare(model, WordReader(folder, file.name))
+
+
+def _compare(model: LiT, reader: WordReader) -> None:
+    """Ask for the model's own vectors and tokens.
+
+    Raises:
+        TowerError: they are others.
+    """
+    assert model.text_tower is not None
+    spec, texts = model.text_tower.spec, [*SENTENCES, *SCRIPTS]
+    for text, ours, theirs in zip(texts, model.text_tower.tokenize(texts), reader.tokenize(texts), strict=True):
+        if ours != theirs:
+            raise TowerError(f"the tokenizer of {spec} reads {text[:40]!r} in another way without transformers")
+    level = logging.getLogger("lamplit").level
+    logging.getLogger("lamplit").setLevel(logging.ERROR)  # that some are cut is no news
+    try:
+        difference = float(np.abs(as_array(model.encode_texts(texts)) - reader.encode_texts(texts)).max())
+    finally:
+        logging.getLogger("lamplit").setLevel(level)
+    if not difference <= TOLERANCE or model.space != reader.space:
+        raise TowerError(f"ONNX Runtime's vectors of {spec} differ from torch's by {difference:.1e}")
+
+
+def _point(file: Path, weights: Path, notes: dict[str, str]) -> None:
+    """Let an ONNX file's weights lie in a safetensors file, where they are; and leave out what is there to debug it."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(file)
+    stored = _stored(weights)
+    turned = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.nbytes < _SMALL:
+            continue
+        place = stored.get(_digest(values))
+        if place is None and values.ndim == 2 and (place := stored.get(_digest(values.T))) is not None:
+            # The exporter has transposed it; ONNX Runtime does so again when it opens the file.
+            name = tensor.name
+            tensor.name = f"{name}.stored"
+            tensor.dims[:] = values.T.shape
+            turned.append(helper.make_node("Transpose", [tensor.name], [name], perm=[1, 0]))
+        if place is not None:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": weights.name, "offset": place[0], "length": place[1]}.items():
+                tensor.external_data.add(key=key, value=str(value))
+    nodes = [*turned, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("value_info")
+    model.ClearField("metadata_props")
+    helper.set_model_props(model, notes)
+    onnx.save(model, file)
+
+
+def _stored(weights: Path) -> dict[bytes, tuple[int, int]]:
+    """Offset and length in bytes of every float32 tensor of a safetensors file, by a digest of what it holds."""
+    data, tensors = map_weights(weights)
+    begin = weights.stat().st_size - len(data)
+    found = {}
+    for kind, first, last in tensors.values():
+        if kind == "F32":
+            found[_digest(data[first:last])] = (begin + first, last - first)
+    return found
+
+
+def _digest(values: NDArray[Any]) -> bytes:
+    return blake2b(np.ascontiguousarray(values).view(np.uint8).data, digest_size=16).digest()

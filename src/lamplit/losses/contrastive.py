@@ -1,0 +1,373 @@
+"""The two contrastive losses, exact over the whole batch and without its B × B matrix.
+
+Notable features:
+- The logits are computed in tiles (tiles.py) and dropped at once: the extra memory is the gradient itself and
+  a few tiles. `softmax_loss` computes each tile twice (for the sums, then for the gradient) unless it is one
+  of the few kept in between, `sigmoid_loss` once.
+- With a locked image tower only the texts need a gradient: three B × B × D products instead of the five of
+  the plain loss (two instead of four for the sigmoid).
+- The diagonal is computed apart, in float64, and a pair's loss is `log(1 + others / own)`: neither the loss nor
+  its gradient loses digits when a model is nearly perfect.
+- Rows that share a picture or a caption are positives of each other. They cost O(B × D), not O(B × B).
+- Every sum has a fixed order: results are the same to the last bit in every run.
+
+Shapes: B pairs, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lamplit.errors import UsageError
+from lamplit.losses.tiles import Gradients, Tiles, widest
+
+_LN2 = math.log(2)  # tiles hold logits in units of it
+_KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 4096, one in 45 at 32768
+_LINEAR_FROM = 115.0  # 2 ** 115 is a float32, and log2(1 + 2 ** 115) is 115 even in float64
+
+
+def softmax_loss(
+    zimg: Tensor,
+    ztxt: Tensor,
+    logit_scale: Tensor,
+    *,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+) -> Tensor:
+    """Average cross entropy of finding each picture's text and each text's picture (CLIP, LiT).
+
+    Rows i and j are positives of each other where their image ids or their text ids are equal; the target of
+    a row is uniform over its positives. Without ids each row's only positive is its own.
+
+    Args:
+        zimg: unit vectors of the pictures, (B, D).
+        ztxt: unit vectors of their texts, (B, D).
+        logit_scale: the multiplier of the cosines itself (not its logarithm), a scalar.
+        image_ids: integers, (B,); equal where two rows show the same picture.
+        text_ids: integers, (B,); equal where two rows have the same text.
+
+    Returns:
+        The loss, a scalar; float64 for float64 vectors, else float32.
+
+    Raises:
+        UsageError: if the shapes do not fit.
+    """
+    zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
+    loss: Tensor = _SoftmaxLoss.apply(*_gradient_side_last(zimg, ztxt), scale)
+    positives = _shared_positives(zimg, image_ids, text_ids)
+    if positives is not None:
+        own = _dot(zimg[positives.rows], ztxt[positives.rows])
+        loss = loss + scale * (own - positives.sum_of_cosines(zimg, ztxt, 1 / positives.counts)) / len(zimg)
+    return loss
+
+
+def sigmoid_loss(
+    zimg: Tensor,
+    ztxt: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+) -> Tensor:
+    """Binary cross entropy of every picture with every text: sums over texts, mean of pictures (SigLIP).
+
+    Args:
+        zimg: unit vectors of the pictures, (B, D).
+        ztxt: unit vectors of their texts, (B, D).
+        logit_scale: the multiplier of the cosines itself (not its logarithm), a scalar.
+        logit_bias: what is added to every logit, a scalar.
+        image_ids: integers, (B,); equal where two rows show the same picture.
+        text_ids: integers, (B,); equal where two rows have the same text.
+
+    Returns:
+        The loss, a scalar; float64 for float64 vectors, else float32.
+
+    Raises:
+        UsageError: if the shapes do not fit.
+    """
+    zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
+    bias = logit_bias.reshape(()).to(zimg.dtype)
+    loss: Tensor = _SigmoidLoss.apply(*_gradient_side_last(zimg, ztxt), scale, bias)
+    positives = _shared_positives(zimg, image_ids, text_ids)
+    if positives is not None:
+        own = _dot(zimg[positives.rows], ztxt[positives.rows])
+        others = positives.sum_of_cosines(zimg, ztxt, torch.ones_like(positives.counts)) - own
+        # -log_sigmoid(x) is -log_sigmoid(-x) - x: a positive differs from a negative by its own logit.
+        loss = loss - (scale * others + bias * (positives.counts - 1).sum()) / len(zimg)
+    return loss
+
+
+def _prepare(zimg: Tensor, ztxt: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the shapes; give all three one type of at least float32."""
+    if zimg.ndim != 2 or zimg.shape != ztxt.shape or len(zimg) == 0:
+        raise UsageError(
+            f"the loss got vectors of shapes {tuple(zimg.shape)} and {tuple(ztxt.shape)}; "
+            "it needs one picture and one text per row: two matrices of the same shape (B, D), B > 0"
+        )
+    dtype = torch.promote_types(torch.promote_types(zimg.dtype, ztxt.dtype), torch.float32)
+    return zimg.to(dtype), ztxt.to(dtype), logit_scale.reshape(()).to(dtype)
+
+
+def _gradient_side_last(zimg: Tensor, ztxt: Tensor) -> tuple[Tensor, Tensor]:
+    # Both losses are symmetric in the two sides, and the last side's gradient is the cheaper one.
+    return (ztxt, zimg) if zimg.requires_grad and not ztxt.requires_grad else (zimg, ztxt)
+
+
+# --- Positives beside the diagonal
+
+
+_SIGNS = (1, 1, -1)  # of groups by picture, by text, and by both
+
+
+@dataclass(frozen=True)
+class _Positives:
+    """The rows that have other positives than themselves, and how these hang together."""
+
+    rows: Tensor  # (R,) of the B rows
+    counts: Tensor  # (R,) positives of each, itself included
+    groups: list[Tensor]  # (R,) group number of each row: by picture, by text, and by both
+
+    def sum_of_cosines(self, zimg: Tensor, ztxt: Tensor, weights: Tensor) -> Tensor:
+        """Sum of <zimg_i, ztxt_j> over all positives i, j, each times the mean of weights i and j.
+
+        A sum over rows of the same picture or the same text is one over those of the same picture, plus one
+        over those of the same text, less one over those of both. Each is <sum of pictures, sum of texts>.
+        """
+        zimg, ztxt = zimg[self.rows], ztxt[self.rows]
+        weights = weights[:, None] / 2
+        total = zimg.new_zeros(())
+        for sign, group in zip(_SIGNS, self.groups, strict=False):
+            zeros = zimg.new_zeros(int(group.max()) + 1, zimg.shape[1])
+            images, texts = zeros.index_add(0, group, zimg), zeros.index_add(0, group, ztxt)
+            weighted_images = zeros.index_add(0, group, zimg * weights)
+            weighted_texts = zeros.index_add(0, group, ztxt * weights)
+            total = total + sign * (_dot(weighted_images, texts) + _dot(images, weighted_texts))
+        return total
+
+
+def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> _Positives | None:
+    """Find the rows with more than one positive; None where there are none."""
+    groups: list[Tensor] = []
+    for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
+        if ids is not None:
+            if ids.shape != zimg.shape[:1]:
+                raise UsageError(f"{name} has the shape {tuple(ids.shape)}; it needs one id per row: ({len(zimg)},)")
+            groups.append(_number_groups(ids.to(zimg.device)))
+    if not groups:
+        return None
+    if len(groups) == 2:
+        groups.append(_number_groups(groups[0] * len(zimg) + groups[1]))
+    counts = torch.zeros_like(groups[0])
+    for sign, group in zip(_SIGNS, groups, strict=False):
+        counts += sign * group.bincount()[group]
+    rows = (counts > 1).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return None
+    # Groups never reach outside `rows`: whoever shares a group has that positive too.
+    return _Positives(rows, counts[rows].to(zimg.dtype), [_number_groups(group[rows]) for group in groups])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    total: Tensor = (left * right).sum(dtype=widest(left.device))
+    return total.to(left.dtype)
+
+
+def _number_groups(ids: Tensor) -> Tensor:
+    """Return each row's group, numbered from 0."""
+    group: Tensor
+    _, group = torch.unique(ids, return_inverse=True)
+    return group
+
+
+# --- Softmax
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """Mean of both directions' cross entropy, each row's own text or picture being its target."""
+
+    @staticmethod
+    def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor) -> Tensor:
+        tiles = Tiles(zimg, ztxt, scale)
+        kept_bytes = _KEPT_BYTES - ztxt.nbytes if any(ctx.needs_input_grad) else 0
+        own, others, shift, kept = _log_sums(tiles, kept_bytes)
+        losses = torch.logaddexp2(others - own, others.new_zeros(()))  # log2(1 + others / own)
+        own_weights = torch.expm1(losses * -_LN2).sum(0)
+        ctx.shift, ctx.kept = shift, list(kept)
+        ctx.save_for_backward(zimg, ztxt, scale, own + losses, own_weights, *kept.values())
+        return (losses.mean() * _LN2).to(zimg.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        zimg, ztxt, scale, log_sums, own_weights, *powers = ctx.saved_tensors
+        kept = dict(zip(ctx.kept, powers, strict=True))
+        gradients = Gradients(Tiles(zimg, ztxt, scale), both=ctx.needs_input_grad[0])
+        _add_softmax_weights(gradients, log_sums, own_weights, ctx.shift, kept)
+        return gradients.times(grad / (2 * len(zimg)), scale)
+
+
+class _LogSums(NamedTuple):
+    """The sums of powers of two over each text's and each picture's *others*, and how they were taken."""
+
+    own: Tensor  # (B,) logits of the pairs themselves
+    others: Tensor  # (2, B) binary logarithms of the sums, of texts and of pictures
+    shift: float | None  # subtracted from all logits to keep the powers in range; None: no one number does it
+    kept: dict[tuple[int, int], Tensor]  # powers of some tiles, by text and image block
+
+
+def _log_sums(tiles: Tiles, kept_bytes: int) -> _LogSums:
+    shift = _common_shift(tiles)
+    parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size)  # one from each tile
+    kept = {}
+    num_kept = kept_bytes // (parts.element_size() * tiles.side**2)
+
+    def sum_powers(spares: list[Tensor], j: int, i: int) -> None:
+        tile = tiles.logits(j, i, out=spares[0]).sub_(shift).exp2_()
+        if i == j:
+            tile.fill_diagonal_(0)
+        torch.sum(tile, 1, out=parts[0, i, tiles.blocks[j]])
+        torch.sum(tile, 0, out=parts[1, j, tiles.blocks[i]])
+        if i * len(tiles.blocks) + j < num_kept:
+            kept[j, i] = tile.clone()
+
+    tiles.sweep(sum_powers)
+    own = tiles.own_logits()
+    sums = parts.sum(1, dtype=tiles.wide)
+    # What was rounded to zero is lost: all of it must be nothing beside the sum.
+    finfo = torch.finfo(parts.dtype)
+    least = tiles.size * finfo.tiny / finfo.eps if tiles.size > 1 else -1.0
+    if bool(((sums > least) & (sums < math.inf)).all()):
+        return _LogSums(own, sums.log2_().add_(shift), shift, kept)
+    return _LogSums(own, _log_sums_by_maxima(tiles), None, {})
+
+
+def _common_shift(tiles: Tiles) -> float:
+    # Cosines are at most 1. The smallest shift under which a sum of B powers stays finite and its inverse
+    # normal; none is needed up to a logit scale of about 74 (float32, B = 32768).
+    largest = math.log2(torch.finfo(tiles.ztxt.dtype).max) - math.log2(tiles.size) - 6
+    return max(0.0, abs(tiles.scale) - largest)
+
+
+def _log_sums_by_maxima(tiles: Tiles) -> Tensor:
+    """Compute the same logarithms of sums where no common shift brings all powers within range."""
+    parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size, dtype=tiles.wide)
+
+    def sum_powers(spares: list[Tensor], j: int, i: int) -> None:
+        tile = tiles.logits(j, i, out=spares[0])
+        if i == j:
+            tile.fill_diagonal_(-math.inf)
+        for dim, part in ((1, parts[0, i, tiles.blocks[j]]), (0, parts[1, j, tiles.blocks[i]])):
+            # The clamp is for a row of nothing but -inf: any finite maximum gives it the sum 0.
+            maxima = tile.amax(dim, keepdim=True).clamp_(min=torch.finfo(tile.dtype).min)
+            sums = torch.sub(tile, maxima, out=spares[1]).exp2_().sum(dim)
+            part.copy_(sums.to(tiles.wide).log2_().add_(maxima.squeeze(dim)))
+
+    tiles.sweep(sum_powers)
+    return (parts * _LN2).logsumexp(1) / _LN2
+
+
+def _add_softmax_weights(
+    gradients: Gradients,
+    log_sums: Tensor,
+    own_weights: Tensor,
+    shift: float | None,
+    kept: dict[tuple[int, int], Tensor],
+) -> None:
+    """Add up the gradients of both directions' log-sums, less the pairs' own logits.
+
+    Args:
+        gradients: where to.
+        log_sums: of the whole rows, of texts and of pictures, (2, B).
+        own_weights: of the pairs themselves, (B,).
+        shift: as `_log_sums` returned it.
+        kept: likewise; not changed, for there may be another backward pass.
+    """
+    tiles = gradients.tiles
+    dtype = tiles.ztxt.dtype
+    # 2 ** (logit - log_sum) is 2 ** (logit - shift) times 2 ** (shift - log_sum), one number per row.
+    shifts = log_sums.round() if shift is None else torch.full_like(log_sums, shift)
+    text_factors, image_factors = (shifts - log_sums).exp2_().to(dtype)
+    text_shifts, image_shifts = shifts.to(dtype)
+    own_weights = own_weights.to(dtype)
+
+    def add_weights(spares: list[Tensor], j: int, i: int) -> None:
+        texts, pictures = tiles.blocks[j], tiles.blocks[i]
+        tile, weights, _ = spares
+        if shift is None:
+            tiles.logits(j, i, out=tile)
+            torch.sub(tile, text_shifts[texts, None], out=weights).exp2_().mul_(text_factors[texts, None])
+            weights.add_(tile.sub_(image_shifts[pictures]).exp2_().mul_(image_factors[pictures]))
+        else:  # one power serves both directions
+            powers = kept.get((j, i))
+            if powers is None:
+                powers = tiles.logits(j, i, out=tile).sub_(shift).exp2_()
+            torch.add(text_factors[texts, None], image_factors[pictures], out=weights).mul_(powers)
+        if i == j:
+            weights.diagonal().copy_(own_weights[texts])
+        gradients.add(weights, j, i)
+
+    tiles.sweep(add_weights, disjoint=gradients.image is not None)
+
+
+# --- Sigmoid
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """Mean over pictures of the sum over texts of -log_sigmoid(±logit), + on the diagonal.
+
+    The weights need no sums over rows, so the gradient is ready in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        tiles = Tiles(zimg, ztxt, scale)
+        gradients = Gradients(tiles, both=ctx.needs_input_grad[0]) if any(ctx.needs_input_grad) else None
+        offset = float(bias.detach()) / _LN2
+        own = tiles.own_logits()
+        losses = own.new_zeros(len(tiles.blocks), len(tiles.blocks))
+        weights = torch.zeros_like(losses)
+
+        def add_losses(spares: list[Tensor], j: int, i: int) -> None:
+            tile = tiles.logits(j, i, out=spares[0]).add_(offset)
+            if i == j:
+                tile.diagonal().copy_(-own[tiles.blocks[j]] - offset)
+            losses[j, i] = _softplus(tile, *spares[1:])
+            if gradients is not None:
+                if i == j:
+                    tile.diagonal().neg_()
+                weights[j, i] = tile.sum()
+                gradients.add(tile, j, i)
+
+        tiles.sweep(add_losses, disjoint=ctx.needs_input_grad[0])
+        if gradients is not None:
+            average = torch.ones_like(scale) / len(zimg)
+            ctx.save_for_backward(*gradients.times(average, scale), (weights.sum() / len(zimg)).to(bias.dtype))
+        return (losses.sum() * _LN2 / len(zimg)).to(zimg.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)
+
+
+def _softplus(tile: Tensor, plus_one: Tensor, lost: Tensor) -> Tensor:
+    """Return the sum of log2(1 + 2 ** x) over a tile of x, and leave 2 ** x / (1 + 2 ** x) in it."""
+    above = tile.new_zeros(())
+    if bool(tile.max() > _LINEAR_FROM):  # there log2(1 + 2 ** x) is x, and 2 ** x could overflow
+        above = torch.sub(tile, _LINEAR_FROM, out=lost).clamp_(min=0).sum()
+        tile.clamp_(max=_LINEAR_FROM)
+    # torch's log1p can be seven times slower than its log2. So: the logarithm of what 1 + 2 ** x is rounded
+    # to, plus what the rounding took away times the logarithm's derivative.
+    tile.exp2_()
+    torch.add(tile, 1, out=plus_one)
+    torch.sub(plus_one, 1, out=lost)
+    torch.sub(tile, lost, out=lost).div_(plus_one)
+    tile.div_(plus_one)
+    return above + lost.sum() / _LN2 + plus_one.log2_().sum()

@@ -1,0 +1,1 @@
+"""Arithmetic without a model: ranks, scores, calibration, the few-shot probe, results."""

@@ -1,1 +1,0 @@
-"""The paper's benchmarks: data sets in the layouts their authors publish, and what is asked of them."""

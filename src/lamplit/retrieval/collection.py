@@ -1,0 +1,185 @@
+"""The vectors of a store as search reads them: in the order of the ids, with their sign bits where they are many.
+
+Up to `SMALL` pictures they are read into memory, and every search is the exact product. Of more, files are derived when
+the store is written, and for other models when they first search it: vectors in float16 and two bits of each component,
+both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder `_search` of the
+store, which Lance leaves alone, or in the user's cache where the store cannot be written to. Their name says which rows
+and which model they were made of, so that files of a store that has changed since are made anew; deleting them costs
+nothing but that.
+
+Shapes: N pictures, E width of the model's joint space.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamplit.cache import cache_folder
+from lamplit.retrieval.nearest import BitPlanes, Vectors, choose_kept
+from lamplit.store.lance_store import Store
+from lamplit.unit_vectors import as_array, normalize
+
+logger = logging.getLogger(__name__)
+SMALL = 50_000  # up to here the product of all rows takes 10 ms on one core
+FOLDER = "_search"
+_FILES = ("vectors", "bits", "scale", "order")
+Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is searched: (N, E) vectors, and for large stores their bits with how many rows each sieve keeps."""
+
+    vectors: Vectors
+    planes: BitPlanes | None = None
+    kept: tuple[int, int] = (0, 0)
+    recall: float = 1.0  # @10, as it was measured
+
+
+def open_collection(store: Store, project: Project, name: str, small: int = SMALL) -> Collection:
+    """Open the vectors of a store in the space that `project` brings them into; see the module for the files.
+
+    Args:
+        store: its rows, as they are now.
+        project: (n, D) float32 unit vectors of the store to (n, E) ones.
+        name: of that projection; another one has another name.
+        small: up to how many pictures nothing is written.
+    """
+    if len(store) <= small:
+        return Collection(_in_memory(store, project))
+    for folder in _folders(store):
+        opened = _read(folder / f"{store.state}-{name}", store)
+        if opened is not None:
+            return opened
+    for folder in _folders(store):
+        try:
+            _write(folder, f"{store.state}-{name}", store, project)
+        except OSError as error:  # not ours to write in, or full
+            logger.warning("no files for search in %s: %s", folder, error)
+            continue
+        opened = _read(folder / f"{store.state}-{name}", store)
+        if opened is not None:
+            return opened
+    vectors = _in_memory(store, project)
+    planes = BitPlanes.of(vectors)
+    return Collection(vectors, planes, *choose_kept(vectors, planes))
+
+
+def prepare(store: Store) -> None:
+    """Derive the files of a large store that has just been written, for every model without an image head."""
+    if len(store) <= SMALL:
+        return
+    center = _center(store)
+
+    def project(zimg: NDArray[np.float32]) -> NDArray[np.float32]:
+        return normalize(zimg - center[0]) if center else zimg
+
+    open_collection(store, project, store.tower.space(center))
+
+
+def measured_recall(store: Store) -> float | None:
+    """Tell the recall@10 of a search by a model without an image head; nothing where it has not been measured."""
+    if len(store) <= SMALL:
+        return 1.0
+    files = [folder / f"{store.state}-{store.tower.space(_center(store))}" for folder in _folders(store)]
+    return next((opened.recall for file in files if (opened := _read(file, store)) is not None), None)
+
+
+def _center(store: Store) -> tuple[NDArray[np.float32], ...]:
+    return () if store.center is None else (as_array(store.center),)
+
+
+def _in_memory(store: Store, project: Project) -> Vectors:
+    parts = [project(block) for block in store.blocks()]
+    if not parts:
+        return np.empty((0, store.tower.width), np.float32)
+    vectors: Vectors = np.concatenate(parts)[store.order]
+    return vectors
+
+
+def _folders(store: Store) -> list[Path]:
+    """Where files may lie, the first choice first."""
+    path = Path(store.path)
+    spare = cache_folder() / "search" / blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
+    return [path / FOLDER, spare] if path.is_dir() else [spare]
+
+
+def _read(folder: Path, store: Store) -> Collection | None:
+    """Open derived files; nothing where they are not whole."""
+    try:
+        described = json.loads((folder / "search.json").read_text())
+        vectors, words, scale, order = (_open(folder / f"{name}.npy") for name in _FILES)
+        width = vectors.shape[1]
+        if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):
+            return None
+        if {len(vectors), len(order)} != {len(store)}:
+            return None
+        store.order = order
+        first, second = described["kept"]
+        return Collection(vectors, BitPlanes(words, scale), (int(first), int(second)), float(described["recall"]))
+    except (OSError, ValueError, LookupError, TypeError, EOFError):
+        return None
+
+
+def _write(folder: Path, name: str, store: Store, project: Project) -> None:
+    """Derive the files of a store, all of them or none."""
+    logger.info("preparing %d pictures for search, once", len(store))
+    partial = folder / f".{uuid4().hex}.partial"
+    partial.mkdir(parents=True)
+    try:
+        place = np.empty(len(store), np.int64)
+        place[store.order] = np.arange(len(store))
+        vectors: np.memmap[Any, Any] | None = None
+        start = 0
+        for block in store.blocks():
+            rows = project(block).astype(np.float16)
+            if vectors is None:
+                vectors = _create(partial / "vectors.npy", (len(store), rows.shape[1]), np.float16)
+            vectors[place[start : start + len(rows)]] = rows
+            start += len(rows)
+        assert vectors is not None, "a store to write files of has rows"
+        np.save(partial / "order.npy", store.order)
+        words = _create(partial / "bits.npy", (2, len(store), -(-vectors.shape[1] // 64)), np.uint64)
+        planes = BitPlanes.of(vectors, words)
+        np.save(partial / "scale.npy", planes.scale)
+        kept, recall = choose_kept(vectors, planes)
+        vectors.flush()
+        words.flush()
+        (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
+        logger.info("recall@10 of %.3f with %d products of %d pictures", recall, kept[1], len(store))
+        target = folder / name
+        shutil.rmtree(target, ignore_errors=True)  # it is damaged, or it would have been read
+        os.replace(partial, target)
+        _forget(folder, store.state)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _forget(folder: Path, state: str) -> None:
+    """Remove files of rows that are no more; who has them open keeps them."""
+    for other in folder.iterdir():
+        if other.is_dir() and not other.name.startswith((".", state)):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _create(file: Path, shape: tuple[int, ...], kind: Any) -> np.memmap[Any, Any]:
+    made: np.memmap[Any, Any] = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
+    return made
+
+
+def _open(file: Path) -> NDArray[Any]:
+    # Copies on write, of which there are none: torch wants arrays that it could write to.
+    mapped: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    return mapped

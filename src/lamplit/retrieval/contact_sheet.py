@@ -1,0 +1,62 @@
+"""Contact sheets: pictures that queries found, or groups of duplicates, as one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.v2.functional import to_pil_image
+
+from lamplit.data.images import decode_image, open_bytes
+from lamplit.errors import ImageError
+from lamplit.retrieval.searcher import Hit
+from lamplit.store.duplicates import DuplicateGroup
+
+_CELL, _MARGIN, _TITLE, _CAPTION = 180, 10, 30, 40
+
+
+def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
+    """Draw one row of pictures per query, best first, each with its score and first text.
+
+    A picture that cannot be read any more leaves its place grey.
+    """
+    columns = max(1, *(len(hits) for hits in found.values()))
+    row_height = _TITLE + _CELL + _CAPTION + _MARGIN
+    sheet = Image.new("RGB", (columns * (_CELL + _MARGIN) + _MARGIN, len(found) * row_height + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    title_font, font = ImageFont.load_default(18), ImageFont.load_default(12)
+    for row, (query, hits) in enumerate(found.items()):
+        top = _MARGIN + row * row_height
+        draw.text((_MARGIN, top), query, fill="black", font=title_font)
+        for column, hit in enumerate(hits):
+            left = _MARGIN + column * (_CELL + _MARGIN)
+            _place(sheet, hit, left, top + _TITLE)
+            text = hit.texts[0] if hit.texts else Path(hit.path).name
+            while draw.textlength(text, font) > _CELL and len(text) > 4:
+                text = text[:-4] + "..."
+            draw.text((left, top + _TITLE + _CELL + 2), f"{hit.score:.2f}", fill="dimgray", font=font)
+            draw.text((left, top + _TITLE + _CELL + 16), text, fill="black", font=font)
+    sheet.save(file)
+
+
+def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None:
+    """Draw the first 50 groups of duplicates, up to 8 pictures of each; no file where there are none."""
+    found = {
+        f"{number}: {len(group.pictures)} pictures": [
+            Hit(picture.cosine, picture.id, picture.path, [], {}) for picture in group.pictures[:8]
+        ]
+        for number, group in enumerate(groups[:50], 1)
+    }
+    if found:
+        contact_sheet(found, file)
+
+
+def _place(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:
+    try:
+        picture = to_pil_image(decode_image(open_bytes(Path(hit.path))))
+    except ImageError:
+        ImageDraw.Draw(sheet).rectangle((left, top, left + _CELL, top + _CELL), fill="lightgray")
+        return
+    picture.thumbnail((_CELL, _CELL))
+    sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))

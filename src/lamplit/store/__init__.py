@@ -1,0 +1,1 @@
+"""The store: one table of pairs and vectors; how it is filled, exchanged and read."""

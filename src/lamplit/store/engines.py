@@ -1,0 +1,184 @@
+"""What runs a locked tower: torch, torch.compile or ONNX Runtime, whichever is fastest here and agrees.
+
+A locked tower is a constant function, so it may be compiled once and for all; convolutional towers gain four
+times on a CPU. An engine whose vectors differ from torch's is refused, however fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamplit.cache import cache_folder
+from lamplit.errors import TowerError, first_line
+from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.images.pooling import pool_features
+from lamplit.towers.lock import Locked
+from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
+
+EngineName = Literal["auto", "torch", "compile", "onnx"]
+Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
+
+SAMPLE = 8  # pictures that engines are compared on
+CPU_PICTURES = 16  # in one pass of torch; its activations pass through the cache, and more pictures are no faster
+TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
+# Seconds that the eager tower must have before it for the start of another engine to pay.
+_START_PAYS = {"onnx": 60.0, "compile": 600.0}
+
+
+def best_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 here; on a CPU without hardware for it, it is six times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_engine(
+    tower: ImageTower, name: EngineName, images: Tensor, *, num_pictures: int | None, device: torch.device
+) -> tuple[str, Engine, Tensor]:
+    """Pick what runs `tower`; return its name, it, and the vectors of `images` (the first batch).
+
+    `auto` times torch on the first batch, and tries another engine where the pictures left make its start pay. An
+    engine is taken if it agrees with torch to `TOLERANCE` on real pictures and is faster on them.
+
+    Args:
+        tower: what is to run.
+        name: the engine asked for.
+        images: (B, 3, height, width) uint8 pictures.
+        num_pictures: how many there are in all, if that is known.
+        device: where torch runs.
+
+    Raises:
+        TowerError: an engine asked for by name disagrees with torch or cannot run this tower.
+    """
+    torch_engine = _torch_engine(tower, device)
+    began = time.perf_counter()
+    vectors = torch_engine(images)
+    seconds = time.perf_counter() - began
+    if name == "torch":
+        return "torch", torch_engine, vectors
+    sample, expected = images[:SAMPLE], vectors[:SAMPLE]
+    if name != "auto":
+        return name, _start(name, tower, sample, device, expected), vectors
+    for other in ("onnx", "compile"):
+        if other == "onnx" and device.type != "cpu":
+            continue
+        # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
+        left = _START_PAYS["onnx"] if num_pictures is None else seconds / len(images) * num_pictures
+        ready = other == "onnx" and _onnx_file(tower).is_file() and (num_pictures or 0) >= 20 * SAMPLE
+        if left < _START_PAYS[other] and not ready:
+            continue
+        try:
+            engine = _start(other, tower, sample, device, expected)
+        except TowerError as error:
+            logging.getLogger(__name__).warning("%s", error)
+            continue
+        if _seconds(engine, sample) < _seconds(torch_engine, sample):
+            return other, engine, vectors
+    return "torch", torch_engine, vectors
+
+
+def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Engine:
+    """Start an engine that gives `expected` for `sample`."""
+    # Every error of torch's compilers is a RuntimeError.
+    errors: tuple[type[Exception], ...] = (RuntimeError, *onnx_errors())
+    try:
+        compiles = name == "compile"
+        engine = _torch_engine(tower, device, compiled=True) if compiles else _onnx_engine(tower, sample)
+        vectors = engine(sample)
+    except errors as error:
+        raise TowerError(f"engine {name} cannot run {tower.spec}: {first_line(error)}") from error
+    _require_agreement(name, vectors, expected)
+    return engine
+
+
+def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = False) -> Engine:
+    locked = Locked(tower).to(device)
+    # channels_last gains 1.4 times on convolutions, costs nothing elsewhere, and changes no value's meaning.
+    tower.backbone.to(memory_format=torch.channels_last)
+    function = torch.compile(locked, dynamic=True) if compiled else locked
+    if device.type == "cpu":
+        _keep_freed_memory()
+
+    def run(images: Tensor) -> Tensor:
+        parts = torch.split(images, CPU_PICTURES) if device.type == "cpu" else [images]
+        return torch.cat([F.normalize(function(part.to(device, non_blocking=True)), dim=-1).cpu() for part in parts])
+
+    return run
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc give a layer the memory that the last one has freed.
+
+    By itself it returns every tensor of some size to the system and has the next one's pages made and zeroed anew,
+    which is half of a convolutional tower's time. Other allocators, and other C libraries, are left as they are.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+        library.mallopt(map_threshold, 2**30)
+        library.mallopt(trim_threshold, 2**31 - 1)
+
+
+class _Features(nn.Module):
+    """A tower behind its preprocessing: (B, 3, height, width) normalised pictures in, (B, D) pooled features out."""
+
+    def __init__(self, tower: ImageTower) -> None:
+        super().__init__()
+        self.backbone, self.pool = tower.backbone, tower.pool
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pool_features(self.backbone, pictures, self.pool)
+
+
+def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
+    file = _onnx_file(tower)
+    threads = torch.get_num_threads()
+    session = open_onnx(file, threads) if file.is_file() else None
+    if session is None:  # not made yet, or damaged since
+        pictures = tower.preprocessing.normalize(sample[:2])
+        graph = _Features(tower)
+        write_onnx(graph, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
+        session = open_onnx(file, threads)
+    if session is None:
+        raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")
+    [entry] = session.get_inputs()
+    normalize = tower.preprocessing.normalize
+
+    def run(images: Tensor) -> Tensor:
+        [features] = session.run(None, {entry.name: normalize(images).numpy()})
+        return F.normalize(torch.from_numpy(features), dim=-1)
+
+    return run
+
+
+def _onnx_file(tower: ImageTower) -> Path:
+    return cache_folder() / "onnx" / f"{tower.identity().fingerprint}.onnx"
+
+
+def _require_agreement(name: str, vectors: Tensor, expected: Tensor) -> None:
+    difference = float((vectors - expected).abs().max())
+    if not difference <= TOLERANCE:
+        raise TowerError(f"engine {name} differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not used")
+
+
+def _seconds(engine: Engine, sample: Tensor) -> float:
+    """Time an engine that has run before."""
+    began = time.perf_counter()
+    engine(sample)
+    return time.perf_counter() - began

@@ -1,0 +1,235 @@
+"""Stores from vectors that something else made, and vectors out of a store for others to read.
+
+Both ways in the layout of clip-retrieval, which autofaiss and embedding-reader read, too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lamplit.data.foreign_vectors import Vectors, read_vectors
+from lamplit.data.images import Skipped
+from lamplit.data.parquet import BLOCK_ROWS
+from lamplit.errors import StoreError, UsageError
+from lamplit.progress import Advance, progress_bar
+from lamplit.retrieval.collection import prepare
+from lamplit.store.embedding import list_skipped
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import COLUMNS, Row, metadata_name
+from lamplit.towers.identity import TowerIdentity
+
+PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
+UNIT = 1e-3  # how far rounding to float16 may take the length of a unit vector from 1
+_LAYOUT = ("image_path", "caption", "texts")
+
+
+@dataclass
+class ImportReport:
+    """What `import_vectors` did, in pictures."""
+
+    store: str
+    tower: str
+    width: int
+    imported: int = 0
+    texts: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    skipped_file: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class VectorsReport:
+    """What `export_vectors` wrote."""
+
+    folder: str
+    tower: str
+    width: int
+    pictures: int
+    parts: int
+
+
+def import_vectors(
+    source: str | Path,
+    out: str | Path,
+    *,
+    tower: str,
+    pairs: str | Path | None = None,
+    vector_column: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    progress: bool = False,
+) -> ImportReport:
+    """Make the store `out` of vectors that are there already.
+
+    The store appears in one commit at the end: interrupted, there is none, and running again starts over. Ids are
+    the numbers of the source's rows. Rows whose vectors are equal to the bit count as one picture. Vectors that
+    cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
+
+    Args:
+        source: clip-retrieval's folder, a `.npy` file, or Parquet with a column of vectors; see `read_vectors`.
+        out: the store to make; there must be none yet.
+        tower: the name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not opened;
+            stores of one name and width fit each other, and a model tuned on one reads them all.
+        pairs: texts and pictures for a `.npy`, in its order.
+        vector_column: column with the vectors, where it is not found by its name or as the only one.
+        image_column: column with the pictures' paths, where it is not found by its name.
+        text_column: column (or columns, by commas) with the texts.
+        progress: show a bar on stderr.
+
+    Raises:
+        PairsError: the source cannot be read, or its vectors and rows do not match.
+        StoreError: there is a store already, or no vector can be used.
+        UsageError: a named column does not exist, or the tower has no name.
+    """
+    started = time.monotonic()
+    if not tower.strip():
+        raise UsageError("the tower that made the vectors needs a name, such as --tower timm:vit_base_patch16_224")
+    if Store.exists(out):
+        raise StoreError(f"there is a store at {out} already; give another --out, or remove it")
+    vectors = read_vectors(
+        source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
+    )
+    report = ImportReport(str(out), tower, vectors.width)
+    with progress_bar("import", vectors.count, shown=progress) as advance:
+        blocks = _rows(vectors, report, advance)
+        first = next(blocks, None)
+        if first is not None:
+            names = [*map(metadata_name, vectors.types), *(name for row in first for name in row.metadata)]
+            store = Store.create(
+                out,
+                TowerIdentity.of_imported(tower, vectors.width),
+                first,
+                engine="imported",
+                metadata_columns=list(dict.fromkeys(names)),
+                metadata_types={metadata_name(name): kind for name, kind in vectors.types.items() if kind},
+                more=blocks,
+            )
+            prepare(store)
+    report.skipped_file = list_skipped(out, report.skipped)
+    report.seconds = time.monotonic() - started
+    if first is None:
+        listed = f" of {len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else ""
+        raise StoreError(f"nothing to import: no vector of {source} can be used{listed}")
+    return report
+
+
+def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: int = PART_ROWS) -> VectorsReport:
+    """Write a store as clip-retrieval would: `img_emb/img_emb_0.npy` and `metadata/metadata_0.parquet` and so on.
+
+    Vectors are (N, D) float16, as they are stored, in the order of the ids. The metadata has `image_path`, `caption`
+    (the first text), `texts` (all of them) and every metadata column. `import_vectors` makes of it a store with the
+    same vectors, texts and metadata. The folder appears whole or not at all.
+
+    Args:
+        store: what `embed` or `import_vectors` made.
+        folder: where to; it must be empty, or not be there.
+        part_rows: most rows of one part.
+
+    Raises:
+        StoreError: the store cannot be read.
+        UsageError: there is something in the folder.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder; give another, so that parts of two stores do not mix")
+    parts = [range(start, min(start + part_rows, len(store))) for start in range(0, len(store), part_rows)]
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted export has left
+    for name in ("img_emb", "metadata"):
+        (partial / name).mkdir(parents=True)
+    for number, rows in enumerate(parts):
+        # Readers sort the names as text, so the numbers are of one length.
+        _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}")
+    if folder.is_dir():
+        folder.rmdir()
+    partial.rename(folder)
+    return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
+
+
+def _rows(vectors: Vectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
+    """Rows of the store, a block at a time; those that cannot be used go into the report."""
+    number = 0
+    for values, entries in vectors:
+        units, reasons = _to_unit(values)
+        rows = []
+        for unit, reason, entry in zip(units, reasons, entries, strict=True):
+            name = f"{number:09}"
+            number += 1
+            if reason:
+                report.skipped.append(Skipped(name, entry.path or name, reason))
+                continue
+            content = blake2b(unit.tobytes(), digest_size=16).hexdigest()
+            metadata = {metadata_name(column): value for column, value in entry.metadata.items()}
+            rows.append(Row(name, entry.path or name, content, entry.texts, torch.from_numpy(unit), metadata))
+        report.imported += len(rows)
+        report.texts += sum(len(row.texts) for row in rows)
+        advance(len(entries), f"{len(report.skipped)} skipped" if report.skipped else "")
+        if rows:
+            yield rows
+
+
+def _to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], list[str]]:
+    """(B, D) floats in; (B, D) of unit length out, and for each why it cannot be used, or nothing.
+
+    What is float16 of unit length already stays the same bytes.
+    """
+    wide = values.astype(np.float64 if values.dtype.itemsize == 8 else np.float32)
+    largest = np.abs(wide).max(1, keepdims=True)
+    finite, zero = np.isfinite(largest), largest == 0
+    usable = finite & ~zero
+    wide, largest = np.where(usable, wide, 1), np.where(usable, largest, 1)
+    wide = wide / largest  # so that no square overflows, or vanishes
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    units = (wide / norms).astype(np.float16)
+    if values.dtype.itemsize == 2:
+        units = np.where(np.abs(norms * largest - 1) < UNIT, values.astype(np.float16), units)
+    reasons = [
+        "the vector is all zeros" if is_zero else "" if is_finite else "the vector has NaN, infinite or missing values"
+        for is_finite, is_zero in zip(finite[:, 0], zero[:, 0], strict=True)
+    ]
+    return units, reasons
+
+
+def _write_part(store: Store, rows: range, folder: Path, number: str) -> None:
+    array = folder / "img_emb" / f"img_emb_{number}.npy"
+    table = folder / "metadata" / f"metadata_{number}.parquet"
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(rows), store.tower.width)}
+    made_by = {"lamplit": json.dumps({"tower": store.tower.spec, "fingerprint": store.tower.fingerprint})}
+    starts = range(rows.start, rows.stop, BLOCK_ROWS)
+    blocks = (store.take(range(start, min(start + BLOCK_ROWS, rows.stop))) for start in starts)
+    first = next(blocks)
+    schema = _described(first).schema.with_metadata(made_by)
+    with array.open("wb") as file, parquet.ParquetWriter(table, schema) as writer:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in chain([first], blocks):
+            file.write(block["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
+            writer.write_table(_described(block).cast(schema))
+
+
+def _described(block: pa.Table) -> pa.Table:
+    """Say of each row what clip-retrieval's metadata does."""
+    texts = block["texts"].to_pylist()
+    columns = {
+        "image_path": block["path"],
+        "caption": pa.array([row[0] if row else None for row in texts], pa.string()),
+        "texts": block["texts"],
+    }
+    for name in block.schema.names:
+        if name not in COLUMNS:
+            columns[f"{name}_" if name in _LAYOUT else name] = block[name]
+    return pa.table(columns)

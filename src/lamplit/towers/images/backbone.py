@@ -1,0 +1,34 @@
+"""What a library's opener gives: a backbone, how it wants its pictures, and the classifier it came with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lamplit.data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """A supervised tower's own classifier: texts that say each class, and its vector in the tower's space."""
+
+    texts: list[list[str]]  # C lists, the usual name first
+    vectors: Tensor  # (C, D)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An opened backbone; `config` says how to build it again without its weights."""
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    config: dict[str, Any]
+    class_head: ClassHead | None = None
+
+
+def class_texts(names: list[str], definition: str = "") -> list[str]:
+    """Ways to say a class: its name, as a caption, with its synonyms, by its definition."""
+    texts = [names[0], f"A {names[0]}.", ", ".join(names), definition]
+    return [text for text in dict.fromkeys(texts) if text]

@@ -1,0 +1,224 @@
+"""Image towers: a backbone with its preprocessing, from timm, transformers, a module of your own, or the demo.
+
+Size, mean, deviation, interpolation, crop and pooling are read from the library that carries the tower.
+Loading is strict: no tower is ever random unless `weights="random"` asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.errors import TowerError, UsageError, first_line
+from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.images.backbone import Backbone, ClassHead
+from lamplit.towers.images.pooling import find_pools, pool_features, require_pool
+from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_demo, open_timm
+from lamplit.towers.images.transformers_models import build_transformers, open_transformers
+from lamplit.towers.loading import load_whole
+from lamplit.towers.lock import weights_digest
+from lamplit.towers.published.big_vision import Published, build_backbone
+
+
+class ImageTower(nn.Module):
+    """A backbone that knows how it wants its pictures.
+
+    `config` says how to build the same backbone again without its weights, and how to pool where that is not the
+    library's own way; `class_head` is the classifier the backbone came with, if its class names are known and it reads
+    what comes out here.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        backbone: nn.Module,
+        preprocessing: Preprocessing,
+        config: dict[str, Any],
+        class_head: ClassHead | None = None,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.preprocessing = preprocessing
+        self.config = config
+        self.class_head = class_head
+        self.weights = weights
+        self.pool: str | None = config.get("pool")
+        self.eval()
+        if self.pool is not None:
+            require_pool(spec, self.pool, self.find_pools()[0])
+        with torch.no_grad():  # what comes out is the only thing that every library agrees on
+            blank = torch.zeros(1, 3, *preprocessing.image_size, dtype=torch.uint8)
+            self.width = self(blank).shape[1]
+        if class_head is not None and class_head.vectors.shape[1] != self.width:
+            self.class_head = None  # the classifier reads something else than the pooled features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) uint8 pictures in, (B, width) pooled features out, not normalised."""
+        features = pool_features(self.backbone, self.preprocessing.normalize(images), self.pool)
+        if features.ndim != 2:
+            raise TowerError(
+                f"{self.spec} gives features of shape {tuple(features.shape)}; a tower gives one vector per "
+                "picture, shape (B, width): pool them in the module"
+            )
+        return features
+
+    @torch.no_grad()
+    def find_pools(self) -> tuple[list[str], str | None]:
+        """Poolings that this tower can be opened with, and which of them is its library's own, if it is one of them."""
+        noise = torch.rand(2, 3, *self.preprocessing.image_size, generator=torch.Generator().manual_seed(0))
+        return find_pools(self.backbone, noise)
+
+    def identity(self) -> TowerIdentity:
+        """Say what this tower is; the fingerprint covers weights, preprocessing and architecture."""
+        content = [weights_digest(self), self.preprocessing.to_dict(), self.config]
+        fingerprint = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return TowerIdentity(self.spec, fingerprint, self.width, self.preprocessing, self.config, self.weights)
+
+
+def open_image_tower(
+    tower: str | nn.Module,
+    *,
+    weights: str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    pool: str | None = None,
+) -> ImageTower:
+    """Open an image tower.
+
+    Args:
+        tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE` (that of a published model), `model:FOLDER` (that
+            of a saved model, tuned or not), `demo:efficientnet-lite0` (or 1, 2), or a module that maps
+            (B, 3, height, width) float pictures to (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
+            opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
+            timm's CLIP towers give the class token before that projection.
+        weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; nothing
+            for the pretrained ones of the library.
+        preprocessing: needed for a module; elsewhere it replaces what the library says.
+        pool: `cls`, `mean` (of the patch tokens), `map` (a trained attention pooling) or `cls+mean`, where the tower
+            offers it; nothing for what the library's own head uses.
+
+    Raises:
+        UsageError: the spec or the pooling is not one of the above.
+        TowerError: the weights cannot be had, or do not fit; the tower cannot pool so.
+    """
+    if isinstance(tower, nn.Module):
+        return _wrap_module(tower, weights, preprocessing, pool)
+    library, _, name = tower.partition(":")
+    if library == "timm" and name:
+        opened = open_timm(name, weights)
+    elif library == "hf" and name:
+        opened = open_transformers(name, weights, preprocessing)
+    elif library == "model" and name:
+        return _open_saved(Path(name), weights, preprocessing, pool)
+    elif library == "demo" and name in DEMO_TOWERS:
+        if weights is not None:
+            raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
+        opened = open_demo(name)
+    elif library == "lit" and name:
+        if weights is not None:
+            raise UsageError(f"{tower} brings its own weights")
+        opened = _published_backbone(Published(tower))
+    else:
+        demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
+        kinds = f"timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or {demos}"
+        raise UsageError(f"{tower!r} is not an image tower; expected {kinds}")
+    if preprocessing is not None:
+        opened = replace(opened, preprocessing=preprocessing)
+    origin = None if weights is None else "random" if weights == "random" else str(Path(weights).resolve())
+    made = _tower(tower, opened, origin)
+    if pool is None:
+        return made
+    offered, own = made.find_pools()
+    require_pool(tower, pool, offered)
+    if pool == own:  # the same tower, whether or not its pooling was named
+        return made
+    return _tower(tower, replace(opened, config=opened.config | {"pool": pool}, class_head=None), origin)
+
+
+def open_published_image_tower(published: Published) -> ImageTower:
+    """Open the image tower of a published model; its head, where it has one, is part of the tower."""
+    return _tower(published.spec, _published_backbone(published), None)
+
+
+def build_image_tower(identity: TowerIdentity) -> ImageTower:
+    """Build the tower that `identity` names, with weights still to be loaded.
+
+    Raises:
+        TowerError: the tower is a module that only its owner can build.
+    """
+    config = identity.config
+    if config["library"] == "timm":
+        backbone = build_timm(config["name"])
+    elif config["library"] == "transformers":
+        backbone = build_transformers(config)
+    elif config["library"] == "lit":
+        backbone = build_backbone(**{key: value for key, value in config.items() if key not in ("library", "pool")})
+    else:
+        raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
+    assert identity.preprocessing is not None, "unknown only where there are vectors alone, and no library"
+    return ImageTower(identity.spec, backbone, identity.preprocessing, config)
+
+
+def load_image_tower(identity: TowerIdentity, weights: Path, module: nn.Module | None = None) -> ImageTower:
+    """Build a tower and load what a saved model holds of it; the module itself where only its owner can build it.
+
+    Raises:
+        TowerError: the weights are not there, do not fit, or are those of another tower.
+    """
+    if identity.preprocessing is None:
+        raise TowerError(f"the vectors of {identity.spec} were imported, so nothing of it is here to be opened")
+    if module is None:
+        tower = build_image_tower(identity)
+    else:
+        tower = ImageTower(identity.spec, module, identity.preprocessing, identity.config)
+    if module is None or weights.is_file():  # else it brings its own, and the fingerprint says whether they are right
+        load_whole(tower, weights)
+    found = tower.identity().fingerprint
+    if found != identity.fingerprint:
+        whose = weights if weights.is_file() else "the module"
+        raise TowerError(f"{whose} has fingerprint {found}, but the model reads {identity.fingerprint}")
+    return tower
+
+
+def _open_saved(
+    folder: Path, weights: str | Path | None, preprocessing: Preprocessing | None, pool: str | None
+) -> ImageTower:
+    spec = f"model:{folder.resolve()}"
+    try:
+        identity = TowerIdentity.from_dict(json.loads((folder / "config.json").read_text())["image_tower"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise TowerError(f"{folder} is not the folder of a saved model: {first_line(error)}") from error
+    changed = (preprocessing or identity.preprocessing, pool or identity.pool)
+    if weights is not None or changed != (identity.preprocessing, identity.pool):
+        raise UsageError(f"{spec} has its own weights, preprocessing and pooling; they cannot be replaced")
+    return load_image_tower(replace(identity, spec=spec, weights=None), folder / "image_tower.safetensors")
+
+
+def _tower(spec: str, opened: Backbone, weights: str | None) -> ImageTower:
+    return ImageTower(spec, opened.module, opened.preprocessing, opened.config, opened.class_head, weights)
+
+
+def _published_backbone(published: Published) -> Backbone:
+    config = {"library": "lit", **published.layout.image.config}
+    return Backbone(published.read_backbone(), published.preprocessing, config)
+
+
+def _wrap_module(
+    module: nn.Module, weights: str | Path | None, preprocessing: Preprocessing | None, pool: str | None
+) -> ImageTower:
+    if weights is not None:
+        raise UsageError("a module has its weights; load other ones into it before it is given")
+    if pool is not None:
+        raise UsageError("a module pools as it was written; let its forward pool otherwise")
+    if preprocessing is None:
+        raise UsageError("a module does not say how it wants its pictures; give preprocessing=Preprocessing(...)")
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    return ImageTower(f"module:{name}", module, preprocessing, {"library": "module", "name": name})

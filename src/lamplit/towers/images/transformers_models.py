@@ -1,0 +1,166 @@
+"""Image backbones of transformers: vision models, and the vision towers of CLIP and SigLIP checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    CLIPVisionModelWithProjection,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.errors import TowerError, UsageError, first_line
+from lamplit.towers.images.backbone import Backbone, ClassHead, class_texts
+from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
+
+_MOST_DIFFERENCE = 0.05  # mean over a picture, in units of its normalised pixels
+_MOST_SIDE = 4096  # pixels of a picture's side; a hostile file could ask for any number
+_PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def open_transformers(
+    name: str, weights: str | Path | None = None, preprocessing: Preprocessing | None = None
+) -> Backbone:
+    """Open a model of transformers by its folder or hub name.
+
+    A checkpoint of a whole CLIP or SigLIP opens as its vision tower, and gives what that library calls the image
+    features: CLIP's class token through `visual_projection` (so does a `CLIPVisionModelWithProjection`; a plain
+    `CLIPVisionModel` has no projection and gives the class token), SigLIP's attention pooling. The preprocessing is
+    read from the checkpoint's processor, where none is given.
+
+    Raises:
+        UsageError: weights were given beside the folder's own.
+        TowerError: it cannot be opened, lacks weights, or is no vision model.
+    """
+    spec = f"hf:{name}"
+    if weights is not None:
+        raise UsageError(f"{spec} brings its own weights; put the file into a folder with its config.json instead")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        loader, config, is_classifier = _loader(spec, config)
+        with quiet_transformers():
+            if preprocessing is None:
+                processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+                preprocessing = _read_preprocessing(spec, processor)
+            model, report = loader.from_pretrained(
+                name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+    except (*READ_ERRORS, ImportError) as error:
+        raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
+    class_head = _class_head(model, config) if is_classifier else None
+    projected = loader is CLIPVisionModelWithProjection
+    backbone = model if projected else model.base_model
+    missing = {key.removeprefix(f"{model.base_model_prefix}.") for key in report["missing_keys"]}
+    if missing and all(key.startswith("pooler.") for key in missing):
+        # A pooler that was never trained: leave it out and read the class token.
+        backbone.pooler, missing = None, set()
+    options = {"add_pooling_layer": False} if getattr(backbone, "pooler", True) is None else {}
+    require_whole(spec, missing, report["mismatched_keys"])
+    built: dict[str, Any] = {"library": "transformers", "config": plain_config(config), "options": options}
+    if projected:
+        built["projected"] = True
+    return Backbone(backbone, preprocessing, built, class_head)
+
+
+def build_transformers(config: dict[str, Any]) -> nn.Module:
+    """Build the model that a `Backbone.config` of this module describes, with random weights."""
+    built = AutoConfig.for_model(**config["config"])
+    if config.get("projected"):
+        projected: nn.Module = CLIPVisionModelWithProjection(built)
+        return projected
+    backbone: nn.Module = AutoModel.from_config(built, dtype=torch.float32, **config["options"])
+    return backbone
+
+
+def _loader(spec: str, config: Any) -> tuple[Any, Any, bool]:
+    """Choose the class that reads a checkpoint, its config, and whether it is a classifier."""
+    kinds = config.architectures or []
+    if config.model_type == "clip":
+        config.vision_config.projection_dim = config.projection_dim
+        return CLIPVisionModelWithProjection, config.vision_config, False
+    if "CLIPVisionModelWithProjection" in kinds:
+        return CLIPVisionModelWithProjection, config, False
+    if config.model_type == "siglip":
+        return SiglipVisionModel, config.vision_config, False
+    if config.model_type.startswith("siglip2"):
+        raise TowerError(
+            f"{spec} reads rows of patches from pictures of any shape (NaFlex), lamplit pictures of one size; "
+            "open a SigLIP2 of a fixed size"
+        )
+    if hasattr(config, "vision_config"):
+        raise TowerError(
+            f"{spec} is a whole {config.model_type} model; of those lamplit opens the vision towers of clip and siglip"
+        )
+    if config.model_type == "vit_mae":  # its own class hides three patches in four, at random
+        fields = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+        return ViTModel, ViTConfig(**fields), False
+    is_classifier = any("ForImageClassification" in kind for kind in kinds)
+    return AutoModelForImageClassification if is_classifier else AutoModel, config, is_classifier
+
+
+def _class_head(model: Any, config: Any) -> ClassHead | None:
+    classifier = getattr(model, "classifier", nn.Identity())  # some have two, under other names
+    linear = [m for m in classifier.modules() if isinstance(m, nn.Linear)]
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    if len(linear) != 1 or names[0] == "LABEL_0":
+        return None
+    return ClassHead([class_texts(name.split(", ")) for name in names], linear[0].weight.detach().clone())
+
+
+def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
+    """Read what a processor does from its settings, and see on a picture that it does no more."""
+    try:
+        preprocessing = _preprocessing(processor.to_dict())
+    except KeyError as error:
+        raise TowerError(f"{spec} does not say how it wants its pictures; its processor has no {error}") from error
+    except ZeroDivisionError as error:
+        raise TowerError(f"{spec} wants pictures of no size; expected sides up to {_MOST_SIDE}") from error
+    if not all(1 <= side / preprocessing.crop_fraction <= _MOST_SIDE for side in preprocessing.image_size):
+        raise TowerError(f"{spec} wants pictures of {preprocessing.image_size}; expected sides up to {_MOST_SIDE}")
+    # A smooth picture, so that a pixel's shift counts little and other colours, scales or crops much.
+    small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
+    expected = torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
+    found = preprocessing.reference(picture)
+    if found.shape != expected.shape or (found - expected).abs().mean() > _MOST_DIFFERENCE:
+        raise TowerError(
+            f"{spec} prepares pictures in a way that lamplit does not know ({type(processor).__name__}); say what "
+            "comes nearest with open_image_tower(..., preprocessing=Preprocessing(...))"
+        )
+    return preprocessing
+
+
+def _preprocessing(processor: dict[str, Any]) -> Preprocessing:
+    size, cropped = processor["size"], processor.get("crop_size")
+    side = size.get("shortest_edge") or size["height"]
+    fit: Literal["crop", "squash"] = "crop" if "shortest_edge" in size else "squash"
+    height, width = size.get("height", side), size.get("width", side)
+    crop_fraction = 1.0
+    is_cropped = processor.get("do_center_crop") and cropped is not None
+    if cropped is not None and is_cropped:
+        height, width = cropped["height"], cropped["width"]
+        crop_fraction = height / side
+    if processor.get("crop_pct"):  # ConvNeXt's and PoolFormer's: the picture is scaled to more than `size`
+        fit, crop_fraction = ("crop", processor["crop_pct"]) if side < 384 else ("squash", 1.0)
+    return Preprocessing(
+        image_size=(height, width),
+        mean=tuple(processor["image_mean"]),
+        std=tuple(processor["image_std"]),
+        interpolation=_PIL_INTERPOLATION[int(processor["resample"])],  # type: ignore[arg-type]
+        crop_fraction=crop_fraction,
+        fit=fit,
+        center="floor" if is_cropped or fit == "crop" else "round",
+    )

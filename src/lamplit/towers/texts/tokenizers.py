@@ -1,0 +1,208 @@
+"""Tokenizers: what turns a text into token ids, whatever library or vocabulary file it comes from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from sentencepiece import SentencePieceProcessor
+
+from lamplit.errors import TowerError, first_line
+from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
+
+if TYPE_CHECKING:  # it takes seconds to import, and a search needs none of it
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+SENTENCEPIECE_FILE = "sentencepiece.model"
+
+
+class Tokenizer(Protocol):
+    """What a text tower asks of its tokenizer."""
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row that is shorter than its batch; never read."""
+
+    def __len__(self) -> int:
+        """Count the ids there are."""
+
+    def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `context_length` if there is one."""
+
+    def save(self, folder: Path) -> None:
+        """Write its own files."""
+
+    def describe(self) -> dict[str, Any]:
+        """Say, in JSON values, what `load_tokenizer` needs besides the files."""
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            TowerError: it is not there, or damaged.
+        """
+        from transformers import AutoTokenizer
+
+        from lamplit.towers.loading import READ_ERRORS
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        except READ_ERRORS as error:
+            raise TowerError(f"{folder} is missing or damaged: the model is not whole") from error
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row that is shorter than its batch; never read."""
+        return self.tokenizer.pad_token_id or 0
+
+    def __len__(self) -> int:
+        """Count the ids there are."""
+        return len(self.tokenizer)
+
+    def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `context_length` if there is one."""
+        if not texts:
+            return []
+        if context_length is None:  # it warns of long texts, which are counted on purpose
+            logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), truncation=context_length is not None, max_length=context_length, return_attention_mask=False
+        )["input_ids"]
+        return ids
+
+    def save(self, folder: Path) -> None:
+        """Write its own files."""
+        self.tokenizer.save_pretrained(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what it is besides its files."""
+        return {"kind": "transformers"}
+
+
+class SentencePiece:
+    """A model of the sentencepiece library, as the paper's own text tower reads it: the last token is always `</s>`.
+
+    A text is its pieces and as many `</s>` as fill the context length, one at the least; what is too long loses
+    pieces, never the end (the authors' "sticky" end). A tower that reads the last token so needs no mask.
+
+    Args:
+        model: the bytes of a `.model` file.
+        lowercase: lower-case every text first. The authors' vision_transformer code does not; their big_vision code
+            and their web demo of the S and Ti towers do, so it is the default.
+
+    Raises:
+        TowerError: it is not a SentencePiece model, or has no `</s>`.
+    """
+
+    def __init__(self, model: bytes, *, lowercase: bool = True) -> None:
+        self.model = model
+        self.lowercase = lowercase
+        self._processor = SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise TowerError(f"this is not a SentencePiece model: {first_line(error)}") from error
+        if self._processor.eos_id() < 0:
+            raise TowerError("this SentencePiece model has no </s>, which the text tower reads")
+
+    @classmethod
+    def read(cls, file: Path, *, lowercase: bool = True) -> Self:
+        """Read a `.model` file.
+
+        Raises:
+            TowerError: it is not there, or not a SentencePiece model.
+        """
+        try:
+            return cls(file.read_bytes(), lowercase=lowercase)
+        except (OSError, TowerError) as error:
+            raise TowerError(f"{file} cannot be read as a SentencePiece model: {error}") from error
+
+    @property
+    def pad_id(self) -> int:
+        """What rows are filled up with: `</s>`."""
+        return int(self._processor.eos_id())
+
+    def __len__(self) -> int:
+        """Count the ids there are."""
+        return int(self._processor.vocab_size())
+
+    def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
+        """Token ids of each text: `context_length` of them, or, if there is none, its pieces and one `</s>`."""
+        # A half of a surrogate pair has no UTF-8.
+        plain = [text.encode("utf-8", "replace").decode() for text in texts]
+        pieces: list[list[int]] = self._processor.encode([text.lower() for text in plain] if self.lowercase else plain)
+        if context_length is None:
+            return [[*row, self.pad_id] for row in pieces]
+        cut = [row[: context_length - 1] for row in pieces]
+        return [row + [self.pad_id] * (context_length - len(row)) for row in cut]
+
+    def save(self, folder: Path) -> None:
+        """Write `sentencepiece.model`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what it is besides its files."""
+        return {"kind": "sentencepiece", "lowercase": self.lowercase}
+
+
+def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:
+    """Read what a tokenizer saved into `folder`, by what it said of itself.
+
+    Raises:
+        TowerError: it is not there, or damaged.
+    """
+    options = {key: value for key, value in description.items() if key != "kind"}
+    if description["kind"] == "wordpiece":
+        return WordPiece.read(folder / VOCABULARY_FILE, **options)
+    if description["kind"] == "sentencepiece":
+        return SentencePiece.read(folder / SENTENCEPIECE_FILE, **options)
+    return PretrainedTokenizer.load(folder)
+
+
+def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:
+    """Read a vocabulary by the ending of its name: `.txt` is WordPiece, `.model` is SentencePiece.
+
+    Raises:
+        TowerError: it is not there, or neither of the two.
+    """
+    if file.suffix == ".txt":
+        return WordPiece.read(file, fill=fill)
+    if file.suffix == ".model":
+        return SentencePiece.read(file)
+    raise TowerError(f"{file} is not a vocabulary; expected FILE.txt (WordPiece) or FILE.model (SentencePiece)")
+
+
+class TruncationLog:
+    """Tells of texts that lose their end to a context length, once for the same texts."""
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+
+    def count(
+        self, tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[Sequence[int]], context_length: int
+    ) -> int:
+        """Count the texts whose `tokens`, as they were cut, are not all of them, and say so in the log.
+
+        Only texts that fill the context can have been longer, and only those are tokenised again.
+        """
+        full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= context_length]
+        whole = tokenizer.encode(full, None)
+        cut = [text for text, ids in zip(full, whole, strict=True) if len(ids) > context_length]
+        if cut and cut != self._told:
+            self._told = cut
+            logger.warning(
+                "texts of more than %d tokens lose their end: %d of %d", context_length, len(cut), len(texts)
+            )
+        return len(cut)

@@ -1,0 +1,168 @@
+"""Which towers, which text model, which lock mode: the grid of runs on one set of pairs, with its spread over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lamplit.errors import UsageError
+from lamplit.store.embedding import embed
+from lamplit.store.lance_store import Store
+from lamplit.tuning.checkpoint import write_whole
+from lamplit.tuning.run import tune
+from lamplit.tuning.settings import TuneSettings
+
+METRICS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/recall@1", "text_to_image/recall@5")
+
+
+@dataclass
+class Cell:
+    """One choice of towers and mode: held-out metrics after the last step, one value for each seed."""
+
+    tower: str
+    text: str
+    mode: str
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The choice in few words."""
+        return f"{self.mode}  {_short(self.tower)}  {_short(self.text)}"
+
+    def mean(self, metric: str) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.metrics[metric])
+
+    def spread(self, metric: str) -> float:
+        """Standard deviation over the seeds; 0 for a single one."""
+        values = self.metrics[metric]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass
+class Comparison:
+    """What a grid of runs found."""
+
+    out: str
+    seeds: int
+    captions: int  # held out, in the run of the first seed
+    cells: list[Cell] = field(default_factory=list)
+    impossible: list[str] = field(default_factory=list)  # a text tower from scratch has no pre-trained weights, say
+
+
+def compare(
+    source: str | Path | Store,
+    out: str | Path,
+    *,
+    towers: Sequence[str] = (),
+    texts: Sequence[str],
+    modes: Sequence[str],
+    seeds: int = 3,
+    settings: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """Tune every choice of image tower, text tower and mode, and measure what each finds.
+
+    Every seed has its own split into what is tuned on and what is held out, the same for all choices. Run again,
+    it goes on where it was; the folder `out` keeps the stores, the runs, `comparison.json` and `comparison.png`.
+
+    Args:
+        source: pairs, which are embedded with each tower; or a store, whose own tower is the only one.
+        out: folder of the comparison.
+        towers: image towers, as `open_image_tower` takes them; none for a store.
+        texts: text towers, as `open_text_tower` takes them.
+        modes: the paper's two letters, such as `Lu`, `LU`, `UU`, `uu`.
+        seeds: runs of each choice.
+        settings: other dials of `TuneSettings`, the same for all runs.
+        workers: processes that decode pictures.
+        progress: show bars on stderr.
+
+    Raises:
+        UsageError: the grid is empty, or names towers where there is a store.
+    """
+    out = Path(out)
+    settings = settings or {}
+    if not (texts and modes and seeds >= 1 and settings.get("held_out") != 0):
+        raise UsageError("nothing to compare: give at least one text tower, one mode, one seed, and captions held out")
+    stores = _stores(source, out, towers, workers, progress)
+    comparison = Comparison(str(out), seeds, 0)
+    for tower, store in stores.items():
+        for text in texts:
+            for mode in modes:
+                cell = Cell(tower, text, mode, {metric: [] for metric in METRICS})
+                try:
+                    runs = [_settings(text, mode, seed, settings) for seed in range(seeds)]
+                except UsageError as error:
+                    comparison.impossible.append(f"{cell.name}: {error}")
+                    continue
+                for run in runs:
+                    folder = out / "runs" / f"{_file(tower)}-{_file(text)}-{mode}-{run.seed}"
+                    report = tune(store, folder, run, workers=workers, progress=progress)
+                    comparison.captions = comparison.captions or report.held_out_captions
+                    cell.seconds.append(report.seconds)
+                    for metric in METRICS:
+                        cell.metrics[metric].append(report.last[metric])
+                comparison.cells.append(cell)
+                write_whole(out / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
+    if not comparison.cells:
+        raise UsageError(f"nothing could be compared: {'; '.join(comparison.impossible)}")
+    draw_comparison(comparison, out / "comparison.png")
+    return comparison
+
+
+def draw_comparison(comparison: Comparison, picture: Path) -> None:
+    """Draw recall@1 both ways for every choice, with its spread over the seeds, as a PNG."""
+    cells = sorted(comparison.cells, key=lambda cell: cell.mean(METRICS[0]))
+    figure = Figure(figsize=(9, 1.2 + 0.42 * len(cells)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for offset, metric, color in ((0.2, METRICS[0], "tab:blue"), (-0.2, METRICS[2], "tab:orange")):
+        places = [place + offset for place in range(len(cells))]
+        means, spreads = ([getattr(cell, kind)(metric) for cell in cells] for kind in ("mean", "spread"))
+        axis.barh(places, means, height=0.38, xerr=spreads, color=color, label=metric, error_kw={"capsize": 2})
+    axis.set_yticks(range(len(cells)), [cell.name for cell in cells])
+    axis.axvline(1 / comparison.captions, color="grey", linestyle=":", label="chance")
+    axis.set_xlabel(f"held-out recall, mean and deviation of {comparison.seeds} seeds")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(loc="lower right")
+    figure.savefig(picture, dpi=110)
+
+
+def _stores(
+    source: str | Path | Store, out: Path, towers: Sequence[str], workers: int, progress: bool
+) -> dict[str, Store]:
+    if isinstance(source, Store) or Store.exists(source):
+        store = source if isinstance(source, Store) else Store(source)
+        if towers:
+            raise UsageError(f"{store.path} is of one tower, {store.tower.spec}; to compare others give pairs")
+        return {store.tower.spec: store}
+    if not towers:
+        raise UsageError(f"{source} are pairs: give the towers to embed them with, --towers A,B")
+    stores = {}
+    for tower in towers:
+        path = out / "stores" / f"{_file(tower)}.lance"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        embed(source, path, tower=tower, workers=workers, progress=progress)
+        stores[tower] = Store(path)
+    return stores
+
+
+def _settings(text: str, mode: str, seed: int, others: Mapping[str, Any]) -> TuneSettings:
+    return TuneSettings(**{**others, "text": text, "mode": mode, "seed": seed})
+
+
+def _short(spec: str) -> str:
+    return spec.rpartition("/")[2] if "/" in spec else spec.partition(":")[2] or spec
+
+
+def _file(spec: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in spec)

@@ -1,0 +1,36 @@
+"""The folder of a run: what it is a run of, and whether it is finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lamplit.errors import UsageError
+from lamplit.store.lance_store import Store
+from lamplit.tuning.checkpoint import write_whole
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.tune_report import TuneReport
+
+
+def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
+    """Note in the run's folder what it is a run of; return the report if that run is finished."""
+    content = {
+        "store": store.path if "://" in store.path else str(Path(store.path).resolve()),
+        "pictures": len(store),
+        "tower": store.tower.fingerprint,
+        **asdict(settings),
+    }
+    file = out / "settings.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [f"{k} was {before.get(k)!r} and is {content[k]!r}" for k in content if before.get(k) != content[k]]
+        if changed:
+            raise UsageError(f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out")
+        if (out / "report.json").is_file():
+            return TuneReport(**json.loads((out / "report.json").read_text()))
+    elif (out / "config.json").is_file():
+        raise UsageError(f"{out} holds a model that is not a run of lamplit tune; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(content, indent=2) + "\n")
+    return None

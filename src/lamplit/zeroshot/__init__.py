@@ -1,0 +1,1 @@
+"""Zero-shot classification: class lists, prompts and names."""

@@ -1,0 +1,96 @@
+"""Prompt templates and class names by name, each with its source and licence; the lists lie in `facts/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from lamplit.errors import UsageError
+
+
+class Source(NamedTuple):
+    """Where a list of facts was copied from."""
+
+    where: str
+    licence: str
+
+
+def template_sets() -> list[str]:
+    """List the names of all template sets."""
+    return sorted(_facts("templates.json"))
+
+
+def templates(name: str) -> list[str]:
+    """Return the templates of a set, each with `{}` for the class name.
+
+    Raises:
+        UsageError: there is no such set.
+    """
+    entry = _entry("templates.json", name)
+    extended = templates(entry["extends"]) if "extends" in entry else []
+    return [*extended, *entry["templates"]]
+
+
+def template_source(name: str) -> Source:
+    """Tell where a template set is from, and its licence."""
+    entry = _entry("templates.json", name)
+    return Source(entry["source"], entry["licence"])
+
+
+def class_name_sets() -> list[str]:
+    """List the names of all sets of class names."""
+    return sorted(_facts("class_names.json"))
+
+
+def class_names(name: str) -> list[tuple[str, ...]]:
+    """Return what the classes of a set are called, in the order of their labels: one name each, or several.
+
+    Two of ImageNet's classes share a name twice (missile, sunglasses): that is how CLIP calls them.
+
+    Raises:
+        UsageError: there is no such set.
+    """
+    return [(item,) if isinstance(item, str) else tuple(item) for item in _entry("class_names.json", name)["names"]]
+
+
+def class_keys(name: str) -> list[str]:
+    """Return what the data set itself calls its classes, such as its folders, as `plain` writes it."""
+    entry = _entry("class_names.json", name)
+    return [plain(key) for key in entry.get("classes") or [first for first, *_ in class_names(name)]]
+
+
+def class_name_source(name: str) -> Source:
+    """Tell where a set of class names is from, and its licence."""
+    entry = _entry("class_names.json", name)
+    return Source(entry["source"], entry["licence"])
+
+
+def plain(name: str) -> str:
+    """Write a folder's name as words: lower case, with spaces for `_` and `/`."""
+    return " ".join(name.casefold().replace("_", " ").replace("/", " ").split())
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Name the first few of many, for an error."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@cache
+def _facts(file: str) -> dict[str, Any]:
+    content = resources.files("lamplit.zeroshot").joinpath("facts", file).read_text("utf-8")
+    facts: dict[str, Any] = json.loads(content)
+    return facts
+
+
+def _entry(file: str, name: str) -> dict[str, Any]:
+    facts = _facts(file)
+    if name not in facts:
+        kind = file.removesuffix(".json").replace("_", " ")
+        raise UsageError(f"no {kind} are called {name!r}; there are {', '.join(sorted(facts))}")
+    entry: dict[str, Any] = facts[name]
+    return entry

@@ -1,0 +1,256 @@
+"""`lamplit app` in a process of its own: many who ask at once, and the page in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from test_server import CLASSES, png
+
+import lamplit
+from lamplit.model import LiT
+from lamplit.store.lance_store import Store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH; type: apt install chromium")
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> LiT:
+    return lamplit.load(model_path)
+
+
+@contextmanager
+def run_app(model: Path, store: Path) -> Iterator[str]:
+    """Run `lamplit app` in a process of its own; yield its address."""
+    command = [sys.executable, "-c", "from lamplit.cli.main import main; main()", "app", str(model), str(store)]
+    with subprocess.Popen([*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["address"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) in (0, 130)
+
+
+@pytest.fixture(scope="module")
+def running(model_path: Path, store_path: Path) -> Iterator[str]:
+    with run_app(model_path, store_path) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_200_in_flight_lose_none(running: str, model: LiT, store: Store) -> None:
+    words = [
+        f"A {size} {color} {shape}." for size in ("small", "large") for color in ("red", "blue") for shape in CLASSES
+    ]
+    expected = {query: [hit.id for hit in lamplit.search(model, store, query, k=3)] for query in words}
+    limits = httpx.Limits(max_connections=200)
+    with httpx.Client(base_url=running, limits=limits, timeout=120) as client, ThreadPoolExecutor(200) as pool:
+
+        def ask(number: int) -> bool:
+            query = words[number % len(words)]
+            if number % 5 == 0:
+                answer = client.post("/embed", files={"images": ("a.png", png())})
+                return answer.status_code == 200 and len(answer.json()["vectors"]) == 1
+            answer = client.post("/search", json={"query": query, "k": 3})
+            return answer.status_code == 200 and [hit["id"] for hit in answer.json()["hits"]] == expected[query]
+
+        assert all(pool.map(ask, range(600)))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
+def page(request: pytest.FixtureRequest, browser: Browser, running: str) -> Iterator[Page]:
+    """Open the page; whatever it does, it asks nobody else, logs no error and is never wider than the window."""
+    width, height, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    opened = context.new_page()
+    opened.set_default_timeout(20_000)
+    asked: list[str] = []
+    errors: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:  # what the page explains
+            errors.append(message.text)
+
+    opened.on("request", lambda each: asked.append(each.url))
+    opened.on("console", listen)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(running)
+    opened.wait_for_selector("html[data-ready]")
+    yield opened
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert not errors
+    assert not [url for url in asked if not url.startswith((running, f"blob:{running}"))]
+    context.close()
+
+
+def drop(page: Page, area: str, name: str, data: bytes) -> None:
+    """Drop a file from outside the browser onto a part of the page."""
+    script = """([name, data]) => {
+        const dropped = new DataTransfer();
+        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        dropped.items.add(new File([bytes], name, { type: "image/png" }));
+        return dropped;
+    }"""
+    dropped = page.evaluate_handle(script, [name, base64.b64encode(data).decode()])
+    page.dispatch_event(area, "drop", {"dataTransfer": dropped})
+
+
+def found_by_its_caption(model: LiT, store: Store) -> tuple[str, str]:
+    """Choose a caption whose picture this untrained model does find first; and the id of the picture."""
+    searcher = lamplit.Searcher(model, store)
+    captions = ((texts[0], name) for texts, name in zip(store.texts(), store.column("id"), strict=True))
+    return next((text, name) for text, name in captions if searcher.search(text, k=1)[0].id == name)
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_words_show_the_right_picture_first(page: Page, model: LiT, store: Store) -> None:
+    caption, name = found_by_its_caption(model, store)
+    for _ in range(20):  # by the keyboard alone
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "query":
+            break
+    page.keyboard.type(caption)
+    page.keyboard.press("Enter")
+    first = page.locator("#hits button").first
+    first.wait_for()
+    assert first.get_attribute("data-id") == name
+    assert caption in first.inner_text()
+    page.locator("#hits img").first.evaluate("async (picture) => { await picture.decode(); }")  # or it is broken
+    assert page.locator("#hits li").count() == 24
+    page.click("#more")
+    page.locator("#hits li").nth(47).wait_for()
+
+    first.focus()
+    page.keyboard.press("Enter")
+    page.locator("#neighbours li").nth(11).wait_for()
+    assert page.locator("#detail-title").inner_text() == caption
+    shape = str(store.column("shape")[store.column("id").index(name)])
+    assert shape in page.locator("#detail").inner_text()
+    page.locator("#neighbours button").first.click()
+    page.locator("#detail-title").filter(has_not_text=caption).wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("#detail").is_hidden()
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_filter_shows_only_its_pictures(page: Page) -> None:
+    page.fill("#query", "ring")
+    page.press("#query", "Enter")
+    page.locator("#hits li").nth(23).wait_for()
+    page.click("#filter summary")
+    page.select_option("#filter-column", "shape")
+    page.fill("#filter-value", "cross")
+    page.press("#filter-value", "Enter")
+    page.get_by_text("12 pictures, best first").wait_for()
+    assert all("cross" in text for text in page.locator("#hits .text").all_inner_texts())
+    page.fill("#filter-value", "o'clock")
+    page.press("#filter-value", "Enter")
+    page.get_by_text("No picture fits this filter.").wait_for()
+    page.click("#filter-clear")
+    page.get_by_text("24 pictures, best first").wait_for()
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_picture_that_is_dropped_is_searched_by(page: Page, pictures: Path) -> None:
+    [file] = pictures.glob("large_blue_triangle.*")
+    drop(page, "#search", "<b>mine</b>.png", file.read_bytes())
+    page.locator("#hits li").first.wait_for()
+    assert "large blue triangle" in page.locator("#hits .text").first.inner_text()
+    assert "<b>mine</b>.png" in page.locator("#search-query").inner_text()
+    drop(page, "#search", "broken.png", b"no picture at all")
+    page.get_by_text("Not a picture.").wait_for()
+    assert page.locator("#hits li").count() == 0
+    assert "Traceback" not in page.locator("body").inner_text()
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_classes_are_changed_and_the_bars_follow(page: Page, pictures: Path) -> None:
+    page.click("nav a[href='#classify']")
+    page.fill("#classes", "circle\nring")
+    [file] = pictures.glob("large_blue_cross.*")
+    drop(page, "#classify", file.name, file.read_bytes())
+    page.locator("#classified .bars li").nth(1).wait_for()
+    page.fill("#classes", "circle\nring\ncross\nsquare")
+    page.locator("#classified .bars li").nth(3).wait_for()
+    shares = [float(text.split()[0]) for text in page.locator("#classified .share").all_inner_texts()]
+    assert sum(shares) == pytest.approx(100, abs=2)
+    assert shares == sorted(shares, reverse=True)
+    page.click("summary:has-text('Templates')")
+    page.fill("#templates", "a photo")
+    page.get_by_text("has no place for the class name").wait_for()
+    page.fill("#templates", "a {}")
+    drop(page, "#classify", "broken.png", b"no picture at all")
+    page.get_by_text("This picture cannot be used: not a picture.").wait_for()
+    assert page.locator("#classified article").count() == 2
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_map_is_pointed_at_with_mouse_and_keys(page: Page) -> None:
+    page.click("nav a[href='#explore']")
+    page.get_by_text("All 60 pictures").wait_for()
+    page.select_option("#colour-column", "shape")
+    page.locator("#legend span").nth(4).wait_for()
+    page.fill("#colour-query", "ring")
+    page.press("#colour-query", "Enter")
+    page.get_by_text("cosine to “ring”").wait_for()
+    page.check("#as-pictures")
+    page.focus("#canvas")
+    page.keyboard.press("ArrowRight")
+    page.locator("#peek").wait_for()
+    text = page.locator("#peek-text").inner_text()
+    page.keyboard.press("Enter")
+    page.locator("#neighbours li").first.wait_for()
+    assert page.locator("#detail-title").inner_text() == text.split(" ·")[0]
+    page.keyboard.press("Escape")
+    page.uncheck("#as-pictures")
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    for part in range(1, 40):  # somewhere along the middle there is a picture
+        page.mouse.move(box["x"] + box["width"] * part / 40, box["y"] + box["height"] / 2)
+        if page.locator("#peek").is_visible():
+            break
+    assert page.locator("#peek").is_visible()
+    page.click("#zoom-in")
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_run_and_api_have_their_pages(page: Page, running: str) -> None:
+    page.click("nav a[href='#run']")
+    page.get_by_text("no finished tuning run").wait_for()
+    page.get_by_text("timm:test_vit").first.wait_for()
+    page.goto(f"{running}docs")
+    page.get_by_text("POST /classify").wait_for()
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_server_that_is_gone_is_a_sentence(page: Page) -> None:
+    page.context.set_offline(True)
+    page.fill("#query", "ring")
+    page.press("#query", "Enter")
+    page.get_by_text("Is lamplit app still running?").wait_for()

@@ -1,0 +1,559 @@
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import typer
+from pyarrow import parquet
+from rich.console import Console
+from safetensors.torch import save_model
+
+from lamplit.cli import main as cli
+from lamplit.cli import tables
+from lamplit.retrieval.searcher import Hit
+from lamplit.store.lance_store import Store
+from lamplit.towers.images.image_tower import ImageTower
+from lamplit.tuning.settings import TuneSettings
+
+COMMANDS = [
+    "embed",
+    "import",
+    "tune",
+    "classes",
+    "classify",
+    "search",
+    "index",
+    "duplicates",
+    "evaluate",
+    "report",
+    "compare",
+    "merge",
+    "export",
+    "app",
+    "info",
+    "data",
+]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Lamplit = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Undo what `main` sets for its process."""
+    logger = logging.getLogger("lamplit")
+    level, environment = logger.level, dict(os.environ)
+    yield
+    logger.setLevel(level)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def lamplit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Lamplit:
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["lamplit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Result(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+def process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would."""
+    command = [sys.executable, "-c", "from lamplit.cli.main import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+# --- Help and errors
+
+
+def test_help_brings_no_torch() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['--help']; from lamplit.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: sys.exit(ended.code or 3 * bool({'torch', 'numpy', 'lance'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data get"])
+def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
+    code, out, _ = lamplit(*command.split(), "--help")
+    assert code == 0
+    assert "Usage: lamplit" in out
+    if command != "data":
+        assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["info"],
+        ["info", "a", "b"],
+        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--lr", "fast"],
+        ["tune", "a.lance", "--text", "demo:minilm"],
+        ["search", "model", "store", "words", "-k", "0"],
+        ["embed", "a.csv", "--tower", "timm:test_vit", "--out", "b", "--engine", "steam"],
+        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--loss", "hinge"],
+        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--batch-size", "1"],
+        ["search", "model", "store"],
+        ["search", "model", "store", "words", "--json", "-0"],
+        ["classify", "model", "a.png"],
+        ["classify", "model", "a.png", "--classes", "a", "--classes-file", "b"],
+        ["classify", "model", "a.png", "--classes-file", "none.txt"],
+        ["info", "none"],
+        ["data", "get", "nothing"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2_and_no_traceback(lamplit: Lamplit, arguments: list[str]) -> None:
+    code, out, err = lamplit(*arguments)
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert err if arguments else out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["tune", "none.lance", "--text", "demo:minilm", "--out", "x"],
+            "error: no store at none.lance; make one",
+        ),
+        (["embed", "none.csv", "--tower", "timm:test_vit", "--out", "x.lance"], "error: "),
+    ],
+)
+def test_our_errors_are_1_and_one_line(
+    lamplit: Lamplit, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = lamplit(*arguments)
+    assert code == 1
+    assert out == ""
+    [line] = err.splitlines()
+    assert line.startswith(message)
+
+
+@pytest.mark.slow
+def test_long_error_stays_one_line_in_a_real_process(tmp_path: Path) -> None:
+    path = tmp_path / ("long name " * 15) / "[bold]none[/bold].lance"
+    done = process("info", path, COLUMNS="40", OMP_NUM_THREADS="1")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {path} is neither a model")
+
+
+def test_folder_that_cannot_be_made_is_one_line(lamplit: Lamplit, words_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = lamplit("tune", words_path, "--text", "scratch:tiny", "--out", tmp_path / "file" / "run")
+    assert code == 1
+    assert "Traceback" not in err
+    assert str(tmp_path / "file" / "run") in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "none"], ["info", "none", "--debug"]])
+def test_debug_shows_the_traceback_before_the_line(lamplit: Lamplit, arguments: list[str]) -> None:
+    code, _, err = lamplit(*arguments)
+    assert code == 2
+    assert "Traceback" in err
+    assert "inspection.py" in err
+    assert err.splitlines()[-1].startswith("error: none is neither")
+    assert "Traceback" not in lamplit("info", "none").err
+
+
+def test_debug_behind_two_dashes_is_a_word(lamplit: Lamplit) -> None:
+    _, _, err = lamplit("info", "--", "--debug")
+    assert err.startswith("error: --debug is neither")
+
+
+# --- The settings of a run
+
+
+def test_options_of_tune_are_the_settings() -> None:
+    parameters = inspect.signature(cli.tune).parameters
+    options = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in ("context", "store", "out", "recipe", "workers", "device", "as_json")
+    }
+    # A recipe may name the text tower, so that it is no option that must be given.
+    assert options == {field.name: field.default for field in fields(TuneSettings)} | {"text": None}
+    assert list(options) == [field.name for field in fields(TuneSettings)], "in the same order"
+    typed: Any = typer.main.get_command(cli.app)
+    flags = {flag for parameter in typed.commands["tune"].params for flag in parameter.opts}
+    assert {f"--{field.name.replace('_', '-')}" for field in fields(TuneSettings)} <= flags
+
+
+# --- The main job
+
+
+@pytest.fixture(scope="module")
+def tower_file(image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tower") / "tower.safetensors"
+    save_model(image_tower.backbone, str(file))
+    return file
+
+
+def parsed(result: Result) -> Any:
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def test_pooling(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "both.lance"
+    embedding = ["embed", pictures / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
+    vit = [*embedding, "timm:test_vit", "--tower-weights", tower_file]
+    assert parsed(lamplit(*vit, "--pool", "cls+mean", "--json"))["embedded"] == 60
+    described = parsed(lamplit("info", store, "--json"))
+    assert (described["pooling"], described["width"]) == ("cls+mean", 128)
+    convolutions = lamplit(*embedding, "timm:test_resnet", "--tower-weights", "random", "--pool", "cls")
+    assert (convolutions.code, "it offers mean." in convolutions.err) == (1, True)
+    unknown = lamplit(*vit, "--pool", "max")
+    assert (unknown.code, "expected cls, mean, map, cls+mean" in unknown.err) == (2, True)
+
+
+def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
+    """Embed, tune, ask: every command once as a table and once as JSON."""
+    store, run = tmp_path / "[red] drawings.lance", tmp_path / "runs" / "[bold]run"
+    embedding = [
+        "embed", pictures / "pairs.csv", "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
+        "--engine", "torch", "--workers", 0,
+    ]  # fmt: skip
+    made = parsed(lamplit(*embedding, "--json"))
+    assert (made["store"], made["embedded"], made["skipped"]) == (str(store), 60, [])
+    again = lamplit(*embedding)
+    assert (again.code, f"store\t{store}\n" in again.out, "unchanged\t60\n" in again.out) == (0, True, True)
+
+    tuning = ["tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 2, "--batch-size", 16]
+    report = parsed(lamplit(*tuning, "--lr", "1e-4", "--json"))
+    assert (report["out"], report["training_pairs"], report["held_out_pairs"]) == (str(run), 48, 12)
+    table = lamplit(*tuning, "--lr", "1e-4")
+    assert table.code == 0
+    assert f"model\t{run}\n" in table.out
+    assert f"fingerprint {report['fingerprint_after']} before and after" in table.out
+    assert f"image_to_text/recall@1\t{report['start']['image_to_text/recall@1']:.3f}\t" in table.out
+    changed = lamplit(*tuning, "--lr", "1e-3")
+    assert (changed.code, "lr was 0.0001 and is 0.001" in changed.err) == (2, True)
+
+    assert parsed(lamplit("info", store, "--json"))["pictures"] == 60
+    assert parsed(lamplit("info", run, "--json"))["model"] == str(run)
+    assert "pictures\t60\n" in lamplit("info", store).out
+    assert f"model\t{run}\n" in lamplit("info", run).out
+
+    hits = parsed(lamplit("search", run, store, "a red ring", "-k", 4, "--json"))
+    assert len(hits) == 4
+    assert set(hits[0]) == {"score", "id", "path", "texts", "metadata"}
+    lines = lamplit("search", run, store, "a red ring", "-k", 4).out.splitlines()
+    assert lines == ["score\tpath\ttexts", *(f"{h['score']:.3f}\t{h['path']}\t{h['texts'][0]}" for h in hits)]
+    by_image = parsed(lamplit("search", run, store, "--image", hits[0]["path"], "--json"))
+    assert (by_image[0]["path"], len(by_image)) == (hits[0]["path"], 10)
+
+    retrieval, zero_shot = parsed(lamplit("evaluate", run, store, "--label-column", "shape", "--json"))
+    assert (retrieval["captions"], zero_shot["classes"]) == (12, 5)
+    assert {name: metric["value"] for name, metric in retrieval["metrics"].items()} == pytest.approx(report["best"])
+    assert "held out" in retrieval["protocol"]["split"]
+    [everything] = parsed(lamplit("evaluate", run, store, "--all", "--json"))
+    assert (everything["protocol"]["split"], everything["captions"]) == ("all captions, column texts", 60)
+    shown = lamplit("evaluate", run, store, "--label-column", "shape", "--out", tmp_path / "results")
+    assert f"accuracy@1\t{zero_shot['metrics']['accuracy@1']['value']:.3f}\t" in shown.out
+    assert len(list((tmp_path / "results").glob("*.json"))) == 2
+
+
+def test_folder_that_changes(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+    """Embed, list the duplicates, rename and delete, embed again."""
+    folder, store = tmp_path / "[red] folder", tmp_path / "drawings.lance"
+    folder.mkdir()
+    for file in sorted(pictures.glob("*_red_*"))[:5]:
+        shutil.copy(file, folder)
+    first, second, *_ = sorted(folder.iterdir())
+    copy = folder / f"copy of {first.name}"
+    shutil.copy(first, copy)
+    embedding = [
+        "embed", folder, "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
+        "--engine", "torch", "--workers", 0,
+    ]  # fmt: skip
+    assert parsed(lamplit(*embedding, "--json"))["embedded"] == 6
+
+    sheet = tmp_path / "sheet.png"
+    [group] = parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--sheet", sheet, "--json"))
+    assert [picture["path"] for picture in group["pictures"]] == [str(copy), str(first)]
+    assert [picture["copy_of"] for picture in group["pictures"]] == [None, copy.name]
+    assert sheet.is_file()
+    lines = lamplit("duplicates", store, "--threshold", "0.99999").out.splitlines()
+    assert lines == [
+        "2 pictures in 1 groups",
+        "group\tnearest\tpath\tsame content as",
+        f"1\t1.000\t{copy}\t",
+        f"\t1.000\t{first}\t{copy.name}",
+    ]
+    assert lamplit("duplicates", store, "--threshold", "2").code == 2
+
+    copy.unlink()
+    second.rename(folder / "new.png")
+    again = lamplit(*embedding).out
+    assert "moved or copied\t1\n" in again
+    assert "missing\t2; their rows stay, --prune deletes them\n" in again
+    assert "pruned\t2\n" in lamplit(*embedding, "--prune").out
+    assert parsed(lamplit("info", store, "--json"))["pictures"] == 5
+    assert parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--json")) == []
+
+
+@pytest.mark.slow
+def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
+    for name in ("img_emb", "metadata"):
+        (tmp_path / "clip" / name).mkdir(parents=True)
+    vectors = np.random.default_rng(0).normal(size=(9, 16)).astype(np.float16)
+    vectors[3] = 0
+    np.save(tmp_path / "clip" / "img_emb" / "img_emb_0.npy", vectors)
+    table = pa.table({"image_path": [f"{i}.png" for i in range(9)], "alt": [f"ring {i}" for i in range(9)]})
+    parquet.write_table(table, tmp_path / "clip" / "metadata" / "metadata_0.parquet")
+    store, run, tower = tmp_path / "[red].lance", tmp_path / "run", "acme:[bold]v3"
+    command = ["import", tmp_path / "clip", "--tower", tower, "--out", store, "--text-column", "alt"]
+
+    shown = lamplit(*command)
+    assert (shown.code, f"tower\t{tower}, 16 wide\n" in shown.out, "imported\t8\n" in shown.out) == (0, True, True)
+    assert "skipped\t1; reasons in " in shown.out
+    again = lamplit(*command)
+    assert (again.code, again.err.splitlines()[-1].startswith("error: there is a store at")) == (1, True)
+    made = parsed(lamplit(*command[:-3], tmp_path / "other.lance", "--json"))
+    assert (made["tower"], made["imported"], made["texts"], len(made["skipped"])) == (tower, 8, 0, 1)
+
+    assert parsed(lamplit("info", store, "--json"))["image tower"] == tower
+    report = parsed(lamplit("tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 1, "--json"))
+    assert report["image_tower"] == tower
+    assert len(parsed(lamplit("search", run, store, "ring 5", "-k", 3, "--json"))) == 3
+    assert "held out" in parsed(lamplit("evaluate", run, store, "--json"))[0]["protocol"]["split"]
+    (tmp_path / "a.png").touch()
+    for asked in (
+        ["search", run, store, "--image", tmp_path / "a.png"],
+        ["classify", run, tmp_path / "a.png", "--classes", "a,b"],
+    ):
+        result = lamplit(*asked)
+        assert result.code == 1
+        assert result.err.splitlines()[-1].startswith(
+            f"error: this model was tuned on imported vectors, made by {tower}"
+        )
+
+
+def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new.folder"
+    (folder / "inner.png").mkdir(parents=True)
+    shutil.copy(next(pictures.glob("large_red_ring.*")), folder / "inner.png" / "[red]ring.png")
+    (folder / "bad.png").write_text("no picture")
+    (tmp_path / "classes.txt").write_text("ring\n\n  Größe \ncircle\n", encoding="utf-8")
+    (tmp_path / "templates.txt").write_text("a {}\n")
+    by_words = ["classify", model_path, folder, "--classes", "ring, Größe,circle,", "--top", 2]
+    by_files = [
+        "classify", model_path, folder, "--classes-file", tmp_path / "classes.txt", "--templates",
+        tmp_path / "templates.txt",
+    ]  # fmt: skip
+    result = lamplit(*by_words, "--json")
+    [prediction] = parsed(result)
+    assert prediction["path"] == str(folder / "inner.png" / "[red]ring.png")
+    assert len(prediction["classes"]) == 2
+    [line] = result.err.splitlines()
+    assert line.startswith(f"skipped {folder / 'bad.png'}: ")
+    [whole] = parsed(lamplit(*by_files, "--json"))
+    assert set(whole["classes"]) == {"ring", "Größe", "circle"}
+    plain = lamplit(*by_words).out.splitlines()
+    assert plain[1] == f"{prediction['path']}\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}"
+    only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
+    assert only_bad.code == 2
+    assert only_bad.err.splitlines()[-1] == "error: none of 1 pictures could be used"
+
+
+def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures: Path, tmp_path: Path) -> None:
+    file, picture = tmp_path / "[red] classes.json", next(pictures.glob("large_red_ring.*"))
+    names = ["--classes", "ring,circle,square,cross,triangle", "--out", file]
+    plain = lamplit("classes", model_path, *names)
+    assert (plain.code, plain.out) == (0, f"{file}\n")
+    assert parsed(lamplit("classes", model_path, *names, "--json")) == {"classes": str(file)}
+
+    sampled = ["classes", model_path, *names, "--sample", store_path, "--label-column", "shape"]
+    report = parsed(lamplit(*sampled, "--json", "--templates", "suggest"))
+    assert (report["classes"], report["pictures"], len(report["per_class"])) == (str(file), 60, 5)
+    shown = lamplit(*sampled, "--templates", "suggest").out.splitlines()
+    assert shown[0].startswith("templates: the best is taken, and its figure flatters")
+    assert f"accuracy, nearest class\t{report['accuracy']:.3f}" in shown
+    assert f"calibration error\t{report['error_before']:.3f} before, {report['error_after']:.3f} after" in shown
+    assert "strangers refused\t" in shown
+    for score in report["per_class"]:
+        mistake = f"{score['mistaken_for']} ({score['mistakes']})" if score["mistakes"] else ""
+        precision = "" if score["precision"] is None else f"{score['precision']:.3f}"
+        assert f"{score['name']}\t{score['pictures']}\t{precision}\t{score['recall']:.3f}\t{mistake}" in shown
+
+    asked = ["classify", model_path, picture, "--classes-file", file, "--top", 2]
+    [prediction] = parsed(lamplit(*asked, "--json"))
+    lines = lamplit(*asked).out.splitlines()
+    assert lines[0] == "picture\tclass\tprobability\tgiven"
+    assert lines[1].split("\t")[1] == (prediction["given"] or ["none of these"])[0]
+
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"thresholds": [1.0] * 5}))
+    [prediction] = parsed(lamplit(*asked, "--json"))
+    assert prediction["given"] == []
+    first, second, _ = lamplit(*asked).out.splitlines()[1:]
+    assert first == f"{picture}\tnone of these\t\tyes"
+    assert second == f"\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}\tno"
+
+    refused = lamplit("classify", model_path, picture, "--classes-file", file, "--templates", pictures / "pairs.csv")
+    assert (refused.code, "has templates of its own" in refused.err) == (2, True)
+    both = lamplit("classify", model_path, picture, "--classes-file", file, "--classes", "a")
+    assert (both.code, "give the classes once" in both.err) == (2, True)
+    independent = parsed(lamplit(*sampled, "--independent", "--json"))
+    assert (independent["independent"], independent["error_before"]) == (True, None)
+    shown = lamplit(*sampled, "--independent").out.splitlines()
+    assert f"F1 of the labels\t{independent['accuracy']:.3f}" in shown
+    assert "threshold\tone for each class" in shown
+    assert f"calibration error\tunknown before, {independent['error_after']:.3f} after" in shown
+
+
+def test_export(lamplit: Lamplit, model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = lamplit("export", model_path, "--to", "sentence-transformers", "--out", out)
+    assert done.code == 0, done.err
+    assert re.search(r"^model\.safetensors\t\d+\.\d\d$", done.out, re.MULTILINE)
+    assert re.search(r"^text vectors\tlargest difference \d\.\de-\d\d$", done.out, re.MULTILINE)
+
+    assert lamplit("export", model_path, "--to", "sentence-transformers", "--out", out).code == 2
+    refused = lamplit("export", model_path, "--to", "gguf", "--out", tmp_path / "other")
+    assert refused.code == 2
+    assert "there is no export to 'gguf'" in refused.err
+
+    as_json = lamplit("export", model_path, "--to", "transformers", "--out", tmp_path / "json", "--json")
+    assert json.loads(as_json.out)["files"].keys() >= {"config.json", "model.safetensors"}
+
+
+def test_evaluate_says_what_it_skipped(
+    lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("large_red_ring", "small_blue_cross"):
+        shutil.copy(next(pictures.glob(f"{name}.*")), tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "bad.png").write_text("no picture")
+    result = lamplit("evaluate", model_path, tmp_path, "--json")
+    assert parsed(result)[0]["captions"] == 2
+    assert [line for line in caplog.messages if line.startswith("skipped ") and "bad.png" in line]
+
+
+def test_data_get(lamplit: Lamplit, tmp_path: Path) -> None:
+    (tmp_path / "stamps").mkdir()
+    (tmp_path / "stamps" / "pairs.csv").touch()  # fetched before
+    expected = str(tmp_path / "stamps" / "pairs.csv")
+    assert lamplit("data", "get", "stamps", "--folder", tmp_path).out == f"{expected}\n"
+    assert parsed(lamplit("data", "get", "stamps", "--folder", tmp_path, "--json")) == {"pairs": expected}
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_paths_are_whole_on_a_terminal(width: int) -> None:
+    path = "/pictures/[bold]/" + "long_name_" * 8 + "[/end].png"
+    [table] = tables.hits([Hit(0.5, "1", path, ["[red] text"], {})])
+    screen = io.StringIO()
+    Console(file=screen, width=width, force_terminal=True, color_system=None).print(table)
+    rows = [line.split("│")[1:-1] for line in screen.getvalue().splitlines() if line.startswith("│")]
+    score, shown, text = ("".join(cell.strip() for cell in cells) for cells in zip(*rows, strict=True))
+    assert (score, shown, text.replace(" ", "")) == ("0.500", path, "[red]text")
+
+
+@pytest.mark.slow
+def test_paths_are_whole_in_a_real_pipe(model_path: Path, store_path: Path) -> None:
+    done = process("search", model_path, store_path, "ring", "-k", 3, COLUMNS="30", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    [header, *lines] = done.stdout.splitlines()
+    assert header.split("\t") == ["score", "path", "texts"]
+    paths = set(Store(store_path).column("path"))
+    assert len(lines) == 3
+    assert {line.split("\t")[1] for line in lines} <= paths
+
+
+# --- Recipes, modes, comparison
+
+
+@pytest.mark.slow
+def test_recipe_gives_way_to_options(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f'[settings]\ntext = "hf:{text_folder}"\nsteps = 2\nlr = 1e-3\nbatch_size = 16\n')
+    out = tmp_path / "run"
+    code, _, err = lamplit("tune", store_path, "--recipe", recipe, "--out", out, "--lr", "2e-3", "--mode", "LL")
+    assert code == 0, err
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["steps"], settings["lr"], settings["batch_size"], settings["mode"]) == (2, 2e-3, 16, "LL")
+    code, _, err = lamplit("tune", store_path, "--out", tmp_path / "other")
+    assert code == 2
+    assert "no text tower: give --text" in err
+
+
+def test_compare(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    arguments = (
+        "compare", store_path, "--texts", f"hf:{text_folder},scratch:tiny", "--modes", "LU,Lu", "--seeds", "1",
+        "--out", out, "--epochs", "1", "--batch-size", "16",
+    )  # fmt: skip
+    code, printed, err = lamplit(*arguments)
+    assert code == 0, err
+    assert printed.count(" ± ") == 3 * 4
+    assert "scratch:tiny has no pre-trained weights" in printed
+    code, as_json, err = lamplit(*arguments, "--json")
+    assert code == 0, err
+    cells = json.loads(as_json)["cells"]
+    assert [(cell["mode"], len(cell["seconds"])) for cell in cells] == [("LU", 1), ("Lu", 1), ("Lu", 1)]
+
+
+def test_search_in_many_ways(
+    lamplit: Lamplit, model_path: Path, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(model_path, tmp_path / "model")
+    (model / "text_tower.onnx").write_bytes(b"")  # goes on with torch; test_start.py has the other way
+    search = ("search", model, store_path)
+    first = parsed(lamplit(*search, "ring", "-k", 6, "--json"))
+    pages = [parsed(lamplit(*search, "ring", "-k", 2, "--page", page, "--json")) for page in (1, 2, 3)]
+    assert [hit for page in pages for hit in page] == first
+    assert lamplit(*search, "ring", "-k", 2, "-0").out == f"{first[0]['path']}\0{first[1]['path']}\0"
+    assert lamplit(*search, "ring", "-k", 2, "--paths").out.splitlines() == [first[0]["path"], first[1]["path"]]
+    assert parsed(lamplit(*search, '"ring"', "-k", 6, "--json", "--exact")) == first
+    crosses = parsed(lamplit(*search, "ring", "--where", "shape = 'cross'", "--json"))
+    assert {hit["metadata"]["shape"] for hit in crosses} == {"cross"}
+    both = parsed(lamplit(*search, "ring", "--image", first[0]["path"], "-k", 1, "--json"))
+    assert both[0]["path"] == first[0]["path"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ring\n\na red cross\n"))
+    sheet = tmp_path / "found.png"
+    many = parsed(lamplit(*search, "-", "-k", 6, "--json", "--sheet", sheet))
+    assert [answer["query"] for answer in many] == ["ring", "a red cross"]
+    assert many[0]["hits"] == first
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    code, _, err = lamplit(*search, '"ring" "cross"')
+    assert code == 2
+    assert err.splitlines()[1:] == ['  "ring" "cross"', "         ^"]
+    code, _, err = lamplit(*search, "ring", "--where", "colour = 'red'")
+    assert code == 2
+    assert "there are: id, path, hash, texts, german, shape" in err

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import lamplit
+from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.errors import StoreError, UsageError
+from lamplit.evaluation.benchmarks import run_benchmarks, shown
+from lamplit.metrics.probe import draw, ridge_accuracy
+from lamplit.metrics.results import read_results
+from lamplit.model import LiT
+from lamplit.store.lance_store import Store
+from lamplit.towers.lock import Locked
+from lamplit.zeroshot.names import templates
+from lamplit.zeroshot.prompts import canonicalize
+
+
+@pytest.fixture
+def by_class(pictures: Path, tmp_path: Path) -> Path:
+    """The shapes in a folder each."""
+    root = tmp_path / "shapes"
+    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            (root / row["shape"]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(pictures / row["path"], root / row["shape"])
+    return root
+
+
+@pytest.fixture
+def model(model_path: Path) -> LiT:
+    return lamplit.load(model_path)
+
+
+def accuracy_by_hand(model: LiT, root: Path, preprocessing: Preprocessing, prompts: list[str]) -> float:
+    names = sorted(folder.name for folder in root.iterdir())
+    classes = []
+    for name in names:
+        ztxt = model.encode_texts([prompt.replace("{}", name) for prompt in prompts])
+        classes.append(ztxt.mean(0) / ztxt.mean(0).norm())
+    assert isinstance(model.image_tower, Locked)
+    right = []
+    for name in names:
+        for file in sorted((root / name).iterdir()):
+            image = preprocessing.resize(decode_image(open_bytes(file)))[None]
+            with torch.no_grad():
+                vector = F.normalize(model.image_tower.tower.backbone(preprocessing.normalize(image)), dim=-1)[0]
+            right.append(names[int(torch.stack([vector @ other for other in classes]).argmax())] == name)
+    return sum(right) / len(right)
+
+
+def test_folder_of_classes_by_hand(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+    own = model.identity.preprocessing
+    assert own is not None
+    squash = shown(own, "squash", 0.875, 0)
+    expected = accuracy_by_hand(model, by_class, squash, templates("big_vision-8"))
+    assert expected > 0.2
+    assert found.metrics["accuracy@1"].value == pytest.approx(expected)
+    assert (found.pictures, found.classes, found.skipped) == (60, 5, 0)
+    assert (found.benchmark, found.dataset, found.language) == ("folder", "shapes", "en")
+    assert found.protocol["templates"] == "big_vision-8"
+    assert found.protocol["preprocessing"] == squash.in_words()
+    assert "whatever the aspect ratio" in squash.in_words()
+    assert [row["name"] for row in found.per_class] == ["circle", "cross", "ring", "square", "triangle"]
+
+
+def test_second_model_of_the_same_tower_reads_no_picture(
+    model: LiT, model_path: Path, by_class: Path, tmp_path: Path
+) -> None:
+    [first] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(model_path, other)
+    (other / "image_tower.safetensors").unlink()
+    for file in by_class.glob("*/*"):
+        file.write_bytes(b"")
+    [again] = run_benchmarks(other, {"folder": by_class}, cache=tmp_path)
+    assert (again.metrics, again.model["name"]) == (first.metrics, "other")
+    assert len(list((tmp_path / "stores").iterdir())) == 1
+    (by_class / "ring" / "new.png").write_bytes(b"")
+    with pytest.raises(Exception, match=r"image_tower\.safetensors"):
+        run_benchmarks(other, {"folder": by_class}, cache=tmp_path)
+
+
+def test_stopped_embedding_goes_on(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    whole = run_benchmarks(model, {"folder": by_class}, cache=tmp_path / "whole")[0]
+    aside = tmp_path / "aside"
+    shutil.move(by_class / "ring", aside)
+    run_benchmarks(model, {"folder": by_class}, cache=tmp_path)  # another question, of the same pictures
+    shutil.move(aside, by_class / "ring")
+    assert run_benchmarks(model, {"folder": by_class}, cache=tmp_path)[0].metrics == whole.metrics
+
+
+def test_picture_that_cannot_be_used_is_counted_and_told(
+    model: LiT, by_class: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (by_class / "ring" / "bad.png").write_bytes(b"no picture")
+    for _ in range(2):  # embedded, and from the cache
+        caplog.clear()
+        [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+        assert (found.pictures, found.skipped) == (60, 1)
+        told = [message for message in caplog.messages if "could not be used" in message]
+        assert len(told) == 1
+        assert told[0].startswith("shapes: 1 pictures could not be used; reasons in ")
+        assert "ring/bad.png" in Path(told[0].rpartition(" ")[2]).read_text()
+
+
+def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    own = ["A Photo of a {}!"]
+    [found] = run_benchmarks(model, {"folder": by_class}, templates=own, canonical=True, show="own", cache=tmp_path)
+    preprocessing = model.identity.preprocessing
+    assert preprocessing is not None
+    clean = [canonicalize(prompt) for prompt in own]
+    assert clean == ["a photo of a {}"]
+    expected = accuracy_by_hand(model, by_class, preprocessing, clean)
+    assert found.metrics["accuracy@1"].value == pytest.approx(expected)
+    assert (found.protocol["templates"], found.protocol["canonicalized"]) == ("own", True)
+    [named] = run_benchmarks(model, {"folder": by_class}, templates="clip-7", show="own", cache=tmp_path)
+    assert (named.protocol["templates"], named.protocol["prompts_per_name"]) == ("clip-7", 7)
+    assert len(list((tmp_path / "stores").iterdir())) == 1
+
+
+def test_each_result_is_written(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    found = run_benchmarks(model, {"folder": by_class}, out=tmp_path / "results", cache=tmp_path)
+    [again] = read_results(tmp_path / "results")
+    assert again.metrics == found[0].metrics
+    assert all(e.startswith("data:image/jpeg;base64,") for c in again.confusions for e in c["examples"])
+
+
+def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no way 'stretch' to show pictures; type one of squash, crop, own"):
+        run_benchmarks(model, {"folder": by_class}, show="stretch", cache=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no benchmark is called 'imagnet'"):
+        run_benchmarks(model, {"imagnet": by_class}, cache=tmp_path)
+    text_only = lamplit.load(model_path, towers="text")
+    with pytest.raises(StoreError, match="the model has no image tower"):
+        run_benchmarks(text_only, {"folder": by_class}, cache=tmp_path)
+
+
+def test_ways_to_show() -> None:
+    own = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95)
+    assert shown(own, "own", 0.75, 0) == own
+    assert shown(own, "crop", 0.75, 2) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.75, border=2)
+    assert shown(own, "squash", 0.75, 0) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash")
+    with pytest.raises(UsageError, match="imported vectors"):
+        shown(None, "own", 0.875, 0)
+
+
+def coco(root: Path, pictures: Path) -> Path:
+    """Six of the drawings as MS-COCO's test split, by Karpathy's list; two of them have two captions."""
+    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:54:9]
+    (root / "val2014").mkdir(parents=True)
+    images = []
+    for number, row in enumerate(rows):
+        shutil.copy(pictures / row["path"], root / "val2014" / row["path"])
+        texts = [row["caption"], f"It is {row['caption']}"][: 2 if number < 2 else 1]
+        image = {"filename": row["path"], "filepath": "val2014", "split": "test", "cocoid": number}
+        images.append(image | {"sentences": [{"raw": text} for text in texts]})
+    (root / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    return root
+
+
+def test_retrieval_by_hand(model: LiT, pictures: Path, tmp_path: Path) -> None:
+    root = coco(tmp_path / "coco", pictures)
+    [found] = run_benchmarks(model, {"coco": root}, show="own", cache=tmp_path)
+    assert (found.pictures, found.captions, found.task) == (6, 8, "image-text retrieval")
+    images = json.loads((root / "dataset_coco.json").read_text())["images"]
+    texts = [(number, s["raw"]) for number, image in enumerate(images) for s in image["sentences"]]
+    zimg = model.encode_images([root / "val2014" / image["filename"] for image in images])
+    scores = zimg @ model.encode_texts([text for _, text in texts]).T
+    owners = torch.tensor([number for number, _ in texts])
+    hits = [bool((owners[scores[i].argsort(descending=True)[:1]] == i).any()) for i in range(6)]
+    back = [int(scores[:, j].argmax()) == owner for j, owner in enumerate(owners.tolist())]
+    assert found.metrics["image_to_text/recall@1"].value == pytest.approx(sum(hits) / 6)
+    assert found.metrics["text_to_image/recall@1"].value == pytest.approx(sum(back) / 8)
+
+
+def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for folder in by_class.iterdir():
+        for number, file in enumerate(sorted(folder.iterdir())):
+            target = root / ("test" if number % 3 == 0 else "train") / folder.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    zero_shot, probe = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
+    assert (zero_shot.task, probe.task) == ("zero-shot classification", "few-shot classification")
+    assert (zero_shot.pictures, probe.pictures, probe.main_metric) == (20, 20, "2-shot_accuracy")
+    names = sorted(folder.name for folder in by_class.iterdir())
+    train, test = (sorted((root / part).glob("*/*")) for part in ("train", "test"))
+    labels, truth = (torch.tensor([names.index(file.parent.name) for file in files]) for files in (train, test))
+    zimg, asked = model.encode_images(train), model.encode_images(test)
+    drawn_rows = [draw(labels, 2, seed) for seed in range(3)]
+    by_hand = torch.stack([ridge_accuracy(zimg[rows], labels[rows], asked, truth) for rows in drawn_rows]).mean()
+    assert probe.metrics["2-shot_accuracy"].value == pytest.approx(float(by_hand), abs=0.02)  # vectors are 16-bit
+    [drawn] = [Store(path) for path in (tmp_path / "stores").glob("folder-train-drawn*.lance")]
+    assert 10 <= len(drawn) <= 30
+    again = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
+    assert again[1].metrics == probe.metrics
+    with pytest.raises(UsageError, match=r"class 0 has 8 examples and 9 are to be drawn"):
+        run_benchmarks(model, {"folder": root}, few_shot=9, cache=tmp_path)

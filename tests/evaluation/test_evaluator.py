@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_store
+from PIL import Image
+
+import lamplit
+from lamplit.errors import StoreError, TowerError, UsageError
+from lamplit.evaluation.evaluator import evaluate, thumbnail
+from lamplit.metrics.results import Result, read_results
+from lamplit.model import LiT
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import split_store
+from lamplit.zeroshot.classifier import class_list, class_vectors
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> LiT:
+    return lamplit.load(model_path)
+
+
+def recall_by_hand(store: Store, model: LiT, pairs: list[tuple[int, str]], k: int) -> float:
+    """Picture to caption."""
+    texts = sorted({text for _, text in pairs})
+    scores = store.vectors() @ model.encode_texts(texts).T
+    rows = sorted({row for row, _ in pairs})
+    found = [any((row, texts[i]) in pairs for i in scores[row].argsort(descending=True)[:k].tolist()) for row in rows]
+    return sum(found) / len(found)
+
+
+def values(result: Result) -> dict[str, float]:
+    return {name: metric.value for name, metric in result.metrics.items()}
+
+
+def same(first: list[Result], second: list[Result]) -> bool:
+    """Whether two runs measured the same; when they did and how long it took may differ."""
+    return [replace(r, time="", seconds=0) for r in first] == [replace(r, time="", seconds=0) for r in second]
+
+
+def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
+    [found] = evaluate(model, store)
+    pairs = [(row, texts[0]) for row, texts in enumerate(store.texts())]
+    for k in (1, 5, 10):
+        assert found.metrics[f"image_to_text/recall@{k}"].value == pytest.approx(recall_by_hand(store, model, pairs, k))
+    assert (found.pictures, found.captions, found.skipped) == (60, 60, 0)
+    assert (found.task, found.dataset, found.language) == ("image-text retrieval", store.path, "own")
+    assert found.protocol["split"] == "all captions, column texts"
+    assert found.model["image_tower"] == model.identity.spec
+    recalls = [value for name, value in values(found).items() if "/recall@" in name]
+    assert found.metrics["mean_recall"].value == pytest.approx(sum(recalls) / 6)
+    assert len(found.recall_curve["image_to_text"]) == 100
+    assert found.recall_curve["image_to_text"][4] == pytest.approx(found.metrics["image_to_text/recall@5"].value)
+    assert same([found], evaluate(model, store.path))
+    assert same([found], evaluate(model, Path(store.path)))
+
+
+def test_held_out_only(model: LiT, store: Store) -> None:
+    settings = TuneSettings("demo:minilm", held_out=0.3, seed=3)
+    [found] = evaluate(model, store, held_out_of=settings)
+    links = split_store(store, "texts", 0.3, 3)[1]
+    assert found.protocol["split"].startswith("captions held out of the run")
+    assert (found.pictures, found.captions) == (18, 18)
+    pairs = [(row, store.texts()[row][0]) for row in links.picture_index.tolist()]
+    assert found.metrics["image_to_text/recall@1"].value == pytest.approx(recall_by_hand(store, model, pairs, 1))
+
+
+def test_column_is_the_one_of_the_run_unless_asked_for_another(model: LiT, store: Store) -> None:
+    english = TuneSettings("demo:minilm", held_out=0.3)
+    german = TuneSettings("demo:minilm", held_out=0.3, text_column="german")
+    asked = evaluate(model, store, held_out_of=german, text_column="german")
+    assert same(evaluate(model, store, held_out_of=german), asked)
+    held_out_rows = split_store(store, "texts", 0.3, 0)[1].picture_index.tolist()
+    [found] = evaluate(model, store, held_out_of=english, text_column="german")
+    pairs = [(row, store.texts("german")[row][0]) for row in held_out_rows]
+    assert found.metrics["image_to_text/recall@5"].value == pytest.approx(recall_by_hand(store, model, pairs, 5))
+    assert values(found) != values(evaluate(model, store, held_out_of=english)[0])
+
+
+def check_zero_shot(found: Result, store: Store, model: LiT, names: list[str], templates: list[str]) -> None:
+    scores = store.vectors() @ class_vectors(model, names, templates).T
+    labels = [str(label) for label in store.column("shape")]
+    best = [[names[i] for i in row.argsort(descending=True).tolist()] for row in scores]
+    for k in (1, 5):
+        right = [label in row[:k] for label, row in zip(labels, best, strict=True)]
+        assert found.metrics[f"accuracy@{k}"].value == pytest.approx(sum(right) / len(right))
+    by_hand = []
+    for name in names:
+        right = [row[0] == name for label, row in zip(labels, best, strict=True) if label == name]
+        if right:
+            by_hand.append({"name": name, "pictures": len(right), "accuracy": pytest.approx(sum(right) / len(right))})
+    assert list(found.per_class) == by_hand
+    mean = sum(row["accuracy"] for row in found.per_class) / len(by_hand)
+    assert found.metrics["mean_class_accuracy"].value == pytest.approx(mean)
+    assert (found.classes, found.protocol["templates"]) == (len(names), templates)
+    assert sum(row["pictures"] for row in found.reliability["bins"]) == len(labels)
+
+
+def test_labels_give_zero_shot_accuracy_and_each_classs_own(model: LiT, store: Store) -> None:
+    retrieval, found = evaluate(model, store, label_column="shape", templates=["{}", "A {}."])
+    check_zero_shot(found, store, model, ["circle", "cross", "ring", "square", "triangle"], ["{}", "A {}."])
+    assert same([retrieval], evaluate(model, store))
+
+
+def test_more_classes_to_choose_from(model: LiT, store: Store) -> None:
+    names = ["ring", "dog", "circle", "cross", "triangle", "square", "cat"]
+    [_, found] = evaluate(model, store, label_column="shape", class_names=names, templates=["{}"])
+    check_zero_shot(found, store, model, names, ["{}"])
+
+
+def test_class_list_brings_its_prompts_and_its_temperature(model: LiT, store: Store) -> None:
+    names = ["ring", "circle", "cross", "triangle", "square"]
+    classes = replace(class_list(model, names, ["{}"]), logit_scale=30.0)
+    [_, found] = evaluate(model, store, label_column="shape", class_names=classes)
+    check_zero_shot(found, store, model, names, ["{}"])
+    [_, plain] = evaluate(model, store, label_column="shape", class_names=names, templates=["{}"])
+    assert values(found) == values(plain)
+    assert found.reliability != plain.reliability
+
+
+def test_class_that_was_not_given_is_named(model: LiT, store: Store) -> None:
+    with pytest.raises(StoreError, match="'shape' has classes that were not given: square, triangle"):
+        evaluate(model, store, label_column="shape", class_names=["ring", "circle", "cross"])
+    with pytest.raises(StoreError, match=r"has no column 'kind'; it has: .*shape"):
+        evaluate(model, store, label_column="kind")
+    with pytest.raises(UsageError, match="classes given twice: ring"):
+        evaluate(
+            model, store, label_column="shape", class_names=["ring", "circle", "cross", "ring", "square", "triangle"]
+        )
+
+
+def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[str | None]) -> Store:
+    """Write a store under the model's own tower."""
+    vectors = torch.randn(len(texts), model.identity.width, generator=torch.Generator().manual_seed(0))
+    made = write_store(path, vectors, texts, [{"kind": label, "empty": None} for label in labels])
+    rows = [
+        Row(row["id"], row["path"], row["hash"], row["texts"], vector, {"kind": row["kind"]})
+        for row, vector in zip(made.rows(range(len(texts))), made.vectors(), strict=True)
+    ]
+    own = path.with_name(f"own_{path.name}")
+    return Store.create(own, model.identity, rows, engine="torch", metadata_columns=["kind", "empty"])
+
+
+def test_pictures_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:
+    store = made_up_store(tmp_path / "a.lance", model, [[], ["a ring"], [], []], ["ring", None, "cross", "ring"])
+    retrieval, found = evaluate(model, store, label_column="kind")
+    assert {row["name"]: row["pictures"] for row in found.per_class} == {"ring": 2, "cross": 1}
+    assert (retrieval.captions, retrieval.pictures) == (1, 1)
+
+
+def test_nothing_to_evaluate_with_is_an_error(model: LiT, tmp_path: Path) -> None:
+    store = made_up_store(tmp_path / "a.lance", model, [[], []], ["ring", "cross"])
+    with pytest.raises(UsageError, match=r"no texts in column 'texts' and no --label-column .*: kind, empty"):
+        evaluate(model, store)
+    with pytest.raises(StoreError, match=r"column 'empty' of .* is empty"):
+        evaluate(model, store, label_column="empty")
+
+
+def test_other_tower_is_refused(model: LiT, words_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"was embedded by module:made\.up"):
+        evaluate(model, words_path)
+
+
+def test_file_of_pairs_is_embedded_first(model: LiT, store: Store, pictures: Path) -> None:
+    found = evaluate(model, pictures / "pairs.csv", label_column="shape")
+    stored = evaluate(model, store, label_column="shape")
+    for one, other in zip(found, stored, strict=True):
+        assert (one.dataset, one.benchmark) == (str(pictures / "pairs.csv"), "pairs")
+        assert values(one) == pytest.approx(values(other))
+
+
+def test_folder_is_embedded_first_and_what_cannot_be_is_listed(
+    model: LiT, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+        for row in list(csv.DictReader(file))[:8]:
+            shutil.copy(pictures / row["path"], tmp_path)
+            (tmp_path / row["path"]).with_suffix(".txt").write_text(row["caption"])
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.txt").write_text("A bad one.")
+    [found] = evaluate(model, tmp_path)
+    assert (found.dataset, found.pictures, found.captions, found.skipped) == (str(tmp_path), 8, 8, 1)
+    [told] = caplog.messages
+    assert told.startswith(f"skipped {tmp_path / 'bad.png'}: ")
+    assert found.metrics["image_to_text/recall@10"].value == 1
+    assert not list(tmp_path.glob("*.lance")), "nothing is kept"
+
+
+def test_pictures_need_the_image_tower(model_path: Path, pictures: Path) -> None:
+    with pytest.raises(TowerError, match="is not a store, and the model is open without its image tower"):
+        evaluate(lamplit.load(model_path, towers="text"), pictures / "pairs.csv")
+
+
+def test_written_results_are_read_again_with_pictures_of_what_was_confused(
+    model: LiT, store: Store, tmp_path: Path
+) -> None:
+    found = evaluate(model, store, label_column="shape", out=tmp_path / "results")
+    again = read_results(tmp_path / "results")
+    assert sorted(r.task for r in again) == ["image-text retrieval", "zero-shot classification"]
+    for result in found:
+        [same_again] = [other for other in again if other.task == result.task]
+        assert same_again.metrics == result.metrics
+        assert same_again.protocol == result.protocol
+    assert found[1].confusions, "a model of this size confuses something"
+    for confusion in found[1].confusions:
+        assert confusion["class"] != confusion["predicted"]
+        for example in confusion["examples"]:
+            head, data = example.split(",")
+            assert head == "data:image/jpeg;base64"
+            assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
+    assert all(not c["examples"] for c in evaluate(model, store, label_column="shape")[1].confusions)
+
+
+def test_thumbnail_of_a_picture_that_is_gone(tmp_path: Path) -> None:
+    assert thumbnail(tmp_path / "gone.png") == ""

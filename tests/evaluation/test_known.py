@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lamplit.errors import PairsError, UsageError
+from lamplit.evaluation.protocols.known import BENCHMARKS, read_tasks
+from lamplit.evaluation.protocols.tasks import Classification
+
+
+def write(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(root / name)
+    return root
+
+
+def only(root: Path) -> Classification:
+    [task] = read_tasks("folder", root)
+    assert isinstance(task, Classification)
+    return task
+
+
+def test_unknown_benchmarks_are_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^no benchmark is called 'imagenet2'; there are babel-imagenet, caltech101, "
+    ):
+        read_tasks("imagenet2", tmp_path)
+
+
+def test_every_benchmark_says_what_it_expects(tmp_path: Path) -> None:
+    for name, (_, layout) in BENCHMARKS.items():
+        with pytest.raises(PairsError) as caught:
+            read_tasks(name, tmp_path / "nowhere")
+        assert str(caught.value).endswith(f"; expected for {name}: {layout}")
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "own/a/1.png", "own/b/1.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert only(Path("~/own")).test.pictures.root == tmp_path / "own"
+
+
+def test_classes_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
+    root = write(tmp_path / "toys", "Class_10/1.png", "class_2/a/2.png", "class_2/1.png", "fire_truck/1.png")
+    write(root, ".hidden/1.png", "class_2/.thumbs/1.png", "class_2/.1.png")
+    (root / "class_2/notes.txt").touch()
+    task = only(root)
+    assert task.class_names == [("class 2",), ("Class 10",), ("fire truck",)]
+    assert dict(task.test.labels) == {
+        "Class_10/1.png": (1,), "class_2/1.png": (0,), "class_2/a/2.png": (0,), "fire_truck/1.png": (2,),
+    }  # fmt: skip
+    assert [pair.image for pair in task.test.pictures.pairs] == [root / name for name in task.test.pictures.ids]
+    assert (task.title, task.split, task.notes) == ("toys", "all, 4 pictures", ())
+    assert task.training is None
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_splits_of_a_folder_are_not_classes(held_out: str, tmp_path: Path) -> None:
+    write(tmp_path, f"{held_out}/cat/1.png", f"{held_out}/dog/2.png", "train/cat/3.png", "train/dog/4.png")
+    task = only(tmp_path)
+    assert task.class_names == [("cat",), ("dog",)]
+    assert task.split == f"{held_out}, 2 pictures"
+    assert task.training is not None
+    assert dict(task.training().labels) == {"cat/3.png": (0,), "dog/4.png": (1,)}
+    assert task.training().pictures.root == tmp_path / "train"
+
+
+def test_a_folder_without_classes_or_with_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match=r"has no folders; expected for folder: a folder of pictures for each class"):
+        read_tasks("folder", tmp_path)
+    write(tmp_path, "cat/1.png")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(PairsError, match=r"dog holds no pictures; expected for folder"):
+        read_tasks("folder", tmp_path)

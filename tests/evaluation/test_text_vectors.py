@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import lance
+import pytest
+import torch
+
+import lamplit
+from lamplit.errors import TowerError
+from lamplit.evaluation.text_vectors import TextVectors
+from lamplit.model import LiT
+
+TEXTS = ["a ring", "a red ring", "a cross", "a ring", ""]
+
+
+@pytest.fixture
+def model(model_path: Path) -> LiT:
+    return lamplit.load(model_path, towers="text")
+
+
+def test_same_vectors_as_the_model_s_and_each_text_once(model: LiT, tmp_path: Path) -> None:
+    kept = TextVectors(model, tmp_path)
+    expected = model.encode_texts(TEXTS)
+    assert torch.allclose(kept.encode(TEXTS), expected, atol=1e-6)
+    assert lance.dataset(str(kept.path)).count_rows() == 4
+    assert torch.equal(kept.encode(["a cross", "a blue ring"])[0], kept.encode(["a cross"])[0])
+    assert lance.dataset(str(kept.path)).count_rows() == 5
+
+
+def test_known_texts_are_not_encoded_again(model: LiT, tmp_path: Path) -> None:
+    first = TextVectors(model, tmp_path).encode(TEXTS)
+    kept = TextVectors(model, tmp_path)
+    kept.model = LiT(None, model.identity)  # cannot encode
+    assert torch.equal(kept.encode(TEXTS), first)
+    with pytest.raises(TowerError, match="without its text tower"):
+        kept.encode(["a new one"])
+
+
+def test_another_text_tower_has_vectors_of_its_own(model: LiT, tmp_path: Path) -> None:
+    before = TextVectors(model, tmp_path)
+    first = before.encode(TEXTS)
+    with torch.no_grad():
+        model.text_tower.head.bias += 0.1
+    after = TextVectors(model, tmp_path)
+    assert after.path != before.path
+    assert not torch.allclose(after.encode(TEXTS), first, atol=1e-3)
+    model.text_tower.context_length = 2
+    assert TextVectors(model, tmp_path).path not in (before.path, after.path)

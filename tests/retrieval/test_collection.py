@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_store
+
+import lamplit
+from lamplit.inspection import describe
+from lamplit.model import LiT
+from lamplit.retrieval.collection import FOLDER, SMALL, measured_recall, open_collection, prepare
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
+from lamplit.unit_vectors import normalize
+
+SIZE, WIDTH = 600, 24
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randn(SIZE, WIDTH, generator=random) + 1
+    return write_store(tmp_path / "some.lance", vectors, [[f"text {i}"] for i in range(SIZE)])
+
+
+def plain(zimg: np.ndarray) -> np.ndarray:
+    return zimg
+
+
+def turned(zimg: np.ndarray) -> np.ndarray:
+    return normalize(zimg[:, ::-1][:, :10])
+
+
+def made(store: Store) -> list[Path]:
+    return sorted((Path(store.path) / FOLDER).iterdir())
+
+
+def test_small_store_is_read_into_memory(store: Store) -> None:
+    opened = open_collection(store, plain, "plain")
+    assert opened.planes is None
+    assert np.abs(opened.vectors - store.vectors().numpy()).max() < 2e-7
+    assert not (Path(store.path) / FOLDER).exists()
+
+
+def test_large_store_gets_files_that_are_read_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lamplit")
+    first = open_collection(store, plain, "plain", small=0)
+    assert "preparing 600 pictures" in caplog.text
+    assert isinstance(first.vectors, np.memmap)
+    assert first.vectors.dtype == np.float16
+    assert np.abs(first.vectors - store.vectors().numpy()).max() < 1e-3
+    assert first.recall >= 0.99
+    caplog.clear()
+    again = open_collection(Store(store.path), plain, "plain", small=0)
+    assert "preparing" not in caplog.text
+    assert again.kept == first.kept
+    assert (again.vectors == first.vectors).all()
+    assert again.planes is not None
+    assert first.planes is not None
+    assert (again.planes.signs == first.planes.signs).all()
+    assert (again.planes.seconds == first.planes.seconds).all()
+    assert (again.planes.scale == first.planes.scale).all()
+
+
+def test_every_space_has_files_of_its_own(store: Store) -> None:
+    open_collection(store, plain, "plain", small=0)
+    other = open_collection(store, turned, "turned", small=0)
+    assert len(made(store)) == 2
+    assert np.abs(other.vectors - turned(store.vectors().numpy())).max() < 1e-3
+
+
+def test_files_of_a_store_that_has_changed_are_made_anew(store: Store) -> None:
+    open_collection(store, plain, "plain", small=0)
+    [old] = made(store)
+    one = torch.zeros(1, WIDTH)
+    one[0, 3] = 1
+    store.append([Row("0000", "p", "h", ["new"], one[0])])
+    assert len(open_collection(store, plain, "plain", small=0).vectors) == SIZE + 1
+    [new] = made(store)
+    assert new != old
+    store.replace([Row("0000", "p", "h2", ["new"], one[0].roll(1))])
+    changed = open_collection(store, plain, "plain", small=0)
+    place = store.column("id").index("0000")
+    assert changed.vectors[place].argmax() == 4
+    assert np.abs(changed.vectors - store.vectors().numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("vectors.npy", "cut"),
+        ("bits.npy", "gone"),
+        ("order.npy", "empty"),
+        ("bits.npy", "other"),
+        ("scale.npy", "cut"),
+        ("search.json", "cut"),
+        ("search.json", "other"),
+    ],
+)
+def test_damaged_files_are_made_anew(store: Store, name: str, damage: str) -> None:
+    whole = open_collection(store, plain, "plain", small=0)
+    file = made(store)[0] / name
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "other": b"[1, 2]" * 100}[damage])
+    again = open_collection(store, plain, "plain", small=0)
+    assert (again.vectors == whole.vectors).all()
+    assert file.read_bytes() == data
+
+
+def test_where_the_store_cannot_be_written_to_the_cache_serves(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    (Path(store.path) / FOLDER).write_text("in the way")
+    first = open_collection(store, plain, "plain", small=0)
+    assert "no files for search" in caplog.text
+    assert isinstance(first.vectors, np.memmap)
+    caplog.clear()
+    assert open_collection(store, plain, "plain", small=0).kept == first.kept
+    assert not caplog.text
+
+
+def test_lance_leaves_the_files_alone(store: Store) -> None:
+    open_collection(store, plain, "plain", small=0)
+    [folder] = made(store)
+    store.finish()
+    assert (folder / "search.json").is_file()
+    assert len(Store(store.path)) == SIZE
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_large_store_is_prepared_when_it_is_written(
+    centered: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By `import_vectors` for plain stores; a centred one as `embed` leaves it. A model finds the files."""
+    caplog.set_level(logging.INFO, "lamplit")
+    vectors = np.random.default_rng(0).standard_normal((SMALL + 1, 16), np.float32) + 0.5
+    np.save(tmp_path / "vectors.npy", vectors)
+    lamplit.import_vectors(tmp_path / "vectors.npy", tmp_path / "large.lance", tower="acme")
+    store = Store(tmp_path / "large.lance")
+    assert len(made(store)) == 1
+    if centered:
+        store.centered = True
+        store.finish()
+        prepare(store)
+    caplog.clear()
+    recall = measured_recall(store)
+    model = LiT(None, store.tower, center=store.center)
+    searcher = lamplit.Searcher(model, store)
+    assert "preparing" not in caplog.text
+    assert searcher.collection.recall == recall
+    assert recall is not None
+    assert recall >= 0.99
+    assert describe(store.path)["search"] == ("exact" if recall == 1 else f"recall@10 {recall:.3f}")
+    expected = model.read_store(store)[:100]
+    assert np.abs(searcher.collection.vectors[:100] - expected.numpy()).max() < 1e-3
+    store.delete(store.column("id")[:2])  # now it has SMALL - 1
+    assert describe(store.path)["search"] == "exact"

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamplit.retrieval.nearest import (
+    ENOUGH,
+    BitPlanes,
+    Found,
+    choose_kept,
+    find,
+    find_all,
+    in_threads,
+    num_threads,
+    rank,
+    rank_many,
+    recall_of,
+    sample_queries,
+)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def unit_rows(size: int, width: int, seed: int = 0, groups: int = 0) -> np.ndarray:
+    """Random unit vectors; with `groups`, around so many centres and far from the origin, as pictures are."""
+    random = np.random.default_rng(seed)
+    rows = random.standard_normal((size, width))
+    if groups:
+        centers = random.standard_normal((groups, width)) * 2 + 1
+        rows = rows + centers[random.integers(groups, size=size)]
+    return unit(rows)
+
+
+def slow(vectors: np.ndarray, query: np.ndarray, places: list[int]) -> list[tuple[float, int]]:
+    """All of `places`, best first, one at a time."""
+    scored = []
+    for place in places:
+        row = vectors[place].astype(np.float64)
+        scored.append((float((row * query).sum() / np.sqrt((row * row).sum())), place))
+    return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 70), st.integers(0, 50), st.sampled_from([np.float16, np.float32]), st.data())
+def test_rank_is_the_slow_ranking(size: int, width: int, k: int, kind: type, data: st.DataObject) -> None:
+    vectors = unit_rows(size, width, seed=size).astype(kind)
+    vectors[: size // 2] = vectors[size - size // 2 :]  # every second cosine twice
+    query = unit_rows(1, width, seed=99)[0]
+    places = data.draw(st.sets(st.integers(0, max(0, size - 1)))) if size else set()
+    for chosen in (None, np.array(sorted(places), np.int64)):
+        expected = slow(vectors, query, list(range(size)) if chosen is None else sorted(places))[:k]
+        found = rank(vectors, query, k, chosen)
+        assert found.scores.tolist() == pytest.approx([score for score, _ in expected], abs=1e-6)
+        exact = [place for place in found.places.tolist()]
+        assert len(set(exact)) == len(exact)
+        for (score, place), mine in zip(expected, exact, strict=True):
+            assert mine == place or sum(abs(score - other) < 1e-6 for other, _ in expected) > 1 or k < size
+
+
+def test_equals_come_by_their_places() -> None:
+    row, other = unit_rows(2, 16)
+    vectors = np.stack([other, row, row, other, row])
+    assert rank(vectors, row, 4).places.tolist() == [1, 2, 4, 0]
+    assert rank(vectors, row, 2, np.array([2, 3, 4])).places.tolist() == [2, 4]
+
+
+def test_order_does_not_depend_on_threads_or_on_what_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit_rows(70_000, 16, groups=3).astype(np.float16)
+    query = unit_rows(1, 16, seed=5)[0]
+    whole = rank(vectors, query, 50)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    again = rank(vectors, query, 50)
+    few = rank(vectors, query, 50, np.sort(whole.places))
+    for other in (again, few):
+        assert other.places.tolist() == whole.places.tolist()
+        assert other.scores.tobytes() == whole.scores.tobytes()
+
+
+def two_bits(vectors: np.ndarray, planes: BitPlanes) -> tuple[np.ndarray, np.ndarray]:
+    """The levels -1.5, -0.5, 0.5 and 1.5 of the components as numpy finds them, and those that the planes hold."""
+    rows = vectors.astype(np.float32) - vectors.astype(np.float64).mean(0).astype(np.float32)
+    step = np.maximum(0.9957 * planes.scale, np.finfo(np.float32).tiny)
+    expected = np.clip(np.floor(rows / step), -2, 1) + 0.5
+    signs, seconds = (
+        np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : vectors.shape[1]].astype(float)
+        for words in (planes.signs, planes.seconds)
+    )
+    return expected, 2 * signs + seconds - 1.5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 140), st.integers(0, 5))
+def test_bits_and_distances_are_those_counted_one_by_one(size: int, width: int, seed: int) -> None:
+    vectors = unit_rows(size, width, seed)
+    query = unit_rows(1, width, seed + 100)[0]
+    planes = BitPlanes.of(vectors)
+    assert planes.signs.shape == planes.seconds.shape == (size, -(-width // 64))
+    assert planes.scale == pytest.approx(vectors.std(0, dtype=np.float64), abs=1e-5)
+    expected, held = two_bits(vectors, planes)
+    on_edge = np.abs(expected - held) == 1
+    assert (expected[~on_edge] == held[~on_edge]).all()
+    assert on_edge.mean() < 0.01 or size == 1  # a component that rounds to the edge of its level
+    scaled = abs(query) * planes.scale
+    weights = np.rint(np.minimum(scaled / (2.7 * np.sqrt(np.mean(scaled**2)) or 1), 1) * 7)
+    signs, prepared, most = vars(BitPlanes)["_prepare"](planes, query)
+    assert most == weights.sum()
+    distances = vars(BitPlanes)["_distances"](planes, signs, prepared, most)
+    positive = held > 0
+    first = ((positive != (query >= 0)) * weights).sum(1)
+    assert distances.tolist() == first.tolist()
+    second_bit = (held == 1.5) | (held == -0.5)
+    second = ((second_bit != (query >= 0)) * weights).sum(1)
+    places = np.arange(0, size, 2)
+    closer = vars(BitPlanes)["_look_closer"](planes, distances, places, signs, prepared)
+    assert closer.tolist() == (2 * first + second)[places].tolist()
+    # Both are what the inner product of weights and levels is, the other way round.
+    inner = (held * np.where(query >= 0, weights, -weights)).sum(1)
+    assert (1.5 * most - (2 * first + second)).tolist() == pytest.approx(inner.tolist())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 5))
+def test_ranks_count_who_is_as_near(size: int, chosen: int, seed: int) -> None:
+    vectors, query = unit_rows(size, 20, seed), unit_rows(1, 20, seed + 9)[0]
+    planes, true = BitPlanes.of(vectors), np.unique([0, chosen % size])
+    signs, weights, most = vars(BitPlanes)["_prepare"](planes, query)
+    distances = vars(BitPlanes)["_distances"](planes, signs, weights, most)
+    closer = vars(BitPlanes)["_look_closer"](planes, distances, np.arange(size), signs, weights)
+    first, second = planes.ranks(query, true)
+    assert first.tolist() == [int((distances <= distances[place]).sum()) for place in true]
+    among = closer[distances <= distances[true].max()]
+    assert second.tolist() == [int((among <= closer[place]).sum()) for place in true]
+
+
+def test_candidates_are_so_many_allowed_and_ascending() -> None:
+    vectors = unit_rows(3000, 64, groups=5)
+    planes, query = BitPlanes.of(vectors), unit_rows(1, 64, seed=7)[0]
+    found = planes.candidates(query, (400, 100))
+    assert 100 <= len(found) < 400
+    assert (np.diff(found) > 0).all()
+    allowed = np.zeros(3000, bool)
+    allowed[10:60] = True
+    assert planes.candidates(query, (400, 100), allowed).tolist() == list(range(10, 60))
+    assert planes.candidates(query, (5000, 5000)).tolist() == list(range(3000))
+    assert allowed[planes.candidates(query, (40, 10), allowed)].all()
+    assert planes.candidates(query, (40, 10), np.zeros(3000, bool)).tolist() == []
+
+
+def test_candidates_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit_rows(100_000, 32)
+    planes, query = BitPlanes.of(vectors), unit_rows(1, 32, seed=7)[0]
+    found = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(planes.candidates(query, (20_000, 1000)).tolist())
+    assert found[0] == found[1]
+
+
+def test_components_that_never_change_do_not_count() -> None:
+    vectors = np.concatenate([unit_rows(300, 30), np.full((300, 3), 0.25, np.float32)], 1)
+    planes, query = BitPlanes.of(vectors), unit_rows(1, 33, seed=3)[0]
+    assert planes.scale[30:].max() < 1e-4
+    other = query.copy()
+    other[30:] *= -1
+    assert planes.candidates(query, (60, 20)).tolist() == planes.candidates(other, (60, 20)).tolist()
+
+
+def test_all_candidates_give_the_exact_ranking() -> None:
+    vectors = unit_rows(500, 100, groups=4).astype(np.float16)
+    planes, query = BitPlanes.of(vectors), unit_rows(1, 100, seed=3)[0]
+    exact, found = rank(vectors, query, 20), find(vectors, planes, query, 20, (500, 500))
+    assert found.places.tolist() == exact.places.tolist()
+    assert found.scores.tolist() == exact.scores.tolist()
+
+
+@pytest.mark.parametrize("groups", [0, 40])
+def test_chosen_numbers_keep_their_recall_on_queries_not_seen(groups: int) -> None:
+    vectors = unit_rows(10_000, 128, groups=groups).astype(np.float16)
+    planes = BitPlanes.of(vectors)
+    kept, recall = choose_kept(vectors, planes)
+    assert recall >= ENOUGH
+    assert kept[1] < kept[0] < 5_000
+    queries = unit(unit_rows(100, 128, seed=8, groups=groups) + vectors[:100].astype(np.float32))
+    true = rank_many(vectors, queries, 10)
+    assert recall_of(find_all(vectors, planes, queries, 10, kept), true) > ENOUGH - 0.02
+    assert recall_of(find_all(vectors, planes, queries, 10, (50, 20)), true) < recall  # the bits alone would not do
+
+
+def test_unequal_components_count_by_their_deviation() -> None:
+    """As of real towers, whose few strong dimensions decide; a measure of signs alone would need several times more."""
+    random = np.random.default_rng(0)
+    vectors = unit(random.standard_normal((10_000, 256)) * np.geomspace(1, 0.01, 256)).astype(np.float16)
+    kept, recall = choose_kept(vectors, BitPlanes.of(vectors))
+    assert recall >= ENOUGH
+    assert kept[0] < 5_000
+
+
+def test_many_at_once_are_each_alone() -> None:
+    vectors = unit_rows(4000, 64).astype(np.float16)
+    planes, queries = BitPlanes.of(vectors), sample_queries(vectors, 6)
+    for query, found, exact in zip(
+        queries, find_all(vectors, planes, queries, 7, (900, 300)), rank_many(vectors, queries, 7), strict=True
+    ):
+        alone = find(vectors, planes, query, 7, (900, 300))
+        assert alone.places.tolist() == found.places.tolist()
+        assert rank(vectors, query, 7).scores.tolist() == pytest.approx(exact.scores.tolist(), abs=1e-6)
+
+
+def test_recall_counts_equals_as_found() -> None:
+    def found(*scores: float) -> Found:
+        return Found(np.arange(len(scores)), np.array(scores, np.float32))
+
+    assert recall_of([found(0.9, 0.5)], [found(0.9, 0.5)]) == 1
+    assert recall_of([found(0.9, 0.4)], [found(0.9, 0.5)]) == 0.5
+    assert recall_of([found(0.9, 0.4), found(0.1, 0.1)], [found(0.9, 0.5), found(0.1, 0.1)]) == 0.75
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_every_part_is_worked_once(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert num_threads() == int(threads)
+    seen = np.zeros(10_001, int)
+
+    def work(start: int, stop: int) -> None:
+        seen[start:stop] += 1
+
+    in_threads(work, len(seen), least=100)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("value", ["", "0", "many"])
+def test_without_a_number_there_are_as_many_threads_as_cores(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert num_threads() >= 1
+
+
+def test_empty() -> None:
+    nothing = np.empty((0, 8), np.float32)
+    assert rank(nothing, unit_rows(1, 8)[0], 3).places.tolist() == []
+    assert BitPlanes.of(nothing).candidates(np.ones(8, np.float32), (3, 3)).tolist() == []
+
+
+def test_threads_within_threads_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`find_all` asks `find` in threads, which would have threads of its own."""
+    seen: list[tuple[int, int]] = []
+    done = Event()
+
+    def outer(start: int, stop: int) -> None:
+        in_threads(lambda first, last: seen.append((start + first, start + last)), stop - start, least=1)
+
+    def run() -> None:
+        in_threads(outer, 40, least=10)
+        done.set()
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    Thread(target=run, daemon=True).start()
+    assert done.wait(20)
+    assert sorted(seen) == [(0, 20), (20, 40)]

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.errors import StoreError
+from lamplit.store.lance_store import FORMAT, Store
+from lamplit.store.rows import Row, metadata_name
+from lamplit.towers.identity import TowerIdentity
+
+WIDTH = 6
+HALF = (0.5, 0.5, 0.5)
+TOWER = TowerIdentity("timm:tower", "f" * 32, WIDTH, Preprocessing((32, 32), HALF, HALF), {"library": "timm"})
+
+
+def vector(seed: int) -> Tensor:
+    return F.normalize(torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed)), dim=0)
+
+
+def row(id: str, seed: int | None = 0, texts: Sequence[str] = ("text",), **metadata: Any) -> Row:
+    return Row(id, f"{id}.png", f"hash {seed}", texts, None if seed is None else vector(seed), metadata)
+
+
+def create(path: Path, rows: Sequence[Row], columns: Sequence[str] = (), **options: Any) -> Store:
+    return Store.create(path, TOWER, rows, engine="torch", metadata_columns=columns, **options)
+
+
+def stored(seeds: Sequence[int]) -> Tensor:
+    """What fp16 leaves of the vectors."""
+    return F.normalize(torch.stack([vector(seed) for seed in seeds]).half().float(), dim=-1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pairs.lance"
+
+
+def test_round_trip(path: Path) -> None:
+    made = create(path, [row("b", 1, ["one", "two"], shape="ring"), row("a", 2, [], shape=None)], ["shape"])
+    for store in (made, Store(path), Store(str(path))):
+        assert len(store) == 2
+        assert store.tower == TOWER
+        assert store.engine == "torch"
+        assert not store.centered
+        assert store.center is None
+        assert store.metadata_columns == ["shape"]
+        assert store.column("id") == ["a", "b"]
+        assert store.column("path") == ["a.png", "b.png"]
+        assert store.column("shape") == [None, "ring"]
+        assert store.texts() == [[], ["one", "two"]]
+        assert store.hashes() == {"a": "hash 2", "b": "hash 1"}
+        assert store.paths() == {"a": store.rows([0])[0]["path"], "b": store.rows([1])[0]["path"]}
+        assert store.texts_and_metadata() == {"a": ([], {"shape": None}), "b": (["one", "two"], {"shape": "ring"})}
+        assert torch.equal(store.vectors(), stored([2, 1]))
+
+
+def test_vectors_are_unit_after_half_precision(path: Path) -> None:
+    store = create(path, [row(str(i), i) for i in range(50)])
+    assert store.vectors().dtype == torch.float32
+    assert (store.vectors().norm(dim=-1) - 1).abs().max() < 1e-6
+    center = torch.full((WIDTH,), 0.1)
+    centered = store.vectors(center)
+    assert torch.allclose(centered, F.normalize(store.vectors() - center, dim=-1))
+
+
+def test_vectors_are_kept_in_half_precision_beside_what_they_belong_to(path: Path) -> None:
+    create(path, [row("a", 1)])
+    schema = lance.dataset(str(path)).schema
+    assert schema.field("vector").type == pa.list_(pa.float16(), WIDTH)
+    assert schema.names == ["id", "path", "hash", "texts", "vector"]
+
+
+def test_rows_come_in_the_order_of_their_ids(path: Path) -> None:
+    numbers = list(range(40))
+    random.Random(0).shuffle(numbers)
+    store = create(path, [row(f"{i:03}", i) for i in numbers[:10]])
+    for start in range(10, 40, 7):
+        store.append([row(f"{i:03}", i) for i in numbers[start : start + 7]])
+    for each in (store, Store(path)):
+        assert each.column("id") == [f"{i:03}" for i in range(40)]
+        assert torch.equal(each.vectors(), stored(range(40)))
+        assert [found["id"] for found in each.rows([39, 0, 7, 7])] == ["039", "000", "007", "007"]
+
+
+def test_rows(path: Path) -> None:
+    store = create(path, [row("b", 1, ["one"], n=1), row("a", 2, ["two"], n=2)], ["n"])
+    assert store.rows([1]) == [{"id": "b", "path": "b.png", "hash": "hash 1", "texts": ["one"], "n": 1}]
+    assert store.rows([]) == []
+    store.append([row("aa", 3, ["three"], n=3)])
+    assert [found["id"] for found in store.rows([0, 1, 2])] == ["a", "aa", "b"]
+
+
+def test_replace(path: Path) -> None:
+    store = create(path, [row(id, i, ["old"], n=i) for i, id in enumerate("abcd")], ["n"])
+    store.replace([row("b", 11, ["new"], n=11), row("d", None, ["newer"], n=13)])
+    for each in (store, Store(path)):
+        assert len(each) == 4
+        assert torch.equal(each.vectors(), stored([0, 11, 2, 3]))  # d keeps its vector
+        assert each.texts() == [["old"], ["new"], ["old"], ["newer"]]
+        assert each.column("n") == [0, 11, 2, 13]
+        assert each.column("hash") == ["hash 0", "hash 11", "hash 2", "hash None"]
+        assert [found["n"] for found in each.rows([3, 1])] == [13, 11]
+    store.replace([])
+    store.append([])
+    assert len(store) == 4
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9)), max_size=6), max_size=5))
+@settings(deadline=None, max_examples=15)
+def test_any_sequence_of_writes_is_a_dictionary(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[list[tuple[str, int]]]
+) -> None:
+    store = create(tmp_path_factory.mktemp("store") / "any.lance", [row("a", 0)])
+    expected = {"a": 0}
+    for write in writes:
+        batch = dict(write)
+        store.replace([row(id, seed) for id, seed in batch.items() if id in expected])
+        store.append([row(id, seed) for id, seed in batch.items() if id not in expected])
+        expected |= batch
+    assert store.column("id") == sorted(expected)
+    assert torch.equal(store.vectors(), stored([expected[id] for id in sorted(expected)]))
+    store.finish()
+    assert torch.equal(store.vectors(), stored([expected[id] for id in sorted(expected)]))
+    assert [found["id"] for found in store.rows(range(len(expected)))] == sorted(expected)
+
+
+# metadata
+
+
+def test_metadata_keeps_its_types(path: Path) -> None:
+    values = {"text": "x", "number": 3, "part": 0.5, "flag": True, "names": ["a", "b"], "nested": {"a": 1}}
+    store = create(path, [row("a", 1, **values)], list(values))
+    store.append([row("b", 2, **values), row("c", 3)])
+    for name, value in values.items():
+        assert store.column(name) == [value, value, None]
+
+
+def test_column_that_is_null_first_and_text_later(path: Path) -> None:
+    store = create(path, [row("a", 1, note=None)], ["note"])
+    store.append([row("b", 2, note="seen"), row("c", 3, note=7)])
+    assert store.column("note") == [None, "seen", "7"]
+
+
+def test_numbers_with_a_stray_text(path: Path) -> None:
+    store = create(path, [row("a", 1, year=1999)], ["year"])
+    store.append([row("b", 2, year="unknown"), row("c", 3, year=2001), row("d", 4, year=[1])])
+    assert store.column("year") == [1999, None, 2001, None]
+
+
+def test_types_that_differ_within_the_first_rows(path: Path) -> None:
+    values = [1, "two", None, 2.5]
+    store = create(path, [row(id, 1, mixed=value) for id, value in zip("abcd", values, strict=True)], ["mixed"])
+    assert store.column("mixed") == ["1", "two", None, "2.5"]
+
+
+def test_lists_of_different_things_within_the_first_rows(path: Path) -> None:
+    store = create(path, [row("a", 1, tags=["x"]), row("b", 2, tags="y"), row("c", 3, tags={"z": 1})], ["tags"])
+    assert all(isinstance(value, str) for value in store.column("tags"))
+
+
+def test_empty_list_first(path: Path) -> None:
+    store = create(path, [row("a", 1, tags=[])], ["tags"])
+    store.append([row("b", 2, tags=["x"])])
+    assert store.column("tags") == [[], ["x"]]
+
+
+def test_columns_that_came_later_are_left_out(path: Path) -> None:
+    store = create(path, [row("a", 1, old=1)], ["old"])
+    store.append([row("b", 2, old=2, new=3)])
+    assert store.metadata_columns == ["old"]
+    assert store.column("old") == [1, 2]
+
+
+def test_huge_integers(path: Path) -> None:
+    store = create(path, [row("a", 1, n=10**30)], ["n"])
+    assert store.column("n") == [str(10**30)]
+    other = create(path.with_name("b.lance"), [row("a", 1, n=1)], ["n"])
+    other.append([row("b", 2, n=10**30)])
+    assert other.column("n") == [1, None]
+
+
+@pytest.mark.parametrize("value", [1, "x", None, [], ["x"], {"a": 1}, {"a": None}, 10**30, 2.5, True, [1, "x"]])
+@pytest.mark.parametrize("first", ["x", 1, [], {"a": 1, "b": [2]}, None])
+def test_as_stored_is_what_comes_back(path: Path, first: Any, value: Any) -> None:
+    store = create(path, [row("a", 1, given=first)], ["given"])
+    store.append([row("b", 2, given=value)])
+    assert store.column("given") == [store.as_stored({"given": each})["given"] for each in (first, value)]
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "path", "hash", "texts", "vector", "", "a.b", "a`b", "_rowid", "_rowaddr", "ünï"]
+)
+def test_any_name_of_a_metadata_column(path: Path, name: str) -> None:
+    named = metadata_name(name)
+    assert (named == name) == (name == "ünï")
+    store = create(path, [row("a", 1, **{named: "theirs"}, n=1)], [named, "n"])
+    store.append([row("b", 2, **{named: "too"})])
+    store.replace([row("a", None, **{named: "new"})])
+    assert store.column(named) == ["new", "too"]
+    assert store.column("id") == ["a", "b"]
+    assert torch.equal(store.vectors(), stored([1, 2]))
+
+
+def test_texts_of_metadata_columns(path: Path) -> None:
+    metadata = [
+        {"german": " rot ", "many": ["eins", "", " zwei"], "n": 1},
+        {"german": None, "many": None, "n": 2},
+        {"german": "", "many": [], "n": 3},
+    ]
+    rows = [row(id, 1, **values) for id, values in zip("abc", metadata, strict=True)]
+    store = create(path, rows, ["german", "many", "n"])
+    assert store.texts("german") == [["rot"], [], []]
+    assert store.texts("many") == [["eins", "zwei"], [], []]
+    with pytest.raises(StoreError, match="'n' .* holds no text: 1"):  # noqa: RUF043
+        store.texts("n")
+
+
+def test_unknown_column_lists_the_columns(path: Path) -> None:
+    store = create(path, [row("a", 1, shape="ring")], ["shape"])
+    with pytest.raises(StoreError, match="no column 'german'; it has: id, path, hash, texts, shape"):
+        store.texts("german")
+
+
+# what is no store
+
+
+def test_nothing_there(path: Path) -> None:
+    assert not Store.exists(path)
+    with pytest.raises(StoreError, match=f"no store at {path}.*lamplit embed SOURCE --out {path}"):
+        Store(path)
+
+
+def test_something_else_there(path: Path) -> None:
+    path.write_text("hello")
+    assert not Store.exists(path)
+    with pytest.raises(StoreError, match="no store at"):
+        Store(path)
+    path.unlink()
+    path.mkdir()
+    (path / "file").write_text("hello")
+    assert not Store.exists(path)
+    with pytest.raises(StoreError, match="no store at"):
+        Store(path)
+
+
+def test_a_lance_table_of_someone_else(path: Path) -> None:
+    lance.write_dataset(pa.table({"id": ["a"]}), str(path))
+    with pytest.raises(StoreError, match="not one that lamplit embed made"):
+        Store(path)
+
+
+def test_format_of_the_future(path: Path) -> None:
+    create(path, [row("a", 1)])
+    table = lance.dataset(str(path))
+    values = json.loads(table.schema.metadata[b"lamplit"]) | {"format": FORMAT + 1}
+    table.update_schema_metadata({"lamplit": json.dumps(values)})
+    with pytest.raises(StoreError, match=f"has format {FORMAT + 1}; this lamplit reads up to {FORMAT}"):
+        Store(path)
+
+
+def test_another_tower_is_refused(path: Path) -> None:
+    store = create(path, [row("a", 1)])
+    store.require_tower(TOWER)
+    other = TowerIdentity("timm:other", "0" * 32, WIDTH, TOWER.preprocessing, {})
+    with pytest.raises(StoreError) as caught:
+        store.require_tower(other)
+    message = str(caught.value)
+    for part in (TOWER.fingerprint, other.fingerprint, TOWER.spec, other.spec, "lamplit embed", "--tower timm:other"):
+        assert part in message
+
+
+# centre
+
+
+def test_center_is_computed_once(path: Path) -> None:
+    store = create(path, [row(str(i), i) for i in range(8)], centered=True)
+    assert store.centered
+    assert store.center is None
+    store.finish()
+    expected = stored(range(8)).mean(0)
+    assert store.center is not None
+    assert torch.allclose(store.center, expected)
+
+    store = Store(path)
+    store.append([row("x", 99), row("y", 98)])
+    store.finish()
+
+    again = Store(path)
+    assert again.centered
+    assert again.center is not None
+    assert torch.allclose(again.center, expected)
+    assert len(again) == 10
+
+
+def test_store_that_is_not_centered_has_no_center(path: Path) -> None:
+    store = create(path, [row("a", 1)])
+    store.finish()
+    assert Store(path).center is None
+
+
+def test_finish_merges_fragments_and_changes_nothing(path: Path) -> None:
+    store = create(path, [row("00", 0)])
+    for i in range(1, 12):
+        store.append([row(f"{i:02}", i)])
+    before = store.rows(range(12))
+    store.finish()
+    assert len(lance.dataset(str(path)).get_fragments()) == 1
+    assert store.rows(range(12)) == before
+    assert torch.equal(store.vectors(), stored(range(12)))
+
+
+def test_many_fragments_and_deletions(path: Path) -> None:
+    """`rows` finds its rows by place, also after replaced rows have moved to the table's end."""
+    store = create(path, [row(f"{i:02}", i, n=i) for i in range(10)], ["n"])
+    store.replace([row("03", 33, n=33)])
+    store.append([row("10", 10, n=10)])
+    store.replace([row("00", 30, n=30), row("10", None, n=40)])
+    numbers = [30, 1, 2, 33, 4, 5, 6, 7, 8, 9, 40]
+    assert [found["n"] for found in store.rows(range(11))] == numbers
+    assert store.column("n") == numbers
+    assert torch.equal(store.vectors(), stored([30, 1, 2, 33, 4, 5, 6, 7, 8, 9, 10]))
+
+
+def test_store_opens_with_pyarrow_and_survives_a_copy(path: Path, tmp_path: Path) -> None:
+    create(path, [row("a", 1), row("b", 2)])
+    shutil.copytree(path, tmp_path / "copy.lance")
+    assert torch.equal(Store(tmp_path / "copy.lance").vectors(), stored([1, 2]))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from lamplit.metrics.ranking import retrieval_metrics
+from lamplit.towers.images.backbone import ClassHead
+from lamplit.towers.texts.scratch import Encoded
+from lamplit.towers.texts.text_tower import TextTower
+from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.tuning import head_start
+from lamplit.tuning.head_start import fit_head
+
+WORDS, FEATURES, WIDTH = 60, 24, 40
+
+
+class WordVectors(nn.Module):
+    """An encoder whose features of a text are the mean of its words' vectors; dropout shows if it is left on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, FEATURES)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        return Encoded(self.dropout(self.table(input_ids)))
+
+
+class World:
+    """Texts of two words, and pictures whose vectors the texts' features determine linearly."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        torch.manual_seed(0)
+        tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0")
+        self.tower = TextTower(
+            "made:up", WordVectors(), PretrainedTokenizer(fast), pooling="mean", context_length=8,
+            feature_width=FEATURES, width=width, config={},
+        )  # fmt: skip
+        self.texts = [f"w{i} w{j}" for i in range(WORDS) for j in range(i)]
+        self.texts = [self.texts[i] for i in torch.randperm(len(self.texts)).tolist()][:400]
+        with torch.no_grad():
+            self.tower.eval()
+            features = self.tower.features(self.tower.tokenize(self.texts))
+        self.directions = features @ torch.randn(FEATURES, width)
+        self.common = 8 * torch.randn(width)
+        self.zimg = F.normalize(self.directions + self.common, dim=-1)
+        self.tower.train()
+
+    def recall(self, rows: slice) -> float:
+        self.tower.eval()
+        with torch.no_grad():
+            ztxt = F.normalize(self.tower(self.tower.tokenize(self.texts[rows])), dim=-1)
+        places = torch.arange(len(ztxt))
+        return retrieval_metrics(self.zimg[rows], ztxt, places, places)["image_to_text/recall@1"]
+
+
+TRAIN, HELD_OUT = slice(0, 300), slice(300, 400)
+
+
+def test_head_reads_texts_it_was_not_fitted_on() -> None:
+    world = World()
+    assert world.recall(HELD_OUT) < 0.1
+    fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
+    assert world.recall(HELD_OUT) > 0.95
+
+
+def test_class_head_teaches_what_no_picture_shows() -> None:
+    world = World()
+    few = slice(0, 2)
+    fit_head(world.tower, world.zimg[few], world.texts[few], None)
+    alone = world.recall(HELD_OUT)
+    # A classifier's vectors lack what all pictures share.
+    classes = ClassHead([[text, f"{text} {text}"] for text in world.texts[TRAIN]], world.directions[TRAIN])
+    fit_head(world.tower, world.zimg[few], world.texts[few], classes)
+    assert alone < 0.2
+    assert world.recall(HELD_OUT) > 0.8
+
+
+def test_pictures_and_classes_together_beat_either() -> None:
+    world = World()
+    pairs, named = slice(0, 12), slice(12, 24)
+    classes = ClassHead([[text] for text in world.texts[named]], world.directions[named])
+    recalls = []
+    for rows, class_head in ((slice(0, 2), classes), (pairs, None), (pairs, classes)):
+        fit_head(world.tower, world.zimg[rows], world.texts[rows], class_head)
+        recalls.append(world.recall(HELD_OUT))
+    assert recalls[2] > max(recalls[:2])
+
+
+def test_no_text_points_to_what_all_pictures_share() -> None:
+    world = World()
+    fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
+    with torch.no_grad():
+        vectors = world.tower(world.tower.tokenize(world.texts))
+    shared = F.normalize(world.zimg[TRAIN].mean(0), dim=0)
+    assert float((vectors @ shared).abs().max()) < 1e-5 * float(vectors.norm(dim=-1).mean())
+
+
+def test_length_of_the_fitted_vectors_is_one_on_average() -> None:
+    world = World()
+    fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
+    world.tower.eval()
+    with torch.no_grad():
+        lengths = world.tower(world.tower.tokenize(world.texts[TRAIN])).norm(dim=-1)
+    assert float(lengths.mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_only_the_head_changes_and_the_mode_stays() -> None:
+    world = World()
+    before = {name: tensor.clone() for name, tensor in world.tower.state_dict().items()}
+    state = torch.get_rng_state()
+    fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
+    assert world.tower.training
+    assert torch.equal(torch.get_rng_state(), state)
+    changed = {name for name, tensor in world.tower.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+    assert all(parameter.requires_grad for parameter in world.tower.parameters())
+
+
+@pytest.mark.parametrize("rows", [2, 3, FEATURES - 1])
+@pytest.mark.parametrize("identical", [False, True])
+@pytest.mark.parametrize("same_text", [False, True])
+def test_few_or_identical_pairs_give_numbers(rows: int, identical: bool, same_text: bool) -> None:
+    world = World()
+    zimg = world.zimg[:1].expand(rows, -1) if identical else world.zimg[:rows]
+    texts = [world.texts[0]] * rows if same_text else world.texts[:rows]
+    fit_head(world.tower, zimg, texts, None)
+    assert bool(world.tower.head.weight.isfinite().all())
+    assert bool(world.tower.head.bias.isfinite().all())
+
+
+def test_only_so_many_pairs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, world = World(), World()
+    torch.manual_seed(0)
+    chosen = torch.randperm(len(expected.texts))[:50]
+    fit_head(expected.tower, expected.zimg[chosen], [expected.texts[i] for i in chosen.tolist()], None)
+    monkeypatch.setattr(head_start, "MOST_PAIRS", 50)
+    torch.manual_seed(0)
+    fit_head(world.tower, world.zimg, world.texts, None)
+    assert torch.equal(world.tower.head.weight, expected.tower.head.weight)

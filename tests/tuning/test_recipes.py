@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from lamplit.errors import UsageError
+from lamplit.tuning.recipes import read_recipe, recipe_names
+from lamplit.tuning.settings import TuneSettings
+
+NAMES = ["cc12m", "private-4b", "public-b16b-2", "public-l16l", "yfcc-clip"]
+# Of table 13 and appendix D of the paper: optimizer, learning rate, weight decay, steps of 16,384, mode.
+PAPER = {
+    "private-4b": ("adafactor", 1e-3, 0.0, 55_000, "Lu"),
+    "cc12m": ("adamw", 1e-3, 1e-4, 12_000, "LU"),
+    "yfcc-clip": ("adamw", 8e-4, 1e-4, 60_000, "LU"),
+    "public-l16l": ("adafactor", 8e-4, 1e-4, 60_000, "LU"),
+    "public-b16b-2": ("adamw", 8e-4, 1e-4, 60_000, "LU"),
+}
+
+
+def test_the_papers_runs_are_there() -> None:
+    assert recipe_names() == NAMES == sorted(PAPER)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_the_papers_run_in_our_units(name: str) -> None:
+    recipe = read_recipe(name)
+    paper, settings = recipe["paper"], TuneSettings(**recipe["settings"])
+    optimizer, lr, weight_decay, steps, mode = PAPER[name]
+    assert (settings.optimizer, settings.lr, settings.steps, settings.mode) == (optimizer, lr, steps, mode)
+    assert (paper["lr"], paper["weight_decay"], paper["steps"], paper["batch_size"]) == (
+        lr,
+        weight_decay,
+        steps,
+        16_384,
+    )
+    # big_vision subtracts `schedule * weight_decay * p`, torch `schedule * lr * weight_decay * p`.
+    assert settings.weight_decay == pytest.approx(weight_decay / lr)
+    assert round(settings.warmup * settings.steps, -2) == paper["warmup_steps"]
+    assert settings.batch_size == paper["batch_size"]
+    assert settings.context_length == 16
+    assert settings.loss == "softmax"
+    # 12,000 steps are 197 million pairs, which the paper calls 200.
+    assert paper["pairs"] == pytest.approx(steps * 16_384, rel=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_is_explained_or_plain(name: str) -> None:
+    """A recipe says how it is run, where its values come from, and what was translated."""
+    text = (files("lamplit") / "tuning" / "paper" / f"{name}.toml").read_text()
+    assert f"--recipe {name}" in text
+    recipe = read_recipe(name)
+    assert recipe["source"]
+    if recipe["paper"]["weight_decay"]:
+        [line] = [line for line in text.splitlines() if line.startswith("weight_decay") and "/" in line]
+        assert f"{recipe['paper']['weight_decay']:.0e}".replace("e-04", "e-4") in line
+
+
+def test_recipe_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[settings]\ntext = "demo:minilm"\nlr = 1e-4\n')
+    assert read_recipe(str(file)) == {"settings": {"text": "demo:minilm", "lr": 1e-4}}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[settings]\nlearning_rate = 1\n", "keys that mean nothing: settings.learning_rate; known: text, mode"),
+        ("[setings]\nlr = 1\n", "has no \\[settings\\]"),
+        ("[settings]\n[extra]\n", "keys that mean nothing: extra"),
+        ("lr: 3", "is not TOML"),
+    ],
+)
+def test_what_a_recipe_has_not_is_refused(content: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=told):
+        read_recipe(str(file))
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(
+        UsageError, match="there is no recipe 'cc3m'; expected a TOML file, or one of cc12m, private-4b"
+    ):
+        read_recipe("cc3m")
