@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import lamplit
 from lamplit.errors import UsageError
-from lamplit.inspection import describe, settings_of_run
+from lamplit.inspection import describe
 from lamplit.store.lance_store import Store
 from lamplit.tuning.settings import TuneSettings
 
@@ -41,7 +39,6 @@ def test_model_of_a_run_tells_its_recall(words_path: Path, text_folder: Path, tm
     report = lamplit.tune(words_path, tmp_path / "run", settings)
     found = describe(tmp_path / "run")
     assert found["held-out image_to_text/recall@5"] == round(report.best["image_to_text/recall@5"], 4)
-    assert settings_of_run(tmp_path / "run", str(words_path)) == settings
 
 
 def test_model_without_a_text_tower(model_path: Path, tmp_path: Path) -> None:
@@ -55,14 +52,3 @@ def test_neither(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
         with pytest.raises(UsageError, match=r"is neither a model .* nor a store"):
             describe(path)
-
-
-def test_settings_of_a_run_belong_to_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = TuneSettings("demo:minilm", lr=0.5, patience=3)
-    assert settings_of_run(tmp_path, "a.lance") is None
-    values = asdict(settings) | {"store": str(tmp_path / "a.lance"), "pictures": 3, "tower": "0" * 32}
-    (tmp_path / "settings.json").write_text(json.dumps(values))
-    assert settings_of_run(tmp_path, str(tmp_path / "a.lance")) == settings
-    assert settings_of_run(tmp_path, str(tmp_path / "b.lance")) is None
-    monkeypatch.chdir(tmp_path)
-    assert settings_of_run(Path(), "a.lance") == settings

@@ -12,7 +12,6 @@ from lamplit.retrieval.collection import measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.published.big_vision import Published
-from lamplit.tuning.settings import TuneSettings
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -30,17 +29,6 @@ def describe(path: str | Path) -> dict[str, Any]:
     if Store.exists(path):
         return _describe_store(Store(path))
     raise UsageError(f"{path} is neither a model (a folder with config.json) nor a store (made by lamplit embed)")
-
-
-def settings_of_run(model: Path, store: str) -> TuneSettings | None:
-    """Return the settings of the run that left `model`, if it was tuned on `store`."""
-    file = model / "settings.json"
-    if not file.is_file():
-        return None
-    values = json.loads(file.read_text())
-    where = Path(values.pop("store"))
-    del values["pictures"], values["tower"]
-    return TuneSettings(**values) if where.resolve() == Path(store).resolve() else None
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class LiT(nn.Module):
         self.image_tower = image_tower
 
     @property
+    def unlocked_image_tower(self) -> nn.Module | None:
+        """The image tower itself, without its lock."""
+        return self.image_tower.tower if isinstance(self.image_tower, Locked) else self.image_tower
+
+    @property
     def logit_scale(self) -> Tensor:
         """What cosines are multiplied by."""
         return self.log_scale.exp()
@@ -190,8 +195,9 @@ class LiT(nn.Module):
             save_model(_TextPart(self), str(folder / TEXT_TOWER))
         if self.image_head is not None:
             save_model(self.image_head, str(folder / IMAGE_HEAD))
-        if self.image_tower is not None and not self.identity.imported:
-            save_image_tower(_unlocked(self.image_tower), folder)
+        tower = self.unlocked_image_tower
+        if tower is not None and not self.identity.imported:
+            save_image_tower(tower, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -307,10 +313,6 @@ def _adopt(identity: TowerIdentity, tower: ImageTower) -> tuple[TowerIdentity, L
         identity.spec,
     )
     return replace(identity, preprocessing=tower.preprocessing), Locked(tower)
-
-
-def _unlocked(tower: nn.Module) -> nn.Module:
-    return tower.tower if isinstance(tower, Locked) else tower
 
 
 def _decode(picture: Picture) -> Tensor:

@@ -24,6 +24,7 @@ from safetensors.torch import save_model
 
 from lamplit.cli import main as cli
 from lamplit.cli import tables
+from lamplit.retrieval.collection import SMALL, measured_recall
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
@@ -472,6 +473,13 @@ def test_data_get(lamplit: Lamplit, tmp_path: Path) -> None:
     expected = str(tmp_path / "stamps" / "pairs.csv")
     assert lamplit("data", "get", "stamps", "--folder", tmp_path).out == f"{expected}\n"
     assert parsed(lamplit("data", "get", "stamps", "--folder", tmp_path, "--json")) == {"pairs": expected}
+
+
+def test_import_prepares_search_of_a_large_store(lamplit: Lamplit, tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).standard_normal((SMALL + 1, 8), np.float32))
+    store = tmp_path / "large.lance"
+    assert lamplit("import", tmp_path / "vectors.npy", "--tower", "acme", "--out", store).code == 0
+    assert measured_recall(Store(store)) is not None
 
 
 @pytest.mark.parametrize("width", [40, 200])

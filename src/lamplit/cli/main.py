@@ -92,6 +92,7 @@ def embed(
         batch_size=batch_size,
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
+    _prepare_store(out)
     show(report, tables.embed_report, as_json)
 
 
@@ -113,6 +114,7 @@ def import_(
         source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
         text_column=text_column, progress=True,
     )  # fmt: skip
+    _prepare_store(out)
     show(report, tables.import_report, as_json)
 
 
@@ -253,6 +255,12 @@ def info(
     from lamplit.inspection import describe
 
     show(describe(path), tables.info, as_json)
+
+
+def _prepare_store(store: str) -> None:
+    from lamplit.retrieval.collection import prepare
+
+    prepare(lamplit.Store(store))
 
 
 def _prepare_search(model: Path) -> None:

@@ -166,7 +166,7 @@ def _chosen(classes: str | None, file: Path | None) -> list[str] | lamplit.Class
 
 
 def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
-    from lamplit.inspection import settings_of_run
+    from lamplit.tuning.run_folder import settings_of_run
 
     return settings_of_run(Path(model), source)
 

@@ -30,7 +30,6 @@ from lamplit.model import LiT, load
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
-from lamplit.towers.lock import Locked
 from lamplit.zeroshot.classifier import average_prompts
 from lamplit.zeroshot.names import templates as template_set
 from lamplit.zeroshot.prompts import canonicalize
@@ -251,8 +250,7 @@ class _Run:
     def _image_tower(self, preprocessing: Preprocessing) -> ImageTower:
         if self.model.image_tower is None and not isinstance(self.source, LiT):
             self.model.image_tower = load(self.source, towers="image").image_tower
-        tower = self.model.image_tower
-        tower = tower.tower if isinstance(tower, Locked) else tower
+        tower = self.model.unlocked_image_tower
         if not isinstance(tower, ImageTower):
             raise StoreError(
                 f"pictures must be embedded, and the model has no image tower ({self.model.identity.spec}) to do it; "

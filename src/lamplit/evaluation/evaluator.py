@@ -72,7 +72,7 @@ def evaluate(
         UsageError: there is neither text nor label to evaluate with.
     """
     prompts = template_set(templates) if isinstance(templates, str) else templates
-    with open_source(model, source, progress=progress) as (store, skipped):
+    with open_source(source, model.unlocked_image_tower, progress=progress) as (store, skipped):
         results = _measure(
             model, store, text_column, label_column, class_names, prompts, held_out_of, thumbnails=out is not None
         )

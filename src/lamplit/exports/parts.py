@@ -17,7 +17,6 @@ from lamplit.errors import TowerError
 from lamplit.exports.bias import fold_bias, last_norm
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
-from lamplit.towers.lock import Locked
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
@@ -28,7 +27,7 @@ def find_image_tower(model: LiT) -> ImageTower:
     Raises:
         TowerError: the model is open without it.
     """
-    tower = model.image_tower.tower if isinstance(model.image_tower, Locked) else model.image_tower
+    tower = model.unlocked_image_tower
     if not isinstance(tower, ImageTower):
         raise TowerError(
             f"the model has no image tower: it was saved, or is open, without {model.identity.spec}; "

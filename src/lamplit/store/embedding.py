@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
-from lamplit.model import LiT
 from lamplit.progress import progress_bar
-from lamplit.retrieval.collection import prepare
 from lamplit.store.engines import Engine, EngineName, best_device, choose_engine
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
-from lamplit.towers.lock import Locked
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
 COMMIT_ROWS = 4096
@@ -146,16 +143,15 @@ def embed(
         found = "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
         listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
         raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
-    prepare(writer.store)
     report.seconds = time.monotonic() - started
     return report
 
 
 @contextmanager
 def open_source(
-    model: LiT, source: str | Path | Store, *, progress: bool = False
+    source: str | Path | Store, tower: nn.Module | None, *, progress: bool = False
 ) -> Iterator[tuple[Store, list[Skipped]]]:
-    """Open a store; or embed anything `read_pairs` reads, with the model's own tower, into one that is not kept.
+    """Open a store; or embed anything `read_pairs` reads, with a model's own image tower, into one that is not kept.
 
     Raises:
         TowerError: the source is not a store, and the model is open without its image tower.
@@ -163,11 +159,11 @@ def open_source(
     if isinstance(source, Store) or Store.exists(source):
         yield source if isinstance(source, Store) else Store(source), []
         return
-    if not isinstance(model.image_tower, Locked) or not isinstance(model.image_tower.tower, ImageTower):
+    if not isinstance(tower, ImageTower):
         raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pictures.lance"
-        report = embed(source, out, tower=model.image_tower.tower, center=False, progress=progress)
+        report = embed(source, out, tower=tower, center=False, progress=progress)
         yield Store(out), report.skipped
 
 

@@ -26,7 +26,6 @@ from lamplit.data.images import Skipped
 from lamplit.data.parquet import BLOCK_ROWS
 from lamplit.errors import StoreError, UsageError
 from lamplit.progress import Advance, progress_bar
-from lamplit.retrieval.collection import prepare
 from lamplit.store.embedding import list_skipped
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import COLUMNS, Row, metadata_name
@@ -109,7 +108,7 @@ def import_vectors(
         first = next(blocks, None)
         if first is not None:
             names = [*map(metadata_name, vectors.types), *(name for row in first for name in row.metadata)]
-            store = Store.create(
+            Store.create(
                 out,
                 TowerIdentity.of_imported(tower, vectors.width),
                 first,
@@ -118,7 +117,6 @@ def import_vectors(
                 metadata_types={metadata_name(name): kind for name, kind in vectors.types.items() if kind},
                 more=blocks,
             )
-            prepare(store)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if first is None:

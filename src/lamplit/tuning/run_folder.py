@@ -34,3 +34,14 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(content, indent=2) + "\n")
     return None
+
+
+def settings_of_run(model: Path, store: str) -> TuneSettings | None:
+    """Return the settings of the run that left `model`, if it was tuned on `store`."""
+    file = model / "settings.json"
+    if not file.is_file():
+        return None
+    values = json.loads(file.read_text())
+    where = Path(values.pop("store"))
+    del values["pictures"], values["tower"]
+    return TuneSettings(**values) if where.resolve() == Path(store).resolve() else None

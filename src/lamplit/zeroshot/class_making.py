@@ -109,7 +109,7 @@ def make_classes(
         bias = 0.0 if model.logit_bias is None else float(model.logit_bias.detach())
         lists = {name: replace(classes, logit_bias=bias) for name, classes in lists.items()}
     any_list = next(iter(lists.values()))
-    with open_source(model, sample, progress=progress) as (store, skipped):
+    with open_source(sample, model.unlocked_image_tower, progress=progress) as (store, skipped):
         rows, truth = any_list.read_labels(store.column(label_column))
         if not bool(truth.any()):
             raise UsageError("the sample has no picture of any of the classes")
