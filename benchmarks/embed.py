@@ -1,4 +1,4 @@
-"""Pictures per second, from JPEG files on disk to vectors in a store.
+"""Images per second, from JPEG files on disk to vectors in a store.
 
 Against the bare eager forward pass of the same timm tower on pixels that are in memory already (what peers
 pay before any decoding); and decoding alone against open_clip's image transform, on one core.
@@ -30,7 +30,7 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 def main() -> None:
     options = arguments(__doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
-        files = photographs(Path(folder) / "pictures", 16 if options.quick else 512)
+        files = photographs(Path(folder) / "images", 16 if options.quick else 512)
         figures = [decoding(options, files)]
         towers = (
             [("test_efficientnet", 16)]
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """Write the stamps' pictures as JPEGs of 500 x 375, the usual size of ImageNet and COCO."""
+    """Write the stamps' images as JPEGs of 500 x 375, the usual size of ImageNet and COCO."""
     folder.mkdir()
     files = []
     sources = list(lamplit.read_pairs(lamplit.fetch("stamps")))
@@ -109,12 +109,12 @@ def end_to_end(options: Any, name: str, files: list[Path], folder: Path) -> dict
             "bare eager forward, pixels in memory": lambda: other.submit(forward, *asked).result(),
         }
         seconds = in_turn(sides, options.turns)
-    title = f"{name}, {len(files)} pictures, engine {run.engine}; seconds a picture"
+    title = f"{name}, {len(files)} images, engine {run.engine}; seconds an image"
     return compare(title, seconds, ours="lamplit embed, files to store", unit=len(files))
 
 
 def forward(*asked: Any) -> None:
-    """Run the bare tower on all pictures."""
+    """Run the bare tower on all images."""
     model, pixels = bare_tower(*asked)
     with torch.no_grad():
         for batch in pixels.split(16):

@@ -1,14 +1,14 @@
 """Zero-shot evaluation against clip-benchmark's own code, and its text part against open_clip's.
 
 The same two towers on both sides, EfficientNet-Lite0 and MiniLM: lamplit exports the model, and open_clip opens it.
-What the model has learnt does not matter for time. The pictures are real ones (the stamps), dealt out to folders of
+What the model has learnt does not matter for time. The images are real ones (the stamps), dealt out to folders of
 classes.
 
 - text: class vectors of ImageNet's names in CLIP's 80 templates; open_clip's `build_zero_shot_classifier` pads each
   prompt to the context length, here its own default of 77 tokens and the paper's 16.
-- whole: from pictures and names to accuracy, the two parts of clip-benchmark's `evaluate` on a torch data loader
-  against `run_benchmarks`, the first time (nothing known) and again (pictures and prompts known, as every further model
-  with the same tower finds the pictures).
+- whole: from images and names to accuracy, the two parts of clip-benchmark's `evaluate` on a torch data loader
+  against `run_benchmarks`, the first time (nothing known) and again (images and prompts known, as every further model
+  with the same tower finds the images).
 - 50,000 cached vectors and 1,000 classes of 80 known prompts: what is left of a whole ImageNet evaluation.
 
     python benchmarks/evaluate.py [--quick]
@@ -99,9 +99,9 @@ def text_part(options: Any, made_model: Models, context_length: int, names: list
     return figures
 
 
-def whole(options: Any, folder: Path, made_model: Models, names: list[str], num_pictures: int) -> dict[str, Any]:
+def whole(options: Any, folder: Path, made_model: Models, names: list[str], num_images: int) -> dict[str, Any]:
     model, theirs, transform, tokenizer = made_model
-    root = deal_out(folder / "pictures", names, num_pictures)
+    root = deal_out(folder / "images", names, num_images)
     numbers = count()
 
     def clip_benchmark() -> None:
@@ -120,15 +120,15 @@ def whole(options: Any, folder: Path, made_model: Models, names: list[str], num_
 
     sides = {"lamplit, the first time": first, "lamplit, again": again, "clip-benchmark": clip_benchmark}
     again()
-    title = f"{num_pictures} pictures, {len(names)} classes, 80 templates: whole evaluation"
+    title = f"{num_images} images, {len(names)} classes, 80 templates: whole evaluation"
     return compare(title, in_turn(sides, min(options.turns, 3), warm_up=False), ours="lamplit, again")
 
 
-def deal_out(root: Path, names: list[str], num_pictures: int) -> Path:
-    """Copy pictures into one folder per class, in the order of the classes' names that both sides sort by."""
+def deal_out(root: Path, names: list[str], num_images: int) -> Path:
+    """Copy images into one folder per class, in the order of the classes' names that both sides sort by."""
     names.sort()
     files = [pair.image for pair in lamplit.read_pairs(lamplit.fetch("stamps")) if isinstance(pair.image, Path)]
-    for number in range(num_pictures):
+    for number in range(num_images):
         file = files[number % len(files)]
         target = root / names[number % len(names)].replace("/", " ") / f"{number}{file.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,16 +136,16 @@ def deal_out(root: Path, names: list[str], num_pictures: int) -> Path:
     return root
 
 
-def cached(options: Any, folder: Path, names: list[str], num_pictures: int) -> dict[str, Any]:
+def cached(options: Any, folder: Path, names: list[str], num_images: int) -> dict[str, Any]:
     model = lamplit.load(folder / "77" / "model", towers="text")
     known = TextVectors(model, folder / "texts")
     began = time.perf_counter()
     known.encode([prompt.replace("{}", name) for name in names for prompt in PROMPTS])
     encoding = time.perf_counter() - began
-    vectors = F.normalize(torch.randn(num_pictures, model.width), dim=-1)
+    vectors = F.normalize(torch.randn(num_images, model.width), dim=-1)
     rows = [Row(f"{i:06}", "", "", [], vector) for i, vector in enumerate(vectors)]
     store = Store.create(folder / "cached.lance", model.identity, rows, engine="torch")
-    labels = [(i % len(names),) for i in range(num_pictures)]
+    labels = [(i % len(names),) for i in range(num_images)]
 
     def evaluate() -> None:
         entries = average_prompts(known.encode, [[name] for name in names], PROMPTS)
@@ -154,7 +154,7 @@ def cached(options: Any, folder: Path, names: list[str], num_pictures: int) -> d
             model, answers, labels, names, benchmark="b", dataset="b", language="en", protocol={}
         )  # fmt: skip
 
-    title = f"{num_pictures:,} cached vectors, {len(names):,} classes, {80 * len(names):,} known prompts"
+    title = f"{num_images:,} cached vectors, {len(names):,} classes, {80 * len(names):,} known prompts"
     figures = compare(title, in_turn({"lamplit": evaluate}, options.turns), ours="lamplit")
     figures["encoding_the_prompts_once"] = encoding
     console.print(f"encoding those prompts, once: {encoding:.1f} s")

@@ -4,7 +4,7 @@
     python benchmarks/loss.py --sizes 4096 8192    # what fits into a laptop
     python benchmarks/loss.py --quick              # seconds; its figures mean nothing
 
-All runs are those of a locked image tower: the texts and the scale need a gradient, the pictures do not. D = 512.
+All runs are those of a locked image tower: the texts and the scale need a gradient, the images do not. D = 512.
 
 Time: both sides take turns in one process (A B A B ...), so that a busy machine slows both. Reported are medians
 of forward and backward pass together, their spread (largest less smallest, over the median), and the ratio.
@@ -45,7 +45,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def open_side(name: str) -> Loss:
-    """The loss of that name, called with pictures, texts, scale and bias."""
+    """The loss of that name, called with images, texts, scale and bias."""
     if name == "softmax_loss":
         return lambda zimg, ztxt, scale, bias: softmax_loss(zimg, ztxt, scale)
     if name == "sigmoid_loss":
@@ -61,7 +61,7 @@ def open_side(name: str) -> Loss:
 
 
 def make_pairs(size: int, similarity: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Pictures and texts, (size, D), whose true pairs have a mean cosine of 0.7 if similarity is 1."""
+    """Images and texts, (size, D), whose true pairs have a mean cosine of 0.7 if similarity is 1."""
     generator = torch.Generator().manual_seed(0)
     zimg = F.normalize(torch.randn(size, WIDTH, generator=generator), dim=1)
     noise = F.normalize(torch.randn(size, WIDTH, generator=generator), dim=1)

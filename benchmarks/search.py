@@ -2,10 +2,10 @@
 
 Latency of one query and of 100 at once, seconds to build, memory, recall@10 against the exact product; on real
 vectors repeated with noise (the stamps', by the demo tower) and on random ones. Half of the queries are rows of the
-collection under a little noise (a picture), half under much (cosine 0.3, as words are).
+collection under a little noise (an image), half under much (cosine 0.3, as words are).
 
     pip install faiss-cpu usearch
-    python benchmarks/search.py [--quick] [--pictures 1000000]
+    python benchmarks/search.py [--quick] [--images 1000000]
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def main() -> None:
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in (("real", real_rows(options.quick, Path(folder))), ("random", None)):
-            figures += measure(options, name, repeated(rows, options.pictures))
+            figures += measure(options, name, repeated(rows, options.images))
     finish(options, figures)
 
 
 def arguments() -> argparse.Namespace:
     parser = timing.parser(__doc__ or "")
-    parser.add_argument("--pictures", type=int, help="vectors; 1000000, with --quick 4000")
+    parser.add_argument("--images", type=int, help="vectors; 1000000, with --quick 4000")
     parser.add_argument("--without", default="", help="sides to leave out, by commas, such as HNSW (slow to build)")
     options = timing.filled(parser.parse_args())
-    options.pictures = options.pictures or (4000 if options.quick else 1_000_000)
+    options.images = options.images or (4000 if options.quick else 1_000_000)
     return options
 
 
@@ -92,7 +92,7 @@ def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]
         row = {"seconds": seconds, "megabytes": megabytes, "resident": resident() - before}
         figures["sides"][side] = row | {"recall@10": statistics.mean(recalls), "by kind": recalls}
         console.print(
-            f"{name}, {side}: built in {seconds:.1f} s, {megabytes:.0f} MB, recall@10 {recalls[0]:.3f} of pictures, "
+            f"{name}, {side}: built in {seconds:.1f} s, {megabytes:.0f} MB, recall@10 {recalls[0]:.3f} of images, "
             f"{recalls[1]:.3f} as of words"
         )
     ours = next(iter(sides))

@@ -3,7 +3,7 @@
 A fifth of the distinct captions (125) is never seen. Chance is 0.008 at 1 and 0.04 at 5. "Last" is the model
 after the last step; "best" is the checkpoint kept by recall on these same captions, so it is a little too good.
 The head start is taken apart, too: what the classifier alone gives, what the training pairs alone give, and
-both with plain instead of whitened picture vectors.
+both with plain instead of whitened image vectors.
 
     python benchmarks/stamps.py [--quick]
 """
@@ -27,7 +27,7 @@ from lamplit.tuning import head_start
 from lamplit.tuning.split import held_out_recall, split_store
 
 METRICS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/recall@1", "text_to_image/recall@5")
-EVERYTHING_ALIKE = 1e9  # so much shrinkage leaves nothing of the covariance: picture vectors stay as they are
+EVERYTHING_ALIKE = 1e9  # so much shrinkage leaves nothing of the covariance: image vectors stay as they are
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
             results.setdefault("tuned: last step", []).append(report.last)
             results.setdefault("tuned: best checkpoint", []).append(report.best)
     short = [
-        metric.replace("image_to_text", "picture to caption").replace("text_to_image", "caption to picture")
+        metric.replace("image_to_text", "image to caption").replace("text_to_image", "caption to image")
         for metric in METRICS
     ]
     table = Table("held-out", *short, title=f"mean and deviation over {len(seeds)} splits of the stamps")
@@ -72,13 +72,13 @@ def closed_forms(store: lamplit.Store, seed: int) -> dict[str, dict[str, float]]
     parts = {
         "classifier alone": (tower.class_head, {"PAIR_WEIGHT": 0.0}),
         "training pairs alone": (None, {}),
-        "both, plain picture vectors": (tower.class_head, {"SHRINKAGE": EVERYTHING_ALIKE}),
+        "both, plain image vectors": (tower.class_head, {"SHRINKAGE": EVERYTHING_ALIKE}),
     }
     results = {}
     known = cache(head_start.text_features)  # no head changes them
     for name, (class_head, constants) in parts.items():
         with changed(text_features=lambda tower, texts: known(tower, tuple(texts)), **constants):
-            head_start.fit_head(text_tower, zimg[train.picture_index], texts, class_head)
+            head_start.fit_head(text_tower, zimg[train.image_index], texts, class_head)
         results[f"head start: {name}"] = measure()
     return results
 

@@ -34,24 +34,24 @@ WIDTH, WORDS = 1280, "an old red bicycle"
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    pictures = 200 if options.quick else 10_000
+    images = 200 if options.quick else 10_000
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        store, models = prepare(folder, pictures)
+        store, models = prepare(folder, images)
         require_same(*(search(model, store)[1] for model in models.values()))  # and the disk's cache is warm
         cpu: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(options.turns):
             for name, model in models.items():
                 cpu[name].append(search(model, store)[0])
-    title = f"CPU seconds of a search by words among {pictures:,} pictures, first result"
-    finish(options, [compare(title, cpu, ours="lamplit") | {"pictures": pictures}])
+    title = f"CPU seconds of a search by words among {images:,} images, first result"
+    finish(options, [compare(title, cpu, ours="lamplit") | {"images": images}])
 
 
-def prepare(folder: Path, pictures: int) -> tuple[Path, dict[str, Path]]:
+def prepare(folder: Path, images: int) -> tuple[Path, dict[str, Path]]:
     """A store, and the same model with and without what reads words without torch."""
     torch.manual_seed(0)
     tower = TowerIdentity.of_imported("made up", WIDTH)
-    vectors = F.normalize(torch.randn(pictures, WIDTH), dim=1)
+    vectors = F.normalize(torch.randn(images, WIDTH), dim=1)
     rows = [Row(f"{i:06}", f"{i}.png", f"hash{i}", [f"text {i}"], vector) for i, vector in enumerate(vectors)]
     lamplit.Store.create(folder / "some.lance", tower, rows, engine="imported").finish()
     LiT(lamplit.open_text_tower("demo:minilm", width=WIDTH), tower).save(folder / "model")

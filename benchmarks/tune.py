@@ -106,7 +106,7 @@ class _Loader(list[Any]):
 
 
 class LamplitStep:
-    """One step of `lamplit tune`: texts, loss, clipping, optimizer; pictures come as vectors."""
+    """One step of `lamplit tune`: texts, loss, clipping, optimizer; images come as vectors."""
 
     def __init__(
         self, tower: TextTower, zimg: torch.Tensor, tokens: list[list[int]], chunk_tokens: int = 8192,
@@ -167,7 +167,7 @@ def locked_step(options: Any, folder: Path) -> list[dict[str, Any]]:
             "lamplit, from the store, every caption 16 tokens": LamplitStep(ours, zimg, full),
             "open_clip --lock-image, padded to 16 tokens": OpenClipStep(theirs, images, at_16),
             "open_clip --lock-image, padded to 77 (its default)": OpenClipStep(theirs, images, at_77),
-            "lamplit, embedding a picture (once)": embed,
+            "lamplit, embedding an image (once)": embed,
         },
         options.turns,
     )
@@ -240,7 +240,7 @@ def accumulation(options: Any, folder: Path) -> dict[str, Any]:
     batch, frequency = (64, 4) if options.quick else (4096, 32)
     tokens, zimg = captions(np.full(batch, 13)), vectors(batch, 512)
     theirs = open_clip_model("test_vit", 160, bert, 512)
-    theirs.visual = nn.Identity()  # pictures come as vectors here, too: only the texts and the loss are compared
+    theirs.visual = nn.Identity()  # images come as vectors here, too: only the texts and the loss are compared
     seconds = in_turn(
         {
             "lamplit": LamplitStep(text_tower(bert, 512), zimg, tokens, 13 * batch // frequency, 0),

@@ -1,4 +1,4 @@
-"""The figures of evaluation.md: the quickstart's model on Fashion-MNIST's test pictures and the stamps' categories.
+"""The figures of evaluation.md: the quickstart's model on Fashion-MNIST's test images and the stamps' categories.
 
 Nothing here is of the paper: the model was tuned in two minutes on 562 captions. It shows what the commands give on
 real data.
@@ -6,7 +6,7 @@ real data.
     make quickstart
     .venv/bin/python docs/evaluation.py
 
-writes `docs/evaluation/` (report.md, report.csv, report.json, report.html and a picture of it, for which it takes
+writes `docs/evaluation/` (report.md, report.csv, report.json, report.html and an image of it, for which it takes
 Chromium and playwright) and runs/evaluation (the results).
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     fashion = fashion_mnist(RESULTS / "data")
     # A model is called as its folder is, and a folder of classes as it is called.
     model = link(RESULTS / "quickstart", MODEL)
-    stamps = link(RESULTS / "stamps", lamplit.fetch("stamps").parent / "pictures")
+    stamps = link(RESULTS / "stamps", lamplit.fetch("stamps").parent / "images")
     shutil.rmtree(RESULTS / "results", ignore_errors=True)
     on = {"fashion-mnist": fashion, "folder": stamps}
     lamplit.run_benchmarks(model, on, out=RESULTS / "results", few_shot=10, workers=1, progress=True)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def photograph(page: Path, file: Path) -> None:
-    """Take a picture of the page as it looks on a desk, in few colours."""
+    """Take an image of the page as it looks on a desk, in few colours."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         shown = browser.new_page(viewport={"width": 1100, "height": 900})

@@ -1,4 +1,4 @@
-"""Take the pictures of the web page: four tabs at desktop and phone width, in light and dark.
+"""Take the images of the web page: four tabs at desktop and phone width, in light and dark.
 
 Run with: python docs/page.py runs/quickstart/model runs/quickstart/stamps.lance [FOLDER], after `make quickstart`.
 Needs `pip install 'lamplit[app]' playwright` and a Chromium on the PATH. Those that the docs show are put together in
@@ -95,7 +95,7 @@ def search(page: Page) -> None:
 
 def classify(page: Page) -> None:
     page.fill("#classes", "\n".join(CLASSES))
-    stamps = Path.home() / ".cache/lamplit/stamps/pictures"
+    stamps = Path.home() / ".cache/lamplit/stamps/images"
     page.set_input_files("#classify-files", [stamps / name for name in STAMPS])
     page.locator("#classified .bars").nth(4).wait_for()
 
@@ -104,8 +104,8 @@ def explore(page: Page) -> None:
     page.fill("#colour-query", "an animal")
     page.press("#colour-query", "Enter")
     page.wait_for_selector("#legend canvas")
-    page.locator("#as-pictures").set_checked(page.viewport_size["width"] > 500)
-    page.wait_for_timeout(6000)  # pictures of the map come one by one
+    page.locator("#as-images").set_checked(page.viewport_size["width"] > 500)
+    page.wait_for_timeout(6000)  # images of the map come one by one
     page.locator("#canvas").focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)

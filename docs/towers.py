@@ -47,25 +47,25 @@ from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 
 FOLDER = Path(__file__).parent
-NUM_PICTURES, NUM_STEPS = 12, 10
+NUM_IMAGES, NUM_STEPS = 12, 10
 # Largest difference of any number of a unit vector (of a normalised pixel, for preprocessing) that a proof allows.
 ALLOWED = {"own features": 1e-6, "batch of one": 1e-6, "saved and loaded": 0.0, "preprocessing": 1e-5}
 PROOFS = {
     "own features": "the tower's vectors are those of the library's own forward pass",
-    "preprocessing": "a picture is prepared as by the library's own transform or processor",
-    "batch of one": "a picture's vector does not depend on what shares its batch",
+    "preprocessing": "an image is prepared as by the library's own transform or processor",
+    "batch of one": "an image's vector does not depend on what shares its batch",
     "lock": f"after {NUM_STEPS} steps of `lamplit tune`, weights, fingerprint and vectors are the same bits, "
     "though `.train()` was called on the whole model",
     "saved and loaded": "`LiT.save` and `lamplit.load` give the same vectors",
 }
 
 Features = Callable[[Any, Tensor], Tensor]  # a library's model and (B, 3, height, width) pixels in, (B, D) out
-Prepare = Callable[[Image.Image], Tensor]  # a picture in, (3, height, width) pixels out
+Prepare = Callable[[Image.Image], Tensor]  # an image in, (3, height, width) pixels out
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a family: how its own library builds it, runs it and prepares its pictures."""
+    """One model of a family: how its own library builds it, runs it and prepares its images."""
 
     family: str
     name: str
@@ -165,7 +165,7 @@ def transformers_member(
         return f"hf:{folder / 'model'}", None
 
     def prepare(model: Any) -> Prepare:
-        return lambda picture: torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
+        return lambda image: torch.as_tensor(np.asarray(processor(images=image)["pixel_values"][0]))
 
     return Member(family, name or make.__name__, "transformers", make, features, prepare, save)
 
@@ -295,15 +295,15 @@ class Record:
         return failed + ([] if self.locked and self.steps == NUM_STEPS else ["lock"])
 
 
-def draw_pictures(folder: Path) -> Path:
-    """Draw pictures of smooth colours, no two of one shape, and write `pairs.csv` beside them."""
+def draw_images(folder: Path) -> Path:
+    """Draw images of smooth colours, no two of one shape, and write `pairs.csv` beside them."""
     generator = np.random.default_rng(0)
     lines = ["path,caption"]
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         small = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        picture = Image.fromarray(small).resize((240 + 10 * number, 200), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{number:02}.png", compress_level=1)
-        lines.append(f"{number:02}.png,The colours of picture {number}.")
+        image = Image.fromarray(small).resize((240 + 10 * number, 200), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number:02}.png", compress_level=1)
+        lines.append(f"{number:02}.png,The colours of image {number}.")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder / "pairs.csv"
 
@@ -311,7 +311,7 @@ def draw_pictures(folder: Path) -> Path:
 def prove(member: Member, folder: Path, text: str = "scratch:tiny") -> Record:
     """Run every proof on one member, with files in the empty `folder`; `text` is the text tower that is tuned."""
     began = time.monotonic()
-    pairs = draw_pictures(folder)
+    pairs = draw_images(folder)
     torch.manual_seed(0)
     model = member.make()
     if member.weights == "random":
@@ -323,8 +323,8 @@ def prove(member: Member, folder: Path, text: str = "scratch:tiny") -> Record:
         vectors = F.normalize(tower(pixels[:4]), dim=-1)
         alone = torch.cat([F.normalize(tower(one[None]), dim=-1) for one in pixels[:4]])
         expected = F.normalize(member.features(model, tower.preprocessing.normalize(pixels[:4])), dim=-1)
-    with Image.open(folder / "00.png") as picture:
-        prepared = member.prepare(model)(picture), tower.preprocessing.reference(picture)
+    with Image.open(folder / "00.png") as image:
+        prepared = member.prepare(model)(image), tower.preprocessing.reference(image)
     pools, own_pool = tower.find_pools()
     differences = {
         "own features": distance(vectors, expected),
@@ -385,9 +385,9 @@ def shake(model: nn.Module) -> None:
 
 
 def as_tensor(path: Path) -> Tensor:
-    """(3, height, width) uint8 of a picture."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+    """(3, height, width) uint8 of an image."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
 def distance(left: Tensor, right: Tensor) -> float:
@@ -417,7 +417,7 @@ def render(seen: dict[str, Any]) -> str:
         "The numbers are the largest differences seen; 0 is the same bits. The pooling in bold is the library's own;",
         "where none is bold, the library's head does more than pool, and that is what a tower gives without `--pool`.",
         "",
-        "| family | what was run | weights | parameters | width | pictures | pooling | " + " | ".join(PROOFS) + " |",
+        "| family | what was run | weights | parameters | width | images | pooling | " + " | ".join(PROOFS) + " |",
         "| --- | --- | --- | ---: | ---: | --- | --- |" + " ---: |" * len(PROOFS),
         *(line(record) for record in records),
         "",
@@ -458,7 +458,7 @@ def line(record: Record) -> str:
         record.weights,
         f"{record.parameters / 1e6:,.1f} M",
         str(record.width),
-        pictures(record.preprocessing),
+        images(record.preprocessing),
         ", ".join(f"**{pool}**" if pool == record.own_pool else pool for pool in record.pools) or "its own alone",
     ]
     for proof in PROOFS:
@@ -467,8 +467,8 @@ def line(record: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def pictures(values: dict[str, Any]) -> str:
-    """Say how pictures are prepared."""
+def images(values: dict[str, Any]) -> str:
+    """Say how images are prepared."""
     size = "x".join(str(side) for side in values["image_size"])
     fit = "squashed" if values["fit"] == "squash" else "cropped"
     part = "" if values["crop_fraction"] == 1 else f" to {values['crop_fraction']:.3g}"

@@ -1,4 +1,4 @@
-"""One index, four languages: a text tower for each reads the same vectors, and no picture is embedded again.
+"""One index, four languages: a text tower for each reads the same vectors, and no image is embedded again.
 
 Run with: python examples/languages.py (after `make quickstart`, whose store and English model it reads)
 """
@@ -44,9 +44,9 @@ def main() -> None:
         hits = searcher.search(query, k=6)
         found[f"{language}: {sound}" if sound == MEANING else f"{language}: {sound} ({MEANING})"] = hits
         print(f"{language}: {query} finds {', '.join(hit.texts[0] for hit in hits)}")
-        print(f"{language}: captions that were held out find their picture: recall@5 {recall:.3f}, chance {chance:.3f}")
+        print(f"{language}: captions that were held out find their image: recall@5 {recall:.3f}, chance {chance:.3f}")
     contact_sheet(found, OUT / "languages.png")
-    print(f"pictures: {OUT / 'languages.png'}")
+    print(f"images: {OUT / 'languages.png'}")
 
 
 if __name__ == "__main__":

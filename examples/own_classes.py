@@ -1,4 +1,4 @@
-"""A list of one's own classes, calibrated on labelled pictures, that can say "none of these".
+"""A list of one's own classes, calibrated on labelled images, that can say "none of these".
 
 Run with: python examples/own_classes.py (after `make quickstart`, whose model it reads)
 """
@@ -16,11 +16,11 @@ import lamplit
 
 QUICKSTART, OUT = Path("runs/quickstart"), Path("runs/own_classes")
 CLASSES = ("animals", "clothes", "food", "people", "plants", "vehicles")  # six of the stamps' fifteen categories
-TEMPLATES = ("{}", "Some {}.", "a picture of {}")
+TEMPLATES = ("{}", "Some {}.", "an image of {}")
 
 
 def main() -> None:
-    """Make the list with half of the pictures, then classify the others."""
+    """Make the list with half of the images, then classify the others."""
     if not (QUICKSTART / "model").exists():
         subprocess.run([sys.executable, Path(__file__).with_name("quickstart.py")], check=True)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def main() -> None:
     model = lamplit.load(QUICKSTART / "model")
     classes, report = lamplit.make_classes(model, CLASSES, templates=TEMPLATES, sample=OUT / "sample.jsonl")
     classes.save(OUT / "classes.json")
-    print(f"sample: {report.pictures} pictures of a class, {report.strangers} of none")
+    print(f"sample: {report.images} images of a class, {report.strangers} of none")
     print(f"nearest class right: {report.accuracy:.2f}, before any is refused as none of these")
     print(f"calibration error {report.error_before:.2f} before, {report.error_after:.2f} after")
 
@@ -48,7 +48,7 @@ def main() -> None:
     told = Counter((row["label"], row["label"] == answer) for row, answer in zip(others, answers, strict=True))
     for label in [*CLASSES, "none"]:
         right, wrong = told[label, True], told[label, False]
-        print(f"{label:>10}: {right} of {right + wrong} pictures that were not in the sample")
+        print(f"{label:>10}: {right} of {right + wrong} images that were not in the sample")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ QUERIES = ("red", "yellow", "green", "black")  # of blue there is too little: it
 
 
 class Colours(nn.Module):
-    """How much of a picture has which colour: (B, 3, height, width) between 0 and 1 in, (B, 216) out."""
+    """How much of an image has which colour: (B, 3, height, width) between 0 and 1 in, (B, 216) out."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Count the pixels in 6 × 6 × 6 boxes of red, green and blue, white paper aside."""
@@ -31,13 +31,13 @@ def main() -> None:
     """Embed, tune and search with a tower of one's own."""
     OUT.mkdir(parents=True, exist_ok=True)
     # What it wants to be given: 64 × 64 pixels, squeezed in whole, from 0 to 1 as they are.
-    pictures = lamplit.Preprocessing((64, 64), mean=(0, 0, 0), std=(1, 1, 1), fit="squash")
-    tower = lamplit.open_image_tower(Colours(), preprocessing=pictures)
+    images = lamplit.Preprocessing((64, 64), mean=(0, 0, 0), std=(1, 1, 1), fit="squash")
+    tower = lamplit.open_image_tower(Colours(), preprocessing=images)
     embedded = lamplit.embed(lamplit.fetch("stamps"), OUT / "stamps.lance", tower=tower)
     settings = lamplit.TuneSettings(text="demo:minilm", epochs=5, evaluations=1)
     report = lamplit.tune(OUT / "stamps.lance", OUT / "model", settings)
     recall, chance = report.last["text_to_image/recall@5"], 5 / report.held_out_captions
-    print(f"{embedded.embedded + embedded.unchanged} pictures as vectors of {tower.width} numbers")
+    print(f"{embedded.embedded + embedded.unchanged} images as vectors of {tower.width} numbers")
     print(f"held-out captions: recall@5 {recall:.3f}, chance {chance:.3f}")
 
     # A search needs the text tower alone; only its owner can build the module, so the saved model is without it.
@@ -47,7 +47,7 @@ def main() -> None:
     contact_sheet(found, OUT / "searches.png")
     for query, hits in found.items():
         print(f"{query}: {', '.join(hit.texts[0] for hit in hits)}")
-    print(f"pictures: {OUT / 'searches.png'}")
+    print(f"images: {OUT / 'searches.png'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The main job on real data: embed pictures once, tune a text tower on their captions, ask with new words.
+"""The main job on real data: embed images once, tune a text tower on their captions, ask with new words.
 
 Run with: make quickstart
 """
@@ -35,9 +35,9 @@ def main() -> None:
     logging.getLogger("lamplit").setLevel(logging.INFO)
     OUT.mkdir(parents=True, exist_ok=True)
     store, model = OUT / "stamps.lance", OUT / "model"
-    with stage("1/4  fetch 700 captioned pictures (Debian's tuxpaint-stamps)"):
+    with stage("1/4  fetch 700 captioned images (Debian's tuxpaint-stamps)"):
         pairs = lamplit.fetch("stamps")
-    with stage("2/4  embed each picture once with a locked ImageNet tower"):
+    with stage("2/4  embed each image once with a locked ImageNet tower"):
         tower = "demo:efficientnet-lite0"
         embedded = lamplit.embed(pairs, store, tower=tower, workers=1, progress=True)
         console.print(tables.embed_report(embedded)[0])
@@ -53,10 +53,10 @@ def main() -> None:
             console.print(f"  {query}: {', '.join(hit.texts[0] for hit in hits[:4])}", highlight=False)
     results = report.best | {"head_start": report.start, "last": report.last, "embed": asdict(embedded)}
     (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    console.print(f"\npictures that were found: {OUT / 'searches.png'}; figures: {OUT / 'results.json'}")
+    console.print(f"\nimages that were found: {OUT / 'searches.png'}; figures: {OUT / 'results.json'}")
     console.print("\nNext, on your own data:", style="bold")
     for command in (
-        "lamplit embed my_pictures/ --tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance",
+        "lamplit embed my_images/ --tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance",
         "lamplit tune mine.lance --text hf:sentence-transformers/all-MiniLM-L6-v2 --out runs/mine",
         'lamplit search runs/mine mine.lance "a red bicycle"',
     ):

@@ -1,4 +1,4 @@
-"""What the tests share: pictures with captions, a tiny random tower of each kind, and a store."""
+"""What the tests share: images with captions, a tiny random tower of each kind, and a store."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def serve(handler: Callable[..., Any]) -> Iterator[str]:
 
 def draw(shape: str, color: str, radius: int, size: int = 64) -> Image.Image:
     """Draw one shape in the middle of a white square."""
-    picture = Image.new("RGB", (size, size), "white")
-    pen = ImageDraw.Draw(picture)
+    image_file = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image_file)
     low, high, middle = size // 2 - radius, size // 2 + radius, size // 2
     box = (low, low, high, high)
     match shape:
@@ -88,13 +88,13 @@ def draw(shape: str, color: str, radius: int, size: int = 64) -> Image.Image:
             pen.line((low, high, high, low), fill=color, width=6)
         case _:
             pen.ellipse(box, outline=color, width=5)
-    return picture
+    return image_file
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder of 60 drawings, PNG and JPEG, and `pairs.csv` with path, caption, german and shape."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rows = []
     for number, (shape, color, size) in enumerate((s, c, z) for s in SHAPES for c in COLORS for z in SIZES):
         path = f"{size}_{color}_{shape}.{'jpg' if number % 3 == 0 else 'png'}"
@@ -110,17 +110,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_tower() -> ImageTower:
-    """Open an untrained ViT, 64 wide, on pictures of 160 x 160; the same in every run."""
+    """Open an untrained ViT, 64 wide, on images of 160 x 160; the same in every run."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return open_image_tower("timm:test_vit", weights="random")
 
 
 @pytest.fixture(scope="session")
-def store_path(pictures: Path, image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store_path(image_folder: Path, image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embed the 60 drawings. To be read only; copy the folder to change it."""
     path = tmp_path_factory.mktemp("store") / "drawings.lance"
-    embed(pictures / "pairs.csv", path, tower=image_tower, engine="torch")
+    embed(image_folder / "pairs.csv", path, tower=image_tower, engine="torch")
     return path
 
 
@@ -204,7 +204,7 @@ def write_store(
 
 @pytest.fixture(scope="session")
 def words_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a store of 360 captions; a picture's vector is the sum of its words' random vectors, 32 wide, and noise.
+    """Make a store of 360 captions; an image's vector is the sum of its words' random vectors, 32 wide, and noise.
 
     Column `german` has each caption in other words. To be read only.
     """

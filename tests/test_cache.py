@@ -13,8 +13,8 @@ from lamplit.cache import cache_folder, download
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAMPLIT_CACHE", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache"
-    monkeypatch.setenv("LAMPLIT_CACHE", "~/pictures")
-    assert cache_folder() == Path.home() / "pictures"
+    monkeypatch.setenv("LAMPLIT_CACHE", "~/images")
+    assert cache_folder() == Path.home() / "images"
     monkeypatch.delenv("LAMPLIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "lamplit"

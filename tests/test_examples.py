@@ -1,4 +1,4 @@
-"""The examples run on the real stamps and do what they say; the notebook that is kept shows pictures and no machine."""
+"""The examples run on the real stamps and do what they say; the notebook that is kept shows images and no machine."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def outputs(file):
     return [output for cell in nbformat.read(file, 4).cells for output in cell.get("outputs", [])]
 
 
-def pictures(file):
-    """Every picture that the notebook shows, decoded."""
+def image_folder(file):
+    """Every image that the notebook shows, decoded."""
     data = [output.get("data", {}) for output in outputs(file)]
     encoded = [text for each in data for kind, text in each.items() if kind.startswith("image/")]
     return [Image.open(BytesIO(base64.b64decode(text))) for text in encoded]
@@ -78,10 +78,10 @@ def check(file):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run it again: make notebook"
     assert {output["output_type"] for output in outputs(file)} <= {"stream", "display_data", "execute_result"}
     assert {output["name"] for output in outputs(file) if output["output_type"] == "stream"} == {"stdout"}
-    shown = pictures(file)
+    shown = image_folder(file)
     assert len(shown) >= 5
-    for picture in shown:  # a strip of blank paper would have one colour
-        assert len(picture.convert("RGB").quantize(64).getcolors()) > 16
+    for image_file in shown:  # a strip of blank paper would have one colour
+        assert len(image_file.convert("RGB").quantize(64).getcolors()) > 16
     words = printed(file)
     for direction in ("image_to_text", "text_to_image"):
         found = re.search(rf"{direction}/recall@5 +before [\d.]+ +tuned ([\d.]+) +chance ([\d.]+)", words)
@@ -127,7 +127,7 @@ def test_own_classes(folder):
     words = run_short(folder, "own_classes")
     before, after = map(float, re.search(r"error ([\d.]+) before, ([\d.]+) after", words).groups())
     assert after < before
-    counts = re.findall(r"^ *(.+): (\d+) of (\d+) pictures", words, re.MULTILINE)
+    counts = re.findall(r"^ *(.+): (\d+) of (\d+) images", words, re.MULTILINE)
     assert len(counts) == 7
     right, asked = (sum(int(count[place]) for count in counts) for place in (1, 2))
     assert asked == 351
@@ -141,7 +141,7 @@ def test_own_tower(folder):
     words = run_short(folder, "own_tower")
     recall, chance = map(float, re.search(r"recall@5 ([\d.]+), chance ([\d.]+)", words).groups())
     assert recall > 2 * chance
-    assert "701 pictures as vectors of 216 numbers" in words
+    assert "701 images as vectors of 216 numbers" in words
     assert lamplit.Store(folder / "runs/own_tower/stamps.lance").tower.width == 216
     with Image.open(folder / "runs/own_tower/searches.png") as sheet:
         assert sheet.height > 4 * 180

@@ -1,4 +1,4 @@
-"""One store, two languages: a second text tower reads the same vectors, and no picture is opened again."""
+"""One store, two languages: a second text tower reads the same vectors, and no image is opened again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tune(words_path, text_folder, out, column):
 
 
 def found_among_five(searcher, column):
-    """Part of the store's texts whose own picture is among the first five of 360 (chance: 0.014)."""
+    """Part of the store's texts whose own image is among the first five of 360 (chance: 0.014)."""
     texts = [row[0] for row in searcher.store.texts(column)]
     right = [text in [texts[int(hit.id)] for hit in searcher.search(text, k=5)] for text in texts]
     return sum(right) / len(right)

@@ -51,15 +51,15 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def picture(pictures: Path) -> Path:
-    return pictures / "large_red_cross.png"
+def image_file(image_folder: Path) -> Path:
+    return image_folder / "large_red_cross.png"
 
 
 # encoding
 
 
-def test_unit_vectors(model: LiT, pictures: Path) -> None:
-    zimg = model.encode_images(sorted(pictures.glob("*.png"))[:5], batch_size=2)
+def test_unit_vectors(model: LiT, image_folder: Path) -> None:
+    zimg = model.encode_images(sorted(image_folder.glob("*.png"))[:5], batch_size=2)
     ztxt = model.encode_texts(TEXTS, batch_size=2)
     assert zimg.shape == (5, 64)
     assert ztxt.shape == (4, 64)
@@ -69,16 +69,16 @@ def test_unit_vectors(model: LiT, pictures: Path) -> None:
         assert not vectors.requires_grad
 
 
-def test_pictures_by_hand(model: LiT, image_tower: ImageTower, picture: Path) -> None:
-    pixels = image_tower.preprocessing.resize(decode_image(picture.read_bytes()))
+def test_images_by_hand(model: LiT, image_tower: ImageTower, image_file: Path) -> None:
+    pixels = image_tower.preprocessing.resize(decode_image(image_file.read_bytes()))
     with torch.no_grad():
         expected = F.normalize(image_tower(pixels[None]), dim=-1)
-    assert torch.equal(model.encode_images([picture]), expected)
+    assert torch.equal(model.encode_images([image_file]), expected)
 
 
-def test_every_way_to_give_a_picture(model: LiT, picture: Path) -> None:
-    with Image.open(picture) as opened:
-        given = [picture, str(picture), picture.read_bytes(), opened]
+def test_every_way_to_give_a_image(model: LiT, image_file: Path) -> None:
+    with Image.open(image_file) as opened:
+        given = [image_file, str(image_file), image_file.read_bytes(), opened]
         vectors = model.encode_images(given)
     assert (vectors - vectors[0]).abs().max() < 1e-6
 
@@ -107,8 +107,11 @@ def test_pil_images_of_every_mode(model: LiT, mode: str) -> None:
     assert (model.encode_images([image]) - expected).abs().max() < 0.02
 
 
-def test_pil_image_that_cannot_be_used(model: LiT, picture: Path) -> None:
-    with Image.open(io.BytesIO(picture.read_bytes()[:150])) as truncated, pytest.raises(ImageError, match="truncated"):
+def test_pil_image_that_cannot_be_used(model: LiT, image_file: Path) -> None:
+    with (
+        Image.open(io.BytesIO(image_file.read_bytes()[:150])) as truncated,
+        pytest.raises(ImageError, match="truncated"),
+    ):
         model.encode_images([truncated])
 
 
@@ -130,15 +133,15 @@ def test_nothing_to_encode(model: LiT) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "reason"), [(b"", "empty file"), (b"no picture", "not a picture"), ("/no/such.png", "file not found")]
+    ("image_file", "reason"), [(b"", "empty file"), (b"no image", "not an image"), ("/no/such.png", "file not found")]
 )
-def test_picture_that_cannot_be_used(model: LiT, picture: Any, reason: str) -> None:
+def test_image_that_cannot_be_used(model: LiT, image_file: Any, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        model.encode_images([picture])
+        model.encode_images([image_file])
 
 
-def test_batches_do_not_matter(model: LiT, pictures: Path) -> None:
-    files = sorted(pictures.glob("*.jpg"))[:5]
+def test_batches_do_not_matter(model: LiT, image_folder: Path) -> None:
+    files = sorted(image_folder.glob("*.jpg"))[:5]
     expected = model.encode_images(files)
     assert (model.encode_images(files, batch_size=2) - expected).abs().max() < 1e-6
     expected = model.encode_texts(TEXTS)
@@ -161,11 +164,11 @@ def test_texts_that_are_cut_are_told(model: LiT, caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["texts of more than 32 tokens lose their end: 1 of 2"]
 
 
-def test_image_tower_is_locked(model: LiT, picture: Path) -> None:
+def test_image_tower_is_locked(model: LiT, image_file: Path) -> None:
     assert isinstance(model.image_tower, Locked)
     before = weights_digest(model.image_tower)
     model.train()
-    model.encode_images([picture])
+    model.encode_images([image_file])
     assert not model.image_tower.tower.training
     assert weights_digest(model.image_tower) == before
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -173,12 +176,12 @@ def test_image_tower_is_locked(model: LiT, picture: Path) -> None:
     assert all(name.startswith(("text_tower.", "log_scale")) for name in trainable)
 
 
-def test_center_is_subtracted_from_pictures_only(image_tower: ImageTower, text_folder: Path, picture: Path) -> None:
+def test_center_is_subtracted_from_images_only(image_tower: ImageTower, text_folder: Path, image_file: Path) -> None:
     plain = make_model(image_tower, text_folder)
     center = torch.linspace(-0.1, 0.1, 64)
     centered = make_model(image_tower, text_folder, center=center)
-    expected = F.normalize(plain.encode_images([picture]) - center, dim=-1)
-    assert torch.allclose(centered.encode_images([picture]), expected, atol=1e-6)
+    expected = F.normalize(plain.encode_images([image_file]) - center, dim=-1)
+    assert torch.allclose(centered.encode_images([image_file]), expected, atol=1e-6)
     assert torch.equal(centered.encode_texts(TEXTS), plain.encode_texts(TEXTS))
 
 
@@ -194,10 +197,10 @@ def test_scale_and_bias(image_tower: ImageTower, text_folder: Path) -> None:
 # on disk
 
 
-def test_round_trip_is_exact(model: LiT, picture: Path, tmp_path: Path) -> None:
+def test_round_trip_is_exact(model: LiT, image_file: Path, tmp_path: Path) -> None:
     model.save(tmp_path / "deep" / "model")
     again = load(str(tmp_path / "deep" / "model"))
-    assert torch.equal(again.encode_images([picture]), model.encode_images([picture]))
+    assert torch.equal(again.encode_images([image_file]), model.encode_images([image_file]))
     assert torch.equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
     assert again.identity == model.identity
     assert not again.training
@@ -206,7 +209,9 @@ def test_round_trip_is_exact(model: LiT, picture: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
 
 
-def test_scalars_and_center_are_kept(image_tower: ImageTower, text_folder: Path, picture: Path, tmp_path: Path) -> None:
+def test_scalars_and_center_are_kept(
+    image_tower: ImageTower, text_folder: Path, image_file: Path, tmp_path: Path
+) -> None:
     center = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 30
     model = make_model(image_tower, text_folder, center=center, logit_scale=13.7, logit_bias=-8.25)
     model.save(tmp_path)
@@ -216,7 +221,7 @@ def test_scalars_and_center_are_kept(image_tower: ImageTower, text_folder: Path,
     assert again.logit_bias.item() == -8.25
     assert again.center is not None
     assert torch.equal(again.center, center)
-    assert torch.equal(again.encode_images([picture]), model.encode_images([picture]))
+    assert torch.equal(again.encode_images([image_file]), model.encode_images([image_file]))
 
 
 def test_scratch_text_tower(image_tower: ImageTower, tmp_path: Path) -> None:
@@ -231,21 +236,21 @@ def test_no_pickle_is_written(saved: Path) -> None:
     assert {file.suffix for file in saved.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".txt", ".jinja"}
 
 
-def test_one_tower_alone(saved: Path, picture: Path) -> None:
+def test_one_tower_alone(saved: Path, image_file: Path) -> None:
     both = load(saved)
     text, image = load(saved, towers="text"), load(saved, towers="image")
     assert text.image_tower is None
     assert image.text_tower is None
     assert torch.equal(text.encode_texts(TEXTS), both.encode_texts(TEXTS))
-    assert torch.equal(image.encode_images([picture]), both.encode_images([picture]))
+    assert torch.equal(image.encode_images([image_file]), both.encode_images([image_file]))
     with pytest.raises(TowerError, match="without its image tower"):
-        text.encode_images([picture])
+        text.encode_images([image_file])
     with pytest.raises(TowerError, match="without its text tower"):
         image.encode_texts(TEXTS)
     assert text.logit_scale.item() == both.logit_scale.item() == pytest.approx(7)
 
 
-def test_one_tower_alone_needs_no_other_file(copy: Path, picture: Path) -> None:
+def test_one_tower_alone_needs_no_other_file(copy: Path, image_file: Path) -> None:
     (copy / "image_tower.safetensors").unlink()
     assert load(copy, towers="text").encode_texts(TEXTS).shape == (4, 64)
     assert load(copy).image_tower is None  # tuned from a store, without the tower beside it
@@ -253,10 +258,10 @@ def test_one_tower_alone_needs_no_other_file(copy: Path, picture: Path) -> None:
         load(copy, towers="image")
 
 
-def test_image_tower_alone_needs_no_text(copy: Path, picture: Path) -> None:
+def test_image_tower_alone_needs_no_text(copy: Path, image_file: Path) -> None:
     (copy / "text_tower.safetensors").unlink()
     shutil.rmtree(copy / "tokenizer")
-    assert load(copy, towers="image").encode_images([picture]).shape == (1, 64)
+    assert load(copy, towers="image").encode_images([image_file]).shape == (1, 64)
     with pytest.raises(TowerError, match="tokenizer is missing or damaged: the model is not whole"):
         load(copy)
 
@@ -267,9 +272,9 @@ def test_text_tower_file_missing(copy: Path) -> None:
         load(copy, towers="text")
 
 
-def test_model_saved_without_its_text_tower(image_tower: ImageTower, picture: Path, tmp_path: Path) -> None:
+def test_model_saved_without_its_text_tower(image_tower: ImageTower, image_file: Path, tmp_path: Path) -> None:
     LiT(None, image_tower.identity(), image_tower).save(tmp_path)
-    assert load(tmp_path, towers="image").encode_images([picture]).shape == (1, 64)
+    assert load(tmp_path, towers="image").encode_images([image_file]).shape == (1, 64)
     with pytest.raises(TowerError, match="without its text tower"):
         load(tmp_path).encode_texts(TEXTS)
 
@@ -346,7 +351,7 @@ class Mean(nn.Module):
         return output
 
 
-def test_module_of_ones_own(text_folder: Path, picture: Path, tmp_path: Path) -> None:
+def test_module_of_ones_own(text_folder: Path, image_file: Path, tmp_path: Path) -> None:
     half = (0.5, 0.5, 0.5)
     tower = open_image_tower(Mean(), preprocessing=Preprocessing((32, 32), half, half))
     model = make_model(tower, text_folder)
@@ -354,7 +359,7 @@ def test_module_of_ones_own(text_folder: Path, picture: Path, tmp_path: Path) ->
 
     again = load(tmp_path, image_tower=Mean(seed=1))  # its weights are read from the folder
 
-    assert torch.equal(again.encode_images([picture]), model.encode_images([picture]))
+    assert torch.equal(again.encode_images([image_file]), model.encode_images([image_file]))
     with pytest.raises(TowerError, match="image_tower="):
         load(tmp_path)
     assert load(tmp_path, towers="text").encode_texts(TEXTS).shape == (4, 8)
@@ -363,12 +368,12 @@ def test_module_of_ones_own(text_folder: Path, picture: Path, tmp_path: Path) ->
     # A run that was given a store alone saves the model without the module, which then brings its own weights.
     (tmp_path / "image_tower.safetensors").unlink()
     alone = load(tmp_path, image_tower=Mean())
-    assert torch.equal(alone.encode_images([picture]), again.encode_images([picture]))
+    assert torch.equal(alone.encode_images([image_file]), again.encode_images([image_file]))
     with pytest.raises(TowerError, match="the module has fingerprint"):
         load(tmp_path, image_tower=Mean(seed=1))
 
 
-def test_hf_classifier_with_many_classes(text_folder: Path, picture: Path, tmp_path: Path) -> None:
+def test_hf_classifier_with_many_classes(text_folder: Path, image_file: Path, tmp_path: Path) -> None:
     """Its configuration has numbers as keys, which JSON writes as text, in another order."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -382,4 +387,4 @@ def test_hf_classifier_with_many_classes(text_folder: Path, picture: Path, tmp_p
     model = make_model(open_image_tower(f"hf:{tmp_path / 'vit'}"), text_folder)
     model.save(tmp_path / "model")
     shutil.rmtree(tmp_path / "vit")
-    assert torch.equal(load(tmp_path / "model").encode_images([picture]), model.encode_images([picture]))
+    assert torch.equal(load(tmp_path / "model").encode_images([image_file]), model.encode_images([image_file]))

@@ -81,8 +81,8 @@ def lists(printed: str) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_pictures_are_searched_with_torch(folder: Path, store_path: Path, pictures: Path) -> None:
-    [file] = pictures.glob("large_blue_triangle.*")
+def test_images_are_searched_with_torch(folder: Path, store_path: Path, image_folder: Path) -> None:
+    [file] = image_folder.glob("large_blue_triangle.*")
     printed, modules = run(folder, store_path, "--image", file, "-k", 1, "--paths")
     assert Path(printed.strip()).name == file.name
     assert "torch" in modules

@@ -3,7 +3,7 @@
 LamplitError
 ├── UsageError          an argument, column or file name that cannot be what was meant
 ├── PairsError          pairs that cannot be read
-├── ImageError          one picture that cannot be used (skipped and listed, never fatal to a run)
+├── ImageError          one image that cannot be used (skipped and listed, never fatal to a run)
 ├── TowerError          a tower that cannot be opened, or weights that do not fit it
 ├── StoreError          a store that cannot be read, or belongs to another tower
 ├── TuneError           a tuning run that cannot go on
@@ -29,7 +29,7 @@ class PairsError(LamplitError):
 
 
 class ImageError(LamplitError):
-    """One picture cannot be used. Its text is the reason listed in `skipped.jsonl`."""
+    """One image cannot be used. Its text is the reason listed in `skipped.jsonl`."""
 
 
 class TowerError(LamplitError):

@@ -60,7 +60,7 @@ def _describe_published(published: Published) -> dict[str, Any]:
         "text tower": f"{kind}, width {text.width}",
         "vocabulary": text.vocab_size,
         "width": image.width,
-        "picture size": "x".join(map(str, published.preprocessing.image_size)),
+        "image size": "x".join(map(str, published.preprocessing.image_size)),
         "parameters": sum(math.prod(shape) for shape in published.layout.expected().values()),
         "logit scale": round(published.logit_scale, 4),
     }
@@ -71,7 +71,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
     shown = [f"{path}: {found[0]}" for path, found in zip(store.column("path")[:50], texts, strict=False) if found]
     return {
         "store": store.path,
-        "pictures": len(store),
+        "images": len(store),
         "texts": sum(len(found) for found in texts),
         "image tower": store.tower.spec,
         **_said_of(store.tower),
@@ -79,7 +79,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "pooling": _pooling(store.tower.pool),
         "engine": store.engine,
         "centred": store.centered,
-        "picture size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
+        "image size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
         "search": _recall(measured_recall(store)),
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),

@@ -37,7 +37,7 @@ from lamplit.towers.texts.text_tower import TextTower, build_text_tower, open_pu
 from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)
-Picture = str | Path | bytes | Image.Image
+ImageInput = str | Path | bytes | Image.Image
 
 
 class LiT(nn.Module):
@@ -46,8 +46,8 @@ class LiT(nn.Module):
     Args:
         text_tower: reads texts into the image tower's width.
         identity: which image tower the text tower reads.
-        image_tower: the tower itself, where pictures are to be encoded; `Locked` unless it is to be trained.
-        center: (D,) mean to subtract from unit picture vectors, for stores made with `--center`.
+        image_tower: the tower itself, where images are to be encoded; `Locked` unless it is to be trained.
+        center: (D,) mean to subtract from unit image vectors, for stores made with `--center`.
         image_head: maps the tower's vectors into the joint space, (N, D) to (N, E); nothing where the tower's own
             space is the joint one (the paper's best setting).
         logit_scale: first multiplier on cosines.
@@ -115,7 +115,7 @@ class LiT(nn.Module):
 
     @torch.no_grad()
     def read_store(self, store: Store) -> Tensor:
-        """Vectors of a store's pictures in the joint space, (N, E).
+        """Vectors of a store's images in the joint space, (N, E).
 
         Raises:
             StoreError: another tower embedded it.
@@ -133,19 +133,19 @@ class LiT(nn.Module):
         return as_array(self.project_all(torch.from_numpy(zimg)))
 
     @torch.no_grad()
-    def encode_images(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:
-        """Embed pictures: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
+    def encode_images(self, images: Sequence[ImageInput], batch_size: int = 32) -> Tensor:
+        """Embed images: N files, encoded bytes or PIL images in, (N, D) unit vectors out.
 
         Raises:
             TowerError: the model was loaded without its image tower, or never had one.
-            ImageError: a picture cannot be used.
+            ImageError: an image cannot be used.
         """
         if self.image_tower is None or self.identity.preprocessing is None:
             raise _without_image_tower(self.identity)
         resize = self.identity.preprocessing.resize
         parts = [torch.empty(0, self.width, device=self.device)]
-        for start in range(0, len(pictures), batch_size):
-            pixels = torch.stack([resize(_decode(picture)) for picture in pictures[start : start + batch_size]])
+        for start in range(0, len(images), batch_size):
+            pixels = torch.stack([resize(_decode(image)) for image in images[start : start + batch_size]])
             parts.append(self.project(F.normalize(self.image_tower(pixels.to(self.device)), dim=-1)))
         return torch.cat(parts)
 
@@ -293,7 +293,7 @@ def _without_image_tower(identity: TowerIdentity) -> TowerError:
     if identity.imported:
         return TowerError(
             f"this model was tuned on imported vectors, made by {identity.spec}, and has no image tower to open "
-            "pictures with. Where you have that tower, give it in Python: "
+            "images with. Where you have that tower, give it in Python: "
             "lamplit.load(FOLDER, image_tower=lamplit.open_image_tower(...))"
         )
     return TowerError(f"this model is open without its image tower ({identity.spec}); load it with towers='both'")
@@ -308,14 +308,14 @@ def _adopt(identity: TowerIdentity, tower: ImageTower) -> tuple[TowerIdentity, L
         )
     logger.warning(
         "nothing can prove that %s made the vectors this model reads (they were imported, made by %s); compare "
-        "model.encode_images of some pictures with their vectors",
+        "model.encode_images of some images with their vectors",
         tower.spec,
         identity.spec,
     )
     return replace(identity, preprocessing=tower.preprocessing), Locked(tower)
 
 
-def _decode(picture: Picture) -> Tensor:
-    if isinstance(picture, Image.Image):
-        return convert_image(picture)
-    return decode_image(open_bytes(Path(picture) if isinstance(picture, str) else picture))
+def _decode(image: ImageInput) -> Tensor:
+    if isinstance(image, Image.Image):
+        return convert_image(image)
+    return decode_image(open_bytes(Path(image) if isinstance(image, str) else image))

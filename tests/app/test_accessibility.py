@@ -15,7 +15,7 @@ from test_page import in_a_browser, run_app
 
 import lamplit
 
-PICTURES = {"image", "img", "Canvas", "canvas", "graphics-document"}
+IMAGES = {"image", "img", "Canvas", "canvas", "graphics-document"}
 CONTROLS = {"button", "link", "textbox", "searchbox", "combobox", "checkbox", "DisclosureTriangle", "application"}
 PARTS = ["search", "classify", "explore", "run", "dialog", "docs"]
 
@@ -37,7 +37,7 @@ def running(
         yield address
 
 
-def show(page: Page, running: str, part: str, picture: Path) -> None:
+def show(page: Page, running: str, part: str, image_file: Path) -> None:
     """Bring a part of the page to where it shows all that it can."""
     page.goto(f"{running}docs" if part == "docs" else running)
     if part == "docs":
@@ -52,7 +52,7 @@ def show(page: Page, running: str, part: str, picture: Path) -> None:
             page.select_option("#filter-column", "shape")
             page.fill("#filter-value", "cross")
             page.press("#filter-value", "Enter")
-            page.set_input_files("#search-file", picture)
+            page.set_input_files("#search-file", image_file)
             page.locator("#hits li").nth(11).wait_for()
             if part == "dialog":
                 page.locator("#hits button").first.click()
@@ -60,13 +60,13 @@ def show(page: Page, running: str, part: str, picture: Path) -> None:
         case "classify":
             page.click("summary:has-text('Templates')")
             page.fill("#classes", "circle\nring\nsquare")
-            broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
-            page.set_input_files("#classify-files", picture)
+            broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no image"}
+            page.set_input_files("#classify-files", image_file)
             page.locator("#classified .bars li").nth(2).wait_for()
             page.set_input_files("#classify-files", [broken])
-            page.get_by_text("This picture cannot be used").wait_for()
+            page.get_by_text("This image cannot be used").wait_for()
         case "explore":
-            page.get_by_text("All 60 pictures").wait_for()
+            page.get_by_text("All 60 images").wait_for()
             page.fill("#colour-query", "ring")
             page.press("#colour-query", "Enter")
             page.get_by_text("cosine to “ring”").wait_for()
@@ -76,19 +76,19 @@ def show(page: Page, running: str, part: str, picture: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def picture(pictures: Path) -> Path:
-    [file] = pictures.glob("large_blue_cross.*")
+def image_file(image_folder: Path) -> Path:
+    [file] = image_folder.glob("large_blue_cross.*")
     return file
 
 
 @pytest.fixture(scope="module", params=[(part, scheme) for part in PARTS for scheme in ("light", "dark")], ids="-".join)
-def page(request: pytest.FixtureRequest, browser: Browser, running: str, picture: Path) -> Iterator[Page]:
+def page(request: pytest.FixtureRequest, browser: Browser, running: str, image_file: Path) -> Iterator[Page]:
     """A part of the page, in light or dark; the tests change nothing but the focus."""
     part, scheme = request.param
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     opened = context.new_page()
     opened.set_default_timeout(20_000)
-    show(opened, running, part, picture)
+    show(opened, running, part, image_file)
     yield opened
     context.close()
 
@@ -127,7 +127,7 @@ def test_what_a_screen_reader_is_told(page: Page) -> None:
     for node in nodes:
         is_control = node["role"] in CONTROLS or (node.get("focusable") and node["role"] != "main")  # a skip link's aim
         assert node["name"] or not is_control, f"no name: {node}"
-        assert node["name"] or node["role"] not in PICTURES, f"no name: {node}"
+        assert node["name"] or node["role"] not in IMAGES, f"no name: {node}"
     levels = [int(node["level"]) for node in nodes if node["role"] == "heading"]
     assert levels[0] == (2 if is_dialog else 1)
     assert all(below <= above + 1 for above, below in pairwise(levels)), levels
@@ -260,11 +260,11 @@ TARGETS = """() => [...(document.querySelector("dialog[open]") ?? document).quer
 @pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("part", PARTS)
-def test_finger_has_room(browser: Browser, running: str, picture: Path, part: str) -> None:
+def test_finger_has_room(browser: Browser, running: str, image_file: Path, part: str) -> None:
     """Targets of 24 pixels and more (WCAG 2.2, 2.5.8), those in a sentence too, though they need not."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     phone = context.new_page()
-    show(phone, running, part, picture)
+    show(phone, running, part, image_file)
     targets = phone.evaluate(TARGETS)
     context.close()
     assert targets

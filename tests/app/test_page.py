@@ -115,7 +115,7 @@ def drop(page: Page, area: str, name: str, data: bytes) -> None:
 
 
 def found_by_its_caption(model: LiT, store: Store) -> tuple[str, str]:
-    """Choose a caption whose picture this untrained model does find first; and the id of the picture."""
+    """Choose a caption whose image this untrained model does find first; and the id of the image."""
     searcher = lamplit.Searcher(model, store)
     captions = ((texts[0], name) for texts, name in zip(store.texts(), store.column("id"), strict=True))
     return next((text, name) for text, name in captions if searcher.search(text, k=1)[0].id == name)
@@ -123,7 +123,7 @@ def found_by_its_caption(model: LiT, store: Store) -> tuple[str, str]:
 
 @pytest.mark.slow
 @in_a_browser
-def test_words_show_the_right_picture_first(page: Page, model: LiT, store: Store) -> None:
+def test_words_show_the_right_image_first(page: Page, model: LiT, store: Store) -> None:
     caption, name = found_by_its_caption(model, store)
     for _ in range(20):  # by the keyboard alone
         page.keyboard.press("Tab")
@@ -135,7 +135,7 @@ def test_words_show_the_right_picture_first(page: Page, model: LiT, store: Store
     first.wait_for()
     assert first.get_attribute("data-id") == name
     assert caption in first.inner_text()
-    page.locator("#hits img").first.evaluate("async (picture) => { await picture.decode(); }")  # or it is broken
+    page.locator("#hits img").first.evaluate("async (image) => { await image.decode(); }")  # or it is broken
     assert page.locator("#hits li").count() == 24
     page.click("#more")
     page.locator("#hits li").nth(47).wait_for()
@@ -154,7 +154,7 @@ def test_words_show_the_right_picture_first(page: Page, model: LiT, store: Store
 
 @pytest.mark.slow
 @in_a_browser
-def test_filter_shows_only_its_pictures(page: Page) -> None:
+def test_filter_shows_only_its_images(page: Page) -> None:
     page.fill("#query", "ring")
     page.press("#query", "Enter")
     page.locator("#hits li").nth(23).wait_for()
@@ -162,35 +162,35 @@ def test_filter_shows_only_its_pictures(page: Page) -> None:
     page.select_option("#filter-column", "shape")
     page.fill("#filter-value", "cross")
     page.press("#filter-value", "Enter")
-    page.get_by_text("12 pictures, best first").wait_for()
+    page.get_by_text("12 images, best first").wait_for()
     assert all("cross" in text for text in page.locator("#hits .text").all_inner_texts())
     page.fill("#filter-value", "o'clock")
     page.press("#filter-value", "Enter")
-    page.get_by_text("No picture fits this filter.").wait_for()
+    page.get_by_text("No image fits this filter.").wait_for()
     page.click("#filter-clear")
-    page.get_by_text("24 pictures, best first").wait_for()
+    page.get_by_text("24 images, best first").wait_for()
 
 
 @pytest.mark.slow
 @in_a_browser
-def test_picture_that_is_dropped_is_searched_by(page: Page, pictures: Path) -> None:
-    [file] = pictures.glob("large_blue_triangle.*")
+def test_image_that_is_dropped_is_searched_by(page: Page, image_folder: Path) -> None:
+    [file] = image_folder.glob("large_blue_triangle.*")
     drop(page, "#search", "<b>mine</b>.png", file.read_bytes())
     page.locator("#hits li").first.wait_for()
     assert "large blue triangle" in page.locator("#hits .text").first.inner_text()
     assert "<b>mine</b>.png" in page.locator("#search-query").inner_text()
-    drop(page, "#search", "broken.png", b"no picture at all")
-    page.get_by_text("Not a picture.").wait_for()
+    drop(page, "#search", "broken.png", b"no image at all")
+    page.get_by_text("Not an image.").wait_for()
     assert page.locator("#hits li").count() == 0
     assert "Traceback" not in page.locator("body").inner_text()
 
 
 @pytest.mark.slow
 @in_a_browser
-def test_classes_are_changed_and_the_bars_follow(page: Page, pictures: Path) -> None:
+def test_classes_are_changed_and_the_bars_follow(page: Page, image_folder: Path) -> None:
     page.click("nav a[href='#classify']")
     page.fill("#classes", "circle\nring")
-    [file] = pictures.glob("large_blue_cross.*")
+    [file] = image_folder.glob("large_blue_cross.*")
     drop(page, "#classify", file.name, file.read_bytes())
     page.locator("#classified .bars li").nth(1).wait_for()
     page.fill("#classes", "circle\nring\ncross\nsquare")
@@ -202,8 +202,8 @@ def test_classes_are_changed_and_the_bars_follow(page: Page, pictures: Path) -> 
     page.fill("#templates", "a photo")
     page.get_by_text("has no place for the class name").wait_for()
     page.fill("#templates", "a {}")
-    drop(page, "#classify", "broken.png", b"no picture at all")
-    page.get_by_text("This picture cannot be used: not a picture.").wait_for()
+    drop(page, "#classify", "broken.png", b"no image at all")
+    page.get_by_text("This image cannot be used: not an image.").wait_for()
     assert page.locator("#classified article").count() == 2
 
 
@@ -211,13 +211,13 @@ def test_classes_are_changed_and_the_bars_follow(page: Page, pictures: Path) -> 
 @in_a_browser
 def test_map_is_pointed_at_with_mouse_and_keys(page: Page) -> None:
     page.click("nav a[href='#explore']")
-    page.get_by_text("All 60 pictures").wait_for()
+    page.get_by_text("All 60 images").wait_for()
     page.select_option("#colour-column", "shape")
     page.locator("#legend span").nth(4).wait_for()
     page.fill("#colour-query", "ring")
     page.press("#colour-query", "Enter")
     page.get_by_text("cosine to “ring”").wait_for()
-    page.check("#as-pictures")
+    page.check("#as-images")
     page.focus("#canvas")
     page.keyboard.press("ArrowRight")
     page.locator("#peek").wait_for()
@@ -226,10 +226,10 @@ def test_map_is_pointed_at_with_mouse_and_keys(page: Page) -> None:
     page.locator("#neighbours li").first.wait_for()
     assert page.locator("#detail-title").inner_text() == text.split(" ·")[0]
     page.keyboard.press("Escape")
-    page.uncheck("#as-pictures")
+    page.uncheck("#as-images")
     box = page.locator("#canvas").bounding_box()
     assert box is not None
-    for part in range(1, 40):  # somewhere along the middle there is a picture
+    for part in range(1, 40):  # somewhere along the middle there is an image
         page.mouse.move(box["x"] + box["width"] * part / 40, box["y"] + box["height"] / 2)
         if page.locator("#peek").is_visible():
             break

@@ -105,14 +105,14 @@ def test_words_find_what_the_library_finds(client: TestClient, model: LiT, store
     assert hits[0]["name"] == Path(expected[0].path).name
 
 
-def test_nothing_says_where_the_pictures_are(client: TestClient, pictures: Path, store: Store) -> None:
+def test_nothing_says_where_the_images_are(client: TestClient, image_folder: Path, store: Store) -> None:
     answers = [client.post("/search", json={"query": "ring"}), client.get("/about"), client.get("/map")]
     answers.append(client.get("/item", params={"id": store.column("id")[0]}))
-    assert not [answer.url for answer in answers if str(pictures) in answer.text]
+    assert not [answer.url for answer in answers if str(image_folder) in answer.text]
 
 
-def test_picture_that_is_sent_finds_itself(client: TestClient, pictures: Path, store: Store) -> None:
-    [file] = pictures.glob("large_blue_triangle.*")
+def test_image_that_is_sent_finds_itself(client: TestClient, image_folder: Path, store: Store) -> None:
+    [file] = image_folder.glob("large_blue_triangle.*")
     answer = client.post("/search", files={"image": (file.name, file.read_bytes())}, data={"k": 3})
     hits = answer.json()["hits"]
     assert len(hits) == 3
@@ -120,7 +120,7 @@ def test_picture_that_is_sent_finds_itself(client: TestClient, pictures: Path, s
     assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
 
 
-def test_neighbours_leave_the_picture_out(client: TestClient, store: Store) -> None:
+def test_neighbours_leave_the_image_out(client: TestClient, store: Store) -> None:
     name = id_of(store, "large_blue_triangle")
     first = client.post("/search", json={"like": name, "k": 6}).json()["hits"]
     assert len(first) == 6
@@ -195,21 +195,21 @@ def test_words_of_any_script_are_searched(client: TestClient) -> None:
         assert client.post("/search", json={"query": query}).status_code == 200
 
 
-# --- Pictures that come in
+# --- Images that come in
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"no picture", "not a picture"),
+        (b"no image", "not an image"),
         (b"", "empty"),
         (png()[:40], "truncated|damaged"),
         (bomb(60_000, 60_000), "3600.0 megapixels"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
 )
-def test_bad_picture_is_a_sentence(client: TestClient, data: bytes, reason: str) -> None:
+def test_bad_image_is_a_sentence(client: TestClient, data: bytes, reason: str) -> None:
     for path, field in (("/search", "image"), ("/embed", "images")):
         answer = client.post(path, files={field: ("a.png", data)})
         assert answer.status_code == 422
@@ -217,7 +217,7 @@ def test_bad_picture_is_a_sentence(client: TestClient, data: bytes, reason: str)
     answer = client.post(
         "/classify", files=[("images", ("a", data)), ("images", ("b", png()))], data={"classes": "ring"}
     )
-    first, second = answer.json()["pictures"]
+    first, second = answer.json()["images"]
     assert re.search(reason, first["error"])
     assert first["classes"] == []
     assert second["error"] is None
@@ -257,7 +257,7 @@ def test_form_without_its_parts_is_a_sentence(client: TestClient) -> None:
         assert answer.status_code in (status, 422)
         assert said(answer)
     assert client.post("/search", files={"image": ("a.png", png())}, data={"k": "many"}).status_code == 422
-    assert client.post("/search", files={"picture": ("a.png", png())}).status_code == 422
+    assert client.post("/search", files={"file": ("a.png", png())}).status_code == 422
     many = [("images", (f"{i}.png", png())) for i in range(17)]
     assert "16" in said(client.post("/embed", files=many))
 
@@ -265,18 +265,18 @@ def test_form_without_its_parts_is_a_sentence(client: TestClient) -> None:
 # --- Classify and embed
 
 
-def test_classes_are_the_librarys(client: TestClient, model: LiT, store: Store, pictures: Path) -> None:
-    [file] = pictures.glob("large_blue_cross.*")
+def test_classes_are_the_librarys(client: TestClient, model: LiT, store: Store, image_folder: Path) -> None:
+    [file] = image_folder.glob("large_blue_cross.*")
     templates = ["A {}.", "{}"]
     form = {"classes": CLASSES, "templates": templates}
-    [sent] = client.post("/classify", files={"images": (file.name, file.read_bytes())}, data=form).json()["pictures"]
+    [sent] = client.post("/classify", files={"images": (file.name, file.read_bytes())}, data=form).json()["images"]
     [[expected], _] = lamplit.classify(model, [file], CLASSES, templates=templates)
     assert [share["name"] for share in sent["classes"]] == expected.classes
     assert [share["probability"] for share in sent["classes"]] == pytest.approx(expected.probabilities, abs=1e-5)
     assert sent["none_of_these"] is None
     assert sent["name"] == file.name
     body = {"ids": [id_of(store, "large_blue_cross")], "classes": CLASSES, "templates": templates, "top": 2}
-    [known] = client.post("/classify", json=body).json()["pictures"]
+    [known] = client.post("/classify", json=body).json()["images"]
     assert len(known["classes"]) == 2
     assert known["classes"][0]["probability"] == pytest.approx(expected.probabilities[0], abs=1e-3)  # float16 stored
 
@@ -290,8 +290,8 @@ def test_none_of_these_where_the_classes_are_calibrated(model: LiT, store: Store
         assert (about["classes"], about["templates"], about["calibrated"]) == (CLASSES, ["{}"], True)
 
         def ask(form: dict[str, Any], client: TestClient = client) -> Any:
-            [picture] = client.post("/classify", files={"images": ("a", png())}, data=form).json()["pictures"]
-            return picture["none_of_these"]
+            [image_file] = client.post("/classify", files={"images": ("a", png())}, data=form).json()["images"]
+            return image_file["none_of_these"]
 
         assert ask({"classes": CLASSES, "templates": ["{}"]}) is expected
         assert ask({"classes": [*CLASSES, "ring"], "templates": ["{}"]}) is None  # others were not calibrated
@@ -326,7 +326,7 @@ def test_vectors_are_the_models(client: TestClient, model: LiT) -> None:
 
 def test_model_without_its_image_tower_says_so(model_path: Path, store: Store) -> None:
     client = TestClient(make_app(lamplit.load(model_path, towers="text"), store), base_url="http://127.0.0.1")
-    assert client.get("/about").json()["reads_pictures"] is False
+    assert client.get("/about").json()["reads_images"] is False
     answer = client.post("/search", files={"image": ("a.png", png())})
     assert answer.status_code == 422
     assert "without its image tower" in said(answer)
@@ -338,25 +338,25 @@ def test_store_of_another_tower_is_refused(model: LiT, words_path: Path) -> None
         make_app(model, Store(words_path))
 
 
-# --- Pictures that go out
+# --- Images that go out
 
 
-def test_pictures_go_out_encoded_again(client: TestClient, store: Store) -> None:
-    for path in ("/thumbnail", "/picture"):
+def test_images_go_out_encoded_again(client: TestClient, store: Store) -> None:
+    for path in ("/thumbnail", "/image"):
         answer = client.get(path, params={"id": id_of(store, "small_red_ring")})
         assert answer.headers["content-type"] == "image/jpeg"
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            assert (picture.format, picture.size) == ("JPEG", (64, 64))
+        with Image.open(io.BytesIO(answer.content)) as image_file:
+            assert (image_file.format, image_file.size) == ("JPEG", (64, 64))
 
 
 @pytest.mark.parametrize(
     "name", ["", "../pairs.csv", "/etc/passwd", "..%2f..", "pairs.csv", "\0", "a" * 4096, "file:///etc/passwd", "☃"]
 )
 def test_no_other_file_is_ever_served(client: TestClient, name: str) -> None:
-    for path in ("/thumbnail", "/picture", "/item"):
+    for path in ("/thumbnail", "/image", "/item"):
         answer = client.get(path, params={"id": name})
         assert answer.status_code == 404
-        assert "no picture of this id" in said(answer)
+        assert "no image of this id" in said(answer)
     assert client.post("/search", json={"like": name}).status_code == 404
     assert client.post("/classify", json={"ids": [name], "classes": ["a"]}).status_code == 404
 
@@ -374,8 +374,8 @@ def test_paths_do_not_lead_out_of_the_static_files(client: TestClient) -> None:
         assert said(answer)
 
 
-def test_only_pictures_that_can_be_decoded_are_shown(tmp_path: Path, text_folder: Path) -> None:
-    """A store may name any file of the machine; what is no picture stays where it is."""
+def test_only_images_that_can_be_decoded_are_shown(tmp_path: Path, text_folder: Path) -> None:
+    """A store may name any file of the machine; what is no image stays where it is."""
     store_path = tmp_path / "odd.lance"
     files = {"00000": tmp_path / "secret.txt", "00001": Path("/dev/zero"), "00002": tmp_path / "none.png"}
     files["00000"].write_text("secret")
@@ -384,8 +384,8 @@ def test_only_pictures_that_can_be_decoded_are_shown(tmp_path: Path, text_folder
     store.replace(rows)
     tower = lamplit.open_text_tower(f"hf:{text_folder}", width=8)
     client = TestClient(make_app(LiT(tower, store.tower), Store(store_path)), base_url="http://127.0.0.1")
-    for name, reason in {"00000": "not a picture", "00001": "not a file", "00002": "not found"}.items():
-        answer = client.get("/picture", params={"id": name})
+    for name, reason in {"00000": "not an image", "00001": "not a file", "00002": "not found"}.items():
+        answer = client.get("/image", params={"id": name})
         assert answer.status_code == 404
         assert reason in said(answer)
     item = client.get("/item", params={"id": "00003"}).json()
@@ -451,7 +451,7 @@ def test_pages_of_elsewhere_may_not_ask(client: TestClient) -> None:
 
 def test_about_tells_what_is_open(client: TestClient) -> None:
     about = client.get("/about").json()
-    assert (about["store"], about["pictures"], about["reads_pictures"]) == ("drawings.lance", 60, True)
+    assert (about["store"], about["images"], about["reads_images"]) == ("drawings.lance", 60, True)
     columns = {column["name"]: column for column in about["columns"]}
     assert columns["shape"] == {
         "name": "shape",
@@ -483,7 +483,7 @@ def test_run_of_a_model(model: LiT, store: Store, tmp_path: Path, client: TestCl
 
 def test_openapi_describes_every_body(client: TestClient) -> None:
     api = client.get("/openapi.json").json()
-    assert {"/search", "/classify", "/embed", "/map", "/run", "/picture"} <= set(api["paths"])
+    assert {"/search", "/classify", "/embed", "/map", "/run", "/image"} <= set(api["paths"])
     for path in ("/search", "/classify", "/embed"):
         assert set(api["paths"][path]["post"]["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     assert api["paths"]["/search"]["post"]["responses"]["422"]["content"]["application/json"]["schema"][
@@ -497,7 +497,7 @@ def test_openapi_describes_every_body(client: TestClient) -> None:
 
 def test_map_is_coloured_by_a_column_or_by_words(client: TestClient, model: LiT, store: Store) -> None:
     plainly = client.get("/map").json()
-    assert plainly["pictures"] == len(plainly["points"]) == 60
+    assert plainly["images"] == len(plainly["points"]) == 60
     assert 0 < plainly["explained"] <= 1
     assert {point["value"] for point in plainly["points"]} == {None}
     by_shape = client.get("/map", params={"column": "shape"}).json()["points"]
@@ -580,7 +580,7 @@ def fuzzed(model: LiT, store_path: Path, model_path: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", ["/search", "/classify", "/embed", "/thumbnail", "/picture", "/item", "/about", "/map", "/run"]
+    "path", ["/search", "/classify", "/embed", "/thumbnail", "/image", "/item", "/about", "/map", "/run"]
 )
 def test_fuzzing_finds_no_server_error_and_no_answer_outside_the_description(fuzzed: Any, path: str) -> None:
     [operation] = [each.ok() for each in fuzzed.include(path=path).get_all_operations()]

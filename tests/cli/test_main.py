@@ -230,9 +230,9 @@ def parsed(result: Result) -> Any:
     return json.loads(result.out)
 
 
-def test_pooling(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+def test_pooling(lamplit: Lamplit, image_folder: Path, tower_file: Path, tmp_path: Path) -> None:
     store = tmp_path / "both.lance"
-    embedding = ["embed", pictures / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
+    embedding = ["embed", image_folder / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
     vit = [*embedding, "timm:test_vit", "--tower-weights", tower_file]
     assert parsed(lamplit(*vit, "--pool", "cls+mean", "--json"))["embedded"] == 60
     described = parsed(lamplit("info", store, "--json"))
@@ -243,11 +243,11 @@ def test_pooling(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: P
     assert (unknown.code, "expected cls, mean, map, cls+mean" in unknown.err) == (2, True)
 
 
-def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_main_job(lamplit: Lamplit, image_folder: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
     """Embed, tune, ask: every command once as a table and once as JSON."""
     store, run = tmp_path / "[red] drawings.lance", tmp_path / "runs" / "[bold]run"
     embedding = [
-        "embed", pictures / "pairs.csv", "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
+        "embed", image_folder / "pairs.csv", "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
         "--engine", "torch", "--workers", 0,
     ]  # fmt: skip
     made = parsed(lamplit(*embedding, "--json"))
@@ -266,9 +266,9 @@ def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folde
     changed = lamplit(*tuning, "--lr", "1e-3")
     assert (changed.code, "lr was 0.0001 and is 0.001" in changed.err) == (2, True)
 
-    assert parsed(lamplit("info", store, "--json"))["pictures"] == 60
+    assert parsed(lamplit("info", store, "--json"))["images"] == 60
     assert parsed(lamplit("info", run, "--json"))["model"] == str(run)
-    assert "pictures\t60\n" in lamplit("info", store).out
+    assert "images\t60\n" in lamplit("info", store).out
     assert f"model\t{run}\n" in lamplit("info", run).out
 
     hits = parsed(lamplit("search", run, store, "a red ring", "-k", 4, "--json"))
@@ -290,11 +290,11 @@ def test_main_job(lamplit: Lamplit, pictures: Path, tower_file: Path, text_folde
     assert len(list((tmp_path / "results").glob("*.json"))) == 2
 
 
-def test_folder_that_changes(lamplit: Lamplit, pictures: Path, tower_file: Path, tmp_path: Path) -> None:
+def test_folder_that_changes(lamplit: Lamplit, image_folder: Path, tower_file: Path, tmp_path: Path) -> None:
     """Embed, list the duplicates, rename and delete, embed again."""
     folder, store = tmp_path / "[red] folder", tmp_path / "drawings.lance"
     folder.mkdir()
-    for file in sorted(pictures.glob("*_red_*"))[:5]:
+    for file in sorted(image_folder.glob("*_red_*"))[:5]:
         shutil.copy(file, folder)
     first, second, *_ = sorted(folder.iterdir())
     copy = folder / f"copy of {first.name}"
@@ -307,12 +307,12 @@ def test_folder_that_changes(lamplit: Lamplit, pictures: Path, tower_file: Path,
 
     sheet = tmp_path / "sheet.png"
     [group] = parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--sheet", sheet, "--json"))
-    assert [picture["path"] for picture in group["pictures"]] == [str(copy), str(first)]
-    assert [picture["copy_of"] for picture in group["pictures"]] == [None, copy.name]
+    assert [image_file["path"] for image_file in group["images"]] == [str(copy), str(first)]
+    assert [image_file["copy_of"] for image_file in group["images"]] == [None, copy.name]
     assert sheet.is_file()
     lines = lamplit("duplicates", store, "--threshold", "0.99999").out.splitlines()
     assert lines == [
-        "2 pictures in 1 groups",
+        "2 images in 1 groups",
         "group\tnearest\tpath\tsame content as",
         f"1\t1.000\t{copy}\t",
         f"\t1.000\t{first}\t{copy.name}",
@@ -325,7 +325,7 @@ def test_folder_that_changes(lamplit: Lamplit, pictures: Path, tower_file: Path,
     assert "moved or copied\t1\n" in again
     assert "missing\t2; their rows stay, --prune deletes them\n" in again
     assert "pruned\t2\n" in lamplit(*embedding, "--prune").out
-    assert parsed(lamplit("info", store, "--json"))["pictures"] == 5
+    assert parsed(lamplit("info", store, "--json"))["images"] == 5
     assert parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--json")) == []
 
 
@@ -366,11 +366,11 @@ def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
         )
 
 
-def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path) -> None:
+def test_classify(lamplit: Lamplit, model_path: Path, image_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new.folder"
     (folder / "inner.png").mkdir(parents=True)
-    shutil.copy(next(pictures.glob("large_red_ring.*")), folder / "inner.png" / "[red]ring.png")
-    (folder / "bad.png").write_text("no picture")
+    shutil.copy(next(image_folder.glob("large_red_ring.*")), folder / "inner.png" / "[red]ring.png")
+    (folder / "bad.png").write_text("no image")
     (tmp_path / "classes.txt").write_text("ring\n\n  Größe \ncircle\n", encoding="utf-8")
     (tmp_path / "templates.txt").write_text("a {}\n")
     by_words = ["classify", model_path, folder, "--classes", "ring, Größe,circle,", "--top", 2]
@@ -390,11 +390,11 @@ def test_classify(lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: 
     assert plain[1] == f"{prediction['path']}\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}"
     only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
     assert only_bad.code == 2
-    assert only_bad.err.splitlines()[-1] == "error: none of 1 pictures could be used"
+    assert only_bad.err.splitlines()[-1] == "error: none of 1 images could be used"
 
 
-def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures: Path, tmp_path: Path) -> None:
-    file, picture = tmp_path / "[red] classes.json", next(pictures.glob("large_red_ring.*"))
+def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, image_folder: Path, tmp_path: Path) -> None:
+    file, image_file = tmp_path / "[red] classes.json", next(image_folder.glob("large_red_ring.*"))
     names = ["--classes", "ring,circle,square,cross,triangle", "--out", file]
     plain = lamplit("classes", model_path, *names)
     assert (plain.code, plain.out) == (0, f"{file}\n")
@@ -402,7 +402,7 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures:
 
     sampled = ["classes", model_path, *names, "--sample", store_path, "--label-column", "shape"]
     report = parsed(lamplit(*sampled, "--json", "--templates", "suggest"))
-    assert (report["classes"], report["pictures"], len(report["per_class"])) == (str(file), 60, 5)
+    assert (report["classes"], report["images"], len(report["per_class"])) == (str(file), 60, 5)
     shown = lamplit(*sampled, "--templates", "suggest").out.splitlines()
     assert shown[0].startswith("templates: the best is taken, and its figure flatters")
     assert f"accuracy, nearest class\t{report['accuracy']:.3f}" in shown
@@ -411,12 +411,12 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures:
     for score in report["per_class"]:
         mistake = f"{score['mistaken_for']} ({score['mistakes']})" if score["mistakes"] else ""
         precision = "" if score["precision"] is None else f"{score['precision']:.3f}"
-        assert f"{score['name']}\t{score['pictures']}\t{precision}\t{score['recall']:.3f}\t{mistake}" in shown
+        assert f"{score['name']}\t{score['images']}\t{precision}\t{score['recall']:.3f}\t{mistake}" in shown
 
-    asked = ["classify", model_path, picture, "--classes-file", file, "--top", 2]
+    asked = ["classify", model_path, image_file, "--classes-file", file, "--top", 2]
     [prediction] = parsed(lamplit(*asked, "--json"))
     lines = lamplit(*asked).out.splitlines()
-    assert lines[0] == "picture\tclass\tprobability\tgiven"
+    assert lines[0] == "image\tclass\tprobability\tgiven"
     assert lines[1].split("\t")[1] == (prediction["given"] or ["none of these"])[0]
 
     values = json.loads(file.read_text())
@@ -424,12 +424,14 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, pictures:
     [prediction] = parsed(lamplit(*asked, "--json"))
     assert prediction["given"] == []
     first, second, _ = lamplit(*asked).out.splitlines()[1:]
-    assert first == f"{picture}\tnone of these\t\tyes"
+    assert first == f"{image_file}\tnone of these\t\tyes"
     assert second == f"\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}\tno"
 
-    refused = lamplit("classify", model_path, picture, "--classes-file", file, "--templates", pictures / "pairs.csv")
+    refused = lamplit(
+        "classify", model_path, image_file, "--classes-file", file, "--templates", image_folder / "pairs.csv"
+    )
     assert (refused.code, "has templates of its own" in refused.err) == (2, True)
-    both = lamplit("classify", model_path, picture, "--classes-file", file, "--classes", "a")
+    both = lamplit("classify", model_path, image_file, "--classes-file", file, "--classes", "a")
     assert (both.code, "give the classes once" in both.err) == (2, True)
     independent = parsed(lamplit(*sampled, "--independent", "--json"))
     assert (independent["independent"], independent["error_before"]) == (True, None)
@@ -456,12 +458,12 @@ def test_export(lamplit: Lamplit, model_path: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_says_what_it_skipped(
-    lamplit: Lamplit, model_path: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    lamplit: Lamplit, model_path: Path, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("large_red_ring", "small_blue_cross"):
-        shutil.copy(next(pictures.glob(f"{name}.*")), tmp_path / f"{name}.png")
+        shutil.copy(next(image_folder.glob(f"{name}.*")), tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(name)
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     result = lamplit("evaluate", model_path, tmp_path, "--json")
     assert parsed(result)[0]["captions"] == 2
     assert [line for line in caplog.messages if line.startswith("skipped ") and "bad.png" in line]
@@ -484,7 +486,7 @@ def test_import_prepares_search_of_a_large_store(lamplit: Lamplit, tmp_path: Pat
 
 @pytest.mark.parametrize("width", [40, 200])
 def test_paths_are_whole_on_a_terminal(width: int) -> None:
-    path = "/pictures/[bold]/" + "long_name_" * 8 + "[/end].png"
+    path = "/images/[bold]/" + "long_name_" * 8 + "[/end].png"
     [table] = tables.hits([Hit(0.5, "1", path, ["[red] text"], {})])
     screen = io.StringIO()
     Console(file=screen, width=width, force_terminal=True, color_system=None).print(table)

@@ -118,8 +118,8 @@ def test_extra_that_is_missing() -> None:
     assert "pip install 'lamplit[thumbnails]'" in run(without + DRAWS, "yes", terminal="kitty").err
 
 
-def pictures_in_kitty(text: str) -> list[Image.Image]:
-    """The pictures that were sent, in the order in which they are shown."""
+def images_in_kitty(text: str) -> list[Image.Image]:
+    """The images that were sent, in the order in which they are shown."""
     sent: dict[str, str] = {}
     for name, chunk in re.findall(r"\x1b_Gi=(\d+),m=[01],f=100,q=2;([^\x1b]*)\x1b\\", text):
         sent[name] = sent.get(name, "") + chunk
@@ -130,7 +130,7 @@ def pictures_in_kitty(text: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB") for data in sent.values()]
 
 
-def pictures_in_sixels(text: str) -> list[Image.Image]:
+def images_in_sixels(text: str) -> list[Image.Image]:
     """What a terminal would draw: colours by number, six rows at a time, `$` back to the left, `-` to the next rows."""
     drawn = []
     for width, height, data in re.findall(r'\x1bP0;0;0q"1;1;(\d+);(\d+)([^\x1b]*)\x1b\\', text):
@@ -154,7 +154,7 @@ def pictures_in_sixels(text: str) -> list[Image.Image]:
     return drawn
 
 
-def pictures_in_blocks(text: str) -> list[Image.Image]:
+def images_in_blocks(text: str) -> list[Image.Image]:
     """Two pixels a cell: the colour of the sign and that behind it."""
     drawn, rows = [], []
     for line in text.split("\n"):
@@ -168,33 +168,33 @@ def pictures_in_blocks(text: str) -> list[Image.Image]:
     return drawn
 
 
-def assert_alike(picture: Image.Image, path: Path | str) -> None:
+def assert_alike(image_file: Image.Image, path: Path | str) -> None:
     original = decode_image(Path(path).read_bytes()).permute(1, 2, 0).numpy()
-    expected = Image.fromarray(original).resize(picture.size)
-    assert np.abs(np.asarray(expected, float) - np.asarray(picture, float)).mean() < 4  # Sixel has 256 colours
+    expected = Image.fromarray(original).resize(image_file.size)
+    assert np.abs(np.asarray(expected, float) - np.asarray(image_file, float)).mean() < 4  # Sixel has 256 colours
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("terminal", "asked", "read"),
     [
-        ("kitty", [], pictures_in_kitty),
-        ("sixel", [], pictures_in_sixels),
-        ("plain", ["--thumbnails"], pictures_in_blocks),
+        ("kitty", [], images_in_kitty),
+        ("sixel", [], images_in_sixels),
+        ("plain", ["--thumbnails"], images_in_blocks),
     ],
 )
-def test_search_shows_the_pictures_of_its_hits(terminal, asked, read, model_path: Path, store_path: Path) -> None:
+def test_search_shows_the_images_of_its_hits(terminal, asked, read, model_path: Path, store_path: Path) -> None:
     write_words(model_path)  # the first search says that it does so
     hits = lamplit.search(lamplit.load(model_path), lamplit.Store(store_path), "a red ring", k=3)
     for _ in range(TRIES):
         shown = run(CLI, "search", model_path, store_path, "a red ring", "-k", 3, *asked, terminal=terminal)
-        pictures = read(shown.text)
-        if pictures:
+        image_folder = read(shown.text)
+        if image_folder:
             break
     assert (shown.code, shown.err) == (0, "")
-    assert len(pictures) == 3
-    for hit, picture in zip(hits, pictures, strict=True):
-        assert_alike(picture, hit.path)
+    assert len(image_folder) == 3
+    for hit, image_file in zip(hits, image_folder, strict=True):
+        assert_alike(image_file, hit.path)
         assert f"{hit.score:.3f}" in shown.text
         assert hit.texts[0] in shown.text
 
@@ -213,7 +213,7 @@ for way in ways.split(";"):
 
 
 @pytest.mark.slow
-def test_search_that_shows_no_pictures_asks_nothing(model_path: Path, store_path: Path) -> None:
+def test_search_that_shows_no_images_asks_nothing(model_path: Path, store_path: Path) -> None:
     write_words(model_path)
     ways = "--json --thumbnails;--paths --thumbnails;-0 --thumbnails;--no-thumbnails"
     shown = run(MANY, "search", model_path, store_path, "ring", "-k", 2, ways, terminal="kitty")
@@ -233,23 +233,23 @@ print_hits([Hit(0.5, path, path, [f"text {n}"], {}) for n, path in enumerate(sys
 
 
 @pytest.mark.slow
-def test_pictures_of_every_shape_and_none(tmp_path: Path) -> None:
+def test_images_of_every_shape_and_none(tmp_path: Path) -> None:
     """A panorama and a tower keep their middles, a file that is gone its line; text may have no colours."""
     sizes = {"wide.png": (1200, 20), "high.png": (7, 900), "big.png": (2000, 1500), "one.png": (1, 1)}
     for name, size in sizes.items():
-        picture = Image.new("RGB", size, "green")
-        ImageDraw.Draw(picture).rectangle((0, 0, size[0] // 4, size[1] // 4), fill="red")
-        picture.save(tmp_path / name)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+        image_file = Image.new("RGB", size, "green")
+        ImageDraw.Draw(image_file).rectangle((0, 0, size[0] // 4, size[1] // 4), fill="red")
+        image_file.save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
     paths = [str(tmp_path / name) for name in (*sizes, "broken.png", "gone.png")]
     shown = run(PRINT, *paths, terminal="kitty", COLORTERM="", TERM="xterm-kitty", NO_COLOR="1")
     assert (shown.code, shown.err) == (0, "")
     assert all(f"text {number}" in shown.text for number in range(6))
-    wide, high, big, one = pictures_in_kitty(shown.text)  # cells are 10 x 20
-    assert [picture.size for picture in (wide, high, big, one)] == [(120, 40), (40, 120), (120, 80), (120, 120)]
+    wide, high, big, one = images_in_kitty(shown.text)  # cells are 10 x 20
+    assert [image_file.size for image_file in (wide, high, big, one)] == [(120, 40), (40, 120), (120, 80), (120, 120)]
     assert wide.getpixel((1, 1)) == (0, 128, 0)
     assert big.getpixel((1, 1)) == (255, 0, 0)
     blocks = run(PRINT, *paths[2:], terminal="silent")
     assert (blocks.code, blocks.err) == (0, "")
-    assert [picture.size for picture in pictures_in_blocks(blocks.text)] == [(20, 16), (20, 20)]
+    assert [image_file.size for image_file in images_in_blocks(blocks.text)] == [(20, 16), (20, 20)]
     assert "Traceback" not in blocks.text

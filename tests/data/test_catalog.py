@@ -126,7 +126,7 @@ def test_npm_archives_cannot_write_outside(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_fashion_mnist_from_a_package_of_two_pictures(tmp_path, monkeypatch):
+def test_fashion_mnist_from_a_package_of_two_images(tmp_path, monkeypatch):
     data = tmp_path / "package/usr/share/datasets/fashion-mnist"
     data.mkdir(parents=True)
     images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
@@ -171,7 +171,7 @@ def test_stamps_for_real(tmp_path, monkeypatch):
     assert len({tuple(row) for row in rows}) == 1, "the rows have several schemas"
     assert {"text_de", "text_ja", "text_pt_BR", "text_ca_valencia"} <= rows[0].keys()
     assert not {row["category"] for row in rows} & {"symbols"}
-    owl = next(row for row in rows if row["image"] == "pictures/animals/birds/owl.png")
+    owl = next(row for row in rows if row["image"] == "images/animals/birds/owl.png")
     assert (owl["text"], owl["text_de"], owl["category"]) == ("An owl.", "Eine Eule.", "animals")
     for pair in read_pairs(path):
         with Image.open(pair.image) as image:

@@ -17,7 +17,7 @@ SMALL = Preprocessing((24, 24), (0.5,) * 3, (0.5,) * 3, interpolation="bilinear"
 
 @pytest.fixture(scope="module")
 def ramp() -> torch.Tensor:
-    """Make a picture that says where each of its pixels is: red by the column, green by the row. (3, 200, 240)."""
+    """Make an image that says where each of its pixels is: red by the column, green by the row. (3, 200, 240)."""
     rows, columns = torch.meshgrid(torch.arange(200), torch.arange(240), indexing="ij")
     return torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
 
@@ -43,8 +43,8 @@ def test_crop_depends_on_its_seed_alone(ramp: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_come_in_order_without_what_is_broken(pictures: Path, tmp_path: Path, workers: int) -> None:
-    paths = sorted(str(path) for path in pictures.glob("*.png"))[:5]
+def test_batches_come_in_order_without_what_is_broken(image_folder: Path, tmp_path: Path, workers: int) -> None:
+    paths = sorted(str(path) for path in image_folder.glob("*.png"))[:5]
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
     batches = [
@@ -53,7 +53,7 @@ def test_batches_come_in_order_without_what_is_broken(pictures: Path, tmp_path: 
         [Crop(str(tmp_path / "none.png"), 3)],
     ]
     first, second, third = read_crops(batches, SMALL, workers=workers)
-    assert (first.good, first.reasons) == ([0, 2], {str(broken): "not a picture"})
+    assert (first.good, first.reasons) == ([0, 2], {str(broken): "not an image"})
     whole = decode_image(Path(paths[0]).read_bytes())
     assert torch.equal(first.images[0], SMALL.resize(whole))
     assert torch.equal(first.images[1], inception_crop(decode_image(Path(paths[1]).read_bytes()), SMALL, 7))
@@ -62,13 +62,13 @@ def test_batches_come_in_order_without_what_is_broken(pictures: Path, tmp_path: 
     assert third.reasons == {str(tmp_path / "none.png"): "file not found"}
 
 
-def test_reading_draws_nothing_from_the_runs_random_numbers(pictures: Path) -> None:
+def test_reading_draws_nothing_from_the_runs_random_numbers(image_folder: Path) -> None:
     before = torch.get_rng_state()
-    list(read_crops([[Crop(str(next(pictures.glob("*.png"))), 5)]], SMALL, workers=0))
+    list(read_crops([[Crop(str(next(image_folder.glob("*.png"))), 5)]], SMALL, workers=0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_transparent_and_grey_pictures_are_cropped_too(tmp_path: Path) -> None:
+def test_transparent_and_grey_images_are_cropped_too(tmp_path: Path) -> None:
     for mode in ("RGBA", "L", "P"):
         Image.new(mode, (50, 40)).save(tmp_path / f"{mode}.png")
     [crops] = read_crops([[Crop(str(tmp_path / f"{mode}.png"), 1) for mode in ("RGBA", "L", "P")]], SMALL, workers=0)

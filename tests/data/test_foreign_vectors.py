@@ -271,7 +271,7 @@ def test_folder_of_parquet(tmp_path: Path) -> None:
         read_vectors(tmp_path)
 
 
-def test_pictures_beside_the_vectors_are_not_read(tmp_path: Path) -> None:
+def test_images_beside_the_vectors_are_not_read(tmp_path: Path) -> None:
     """As `datasets` stores them; the path is kept."""
     images = [{"bytes": b"x" * 100, "path": f"{i}.png"} for i in range(2)]
     parquet.write_table(
@@ -304,7 +304,7 @@ def test_which_column_holds_the_vectors(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"column '{wanted}' of .* {what}; its columns of vectors: a, b"):
             read_vectors(file, vector_column=wanted)
     parquet.write_table(pa.table({"n": [1, 2]}), file)
-    with pytest.raises(PairsError, match="has no columns that may be the pictures' vectors: n"):
+    with pytest.raises(PairsError, match="has no columns that may be the images' vectors: n"):
         read_vectors(file)
 
 

@@ -79,7 +79,7 @@ def test_jpeg_is_what_pillow_decodes(options):
     assert np.abs(pixels(data).astype(int) - expected).mean() < 0.5
 
 
-def test_grey_jpeg_and_two_pictures_in_one():
+def test_grey_jpeg_and_two_images_in_one():
     data = encode(RGB.convert("L"), "JPEG")
     grey = np.asarray(Image.open(io.BytesIO(data)))
     assert np.abs(pixels(data).astype(int) - grey[..., None]).max() <= 1
@@ -100,7 +100,7 @@ def test_exif_rotation_is_undone(format, orientation):
     assert np.abs(found - expected).max() <= (2 if format == "JPEG" else 0)
 
 
-def test_damaged_exif_does_not_cost_the_picture():
+def test_damaged_exif_does_not_cost_the_image():
     data = encode(RGB, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert np.array_equal(pixels(data), np.asarray(RGB))
 
@@ -160,7 +160,7 @@ def test_16_bit_grey_is_scaled_not_clipped():
     assert np.array_equal(pixels(png_16_bits(values)), expected)
     assert np.array_equal(pixels(encode(Image.fromarray(values), "TIFF")), expected)
     dark = png_16_bits(np.array([[0, 100, 200]], dtype=np.uint16))
-    assert pixels(dark).max() == 1, "a dark picture of 16 bits is no picture of 8 bits"
+    assert pixels(dark).max() == 1, "a dark image of 16 bits is no image of 8 bits"
     expected[0, 3] = 255
     assert np.array_equal(pixels(png_16_bits(values, transparent=32768)), expected)
 
@@ -209,7 +209,7 @@ def test_two_levels_and_the_first_frame():
         assert (pixels(data) == (255, 0, 0)).all()
 
 
-def test_the_smallest_picture():
+def test_the_smallest_image():
     assert pixels(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
 
 
@@ -217,17 +217,17 @@ def test_the_smallest_picture():
 def test_truncated_files_are_refused(format):
     data = encode(RGB, format)
     for length in (3, 20, len(data) // 3, len(data) // 2, len(data) - 40):
-        assert reason(data[:length]) in ("truncated", "not a picture")
+        assert reason(data[:length]) in ("truncated", "not an image")
     assert reason(data[: len(data) // 2]) == "truncated"
 
 
-def test_what_is_no_picture_says_so():
+def test_what_is_no_image_says_so():
     assert reason(b"") == "empty file"
-    assert reason(b"<html>not found</html>") == "not a picture"
-    assert reason(bytes(1000)) == "not a picture"
-    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not a picture", "Ghostscript beware"
+    assert reason(b"<html>not found</html>") == "not an image"
+    assert reason(bytes(1000)) == "not an image"
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not an image", "Ghostscript beware"
     svg = b'<?xml version="1.0"?><!-- owl --><svg xmlns="http://www.w3.org/2000/svg"></svg>'
-    assert reason(svg) == "SVG is not a raster picture"
+    assert reason(svg) == "SVG is not a raster image"
     assert reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "HEIC is not read; convert it to JPEG"
     broken = bytearray(encode(RGB, "PNG"))
     broken[60:90] = bytes(30)
@@ -358,7 +358,7 @@ def test_batches_keep_the_order_and_list_what_is_skipped(tmp_path, workers):
         Skipped("b", str(tmp_path / "empty.jpg"), "empty file"),
         Skipped("c", str(tmp_path / "missing.jpg"), "file not found"),
         Skipped("e", "e", "truncated"),
-        Skipped("f", "f", "not a picture"),
+        Skipped("f", "f", "not an image"),
         Skipped("h", "h", "2500.0 megapixels, more than the bound of 100"),
     ]
     for batch, pair in ((batches[0], pairs[0]), (batches[1], pairs[3])):

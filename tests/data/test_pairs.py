@@ -77,7 +77,7 @@ def test_every_table_gives_the_same_pairs(tmp_path, suffix):
     assert pairs.count == (None if suffix == ".json" else 3)
 
 
-def test_relative_sources_give_pictures_that_survive_a_change_of_folder(tmp_path, monkeypatch):
+def test_relative_sources_give_images_that_survive_a_change_of_folder(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl", [{"image": "x.png"}])
     monkeypatch.chdir(tmp_path)
     assert next(iter(read_pairs("a.jsonl"))).image == tmp_path / "x.png"
@@ -109,7 +109,7 @@ def test_columns_null_for_long_and_cells_of_mixed_types(tmp_path):
     assert pairs[-1] == Pair("z.png", tmp_path / "z.png", ("a", "3"), {"text_de": "z", "seen": "2020-01-01 10:00:00"})
 
 
-def test_rows_that_share_a_picture_get_ids_of_their_own(tmp_path):
+def test_rows_that_share_a_image_get_ids_of_their_own(tmp_path):
     names = ["a.png", "b.png", "a.png", "a.png#2", "a.png", "a.png#2"]
     path = write_jsonl(tmp_path / "a.jsonl", [{"image": name} for name in names])
     ids = [pair.id for pair in read_pairs(path)]
@@ -141,14 +141,14 @@ def test_parquet_as_datasets_writes_it(tmp_path):
         json.dumps([first.metadata, second.metadata], allow_nan=False)
 
 
-def test_empty_pictures_stay_to_be_listed_as_skipped(tmp_path):
+def test_empty_images_stay_to_be_listed_as_skipped(tmp_path):
     rows = [{"image": None}, {"image": ""}, {"image": []}, {"image": ["a.png"]}]
     pairs = list(read_pairs(write_jsonl(tmp_path / "a.jsonl", rows)))
     assert [pair.image for pair in pairs] == [b"", b"", b"", tmp_path / "a.png"]
     assert [pair.id for pair in pairs] == ["0", "1", "2", "a.png"]
 
 
-def picture_folder(root: Path) -> Path:
+def image_folder(root: Path) -> Path:
     for name in ("b.PNG", "a.jpg", "birds/owl.png", "birds/night/bat.webp", ".hidden/x.png", "notes.md"):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +156,8 @@ def picture_folder(root: Path) -> Path:
     return root
 
 
-def test_folder_of_pictures_with_texts_beside_them(tmp_path):
-    picture_folder(tmp_path)
+def test_folder_of_images_with_texts_beside_them(tmp_path):
+    image_folder(tmp_path)
     (tmp_path / "a.txt").write_text("\ufeffAn a.\n\n  Another. \n", encoding="utf-8")
     (tmp_path / "birds/owl.txt").write_bytes(b"broken \xff byte")
     pairs = read_pairs(tmp_path)
@@ -174,7 +174,7 @@ def test_folder_of_pictures_with_texts_beside_them(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_folder_with_a_metadata_file(tmp_path, suffix):
-    picture_folder(tmp_path)
+    image_folder(tmp_path)
     rows = [{"file_name": "night/bat.webp", "text": "A bat.", "k": "v"}]
     table = pa.Table.from_pylist(rows)
     path = tmp_path / "birds" / f"metadata.{suffix}"
@@ -189,14 +189,14 @@ def test_folder_with_a_metadata_file(tmp_path, suffix):
     assert list(read_pairs(tmp_path)) == [expected]
 
 
-def test_tars_of_mixed_pictures_and_sidecars(tmp_path):
+def test_tars_of_mixed_images_and_sidecars(tmp_path):
     red, blue = encoded("red", "JPEG"), encoded("blue")
     write_tar(
         tmp_path / "s-000.tar",
         {
             "./0.jpg": red, "./0.txt": b" red ", "./0.json": b'{"caption": "other", "width": 4}',
             "./._0.jpg": b"mac", "x/1.txt": b"", "x/1.PNG": blue, "x/1.cls": b"3", "x/1.npy": b"\x93NUMPY",
-            "2.json": b"{broken", "2.webp": b"", "3.txt": b"no picture",
+            "2.json": b"{broken", "2.webp": b"", "3.txt": b"no image",
         },
     )  # fmt: skip
     write_tar(tmp_path / "s-001.tar", {"0.png": blue, "0.json": b'{"caption": "c", "d": [1, null]}'})
@@ -204,7 +204,7 @@ def test_tars_of_mixed_pictures_and_sidecars(tmp_path):
         Pair("0", red, ("red",), {"caption": "other", "width": 4}),
         Pair("x/1", blue, (), {"cls": "3"}),
         Pair("2", b"", (), {"json": "{broken"}),
-        Pair("3", b"", ("no picture",), {}),
+        Pair("3", b"", ("no image",), {}),
     ]
     last = Pair("0#2", blue, (), {"caption": "c", "d": [1, None]})
     assert list(read_pairs(tmp_path / "s-000.tar")) == expected
@@ -212,7 +212,7 @@ def test_tars_of_mixed_pictures_and_sidecars(tmp_path):
         pairs = read_pairs(source)
         assert list(pairs) == list(pairs) == [*expected, last]
     captions = [pair.texts for pair in read_pairs(tmp_path, text_column="txt,caption")]
-    assert captions == [("red", "other"), (), (), ("no picture",), ("c",)]
+    assert captions == [("red", "other"), (), (), ("no image",), ("c",)]
     assert [pair.image for pair in read_pairs(tmp_path, image_column="jpg")] == [red, b"", b"", b"", b""]
 
 
@@ -249,19 +249,19 @@ def test_sources_that_cannot_be_read_say_why(tmp_path, name, content, message):
 
 
 def test_sources_without_pairs_say_what_to_give(tmp_path):
-    with pytest.raises(PairsError, match="does not exist; give a folder of pictures"):
+    with pytest.raises(PairsError, match="does not exist; give a folder of images"):
         read_pairs(tmp_path / "nothing.csv")
     with pytest.raises(PairsError, match="does not exist"):
         read_pairs(tmp_path / "*.tar")
-    with pytest.raises(PairsError, match="holds no pictures; expected JPEG"):
+    with pytest.raises(PairsError, match="holds no images; expected JPEG"):
         read_pairs(tmp_path)
     write_tar(tmp_path / "a-0.tar", {"0.txt": b"words", "0.mp3": b"sound"})
-    with pytest.raises(PairsError, match="no pictures in its first samples; it has txt, mp3"):
+    with pytest.raises(PairsError, match="no images in its first samples; it has txt, mp3"):
         read_pairs(tmp_path)
     with pytest.raises(PairsError, match="no file for 1, 2"):
         read_pairs(tmp_path / "a-{0..2}.tar")
     whole = write_tar(tmp_path / "b.tar", {f"{n}.png": encoded() for n in range(200)})
-    whole.write_bytes(whole.read_bytes()[: 34 * 1024 + 512 + 50])  # in the midst of a picture
+    whole.write_bytes(whole.read_bytes()[: 34 * 1024 + 512 + 50])  # in the midst of an image
     with pytest.raises(PairsError, match="cannot be read"):
         list(read_pairs(whole))
 

@@ -30,7 +30,7 @@ SHAPES = [
 
 
 def natural(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A picture with the spectrum of natural ones: noise at every scale, the coarser the stronger."""
+    """An image with the spectrum of natural ones: noise at every scale, the coarser the stronger."""
     generator = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128.0)
     for octave in range(7):
@@ -105,7 +105,7 @@ def test_the_reference_is_torchvision_s_transform(shape):
     st.floats(0.3, 1),
     st.sampled_from(["crop", "squash"]),
 )
-def test_every_picture_fills_the_tower_s_input(shape, size, crop_fraction, fit):
+def test_every_image_fills_the_tower_s_input(shape, size, crop_fraction, fit):
     preprocessing = Preprocessing(size, (0.0,) * 3, (1.0,) * 3, "bilinear", crop_fraction, fit)
     image = preprocessing.resize(torch.full((3, *shape), 255, dtype=torch.uint8))
     assert image.shape == (3, *size)
@@ -126,12 +126,12 @@ def test_a_long_line_of_pixels_does_not_fill_the_memory(shape):
 @pytest.mark.parametrize("shape", [(224, 301), (301, 224), (240, 303), (400, 225)])
 def test_the_reference_crops_as_transformers_does(shape):
     processor = CLIPImageProcessorPil(size={"shortest_edge": 229}, crop_size={"height": 224, "width": 224})
-    picture = natural(*shape)
-    expected = torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
+    image_file = natural(*shape)
+    expected = torch.as_tensor(np.asarray(processor(images=image_file)["pixel_values"][0]))
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     preprocessing = Preprocessing((224, 224), mean, std, "bicubic", 224 / 229, center="floor")
-    assert (preprocessing.reference(picture) - expected).abs().max() < 1e-5
-    fast = preprocessing.normalize(preprocessing.resize(to_tensor(picture))[None])[0]
+    assert (preprocessing.reference(image_file) - expected).abs().max() < 1e-5
+    fast = preprocessing.normalize(preprocessing.resize(to_tensor(image_file))[None])[0]
     assert (fast - expected).abs().mean() < 0.02
 
 
@@ -190,7 +190,7 @@ def test_without_antialias_fractions_are_cut_off():
 
 @settings(deadline=None, max_examples=50)
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300)), st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_without_antialias_every_picture_fills_the_tower_s_input(shape, size):
+def test_without_antialias_every_image_fills_the_tower_s_input(shape, size):
     preprocessing = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, "bilinear", fit="squash", antialias=False)
     image = preprocessing.resize(torch.full((3, *shape), 255, dtype=torch.uint8))
     assert image.shape == (3, *size)

@@ -8,15 +8,15 @@ import pytest
 from lamplit.data.pairs import Pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.babel import babel_tasks, translated_tasks
-from lamplit.evaluation.protocols.tasks import Labelled, Pictures
+from lamplit.evaluation.protocols.tasks import Images, Labelled
 
 
 @pytest.fixture
 def validation() -> Labelled:
-    """Five pictures of ImageNet's validation split, of the classes 0, 1, 1, 5 and 999."""
+    """Five images of ImageNet's validation split, of the classes 0, 1, 1, 5 and 999."""
     ids = [f"n{label:08}/{number}.JPEG" for number, label in enumerate((0, 1, 1, 5, 999))]
-    pictures = Pictures("imagenet-val", Path("/data"), Pairs("/data", 5, None, (), lambda: iter(())), ids)
-    return Labelled(pictures, dict(zip(ids, [(0,), (1,), (1,), (5,), (999,)], strict=True)))
+    image_folder = Images("imagenet-val", Path("/data"), Pairs("/data", 5, None, (), lambda: iter(())), ids)
+    return Labelled(image_folder, dict(zip(ids, [(0,), (1,), (1,), (5,), (999,)], strict=True)))
 
 
 BABEL = {
@@ -38,24 +38,24 @@ def test_babel(tmp_path, validation):
     breton, german = babel_tasks(validation, tmp_path)
     assert (german.benchmark, german.title, german.language) == ("babel-imagenet", "Babel-ImageNet", "de")
     assert list(german.class_names) == [("Goldfisch",), ("Zitterrochen",), ("Goldfisch",)]
-    # Class 1 is its class 0, and class 5 its class 1; pictures of other classes do not count.
+    # Class 1 is its class 0, and class 5 its class 1; images of other classes do not count.
     assert german.test.labels == {
         "n00000001/1.JPEG": (0,),
         "n00000001/2.JPEG": (0,),
         "n00000005/3.JPEG": (1,),
     }
-    assert german.test.pictures is validation.pictures is breton.test.pictures
+    assert german.test.images is validation.images is breton.test.images
     assert german.template_texts == ["ein Foto von  {} .", "{}"]
-    assert german.split == "validation, 3 pictures of 3 classes"
+    assert german.split == "validation, 3 images of 3 classes"
     assert german.notes == ("1 of the 3 names are another class's too, and do not tell the two apart",)
     assert breton.test.labels == {"n00000999/4.JPEG": (0,)}
     assert (breton.language, breton.template_texts) == ("br", ["{}"])
     assert breton.notes == ("there are no prompts in this language: the names alone",)
 
 
-def test_a_picture_of_several_classes_keeps_those_that_have_names(tmp_path, validation):
+def test_a_image_of_several_classes_keeps_those_that_have_names(tmp_path, validation):
     write(tmp_path, babel_imagenet={"DE": [[5, 1], ["a", "b"]]}, nllb_dist13b_prompts=PROMPTS)
-    several = Labelled(validation.pictures, {"x": (0, 1, 5), "y": (0,)})
+    several = Labelled(validation.images, {"x": (0, 1, 5), "y": (0,)})
     [task] = babel_tasks(several, tmp_path)
     assert task.test.labels == {"x": (1, 0)}
 
@@ -71,7 +71,7 @@ def test_a_picture_of_several_classes_keeps_those_that_have_names(tmp_path, vali
         ({"DE": [[1], ["a"]]}, {"DE": ["no place"]}, "nllb_dist13b_prompts.json is not .*has no {}"),
         ({"DE": [[1], ["a"]]}, [], "nllb_dist13b_prompts.json is not laid out"),
         ([], PROMPTS, "babel_imagenet.json is not laid out"),
-        ({"DE": [[700], ["a"]]}, PROMPTS, "no picture of .* has a class of Babel-ImageNet in language de"),
+        ({"DE": [[700], ["a"]]}, PROMPTS, "no image of .* has a class of Babel-ImageNet in language de"),
         ("{", PROMPTS, "babel_imagenet.json cannot be read"),
     ],
 )

@@ -24,13 +24,13 @@ from lamplit.zeroshot.prompts import canonicalize
 
 
 @pytest.fixture
-def by_class(pictures: Path, tmp_path: Path) -> Path:
+def by_class(image_folder: Path, tmp_path: Path) -> Path:
     """The shapes in a folder each."""
     root = tmp_path / "shapes"
-    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+    with (image_folder / "pairs.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             (root / row["shape"]).mkdir(parents=True, exist_ok=True)
-            shutil.copy(pictures / row["path"], root / row["shape"])
+            shutil.copy(image_folder / row["path"], root / row["shape"])
     return root
 
 
@@ -64,7 +64,7 @@ def test_folder_of_classes_by_hand(model: LiT, by_class: Path, tmp_path: Path) -
     expected = accuracy_by_hand(model, by_class, squash, templates("big_vision-8"))
     assert expected > 0.2
     assert found.metrics["accuracy@1"].value == pytest.approx(expected)
-    assert (found.pictures, found.classes, found.skipped) == (60, 5, 0)
+    assert (found.images, found.classes, found.skipped) == (60, 5, 0)
     assert (found.benchmark, found.dataset, found.language) == ("folder", "shapes", "en")
     assert found.protocol["templates"] == "big_vision-8"
     assert found.protocol["preprocessing"] == squash.in_words()
@@ -72,7 +72,7 @@ def test_folder_of_classes_by_hand(model: LiT, by_class: Path, tmp_path: Path) -
     assert [row["name"] for row in found.per_class] == ["circle", "cross", "ring", "square", "triangle"]
 
 
-def test_second_model_of_the_same_tower_reads_no_picture(
+def test_second_model_of_the_same_tower_reads_no_image(
     model: LiT, model_path: Path, by_class: Path, tmp_path: Path
 ) -> None:
     [first] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
@@ -93,22 +93,22 @@ def test_stopped_embedding_goes_on(model: LiT, by_class: Path, tmp_path: Path) -
     whole = run_benchmarks(model, {"folder": by_class}, cache=tmp_path / "whole")[0]
     aside = tmp_path / "aside"
     shutil.move(by_class / "ring", aside)
-    run_benchmarks(model, {"folder": by_class}, cache=tmp_path)  # another question, of the same pictures
+    run_benchmarks(model, {"folder": by_class}, cache=tmp_path)  # another question, of the same images
     shutil.move(aside, by_class / "ring")
     assert run_benchmarks(model, {"folder": by_class}, cache=tmp_path)[0].metrics == whole.metrics
 
 
-def test_picture_that_cannot_be_used_is_counted_and_told(
+def test_image_that_cannot_be_used_is_counted_and_told(
     model: LiT, by_class: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (by_class / "ring" / "bad.png").write_bytes(b"no picture")
+    (by_class / "ring" / "bad.png").write_bytes(b"no image")
     for _ in range(2):  # embedded, and from the cache
         caplog.clear()
         [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
-        assert (found.pictures, found.skipped) == (60, 1)
+        assert (found.images, found.skipped) == (60, 1)
         told = [message for message in caplog.messages if "could not be used" in message]
         assert len(told) == 1
-        assert told[0].startswith("shapes: 1 pictures could not be used; reasons in ")
+        assert told[0].startswith("shapes: 1 images could not be used; reasons in ")
         assert "ring/bad.png" in Path(told[0].rpartition(" ")[2]).read_text()
 
 
@@ -135,7 +135,7 @@ def test_each_result_is_written(model: LiT, by_class: Path, tmp_path: Path) -> N
 
 
 def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no way 'stretch' to show pictures; type one of squash, crop, own"):
+    with pytest.raises(UsageError, match="there is no way 'stretch' to show images; type one of squash, crop, own"):
         run_benchmarks(model, {"folder": by_class}, show="stretch", cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no benchmark is called 'imagnet'"):
         run_benchmarks(model, {"imagnet": by_class}, cache=tmp_path)
@@ -153,14 +153,14 @@ def test_ways_to_show() -> None:
         shown(None, "own", 0.875, 0)
 
 
-def coco(root: Path, pictures: Path) -> Path:
+def coco(root: Path, image_folder: Path) -> Path:
     """Six of the drawings as MS-COCO's test split, by Karpathy's list; two of them have two captions."""
-    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+    with (image_folder / "pairs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:54:9]
     (root / "val2014").mkdir(parents=True)
     images = []
     for number, row in enumerate(rows):
-        shutil.copy(pictures / row["path"], root / "val2014" / row["path"])
+        shutil.copy(image_folder / row["path"], root / "val2014" / row["path"])
         texts = [row["caption"], f"It is {row['caption']}"][: 2 if number < 2 else 1]
         image = {"filename": row["path"], "filepath": "val2014", "split": "test", "cocoid": number}
         images.append(image | {"sentences": [{"raw": text} for text in texts]})
@@ -168,10 +168,10 @@ def coco(root: Path, pictures: Path) -> Path:
     return root
 
 
-def test_retrieval_by_hand(model: LiT, pictures: Path, tmp_path: Path) -> None:
-    root = coco(tmp_path / "coco", pictures)
+def test_retrieval_by_hand(model: LiT, image_folder: Path, tmp_path: Path) -> None:
+    root = coco(tmp_path / "coco", image_folder)
     [found] = run_benchmarks(model, {"coco": root}, show="own", cache=tmp_path)
-    assert (found.pictures, found.captions, found.task) == (6, 8, "image-text retrieval")
+    assert (found.images, found.captions, found.task) == (6, 8, "image-text retrieval")
     images = json.loads((root / "dataset_coco.json").read_text())["images"]
     texts = [(number, s["raw"]) for number, image in enumerate(images) for s in image["sentences"]]
     zimg = model.encode_images([root / "val2014" / image["filename"] for image in images])
@@ -192,7 +192,7 @@ def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: P
             shutil.copy(file, target)
     zero_shot, probe = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
     assert (zero_shot.task, probe.task) == ("zero-shot classification", "few-shot classification")
-    assert (zero_shot.pictures, probe.pictures, probe.main_metric) == (20, 20, "2-shot_accuracy")
+    assert (zero_shot.images, probe.images, probe.main_metric) == (20, 20, "2-shot_accuracy")
     names = sorted(folder.name for folder in by_class.iterdir())
     train, test = (sorted((root / part).glob("*/*")) for part in ("train", "test"))
     labels, truth = (torch.tensor([names.index(file.parent.name) for file in files]) for files in (train, test))

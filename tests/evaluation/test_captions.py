@@ -56,25 +56,25 @@ def test_coco_by_karpathy(tmp_path, place):
     assert (task.benchmark, task.language) == ("coco", "en")
     # Every caption is an item of its own, the shared one too.
     assert task.captions == {CAT: ("A cat.", "A cat sits.", "An animal."), DOG: ("A dog.", "An animal.")}
-    assert task.split == "Karpathy's test split, 2 pictures, 5 captions"
-    assert task.notes == ("2 pictures here, 5,000 as published", "5 captions here, 25,010 as published")
-    assert (task.pictures.key, task.pictures.root, task.pictures.ids) == ("coco-test", tmp_path, [CAT, DOG])
+    assert task.split == "Karpathy's test split, 2 images, 5 captions"
+    assert task.notes == ("2 images here, 5,000 as published", "5 captions here, 25,010 as published")
+    assert (task.images.key, task.images.root, task.images.ids) == ("coco-test", tmp_path, [CAT, DOG])
     for _ in range(2):  # they can be read again
-        assert list(task.pictures.pairs) == [Pair(name, tmp_path / name, (), {}) for name in (CAT, DOG)]
-    assert task.pictures.pairs.count == 2
+        assert list(task.images.pairs) == [Pair(name, tmp_path / name, (), {}) for name in (CAT, DOG)]
+    assert task.images.pairs.count == 2
 
 
-def test_coco_pictures_of_2017(tmp_path):
+def test_coco_images_of_2017(tmp_path):
     write(tmp_path / "dataset_coco.json", COCO)
     put(tmp_path, "val2017/000000000007.jpg", "train2017/000000000009.jpg")
     [task] = read_coco(tmp_path)
-    assert task.pictures.ids == ["val2017/000000000007.jpg", "train2017/000000000009.jpg"]
-    assert list(task.captions) == task.pictures.ids
+    assert task.images.ids == ["val2017/000000000007.jpg", "train2017/000000000009.jpg"]
+    assert list(task.captions) == task.images.ids
 
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
 def test_coco_official_split_is_named(tmp_path, year):
-    annotations = [(3, "Second picture."), (1, "First."), (3, "Second again.")]
+    annotations = [(3, "Second image."), (1, "First."), (3, "Second again.")]
     write(
         tmp_path / "annotations" / f"captions_val{year}.json",
         {
@@ -84,9 +84,9 @@ def test_coco_official_split_is_named(tmp_path, year):
     )
     put(tmp_path, f"val{year}/a.jpg", f"val{year}/b.jpg")
     [task] = read_coco(str(tmp_path))
-    assert task.captions == {f"val{year}/a.jpg": ("First.",), f"val{year}/b.jpg": ("Second picture.", "Second again.")}
-    assert task.split == f"validation split of {year}, 2 pictures, 3 captions"
-    assert task.pictures.key == f"coco-val{year}"
+    assert task.captions == {f"val{year}/a.jpg": ("First.",), f"val{year}/b.jpg": ("Second image.", "Second again.")}
+    assert task.split == f"validation split of {year}, 2 images, 3 captions"
+    assert task.images.key == f"coco-val{year}"
     assert "not Karpathy's test split" in task.notes[0]
 
 
@@ -100,8 +100,8 @@ def test_flickr30k(tmp_path, place):
     put(tmp_path, f"{place}/1.jpg")
     [task] = read_flickr30k(tmp_path)
     assert task.captions == {f"{place}/1.jpg": ("Two.", "Two.")}
-    assert (task.benchmark, task.pictures.key) == ("flickr30k", "flickr30k-test")
-    assert task.split == "Karpathy's test split, 1 pictures, 2 captions"
+    assert (task.benchmark, task.images.key) == ("flickr30k", "flickr30k-test")
+    assert task.split == "Karpathy's test split, 1 images, 2 captions"
 
 
 def xm3600(key: str, **captions: list[str]) -> str:
@@ -120,10 +120,10 @@ def test_xm3600(tmp_path):
     english, japanese = read_xm3600(tmp_path)
     assert (english.language, japanese.language) == ("en", "ja")
     assert english.captions == {"images/ab.jpg": ("A hill.", "Hills."), "images/cd.jpg": ("A lake.",)}
-    assert japanese.captions == {"images/ab.jpg": ("丘\u2028二",)}, "a picture without a caption does not count"
-    assert english.pictures is japanese.pictures
-    assert english.pictures.ids == ["images/ab.jpg", "images/cd.jpg"]
-    assert english.notes == ("2 pictures here, 3,600 as published",)
+    assert japanese.captions == {"images/ab.jpg": ("丘\u2028二",)}, "an image without a caption does not count"
+    assert english.images is japanese.images
+    assert english.images.ids == ["images/ab.jpg", "images/cd.jpg"]
+    assert english.notes == ("2 images here, 3,600 as published",)
 
 
 NAMES = ["COCO_train2014_000000000001.jpg", "COCO_val2014_000000000002.jpg"]
@@ -144,11 +144,11 @@ def test_xtd(tmp_path, authors):
         "it": [("Un gatto",), ("Un cane",)],
         "ja": [("猫",), ("犬",)],
     }
-    assert all(list(task.captions) == paths == task.pictures.ids for task in tasks)
-    assert len({id(task.pictures) for task in tasks}) == 1
+    assert all(list(task.captions) == paths == task.images.ids for task in tasks)
+    assert len({id(task.images) for task in tasks}) == 1
 
 
-def test_xtd_needs_a_line_for_each_picture(tmp_path):
+def test_xtd_needs_a_line_for_each_image(tmp_path):
     write(tmp_path / "test_image_names.txt", "\n".join(NAMES))
     write(tmp_path / "test_1kcaptions_en.txt", "one\ntwo\nthree\n")
     put(tmp_path, *(f"images/{name}" for name in NAMES))
@@ -172,14 +172,14 @@ def test_wrong_root(tmp_path, reader, expected):
         reader(tmp_path)
 
 
-def test_missing_pictures_are_counted(tmp_path):
+def test_missing_images_are_counted(tmp_path):
     write(tmp_path / "dataset_coco.json", COCO)
     put(tmp_path, CAT)
-    with pytest.raises(PairsError, match=f"1 of the 2 pictures of coco-test are missing under .*, first {DOG}"):
+    with pytest.raises(PairsError, match=f"1 of the 2 images of coco-test are missing under .*, first {DOG}"):
         read_coco(tmp_path)
 
 
-def test_no_picture_outside_the_root(tmp_path):
+def test_no_image_outside_the_root(tmp_path):
     put(tmp_path, "secret.jpg")
     write(tmp_path / "root" / "captions.jsonl", xm3600("../../secret", en=["A secret."]))
     with pytest.raises(PairsError, match="leads out of"):
@@ -194,7 +194,7 @@ def test_no_picture_outside_the_root(tmp_path):
         ({"images": [{"filename": "1.jpg"}]}, "not laid out as expected, .*KeyError: 'split'"),
         ({"images": [{"filename": "1.jpg", "split": "test", "sentences": [{"raw": 3}]}]}, "expected a list of str"),
         ({"images": [{"filename": "1.jpg", "split": "test", "sentences": []}]}, "has no captions in its split"),
-        ({"images": []}, "every picture of flickr30k-test is missing"),
+        ({"images": []}, "every image of flickr30k-test is missing"),
     ],
 )
 def test_broken_karpathy(tmp_path, content, message):

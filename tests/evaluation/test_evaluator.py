@@ -30,7 +30,7 @@ def model(model_path: Path) -> LiT:
 
 
 def recall_by_hand(store: Store, model: LiT, pairs: list[tuple[int, str]], k: int) -> float:
-    """Picture to caption."""
+    """Image to caption."""
     texts = sorted({text for _, text in pairs})
     scores = store.vectors() @ model.encode_texts(texts).T
     rows = sorted({row for row, _ in pairs})
@@ -52,7 +52,7 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
     pairs = [(row, texts[0]) for row, texts in enumerate(store.texts())]
     for k in (1, 5, 10):
         assert found.metrics[f"image_to_text/recall@{k}"].value == pytest.approx(recall_by_hand(store, model, pairs, k))
-    assert (found.pictures, found.captions, found.skipped) == (60, 60, 0)
+    assert (found.images, found.captions, found.skipped) == (60, 60, 0)
     assert (found.task, found.dataset, found.language) == ("image-text retrieval", store.path, "own")
     assert found.protocol["split"] == "all captions, column texts"
     assert found.model["image_tower"] == model.identity.spec
@@ -69,8 +69,8 @@ def test_held_out_only(model: LiT, store: Store) -> None:
     [found] = evaluate(model, store, held_out_of=settings)
     links = split_store(store, "texts", 0.3, 3)[1]
     assert found.protocol["split"].startswith("captions held out of the run")
-    assert (found.pictures, found.captions) == (18, 18)
-    pairs = [(row, store.texts()[row][0]) for row in links.picture_index.tolist()]
+    assert (found.images, found.captions) == (18, 18)
+    pairs = [(row, store.texts()[row][0]) for row in links.image_index.tolist()]
     assert found.metrics["image_to_text/recall@1"].value == pytest.approx(recall_by_hand(store, model, pairs, 1))
 
 
@@ -79,7 +79,7 @@ def test_column_is_the_one_of_the_run_unless_asked_for_another(model: LiT, store
     german = TuneSettings("demo:minilm", held_out=0.3, text_column="german")
     asked = evaluate(model, store, held_out_of=german, text_column="german")
     assert same(evaluate(model, store, held_out_of=german), asked)
-    held_out_rows = split_store(store, "texts", 0.3, 0)[1].picture_index.tolist()
+    held_out_rows = split_store(store, "texts", 0.3, 0)[1].image_index.tolist()
     [found] = evaluate(model, store, held_out_of=english, text_column="german")
     pairs = [(row, store.texts("german")[row][0]) for row in held_out_rows]
     assert found.metrics["image_to_text/recall@5"].value == pytest.approx(recall_by_hand(store, model, pairs, 5))
@@ -97,12 +97,12 @@ def check_zero_shot(found: Result, store: Store, model: LiT, names: list[str], t
     for name in names:
         right = [row[0] == name for label, row in zip(labels, best, strict=True) if label == name]
         if right:
-            by_hand.append({"name": name, "pictures": len(right), "accuracy": pytest.approx(sum(right) / len(right))})
+            by_hand.append({"name": name, "images": len(right), "accuracy": pytest.approx(sum(right) / len(right))})
     assert list(found.per_class) == by_hand
     mean = sum(row["accuracy"] for row in found.per_class) / len(by_hand)
     assert found.metrics["mean_class_accuracy"].value == pytest.approx(mean)
     assert (found.classes, found.protocol["templates"]) == (len(names), templates)
-    assert sum(row["pictures"] for row in found.reliability["bins"]) == len(labels)
+    assert sum(row["images"] for row in found.reliability["bins"]) == len(labels)
 
 
 def test_labels_give_zero_shot_accuracy_and_each_classs_own(model: LiT, store: Store) -> None:
@@ -150,11 +150,11 @@ def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[s
     return Store.create(own, model.identity, rows, engine="torch", metadata_columns=["kind", "empty"])
 
 
-def test_pictures_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:
+def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:
     store = made_up_store(tmp_path / "a.lance", model, [[], ["a ring"], [], []], ["ring", None, "cross", "ring"])
     retrieval, found = evaluate(model, store, label_column="kind")
-    assert {row["name"]: row["pictures"] for row in found.per_class} == {"ring": 2, "cross": 1}
-    assert (retrieval.captions, retrieval.pictures) == (1, 1)
+    assert {row["name"]: row["images"] for row in found.per_class} == {"ring": 2, "cross": 1}
+    assert (retrieval.captions, retrieval.images) == (1, 1)
 
 
 def test_nothing_to_evaluate_with_is_an_error(model: LiT, tmp_path: Path) -> None:
@@ -170,37 +170,37 @@ def test_other_tower_is_refused(model: LiT, words_path: Path) -> None:
         evaluate(model, words_path)
 
 
-def test_file_of_pairs_is_embedded_first(model: LiT, store: Store, pictures: Path) -> None:
-    found = evaluate(model, pictures / "pairs.csv", label_column="shape")
+def test_file_of_pairs_is_embedded_first(model: LiT, store: Store, image_folder: Path) -> None:
+    found = evaluate(model, image_folder / "pairs.csv", label_column="shape")
     stored = evaluate(model, store, label_column="shape")
     for one, other in zip(found, stored, strict=True):
-        assert (one.dataset, one.benchmark) == (str(pictures / "pairs.csv"), "pairs")
+        assert (one.dataset, one.benchmark) == (str(image_folder / "pairs.csv"), "pairs")
         assert values(one) == pytest.approx(values(other))
 
 
 def test_folder_is_embedded_first_and_what_cannot_be_is_listed(
-    model: LiT, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: LiT, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+    with (image_folder / "pairs.csv").open(encoding="utf-8") as file:
         for row in list(csv.DictReader(file))[:8]:
-            shutil.copy(pictures / row["path"], tmp_path)
+            shutil.copy(image_folder / row["path"], tmp_path)
             (tmp_path / row["path"]).with_suffix(".txt").write_text(row["caption"])
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     (tmp_path / "bad.txt").write_text("A bad one.")
     [found] = evaluate(model, tmp_path)
-    assert (found.dataset, found.pictures, found.captions, found.skipped) == (str(tmp_path), 8, 8, 1)
+    assert (found.dataset, found.images, found.captions, found.skipped) == (str(tmp_path), 8, 8, 1)
     [told] = caplog.messages
     assert told.startswith(f"skipped {tmp_path / 'bad.png'}: ")
     assert found.metrics["image_to_text/recall@10"].value == 1
     assert not list(tmp_path.glob("*.lance")), "nothing is kept"
 
 
-def test_pictures_need_the_image_tower(model_path: Path, pictures: Path) -> None:
+def test_images_need_the_image_tower(model_path: Path, image_folder: Path) -> None:
     with pytest.raises(TowerError, match="is not a store, and the model is open without its image tower"):
-        evaluate(lamplit.load(model_path, towers="text"), pictures / "pairs.csv")
+        evaluate(lamplit.load(model_path, towers="text"), image_folder / "pairs.csv")
 
 
-def test_written_results_are_read_again_with_pictures_of_what_was_confused(
+def test_written_results_are_read_again_with_images_of_what_was_confused(
     model: LiT, store: Store, tmp_path: Path
 ) -> None:
     found = evaluate(model, store, label_column="shape", out=tmp_path / "results")
@@ -220,5 +220,5 @@ def test_written_results_are_read_again_with_pictures_of_what_was_confused(
     assert all(not c["examples"] for c in evaluate(model, store, label_column="shape")[1].confusions)
 
 
-def test_thumbnail_of_a_picture_that_is_gone(tmp_path: Path) -> None:
+def test_thumbnail_of_a_image_that_is_gone(tmp_path: Path) -> None:
     assert thumbnail(tmp_path / "gone.png") == ""

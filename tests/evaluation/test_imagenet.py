@@ -26,26 +26,26 @@ CLIP_NAMES = class_names("imagenet")
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("picture") / "one.png"
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("image") / "one.png"
     Image.new("RGB", (8, 6), "red").save(file)
     return file
 
 
-def by_class(picture: Path, root: Path, folders: Iterable[str], name: str = "1.JPEG") -> Path:
-    """One picture in each folder, all of them the same file."""
+def by_class(image_file: Path, root: Path, folders: Iterable[str], name: str = "1.JPEG") -> Path:
+    """One image in each folder, all of them the same file."""
     for folder in folders:
         (root / folder).mkdir(parents=True)
-        os.link(picture, root / folder / name)
+        os.link(image_file, root / folder / name)
     return root
 
 
 @pytest.fixture(scope="module")
-def copy(picture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet as torchvision lays it out, with a picture a class; tests must not change it."""
+def copy(image_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet as torchvision lays it out, with an image a class; tests must not change it."""
     root = tmp_path_factory.mktemp("imagenet")
     for label, synset in enumerate(SYNSETS):
-        by_class(picture, root / "val", [synset], f"ILSVRC2012_val_{label + 1:08d}.JPEG")
+        by_class(image_file, root / "val", [synset], f"ILSVRC2012_val_{label + 1:08d}.JPEG")
     return root
 
 
@@ -58,9 +58,9 @@ def only(name: str, root: Path) -> Classification:
 
 def right(labelled: Labelled) -> dict[str, tuple[int, ...]]:
     """The labels by id, where ids, pairs and files agree."""
-    pairs = list(labelled.pictures.pairs)
-    assert [pair.id for pair in pairs] == list(labelled.pictures.ids)
-    assert labelled.pictures.pairs.count in (None, len(pairs))
+    pairs = list(labelled.images.pairs)
+    assert [pair.id for pair in pairs] == list(labelled.images.ids)
+    assert labelled.images.pairs.count in (None, len(pairs))
     for pair in pairs:
         assert pair.texts == ()
         if isinstance(pair.image, Path):
@@ -82,30 +82,30 @@ def test_imagenet_by_synset(copy: Path) -> None:
     assert len(labels) == 1000
     assert task.class_names == CLIP_NAMES
     assert task.templates == "clip-80"
-    assert (task.split, task.crop, task.training, task.entry_class) == ("validation, 1,000 pictures", 0.875, None, None)
-    assert task.notes == ("1,000 pictures of the 50,000 that the data set has",)
-    assert task.test.pictures.key == "imagenet-val"
+    assert (task.split, task.crop, task.training, task.entry_class) == ("validation, 1,000 images", 0.875, None, None)
+    assert task.notes == ("1,000 images of the 50,000 that the data set has",)
+    assert task.test.images.key == "imagenet-val"
 
 
 def test_folders_of_synsets_may_be_the_root(copy: Path) -> None:
     assert right(only("imagenet", copy / "val").test) == right(only("imagenet", copy).test)
 
 
-def test_training_pictures_are_listed_when_asked_for(copy: Path, picture: Path, tmp_path: Path) -> None:
+def test_training_images_are_listed_when_asked_for(copy: Path, image_file: Path, tmp_path: Path) -> None:
     (tmp_path / "val").symlink_to(copy / "val")
-    by_class(picture, tmp_path / "train", SYNSETS[:999])
+    by_class(image_file, tmp_path / "train", SYNSETS[:999])
     training = only("imagenet", tmp_path).training
     assert training is not None
     with pytest.raises(PairsError, match=r"train lacks 1 of its class folders \(n15075141\)"):
         training()
-    by_class(picture, tmp_path / "train", SYNSETS[999:])
+    by_class(image_file, tmp_path / "train", SYNSETS[999:])
     assert right(training())["n15075141/1.JPEG"] == (999,)
 
 
-def test_real_has_any_of_several_labels_and_leaves_out_pictures_without(copy: Path) -> None:
+def test_real_has_any_of_several_labels_and_leaves_out_images_without(copy: Path) -> None:
     task, plain = only("imagenet-real", copy), only("imagenet", copy)
-    assert task.test.pictures.key == plain.test.pictures.key
-    assert list(task.test.pictures.ids) == list(plain.test.pictures.ids)
+    assert task.test.images.key == plain.test.images.key
+    assert list(task.test.images.ids) == list(plain.test.images.ids)
     # The list begins [], [970, 795], [230, 231], [809].
     labels = task.test.labels
     assert "n01440764/ILSVRC2012_val_00000001.JPEG" not in labels
@@ -114,11 +114,11 @@ def test_real_has_any_of_several_labels_and_leaves_out_pictures_without(copy: Pa
 
 
 @pytest.fixture
-def flat(picture: Path, tmp_path: Path) -> Path:
-    """The archive of the validation pictures, unpacked: a picture a class, in the reverse order of the classes."""
+def flat(image_file: Path, tmp_path: Path) -> Path:
+    """The archive of the validation images, unpacked: an image a class, in the reverse order of the classes."""
     (tmp_path / "val").mkdir()
     for number in range(1, 1001):
-        os.link(picture, tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
+        os.link(image_file, tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
     return tmp_path
 
 
@@ -148,13 +148,13 @@ def write_devkit(root: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_kaggle, write_synsets, write_caffe, write_devkit])
-def test_flat_pictures_with_a_list_of_labels(write: Callable[[Path], None], flat: Path) -> None:
+def test_flat_images_with_a_list_of_labels(write: Callable[[Path], None], flat: Path) -> None:
     write(flat)
     assert right(only("imagenet", flat).test) == {f"ILSVRC2012_val_{n:08d}.JPEG": (1000 - n,) for n in range(1, 1001)}
     assert only("imagenet-real", flat).test.labels["ILSVRC2012_val_00000003.JPEG"] == (230, 231)
 
 
-def test_flat_pictures_without_labels(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flat_images_without_labels(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no list of their labels: LOC_val_solution.csv, imagenet_2012" in message("imagenet", flat)
     write_devkit(flat)
     with monkeypatch.context() as patch:
@@ -165,17 +165,15 @@ def test_flat_pictures_without_labels(flat: Path, monkeypatch: pytest.MonkeyPatc
     (flat / "val.txt").write_text("ILSVRC2012_val_00000001.JPEG 1000\n")
     assert "val.txt is not a list of ImageNet's labels (ValueError: label 1000" in message("imagenet", flat)
     (flat / "val.txt").write_text("ILSVRC2012_val_00000002.JPEG 3\n")
-    assert "pictures without a label: ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003" in message(
-        "imagenet", flat
-    )
+    assert "images without a label: ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003" in message("imagenet", flat)
     write_synsets(flat)
     (flat / "val/ILSVRC2012_val_00000999.JPEG").unlink()
-    assert f"{flat / 'val'} has no pictures of class 1 (goldfish); expected" in message("imagenet", flat)
+    assert f"{flat / 'val'} has no images of class 1 (goldfish); expected" in message("imagenet", flat)
 
 
-def test_imagenet_in_parquet_files(picture: Path, tmp_path: Path) -> None:
+def test_imagenet_in_parquet_files(image_file: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    rows = [{"image": {"bytes": picture.read_bytes(), "path": "a.JPEG"}, "label": n * 3 % 1000} for n in range(1001)]
+    rows = [{"image": {"bytes": image_file.read_bytes(), "path": "a.JPEG"}, "label": n * 3 % 1000} for n in range(1001)]
     for shard, part in enumerate((rows[:600], rows[600:])):
         parquet.write_table(pa.Table.from_pylist(part), tmp_path / f"data/validation-0000{shard}-of-00002.parquet")
     hidden = [{"image": rows[0]["image"], "label": -1}]
@@ -184,17 +182,17 @@ def test_imagenet_in_parquet_files(picture: Path, tmp_path: Path) -> None:
     assert (len(labels), labels["0"], labels["999"], labels["1000"]) == (1001, (0,), (997,), (0,))
     shards = tmp_path / "data" / "validation-*.parquet"
     assert right(only("imagenet", shards).test) == labels
-    assert "has -1 for the label of picture 0; expected a column called label or cls" in message(
+    assert "has -1 for the label of image 0; expected a column called label or cls" in message(
         "imagenet", tmp_path / "data" / "test-00000-of-00001.parquet"
     )
     assert "0 in " in message("imagenet-real", tmp_path)
     assert "is not named as ImageNet's archive names it" in message("imagenet-real", tmp_path)
 
 
-def test_imagenet_in_a_webdataset(picture: Path, tmp_path: Path) -> None:
+def test_imagenet_in_a_webdataset(image_file: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "imagenet1k-val-00.tar", "w") as archive:
         for label in range(1000):
-            for ending, content in (("jpg", picture.read_bytes()), ("cls", str(999 - label).encode())):
+            for ending, content in (("jpg", image_file.read_bytes()), ("cls", str(999 - label).encode())):
                 member = tarfile.TarInfo(f"ILSVRC2012_val_{label + 1:08d}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -202,9 +200,9 @@ def test_imagenet_in_a_webdataset(picture: Path, tmp_path: Path) -> None:
     assert only("imagenet-real", tmp_path).test.labels["ILSVRC2012_val_00000004"] == (809,)
 
 
-def test_folders_of_v2_are_numbers(picture: Path, tmp_path: Path) -> None:
+def test_folders_of_v2_are_numbers(image_file: Path, tmp_path: Path) -> None:
     folder = "imagenetv2-matched-frequency-format-val"
-    by_class(picture, tmp_path / folder, map(str, range(1000)))
+    by_class(image_file, tmp_path / folder, map(str, range(1000)))
     task = only("imagenet-v2", tmp_path)
     labels = right(task.test)
     assert [labels[f"{n}/1.JPEG"] for n in (2, 10, 100, 999)] == [(2,), (10,), (100,), (999,)]
@@ -215,7 +213,7 @@ def test_folders_of_v2_are_numbers(picture: Path, tmp_path: Path) -> None:
     wrong = message("imagenet-v2-threshold0.7", tmp_path / "imagenetv2-top-images-format-val")
     assert "is another variant of ImageNet V2; imagenet-v2-threshold0.7 is imagenetv2-threshold0.7-format" in wrong
     (tmp_path / "imagenetv2-top-images-format-val").rename(tmp_path / "imagenetv2-threshold0.7-format-val")
-    assert only("imagenet-v2-threshold0.7", tmp_path).test.pictures.key == "imagenet-v2-threshold0.7"
+    assert only("imagenet-v2-threshold0.7", tmp_path).test.images.key == "imagenet-v2-threshold0.7"
 
 
 @pytest.mark.parametrize(
@@ -224,11 +222,11 @@ def test_folders_of_v2_are_numbers(picture: Path, tmp_path: Path) -> None:
      ("r", ("n01443537", 1, "goldfish"), ("n12267677", 988, "acorn"), 0.875)],
 )  # fmt: skip
 def test_subsets_have_labels_and_names_of_their_own(
-    letter: str, first: tuple[str, int, str], last: tuple[str, int, str], crop: float, picture: Path, tmp_path: Path
+    letter: str, first: tuple[str, int, str], last: tuple[str, int, str], crop: float, image_file: Path, tmp_path: Path
 ) -> None:
     numbers, own = subset(letter)
     assert [SYNSETS[number] for number in numbers] == own
-    by_class(picture, tmp_path / f"imagenet-{letter}", own)
+    by_class(image_file, tmp_path / f"imagenet-{letter}", own)
     (tmp_path / f"imagenet-{letter}/README.txt").touch()
     task = only(f"imagenet-{letter}", tmp_path)
     labels = right(task.test)
@@ -246,14 +244,14 @@ def test_imagenet_sketch(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "sketch").symlink_to(copy / "val")
     task = only("imagenet-sketch", tmp_path)
     assert right(task.test)[f"{SYNSETS[30]}/ILSVRC2012_val_00000031.JPEG"] == (30,)
-    assert task.test.pictures.key == "imagenet-sketch"
+    assert task.test.images.key == "imagenet-sketch"
 
 
-def test_wrong_folders_are_refused_with_the_layout(picture: Path, tmp_path: Path) -> None:
+def test_wrong_folders_are_refused_with_the_layout(image_file: Path, tmp_path: Path) -> None:
     wrong = message("imagenet", tmp_path / "nowhere")
-    assert wrong.startswith(f"{tmp_path / 'nowhere'} holds no validation pictures of ImageNet; expected for imagenet: ")
+    assert wrong.startswith(f"{tmp_path / 'nowhere'} holds no validation images of ImageNet; expected for imagenet: ")
     assert BENCHMARKS["imagenet"][1] in wrong
-    by_class(picture, tmp_path / "val", [*SYNSETS[2:], "cats", "dogs"])
+    by_class(image_file, tmp_path / "val", [*SYNSETS[2:], "cats", "dogs"])
     assert (
         f"{tmp_path / 'val'} lacks 2 of its class folders (n01440764, n01443537) and has folders that are no class "
         "(cats, dogs); expected"
@@ -266,7 +264,7 @@ def test_an_empty_class_is_refused(copy: Path, tmp_path: Path) -> None:
         (tmp_path / "val" / synset).symlink_to(copy / "val" / synset)
     (tmp_path / "val/n01440764").mkdir()
     (tmp_path / "val/n01440764/notes.txt").touch()
-    assert f"{tmp_path / 'val/n01440764'} holds no pictures" in message("imagenet", tmp_path)
+    assert f"{tmp_path / 'val/n01440764'} holds no images" in message("imagenet", tmp_path)
 
 
 def test_real_labels_of_your_own(copy: Path, tmp_path: Path) -> None:
@@ -287,9 +285,9 @@ OBJECTNET = {  # folder: (ObjectNet's name, ImageNet's long names and labels)
 }  # fmt: skip
 
 
-def objectnet(picture: Path, root: Path, folders: Sequence[str] = tuple(OBJECTNET)) -> Path:
+def objectnet(image_file: Path, root: Path, folders: Sequence[str] = tuple(OBJECTNET)) -> Path:
     """ObjectNet as its archive unpacks; ImageNet's own order is the reverse of PyTorch's here."""
-    by_class(picture, root / "objectnet-1.0/images", folders, "0a1b.png")
+    by_class(image_file, root / "objectnet-1.0/images", folders, "0a1b.png")
     mappings = root / "objectnet-1.0/mappings"
     mappings.mkdir()
     long_names = {label: name for _, names in OBJECTNET.values() for name, label in names.items()}
@@ -304,21 +302,21 @@ def objectnet(picture: Path, root: Path, folders: Sequence[str] = tuple(OBJECTNE
     return root
 
 
-def test_objectnet_has_the_classes_that_overlap(picture: Path, tmp_path: Path) -> None:
-    task = only("objectnet", objectnet(picture, tmp_path))
+def test_objectnet_has_the_classes_that_overlap(image_file: Path, tmp_path: Path) -> None:
+    task = only("objectnet", objectnet(image_file, tmp_path))
     # By folder: alarm_clock 0, banana 1, chair 2; air_freshener is not ImageNet's.
     assert right(task.test) == {"alarm_clock/0a1b.png": (0,), "banana/0a1b.png": (1,), "chair/0a1b.png": (2,)}
     assert task.class_names == [
         ("analog clock",), ("digital clock",), ("banana",), ("barber chair",), ("folding chair",), ("rocking chair",),
     ]  # fmt: skip
     assert task.entry_class == [0, 0, 1, 2, 2, 2]
-    assert task.test.pictures.border == 2
-    assert task.notes[1] == "3 pictures of the 18,574 that the data set has"
+    assert task.test.images.border == 2
+    assert task.notes[1] == "3 images of the 18,574 that the data set has"
     assert right(only("objectnet", tmp_path / "objectnet-1.0").test) == right(task.test)
 
 
-def test_objectnet_with_its_mappings_in_the_root(picture: Path, tmp_path: Path) -> None:
-    objectnet(picture, tmp_path)
+def test_objectnet_with_its_mappings_in_the_root(image_file: Path, tmp_path: Path) -> None:
+    objectnet(image_file, tmp_path)
     for file in (tmp_path / "objectnet-1.0/mappings").iterdir():
         file.rename(tmp_path / file.name)
     assert len(only("objectnet", tmp_path).test.labels) == 3
@@ -329,7 +327,7 @@ def test_objectnet_with_its_mappings_in_the_root(picture: Path, tmp_path: Path) 
     assert "objectnet_to_imagenet_1k.json is missing; looked in" in message("objectnet", tmp_path)
 
 
-def test_objectnet_lacking_a_class_or_with_another(picture: Path, tmp_path: Path) -> None:
-    objectnet(picture, tmp_path, ["alarm_clock", "chair", "hovercraft"])
+def test_objectnet_lacking_a_class_or_with_another(image_file: Path, tmp_path: Path) -> None:
+    objectnet(image_file, tmp_path, ["alarm_clock", "chair", "hovercraft"])
     wrong = message("objectnet", tmp_path)
     assert "lacks 1 of its class folders (banana) and has folders that are no class (hovercraft)" in wrong

@@ -40,7 +40,7 @@ def test_every_benchmark_says_what_it_expects(tmp_path: Path) -> None:
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "own/a/1.png", "own/b/1.png")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert only(Path("~/own")).test.pictures.root == tmp_path / "own"
+    assert only(Path("~/own")).test.images.root == tmp_path / "own"
 
 
 def test_classes_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_classes_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
     assert dict(task.test.labels) == {
         "Class_10/1.png": (1,), "class_2/1.png": (0,), "class_2/a/2.png": (0,), "fire_truck/1.png": (2,),
     }  # fmt: skip
-    assert [pair.image for pair in task.test.pictures.pairs] == [root / name for name in task.test.pictures.ids]
-    assert (task.title, task.split, task.notes) == ("toys", "all, 4 pictures", ())
+    assert [pair.image for pair in task.test.images.pairs] == [root / name for name in task.test.images.ids]
+    assert (task.title, task.split, task.notes) == ("toys", "all, 4 images", ())
     assert task.training is None
 
 
@@ -62,16 +62,16 @@ def test_splits_of_a_folder_are_not_classes(held_out: str, tmp_path: Path) -> No
     write(tmp_path, f"{held_out}/cat/1.png", f"{held_out}/dog/2.png", "train/cat/3.png", "train/dog/4.png")
     task = only(tmp_path)
     assert task.class_names == [("cat",), ("dog",)]
-    assert task.split == f"{held_out}, 2 pictures"
+    assert task.split == f"{held_out}, 2 images"
     assert task.training is not None
     assert dict(task.training().labels) == {"cat/3.png": (0,), "dog/4.png": (1,)}
-    assert task.training().pictures.root == tmp_path / "train"
+    assert task.training().images.root == tmp_path / "train"
 
 
 def test_a_folder_without_classes_or_with_an_empty_one(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match=r"has no folders; expected for folder: a folder of pictures for each class"):
+    with pytest.raises(PairsError, match=r"has no folders; expected for folder: a folder of images for each class"):
         read_tasks("folder", tmp_path)
     write(tmp_path, "cat/1.png")
     (tmp_path / "dog").mkdir()
-    with pytest.raises(PairsError, match=r"dog holds no pictures; expected for folder"):
+    with pytest.raises(PairsError, match=r"dog holds no images; expected for folder"):
         read_tasks("folder", tmp_path)

@@ -18,7 +18,7 @@ def result(benchmark: str = "imagenet", value: float = 0.76, half: float = 0.01,
     values: dict[str, Any] = {
         "task": CLASSIFICATION, "benchmark": benchmark, "dataset": benchmark.title(), "language": "en",
         "main_metric": "accuracy@1", "metrics": {"accuracy@1": Measure(value, value - half, value + half)},
-        "model": {"name": "lit:L16L"}, "protocol": {}, "pictures": 100,
+        "model": {"name": "lit:L16L"}, "protocol": {}, "images": 100,
     }  # fmt: skip
     return Result(**(values | changes))
 
@@ -96,7 +96,7 @@ def test_vtab_natural_is_the_mean_of_all_seven() -> None:
     [*same, mean] = with_means(parts)
     assert same == parts
     assert mean.benchmark == "vtab-natural"
-    assert mean.pictures == 700
+    assert mean.images == 700
     measure = mean.metrics["accuracy@1"]
     assert measure.value == pytest.approx(0.3)  # (0 + 0.1 + ... + 0.6) / 7
     assert measure.high - measure.value == pytest.approx(0.07 / math.sqrt(7))

@@ -24,16 +24,16 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (110, 32, 32, 3), dtype=np.ui
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("picture") / "one.jpg"
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("image") / "one.jpg"
     Image.new("RGB", (8, 6), "red").save(file)
     return file
 
 
-def link(picture: Path, root: Path, names: Iterable[str]) -> None:
+def link(image_file: Path, root: Path, names: Iterable[str]) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(picture, root / name)
+        os.link(image_file, root / name)
 
 
 def only(name: str, root: Path) -> Classification:
@@ -44,8 +44,8 @@ def only(name: str, root: Path) -> Classification:
 
 
 def right(labelled: Labelled) -> dict[str, int]:
-    """The label of each picture by its id, where ids, pairs and files agree."""
-    for name, pair in zip(labelled.pictures.ids, labelled.pictures.pairs, strict=True):
+    """The label of each image by its id, where ids, pairs and files agree."""
+    for name, pair in zip(labelled.images.ids, labelled.images.pairs, strict=True):
         assert pair.id == name
         assert isinstance(pair.image, bytes) or pair.image.is_file()
     return {name: label for name, (label,) in labelled.labels.items()}
@@ -53,12 +53,12 @@ def right(labelled: Labelled) -> dict[str, int]:
 
 def training(task: Classification) -> dict[str, int]:
     assert task.training is not None
-    assert task.training().pictures.key != task.test.pictures.key
+    assert task.training().images.key != task.test.images.key
     return right(task.training())
 
 
 def decoded(labelled: Labelled, number: int) -> np.ndarray:
-    [image] = [pair.image for place, pair in enumerate(labelled.pictures.pairs) if place == number]
+    [image] = [pair.image for place, pair in enumerate(labelled.images.pairs) if place == number]
     assert isinstance(image, bytes)
     assert image.startswith(b"\x89PNG")
     return np.asarray(Image.open(io.BytesIO(image)))
@@ -74,17 +74,17 @@ def md5(file: Path) -> str:
     return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def caltech(picture: Path, root: Path) -> Path:
+def caltech(image_file: Path, root: Path) -> Path:
     folders = [key.replace(" ", "_") for key in class_keys("caltech101")]
     folders[:4] = ["Faces", "Faces_easy", "Leopards", "Motorbikes"]
     base = "caltech101/101_ObjectCategories"
-    link(picture, root, [f"{base}/{folder}/image_0001.jpg" for folder in ["BACKGROUND_Google", *folders]])
-    link(picture, root, [f"{base}/yin_yang/image_0002.jpg"])
+    link(image_file, root, [f"{base}/{folder}/image_0001.jpg" for folder in ["BACKGROUND_Google", *folders]])
+    link(image_file, root, [f"{base}/yin_yang/image_0002.jpg"])
     return root
 
 
-def test_caltech101(picture: Path, tmp_path: Path) -> None:
-    task = only("caltech101", caltech(picture, tmp_path))
+def test_caltech101(image_file: Path, tmp_path: Path) -> None:
+    task = only("caltech101", caltech(image_file, tmp_path))
     labels = right(task.test)
     base = "caltech101/101_ObjectCategories"
     assert len(labels) == 102
@@ -93,9 +93,9 @@ def test_caltech101(picture: Path, tmp_path: Path) -> None:
     for folder, name in {"Faces_easy": "centered face", "car_side": "side of a car", "ibis": "ibis"}.items():
         assert task.class_names[labels[f"{base}/{folder}/image_0001.jpg"]] == (name,)
     assert task.templates == "clip-caltech101"
-    assert task.notes[0].startswith("all pictures, because the data set has no official test split")
+    assert task.notes[0].startswith("all images, because the data set has no official test split")
     (tmp_path / base / "garfield/image_0001.jpg").unlink()
-    assert f"{tmp_path} has no pictures of class 43 (garfield)" in message("caltech101", tmp_path)
+    assert f"{tmp_path} has no images of class 43 (garfield)" in message("caltech101", tmp_path)
     (tmp_path / base / "garfield").rename(tmp_path / base / "odie")
     assert "lacks 1 of its classes (garfield) and has classes that are not the data set's (odie)" in message(
         "caltech101", tmp_path
@@ -103,7 +103,7 @@ def test_caltech101(picture: Path, tmp_path: Path) -> None:
 
 
 def write_cifar(root: Path, kind: Any, monkeypatch: pytest.MonkeyPatch, field: str, names: list[str]) -> None:
-    """Both splits in CIFAR's pickles: picture n has label n in the test split, and n from the end in training."""
+    """Both splits in CIFAR's pickles: image n has label n in the test split, and n from the end in training."""
     folder = root / kind.base_folder
     folder.mkdir()
     num = len(names)
@@ -148,34 +148,34 @@ def test_cifar100_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert training(task)["00000"] == 0
 
 
-def dtd(picture: Path, root: Path, classes: list[str]) -> Path:
+def dtd(image_file: Path, root: Path, classes: list[str]) -> Path:
     (root / "dtd/dtd/labels").mkdir(parents=True)
     for split in ("train", "test"):
         names = [f"{name}/{name}_{split}.jpg" for name in classes]
         (root / f"dtd/dtd/labels/{split}1.txt").write_text("\n".join(names) + "\n")
-        link(picture, root / "dtd/dtd/images", names)
+        link(image_file, root / "dtd/dtd/images", names)
     return root
 
 
-def test_dtd(picture: Path, tmp_path: Path) -> None:
-    task = only("dtd", dtd(picture, tmp_path, class_keys("dtd")))
+def test_dtd(image_file: Path, tmp_path: Path) -> None:
+    task = only("dtd", dtd(image_file, tmp_path, class_keys("dtd")))
     assert right(task.test)["dtd/dtd/images/polka-dotted/polka-dotted_test.jpg"] == 30
     assert task.class_names[30] == ("polka-dotted",)
     assert training(task)["dtd/dtd/images/zigzagged/zigzagged_train.jpg"] == 46
-    assert task.split == "test, 47 pictures"
-    assert task.notes == ("47 pictures of the 1,880 that the data set has",)
+    assert task.split == "test, 47 images"
+    assert task.notes == ("47 images of the 1,880 that the data set has",)
 
 
-def test_dtd_lacking_a_class_would_move_the_labels(picture: Path, tmp_path: Path) -> None:
-    dtd(picture, tmp_path, class_keys("dtd")[1:])
+def test_dtd_lacking_a_class_would_move_the_labels(image_file: Path, tmp_path: Path) -> None:
+    dtd(image_file, tmp_path, class_keys("dtd")[1:])
     assert f"{tmp_path} lacks 1 of its classes (banded); expected for dtd: dtd/dtd/images/banded/*.jpg" in message(
         "dtd", tmp_path
     )
 
 
-def flowers(picture: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Picture n is of class n // 2: odd numbers (from 1) train, even ones test."""
-    link(picture, root / "flowers-102/jpg", [f"image_{number:05d}.jpg" for number in range(1, 205)])
+def flowers(image_file: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Image n is of class n // 2: odd numbers (from 1) train, even ones test."""
+    link(image_file, root / "flowers-102/jpg", [f"image_{number:05d}.jpg" for number in range(1, 205)])
     ids = np.arange(1, 205)
     savemat(root / "flowers-102/imagelabels.mat", {"labels": (ids + 1) // 2})
     savemat(root / "flowers-102/setid.mat", {"trnid": ids[::2], "valid": ids[::2], "tstid": ids[1::2]})
@@ -187,8 +187,8 @@ def flowers(picture: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_flowers102(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = only("flowers102", flowers(picture, tmp_path, monkeypatch))
+def test_flowers102(image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = only("flowers102", flowers(image_file, tmp_path, monkeypatch))
     labels = right(task.test)
     assert (labels["flowers-102/jpg/image_00002.jpg"], labels["flowers-102/jpg/image_00204.jpg"]) == (0, 101)
     assert task.class_names[0] == ("pink primrose",)
@@ -210,19 +210,19 @@ def test_flower_names_are_in_torchvision_s_order() -> None:
     }  # fmt: skip
 
 
-def pets(picture: Path, root: Path) -> Path:
+def pets(image_file: Path, root: Path) -> Path:
     """Annotations as the data set has them: breed_number, class from 1, kind, number within the kind."""
     (root / "oxford-iiit-pet/annotations").mkdir(parents=True)
     for split, number in (("trainval", 1), ("test", 2)):
         ids = [f"{name.replace(' ', '_')}_{number}" for (name,) in class_names("pets")]
         rows = [f"{name} {label} {1 if name[0].isupper() else 2} 1\n" for label, name in enumerate(ids, start=1)]
         (root / f"oxford-iiit-pet/annotations/{split}.txt").write_text("".join(rows))
-        link(picture, root / "oxford-iiit-pet/images", [f"{name}.jpg" for name in ids])
+        link(image_file, root / "oxford-iiit-pet/images", [f"{name}.jpg" for name in ids])
     return root
 
 
-def test_pets(picture: Path, tmp_path: Path) -> None:
-    task = only("pets", pets(picture, tmp_path))
+def test_pets(image_file: Path, tmp_path: Path) -> None:
+    task = only("pets", pets(image_file, tmp_path))
     labels = right(task.test)
     assert labels["oxford-iiit-pet/images/Abyssinian_2.jpg"] == 0
     assert task.class_names[labels["oxford-iiit-pet/images/yorkshire_terrier_2.jpg"]] == ("yorkshire terrier",)
@@ -241,10 +241,10 @@ def sun_paths() -> list[str]:
     return sorted(f"/{path[0]}/{path}" for path in paths)
 
 
-def test_sun397(picture: Path, tmp_path: Path) -> None:
+def test_sun397(image_file: Path, tmp_path: Path) -> None:
     paths = sun_paths()
     assert paths.index("/j/jail/indoor") < paths.index("/j/jail_cell")
-    link(picture, tmp_path, [f"SUN397{path}/sun_{letter}.jpg" for path in paths for letter in "ab"])
+    link(image_file, tmp_path, [f"SUN397{path}/sun_{letter}.jpg" for path in paths for letter in "ab"])
     (tmp_path / "SUN397/ClassName.txt").write_text("\n".join(paths) + "\n")
     task = only("sun397", tmp_path)
     labels = right(task.test)
@@ -256,7 +256,7 @@ def test_sun397(picture: Path, tmp_path: Path) -> None:
     }.items():
         assert task.class_names[labels[f"SUN397/{path}/sun_b.jpg"]] == (name,)
     assert task.training is None
-    assert task.notes[0].startswith("all pictures")
+    assert task.notes[0].startswith("all images")
 
     (tmp_path / "Testing_01.txt").write_text("".join(f"{path}/sun_b.jpg\n" for path in paths))
     (tmp_path / "SUN397/Training_01.txt").write_text("".join(f"{path}/sun_a.jpg\n" for path in paths[:5]))
@@ -265,7 +265,7 @@ def test_sun397(picture: Path, tmp_path: Path) -> None:
     assert list(training(task).values()) == [0, 1, 2, 3, 4]
     assert task.notes[0].startswith("the first of the data set's ten official partitions")
     (tmp_path / "Testing_01.txt").write_text("/a/abbey/sun_c.jpg\n")
-    assert "lists 1 pictures that are not there: SUN397/a/abbey/sun_c.jpg" in message("sun397", tmp_path)
+    assert "lists 1 images that are not there: SUN397/a/abbey/sun_c.jpg" in message("sun397", tmp_path)
 
 
 def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,25 +286,25 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{tmp_path} has no test_32x32.mat; expected for svhn: test_32x32.mat" in message("svhn", tmp_path)
 
 
-def test_eurosat(picture: Path, tmp_path: Path) -> None:
+def test_eurosat(image_file: Path, tmp_path: Path) -> None:
     folders = [
         "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
         "Residential", "River", "SeaLake",
     ]  # fmt: skip
-    link(picture, tmp_path / "eurosat/2750", [f"{name}/{name}_1.jpg" for name in folders])
+    link(image_file, tmp_path / "eurosat/2750", [f"{name}/{name}_1.jpg" for name in folders])
     task = only("eurosat", tmp_path)
     assert list(right(task.test).values()) == list(range(10))
     assert task.class_names[6] == ("permanent crop", "arable land", "an orchard")
     assert task.templates == "paper-eurosat"
-    link(picture, tmp_path / "eurosat/2750", ["City/City_1.jpg"])
+    link(image_file, tmp_path / "eurosat/2750", ["City/City_1.jpg"])
     assert "has classes that are not the data set's (city)" in message("eurosat", tmp_path)
     (tmp_path / "eurosat/2750/City/City_1.jpg").unlink()
     assert "Found no valid file for the classes City" in message("eurosat", tmp_path)
 
 
-def test_resisc45(picture: Path, tmp_path: Path) -> None:
+def test_resisc45(image_file: Path, tmp_path: Path) -> None:
     folders = [name.replace(" ", "_") for (name,) in class_names("resisc45")]
-    link(picture, tmp_path / "NWPU-RESISC45", [f"{name}/{name}_001.jpg" for name in folders])
+    link(image_file, tmp_path / "NWPU-RESISC45", [f"{name}/{name}_001.jpg" for name in folders])
     task = only("resisc45", tmp_path)
     labels = right(task.test)
     assert labels["thermal_power_station/thermal_power_station_001.jpg"] == 43

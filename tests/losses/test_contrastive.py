@@ -37,7 +37,7 @@ def unit_rows(count, width, seed=0, dtype=torch.float64):
 
 
 def pairs(count, width, seed=0, similarity=1.0):
-    """Pictures and texts whose true pairs are more or less alike."""
+    """Images and texts whose true pairs are more or less alike."""
     zimg = unit_rows(count, width, seed)
     return zimg, F.normalize(unit_rows(count, width, seed + 1) + similarity * zimg, dim=1)
 
@@ -204,7 +204,7 @@ def adversarial():
         "pairs opposed, all else alike": (same * signs, -same * signs),
         "all alike": (same, same),
         "all opposed": (same, -same),
-        "one picture": (same, other),
+        "one image": (same, other),
         "perfect": (rows, rows),
         "halves far apart": (torch.cat([same[:20], -same[:20]]), torch.cat([-same[:20], same[:20]])),
     }

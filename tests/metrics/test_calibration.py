@@ -49,14 +49,14 @@ def test_error_by_hand() -> None:
     # Bins of a fifth: (0.2, 0.4] holds 0.3 and 0.36 (half right), (0.8, 1] holds 0.9, 0.9 and 1 (two of three right).
     confidences, right = numbers(0.3, 0.36, 0.9, 0.9, 1.0), bools(0, 1, 1, 1, 0)
     low, high = reliability_bins(confidences, right, bins=5)
-    assert (low["pictures"], low["confidence"], low["accuracy"]) == (2, pytest.approx(0.33), 0.5)
-    assert (high["pictures"], high["confidence"], high["accuracy"]) == (3, pytest.approx(2.8 / 3), pytest.approx(2 / 3))
+    assert (low["images"], low["confidence"], low["accuracy"]) == (2, pytest.approx(0.33), 0.5)
+    assert (high["images"], high["confidence"], high["accuracy"]) == (3, pytest.approx(2.8 / 3), pytest.approx(2 / 3))
     assert expected_calibration_error(confidences, right, bins=5) == pytest.approx((2 * 0.17 + 3 * 0.8 / 3) / 5)
 
 
 def test_edges_of_the_bins() -> None:
     found = reliability_bins(numbers(0.0, 0.5, 0.51, 1.0), bools(0, 0, 1, 1), bins=2)
-    assert [(row["pictures"], row["accuracy"]) for row in found] == [(2, 0), (2, 1)]
+    assert [(row["images"], row["accuracy"]) for row in found] == [(2, 0), (2, 1)]
     assert math.isnan(expected_calibration_error(numbers(), bools()))
     assert reliability_bins(numbers(), bools()) == []
 
@@ -74,7 +74,7 @@ def test_error_as_the_slow_one_and_bounded(answers: list[tuple[float, bool]], bi
     assert 0 <= found <= 1 + 1e-12
 
 
-def test_halves_are_all_pictures_once_and_the_same_each_time() -> None:
+def test_halves_are_all_images_once_and_the_same_each_time() -> None:
     [(fit_on, judge), (other_fit, other_judge)] = halves(7)
     assert sorted([*fit_on.tolist(), *judge.tolist()]) == list(range(7))
     assert fit_on.tolist() == other_judge.tolist()
@@ -87,7 +87,7 @@ def test_halves_are_all_pictures_once_and_the_same_each_time() -> None:
 
 
 def smoothed_loss(cosines: Tensor, labels: Tensor, scale: float) -> float:
-    """Negative log-likelihood with one more picture of unknown class, spread over all."""
+    """Negative log-likelihood with one more image of unknown class, spread over all."""
     logs = (scale * cosines).log_softmax(1)
     count = len(labels)
     return float(-(count * logs[torch.arange(count), labels].mean() + logs.mean()) / (count + 1))
@@ -124,7 +124,7 @@ def test_temperature_without_a_mistake_is_finite_and_grows_with_the_sample() -> 
         scale = fit_temperature(cosines, torch.arange(count) % 2)
         return float((scale * cosines).softmax(1).max())
 
-    # One picture of unknown class, half of it wrong, beside the right ones.
+    # One image of unknown class, half of it wrong, beside the right ones.
     assert confidence(2) == pytest.approx((2 + 1 / 2) / 3)
     assert confidence(100) == pytest.approx((100 + 1 / 2) / 101)
 
@@ -228,13 +228,13 @@ def test_threshold_as_the_slow_one(gain, data) -> None:
     assert reached(found) == pytest.approx(max(reached(value / 10 - 0.05) for value in values), abs=1e-6)
 
 
-def test_each_class_has_its_own_threshold_if_it_has_pictures() -> None:
+def test_each_class_has_its_own_threshold_if_it_has_images() -> None:
     cosines = torch.zeros(12, 2)
     cosines[:, 0] = torch.arange(12) / 100
     cosines[:, 1] = 0.5 + torch.arange(12) / 100
     truth = torch.zeros(12, 2, dtype=torch.bool)
     truth[6:, 0] = True
-    truth[11, 1] = True  # one picture is too few
+    truth[11, 1] = True  # one image is too few
     first, second = label_thresholds(cosines, truth)
     assert first == pytest.approx(0.055)
     assert second == pytest.approx(best_threshold(cosines.flatten(), truth.flatten(), f1))

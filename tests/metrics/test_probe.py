@@ -60,8 +60,8 @@ def test_by_hand():
 
 def test_dual_is_primal():
     vectors, labels = data(20, 30, 4, seed=0)
-    small = fit(torch.tensor(vectors[:, :19]), torch.tensor(labels))  # 20 features, 20 pictures: primal
-    zeros = np.zeros((20, 11))  # they change no score, but now there are more features than pictures: dual
+    small = fit(torch.tensor(vectors[:, :19]), torch.tensor(labels))  # 20 features, 20 images: primal
+    zeros = np.zeros((20, 11))  # they change no score, but now there are more features than images: dual
     large = fit(torch.tensor(np.hstack([vectors[:, :19], zeros])), torch.tensor(labels))
     torch.testing.assert_close(large.weight[[*range(19), 30]], small.weight, atol=1e-12, rtol=0)
 
@@ -100,7 +100,7 @@ def test_errors():
         fit(vectors, labels[:1])
     with pytest.raises(UsageError, match="l2 is 0"):
         fit(vectors, labels, 0)
-    with pytest.raises(UsageError, match="class 2 has test pictures but no training pictures"):
+    with pytest.raises(UsageError, match="class 2 has test images but no training images"):
         ridge_accuracy(vectors, labels, vectors, torch.tensor([1, 2]))
     with pytest.raises(UsageError, match="2 test vectors and 1 labels"):
         ridge_accuracy(vectors, labels, vectors, labels[:1])

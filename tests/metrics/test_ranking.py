@@ -147,7 +147,7 @@ def test_recall_curve_is_every_recall(ranks, most):
 
 
 def test_retrieval_metrics_by_hand():
-    # Two pictures, three texts; picture 0 has the texts 0 and 1, and text 2 belongs to both.
+    # Two images, three texts; image 0 has the texts 0 and 1, and text 2 belongs to both.
     scores = torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.8, 0.0]])
     links = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 2]])
     metrics = retrieval_metrics(scores, torch.eye(3), links[:, 0], links[:, 1], ks=(1, 2))
@@ -207,7 +207,7 @@ def test_the_best_entry_of_a_class_counts(count, classes, more, seed):
 
 def test_labels_that_cannot_be():
     scores = torch.zeros(2, 3)
-    with pytest.raises(UsageError, match="picture 1 has no right class"):
+    with pytest.raises(UsageError, match="image 1 has no right class"):
         class_ranks(scores, torch.tensor([[0, 2], [-1, -1]]))
     for wrong in (3, -2):
         with pytest.raises(UsageError, match="there are 3 classes"):
@@ -241,7 +241,7 @@ def test_class_scores_by_hand():
 def test_class_scores_of_several_labels():
     truth = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
     given = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 1, 0]]).bool()
-    # A missed class is mistaken for what was wrongly given, never for another right one; and in the last picture, which
+    # A missed class is mistaken for what was wrongly given, never for another right one; and in the last image, which
     # was given something right, for nothing.
     assert class_scores(given, truth, ["a", "b", "c"]) == [
         ClassScore("a", 3, 1.0, 1 / 3, "c", 1),

@@ -24,13 +24,13 @@ def result(**changed) -> Result:
         "protocol": {"templates": "clip-80", "notes": []},
         "per_class": [],
         "confusions": [],
-        "pictures": 10,
+        "images": 10,
     }
     return Result(**values | changed)
 
 
 def test_a_trip_through_a_file_changes_nothing(tmp_path: Path):
-    written = result(per_class=[{"name": "<b>", "pictures": 3, "accuracy": 0.1}], recall_curve={"a": [0.1, 0.2]})
+    written = result(per_class=[{"name": "<b>", "images": 3, "accuracy": 0.1}], recall_curve={"a": [0.1, 0.2]})
     file = written.write(tmp_path / "new")
     assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.json"
     assert read_results(tmp_path / "new") == [written]

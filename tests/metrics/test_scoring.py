@@ -83,7 +83,7 @@ def answers(ranks: list[int], predictions: list[int]) -> Answers:
 
 
 def test_accuracies_by_hand():
-    """Class 0 has three pictures, two of them right; class 1 one, wrong by far; class 2 none."""
+    """Class 0 has three images, two of them right; class 1 one, wrong by far; class 2 none."""
     found = accuracies(answers([1, 1, 3, 6], [0, 0, 1, 0]), [(0,), (0,), (0,), (1,)], 3)
     assert found["accuracy@1"].value == 0.5
     assert found["accuracy@5"].value == 0.75
@@ -95,24 +95,24 @@ def test_per_class_and_confusions_by_hand():
     labels = [(0,), (0,), (0,), (1,), (1,), (2,)]
     said = answers([1, 2, 2, 2, 2, 1], [0, 1, 1, 2, 0, 2])
     assert per_class(said, labels, ["cat", "dog", "hen", "owl"]) == [
-        {"name": "cat", "pictures": 3, "accuracy": pytest.approx(1 / 3)},
-        {"name": "dog", "pictures": 2, "accuracy": 0.0},
-        {"name": "hen", "pictures": 1, "accuracy": 1.0},
+        {"name": "cat", "images": 3, "accuracy": pytest.approx(1 / 3)},
+        {"name": "dog", "images": 2, "accuracy": 0.0},
+        {"name": "hen", "images": 1, "accuracy": 1.0},
     ]
     assert confusions(said, labels) == [(1, 2, [3]), (0, 1, [1, 2])]
     assert confusions(said, labels, most=1) == [(1, 2, [3])]
 
 
 def test_retrieval_by_hand():
-    """Two pictures, three captions; the second picture's best caption is the first one's."""
+    """Two images, three captions; the second image's best caption is the first one's."""
     zimg = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     ztxt = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
     metrics, curves = retrieval(zimg, ztxt, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
-    # Picture 0: captions 1 (1.0), 0 (0.8), 2 (0.0), so rank 1. Picture 1: captions 0 (0.96), 2 (0.8), so rank 2.
+    # Image 0: captions 1 (1.0), 0 (0.8), 2 (0.0), so rank 1. Image 1: captions 0 (0.96), 2 (0.8), so rank 2.
     assert metrics["image_to_text/recall@1"].value == 0.5
     assert metrics["image_to_text/recall@5"].value == 1.0
     assert metrics["image_to_text/median_rank"].value == 1.5
-    # Caption 0: picture 1 (0.96) before 0 (0.8), so rank 2. Caption 1: rank 1. Caption 2: rank 1.
+    # Caption 0: image 1 (0.96) before 0 (0.8), so rank 2. Caption 1: rank 1. Caption 2: rank 1.
     assert metrics["text_to_image/recall@1"].value == pytest.approx(2 / 3)
     assert metrics["text_to_image/median_rank"].value == 1.0
     assert curves["image_to_text"][:3] == [0.5, 1.0, 1.0]

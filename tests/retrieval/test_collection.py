@@ -48,7 +48,7 @@ def test_small_store_is_read_into_memory(store: Store) -> None:
 def test_large_store_gets_files_that_are_read_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lamplit")
     first = open_collection(store, plain, "plain", small=0)
-    assert "preparing 600 pictures" in caplog.text
+    assert "preparing 600 images" in caplog.text
     assert isinstance(first.vectors, np.memmap)
     assert first.vectors.dtype == np.float16
     assert np.abs(first.vectors - store.vectors().numpy()).max() < 1e-3

@@ -28,7 +28,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(size: int, width: int, seed: int = 0, groups: int = 0) -> np.ndarray:
-    """Random unit vectors; with `groups`, around so many centres and far from the origin, as pictures are."""
+    """Random unit vectors; with `groups`, around so many centres and far from the origin, as images are."""
     random = np.random.default_rng(seed)
     rows = random.standard_normal((size, width))
     if groups:

@@ -19,8 +19,8 @@ from lamplit.store.rows import Row
 from lamplit.towers.texts.text_tower import open_text_tower
 
 
-def drawing(pictures: Path, name: str) -> Path:
-    [file] = pictures.glob(f"{name}.*")
+def drawing(image_folder: Path, name: str) -> Path:
+    [file] = image_folder.glob(f"{name}.*")
     return file
 
 
@@ -48,16 +48,16 @@ def test_words_find_what_brute_force_finds(model: LiT, store: Store, query: str,
     check(search(model, store, query, k=k), brute_force(store, model.encode_texts([query])[0], k))
 
 
-def test_picture_finds_itself_and_what_brute_force_finds(model: LiT, store: Store, pictures: Path) -> None:
-    file = drawing(pictures, "large_blue_triangle")
+def test_image_finds_itself_and_what_brute_force_finds(model: LiT, store: Store, image_folder: Path) -> None:
+    file = drawing(image_folder, "large_blue_triangle")
     hits = search(model, store, image=file, k=5)
     check(hits, brute_force(store, model.encode_images([file])[0], 5))
     assert Path(hits[0].path).name == file.name
     assert hits[0].score == pytest.approx(1, abs=1e-3)
 
 
-def test_hit_tells_all_that_the_store_knows(model: LiT, store: Store, pictures: Path) -> None:
-    [hit] = search(model, store, image=drawing(pictures, "small_yellow_cross"), k=1)
+def test_hit_tells_all_that_the_store_knows(model: LiT, store: Store, image_folder: Path) -> None:
+    [hit] = search(model, store, image=drawing(image_folder, "small_yellow_cross"), k=1)
     assert hit.texts == ["A small yellow cross."]
     assert hit.metadata == {"german": "gelb, klein: Kreuz", "shape": "cross"}
     assert Path(hit.path).is_file()
@@ -70,11 +70,11 @@ def test_more_than_there_is_gives_all(model: LiT, store: Store) -> None:
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-def test_searcher_answers_again_and_again(model: LiT, store: Store, pictures: Path) -> None:
+def test_searcher_answers_again_and_again(model: LiT, store: Store, image_folder: Path) -> None:
     searcher = Searcher(model, store)
     assert searcher.search("ring", k=3) == search(model, store, "ring", k=3) == searcher.search("ring", k=3)
-    picture = drawing(pictures, "small_yellow_cross")
-    assert searcher.search(image=picture, k=3) == search(model, store, image=picture, k=3)
+    image_file = drawing(image_folder, "small_yellow_cross")
+    assert searcher.search(image=image_file, k=3) == search(model, store, image=image_file, k=3)
 
 
 def test_text_tower_alone_is_enough_for_words(model_path: Path, model: LiT, store: Store) -> None:
@@ -87,11 +87,11 @@ def test_other_tower_is_refused(model: LiT, words_path: Path) -> None:
         search(model, Store(words_path), "ring")
 
 
-def test_words_or_a_picture(model: LiT, store: Store, pictures: Path) -> None:
-    with pytest.raises(UsageError, match="words, a picture, or both"):
+def test_words_or_a_image(model: LiT, store: Store, image_folder: Path) -> None:
+    with pytest.raises(UsageError, match="words, an image, or both"):
         search(model, store)
     with pytest.raises(ImageError, match="not found"):
-        search(model, store, image=pictures / "none.png")
+        search(model, store, image=image_folder / "none.png")
 
 
 def test_centred_store_is_searched_in_its_own_space(text_folder: Path, tmp_path: Path) -> None:
@@ -188,13 +188,16 @@ def test_condition_after_rows_were_replaced_and_added(model: LiT, store: Store, 
     assert [hit.id for hit in Searcher(model, changing).nearest(vectors[0], 2)] == ["00", "15"]
 
 
-def test_sums(model: LiT, store: Store, pictures: Path) -> None:
+def test_sums(model: LiT, store: Store, image_folder: Path) -> None:
     red, ring = model.encode_texts(["red", "ring"])
-    [picture] = model.encode_images([drawing(pictures, "large_blue_triangle")])
+    [image_file] = model.encode_images([drawing(image_folder, "large_blue_triangle")])
     searcher = Searcher(model, store)
     for found, vector in (
         (searcher.search('"red" - 0.5 * "ring"', k=5), red - ring / 2),
-        (searcher.search('"red" + "ring"', image=drawing(pictures, "large_blue_triangle"), k=5), red + ring + picture),
+        (
+            searcher.search('"red" + "ring"', image=drawing(image_folder, "large_blue_triangle"), k=5),
+            red + ring + image_file,
+        ),
     ):
         check(found, brute_force(store, F.normalize(vector, dim=0), 5))
     with pytest.raises(UsageError, match="cancel each other"):
@@ -234,7 +237,7 @@ def test_index_gives_the_same_hits(model: LiT, large: Store, by_bits: Searcher, 
     path = tmp_path / "large.lance"
     shutil.copytree(large.path, path)
     report = build_index(Store(path))
-    assert report.pictures == 1200
+    assert report.images == 1200
     assert report.recall >= 0.99 or report.probes == report.partitions
     searcher = Searcher(model, Store(path))
     assert searcher.probes == report.probes
@@ -247,6 +250,6 @@ def test_index_gives_the_same_hits(model: LiT, large: Store, by_bits: Searcher, 
     assert Searcher(model, Store(path)).probes is None
 
 
-def test_index_needs_pictures(store: Store) -> None:
+def test_index_needs_images(store: Store) -> None:
     with pytest.raises(UsageError, match="at least 256"):
         build_index(store)

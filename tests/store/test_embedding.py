@@ -38,14 +38,14 @@ ONE_FP16_STEP = 1e-3  # for unit vectors, whose coordinates are less than 1
 
 
 @pytest.fixture
-def source(pictures: Path, tmp_path: Path) -> Path:
+def source(image_folder: Path, tmp_path: Path) -> Path:
     """A copy of twelve of the drawings and their pairs, to be changed."""
     folder = tmp_path / "source"
     folder.mkdir()
-    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+    with (image_folder / "pairs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[::5]
     for row in rows:
-        shutil.copy(pictures / row["path"], folder)
+        shutil.copy(image_folder / row["path"], folder)
     write_csv(folder / "pairs.csv", rows)
     return folder / "pairs.csv"
 
@@ -117,7 +117,7 @@ def test_again_nothing_changes(source: Path, out: Path, image_tower: ImageTower)
     assert torch.equal(Store(out).vectors(), vectors)
 
 
-def test_changed_picture(source: Path, out: Path, image_tower: ImageTower) -> None:
+def test_changed_image(source: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, source, out)
     before, vectors = content(Store(out)), Store(out).vectors()
     changed = before[4]["id"]
@@ -157,7 +157,7 @@ def test_added_and_removed_pairs(source: Path, out: Path, image_tower: ImageTowe
     assert Store(out).column("id") == sorted(row["path"] for row in rows)  # what is gone from the source stays
 
 
-# moved, copied and deleted pictures
+# moved, copied and deleted images
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def by_id(store: Store) -> dict[str, torch.Tensor]:
     return dict(zip(store.column("id"), store.vectors(), strict=True))
 
 
-def test_moved_pictures_keep_their_vectors(folder: Path, out: Path, image_tower: ImageTower) -> None:
+def test_moved_images_keep_their_vectors(folder: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, folder, out)
     before = by_id(Store(out))
     first, second, *_ = named(folder)
@@ -214,7 +214,7 @@ def test_moved_pictures_keep_their_vectors(folder: Path, out: Path, image_tower:
     assert torch.equal(by_id(Store(out))[first.name], before[first.name])
 
 
-def test_copies_and_pictures_that_change_places(folder: Path, out: Path, image_tower: ImageTower) -> None:
+def test_copies_and_images_that_change_places(folder: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, folder, out)
     before = by_id(Store(out))
     first, second, third, *_ = named(folder)
@@ -275,11 +275,11 @@ def test_prune_leaves_the_rows_of_other_sources(
     assert set(Store(out).column("id")) == everything - {files[0].name, "one.png"}
 
 
-def test_nothing_is_pruned_where_no_picture_can_be_used(folder: Path, out: Path, image_tower: ImageTower) -> None:
+def test_nothing_is_pruned_where_no_image_can_be_used(folder: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, folder, out)
     for file in named(folder):
         file.unlink()
-    with pytest.raises(PairsError, match="holds no pictures"):
+    with pytest.raises(PairsError, match="holds no images"):
         embed_with(image_tower, folder, out, prune=True)
     (folder / "broken.png").touch()
     assert sync(embed_with(image_tower, folder, out, prune=True)) == (0, 0, 0, 12, 0)
@@ -380,7 +380,7 @@ def test_interrupted_run_goes_on(
 ) -> None:
     """An error in the middle; `kill -9` is below."""
     monkeypatch.setattr(embedding, "COMMIT_ROWS", 20)
-    lines = [json.dumps(row) for row in read_csv(source)] * 10  # the same picture again gets an id of its own
+    lines = [json.dumps(row) for row in read_csv(source)] * 10  # the same image again gets an id of its own
     file = source.with_suffix(".jsonl")
     file.write_text("\n".join([*lines[:110], "{broken", *lines[110:]]))
     with pytest.raises(PairsError, match="line 111 is not JSON"):
@@ -390,7 +390,7 @@ def test_interrupted_run_goes_on(
     file.write_text("\n".join(lines))
     report = embed_with(image_tower, file, out)
     assert counts(report) == (0, 0, done, 0)
-    assert report.moved == 120 - done  # the same pictures again have their vectors already
+    assert report.moved == 120 - done  # the same images again have their vectors already
 
 
 def test_folder_without_texts(source: Path, out: Path, image_tower: ImageTower) -> None:
@@ -399,8 +399,8 @@ def test_folder_without_texts(source: Path, out: Path, image_tower: ImageTower) 
     assert Store(out).texts() == [[]] * 12
 
 
-def test_pictures_in_parquet(pictures: Path, out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
-    files = sorted(pictures.glob("*_red_*.png"))
+def test_images_in_parquet(image_folder: Path, out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    files = sorted(image_folder.glob("*_red_*.png"))
     table = {
         "image": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
         "caption": ["x"] * len(files),
@@ -410,14 +410,14 @@ def test_pictures_in_parquet(pictures: Path, out: Path, image_tower: ImageTower,
     store = Store(out)
     assert len(store) == len(files)
     expected = tmp_path / "expected.lance"
-    embed_with(image_tower, pictures, expected)
+    embed_with(image_tower, image_folder, expected)
     known = dict(zip(Store(expected).column("hash"), Store(expected).vectors(), strict=True))
     for found, vector in zip(store.column("hash"), store.vectors(), strict=True):
         assert (vector - known[found]).abs().max() < ONE_FP16_STEP
     assert counts(embed_with(image_tower, tmp_path / "pairs.parquet", out)) == (0, 0, len(files), 0)
 
 
-# pictures that cannot be used, and odd ones that can
+# images that cannot be used, and odd ones that can
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -426,7 +426,7 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def test_broken_and_odd_pictures(out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+def test_broken_and_odd_images(out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
     drawn = draw("cross", "red", 20)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -443,8 +443,8 @@ def test_broken_and_odd_pictures(out: Path, image_tower: ImageTower, tmp_path: P
         "truncated.jpg": (encode(drawn, "JPEG")[:400], "truncated"),
         "truncated.png": (encode(drawn, "PNG")[:100], "truncated"),
         "empty.png": (b"", "empty file"),
-        "text.jpg": (b"This is not a picture at all.", "not a picture"),
-        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is not a raster picture"),
+        "text.jpg": (b"This is not an image at all.", "not an image"),
+        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is not a raster image"),
         "bomb.png": (encode(Image.new("1", (3000, 3000)), "PNG"), "9.0 megapixels, more than the bound of 1"),
         "missing.png": (None, "file not found"),
     }
@@ -474,7 +474,7 @@ def test_broken_and_odd_pictures(out: Path, image_tower: ImageTower, tmp_path: P
     assert not listed.exists()
 
 
-def test_picture_that_broke_since_keeps_its_vector(source: Path, out: Path, image_tower: ImageTower) -> None:
+def test_image_that_broke_since_keeps_its_vector(source: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, source, out)
     vectors = Store(out).vectors()
     (source.parent / read_csv(source)[0]["path"]).write_bytes(b"")
@@ -485,7 +485,7 @@ def test_picture_that_broke_since_keeps_its_vector(source: Path, out: Path, imag
 def test_nothing_usable_is_an_error(source: Path, out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
     for row in read_csv(source):
         (source.parent / row["path"]).write_bytes(b"")
-    with pytest.raises(StoreError, match=r"none of 12 pictures could be used.*pairs\.skipped\.jsonl"):
+    with pytest.raises(StoreError, match=r"none of 12 images could be used.*pairs\.skipped\.jsonl"):
         embed_with(image_tower, source, out)
     assert not Store.exists(out)
     assert len((tmp_path / "pairs.skipped.jsonl").read_text().splitlines()) == 12
@@ -575,9 +575,9 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """The real command, killed with SIGKILL again and again, then left alone: every picture is there once."""
+    """The real command, killed with SIGKILL again and again, then left alone: every image is there once."""
     generator = random.Random(os.getpid())
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     drawn = [(s, c, r) for s in SHAPES for c in COLORS for r in range(8, 29, 3)]
     rows = []

@@ -41,7 +41,7 @@ def make_tower(seed: int) -> ImageTower:
     return open_image_tower(Convolutions(), preprocessing=Preprocessing((48, 48), HALF, HALF))
 
 
-def pictures(count: int, seed: int = 0) -> Tensor:
+def random_images(count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, 48, 48), dtype=torch.uint8, generator=generator)
 
@@ -51,9 +51,9 @@ def reference(tower: ImageTower, images: Tensor) -> Tensor:
         return F.normalize(tower.eval()(images), dim=-1)
 
 
-def start(tower: ImageTower, name: engines.EngineName, num_pictures: int | None = 10) -> tuple[str, engines.Engine]:
-    chosen, engine, vectors = choose_engine(tower, name, pictures(4), num_pictures=num_pictures, device=CPU)
-    assert torch.allclose(vectors, reference(tower, pictures(4)), atol=1e-5)
+def start(tower: ImageTower, name: engines.EngineName, num_images: int | None = 10) -> tuple[str, engines.Engine]:
+    chosen, engine, vectors = choose_engine(tower, name, random_images(4), num_images=num_images, device=CPU)
+    assert torch.allclose(vectors, reference(tower, random_images(4)), atol=1e-5)
     return chosen, engine
 
 
@@ -87,20 +87,20 @@ def exported(made_once: Path) -> ImageTower:
 def test_batch_of_any_size_is_taken_in_parts() -> None:
     tower = make_tower(0)
     _, engine = start(tower, "torch")
-    for count in (1, engines.CPU_PICTURES, 2 * engines.CPU_PICTURES + 3):
-        vectors = engine(pictures(count, seed=1))
-        assert torch.allclose(vectors, reference(tower, pictures(count, seed=1)), atol=1e-6)
+    for count in (1, engines.CPU_IMAGES, 2 * engines.CPU_IMAGES + 3):
+        vectors = engine(random_images(count, seed=1))
+        assert torch.allclose(vectors, reference(tower, random_images(count, seed=1)), atol=1e-6)
 
 
 def test_torch_gives_unit_vectors() -> None:
     tower = make_tower(0)
     name, engine = start(tower, "torch")
     assert name == "torch"
-    vectors = engine(pictures(7))
+    vectors = engine(random_images(7))
     assert vectors.shape == (7, 24)
     assert vectors.dtype == torch.float32
     assert not vectors.requires_grad
-    assert (vectors - reference(tower, pictures(7))).abs().max() < 1e-6
+    assert (vectors - reference(tower, random_images(7))).abs().max() < 1e-6
 
 
 def test_engine_leaves_the_tower_as_it_was() -> None:
@@ -108,7 +108,7 @@ def test_engine_leaves_the_tower_as_it_was() -> None:
     before = weights_digest(tower)
     _, engine = start(tower, "torch")
     tower.train()
-    assert torch.equal(engine(pictures(7)), engine(pictures(7)))  # no dropout
+    assert torch.equal(engine(random_images(7)), engine(random_images(7)))  # no dropout
     assert weights_digest(tower) == before
 
 
@@ -116,9 +116,9 @@ def test_onnx_agrees_on_batches_of_any_size(exported: ImageTower) -> None:
     name, engine = start(exported, "onnx")
     assert name == "onnx"
     for count in (1, 2, 4, 7):
-        vectors = engine(pictures(count, seed=count))
+        vectors = engine(random_images(count, seed=count))
         assert vectors.shape == (count, 24)
-        assert (vectors - reference(exported, pictures(count, seed=count))).abs().max() < 1e-5
+        assert (vectors - reference(exported, random_images(count, seed=count))).abs().max() < 1e-5
 
 
 def test_onnx_file_is_made_once(exported: ImageTower) -> None:
@@ -137,10 +137,10 @@ def test_onnx_of_another_tower_is_refused(exported: ImageTower, caplog: pytest.L
         start(tower, "onnx")
 
     with caplog.at_level(logging.WARNING, logger="lamplit"):
-        name, engine = start(tower, "auto", num_pictures=400)
+        name, engine = start(tower, "auto", num_images=400)
     assert name == "torch"
     assert "differs from torch" in caplog.text
-    assert (engine(pictures(3)) - reference(tower, pictures(3))).abs().max() < 1e-6
+    assert (engine(random_images(3)) - reference(tower, random_images(3))).abs().max() < 1e-6
 
 
 def test_tolerance_is_on_unit_vectors() -> None:
@@ -157,7 +157,7 @@ def test_damaged_onnx_file_is_made_again(exported: ImageTower, content: bytes | 
     file.write_bytes(file.read_bytes()[:2000] if content is None else content)
     name, engine = start(exported, "onnx")
     assert name == "onnx"
-    assert (engine(pictures(3)) - reference(exported, pictures(3))).abs().max() < 1e-5
+    assert (engine(random_images(3)) - reference(exported, random_images(3))).abs().max() < 1e-5
 
 
 def test_tower_that_onnx_cannot_hold(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,9 +178,9 @@ def test_tower_that_onnx_cannot_hold(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert list((cache_folder() / "onnx").iterdir()) == []  # nothing half made stays
 
 
-def test_auto_takes_torch_for_a_few_pictures() -> None:
+def test_auto_takes_torch_for_a_few_images() -> None:
     tower = make_tower(0)
-    name, _ = start(tower, "auto", num_pictures=10)
+    name, _ = start(tower, "auto", num_images=10)
     assert name == "torch"
     assert not (cache_folder() / "onnx").exists()
 
@@ -195,13 +195,13 @@ class Slow(Convolutions):
 
 def test_auto_takes_what_is_faster() -> None:
     tower = open_image_tower(Slow(), preprocessing=Preprocessing((48, 48), HALF, HALF))
-    assert start(tower, "auto", num_pictures=40)[0] == "torch"  # half a second: no export pays
+    assert start(tower, "auto", num_images=40)[0] == "torch"  # half a second: no export pays
     assert not onnx_file(tower).exists()
-    name, engine = start(tower, "auto", num_pictures=40_000)
+    name, engine = start(tower, "auto", num_images=40_000)
     assert name == "onnx"
-    assert (engine(pictures(3)) - reference(tower, pictures(3))).abs().max() < 1e-5
-    assert start(tower, "auto", num_pictures=400)[0] == "onnx"  # now that its file is there
-    assert start(tower, "auto", num_pictures=40)[0] == "torch"  # too few for even a comparison to pay
+    assert (engine(random_images(3)) - reference(tower, random_images(3))).abs().max() < 1e-5
+    assert start(tower, "auto", num_images=400)[0] == "onnx"  # now that its file is there
+    assert start(tower, "auto", num_images=40)[0] == "torch"  # too few for even a comparison to pay
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_compile_agrees() -> None:
     name, engine = start(tower, "compile")
     assert name == "compile"
     for count in (1, 4, 7):
-        assert (engine(pictures(count)) - reference(tower, pictures(count))).abs().max() < 1e-5
+        assert (engine(random_images(count)) - reference(tower, random_images(count))).abs().max() < 1e-5
 
 
 @pytest.mark.slow
@@ -218,5 +218,5 @@ def test_compile_agrees() -> None:
 def test_onnx_agrees_for_timm_towers(name: str) -> None:
     tower = open_image_tower(f"timm:{name}", weights="random")
     sample = torch.randint(0, 256, (4, 3, *tower.preprocessing.image_size), dtype=torch.uint8)
-    _, engine, _ = choose_engine(tower, "onnx", sample, num_pictures=4, device=CPU)
+    _, engine, _ = choose_engine(tower, "onnx", sample, num_images=4, device=CPU)
     assert (engine(sample[:3]) - reference(tower, sample[:3])).abs().max() < TOLERANCE

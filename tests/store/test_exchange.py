@@ -102,11 +102,11 @@ def test_what_made_the_vectors_is_a_name(out: Path, image_tower: ImageTower) -> 
 def test_info(tmp_path: Path, out: Path) -> None:
     import_array(some(3), out)
     found = describe(out)
-    assert (found["image tower"], found["engine"], found["picture size"]) == (ACME, "imported", "unknown")
+    assert (found["image tower"], found["engine"], found["image size"]) == (ACME, "imported", "unknown")
     assert found["vectors"].startswith("imported; the fingerprint is of the tower's name")
 
 
-def test_equal_vectors_are_one_picture(out: Path) -> None:
+def test_equal_vectors_are_one_image(out: Path) -> None:
     import_array(some(2)[[0, 1, 0]], out)
     first, second, third = Store(out).column("hash")
     assert first == third != second
@@ -293,25 +293,25 @@ def test_stores_of_one_tower_fit_each_other(run: Path, tmp_path: Path, words_pat
         lamplit.search(model, Store(words_path), "ring")
 
 
-def test_embed_does_not_add_to_imported_vectors(out: Path, pictures: Path, image_tower: ImageTower) -> None:
+def test_embed_does_not_add_to_imported_vectors(out: Path, image_folder: Path, image_tower: ImageTower) -> None:
     import_array(some(3, image_tower.width), out)
     with pytest.raises(StoreError, match=r"was imported, made by acme:.*, not by timm:test_vit"):
-        lamplit.embed(pictures / "pairs.csv", out, tower=image_tower)
+        lamplit.embed(image_folder / "pairs.csv", out, tower=image_tower)
 
 
-def test_without_an_image_tower(run: Path, pictures: Path, tmp_path: Path) -> None:
-    picture = next(pictures.glob("*.png"))
+def test_without_an_image_tower(run: Path, image_folder: Path, tmp_path: Path) -> None:
+    image_file = next(image_folder.glob("*.png"))
     model = lamplit.load(run)
     for ask in (
-        lambda: model.encode_images([picture]),
-        lambda: lamplit.classify(model, [picture], ["ring", "cross"]),
+        lambda: model.encode_images([image_file]),
+        lambda: lamplit.classify(model, [image_file], ["ring", "cross"]),
         lambda: lamplit.load(run, towers="image"),
         lambda: lamplit.load(run, image_tower=torch.nn.Flatten()),
     ):
         with pytest.raises(TowerError, match=r"imported vectors, made by acme:.*lamplit\.load\(FOLDER, image_tower="):
             ask()
     with pytest.raises(TowerError, match="without its image tower to embed it"):
-        lamplit.evaluate(model, pictures / "pairs.csv")
+        lamplit.evaluate(model, image_folder / "pairs.csv")
 
 
 class Colors(torch.nn.Module):
@@ -322,20 +322,20 @@ class Colors(torch.nn.Module):
 
 
 def test_given_an_image_tower(
-    run: Path, pictures: Path, image_tower: ImageTower, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Path, image_folder: Path, image_tower: ImageTower, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     half = (0.5, 0.5, 0.5)
     tower = open_image_tower(Colors(), preprocessing=Preprocessing((8, 8), half, half))
     model = lamplit.load(run, image_tower=tower)
     assert "nothing can prove" in caplog.text
-    picture = next(pictures.glob("*.png"))
-    zimg = model.encode_images([picture])
+    image_file = next(image_folder.glob("*.png"))
+    zimg = model.encode_images([image_file])
     assert zimg.shape == (1, 32)
     assert torch.isclose(zimg.norm(), torch.tensor(1.0))
-    predictions, _ = lamplit.classify(model, [picture], ["ring", "cross"])
+    predictions, _ = lamplit.classify(model, [image_file], ["ring", "cross"])
     assert len(predictions) == 1
     with pytest.raises(ImageError):
-        model.encode_images([b"no picture"])
+        model.encode_images([b"no image"])
     model.save(tmp_path / "saved")  # the tower is not the model's to keep
     assert describe(tmp_path / "saved")["files"] == "text_tower.safetensors"
     assert lamplit.load(tmp_path / "saved").identity.imported
@@ -350,7 +350,7 @@ def test_given_an_image_tower(
 def test_layout(tmp_path: Path, store: Store) -> None:
     report = export_vectors(store, tmp_path / "clip", part_rows=25)
     assert (report.folder, report.tower) == (str(tmp_path / "clip"), "timm:test_vit")
-    assert (report.width, report.pictures, report.parts) == (64, 60, 3)
+    assert (report.width, report.images, report.parts) == (64, 60, 3)
     found = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
     names = (
         [f"clip/img_emb/img_emb_{n}.npy" for n in range(3)],

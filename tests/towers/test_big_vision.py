@@ -90,8 +90,8 @@ def rows_of(name: str) -> list[list[int]]:
 @torch.no_grad()
 def image_difference(model: LiT, name: str) -> float:
     expected = expected_of(name)
-    pictures = torch.from_numpy(expected["images"]).permute(0, 3, 1, 2)
-    return largest(F.normalize(backbone_of(model)(pictures), dim=-1), expected["zimg"])
+    image_folder = torch.from_numpy(expected["images"]).permute(0, 3, 1, 2)
+    return largest(F.normalize(backbone_of(model)(image_folder), dim=-1), expected["zimg"])
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def test_another_pooling_fails(model: LiT, name: str) -> None:
     assert text_difference(model, name) > 1e-3
 
 
-def test_pictures_go_the_authors_way(model: LiT, name: str) -> None:
+def test_images_go_the_authors_way(model: LiT, name: str) -> None:
     """From bytes to a vector: squashed, sampled at points, cut to whole numbers, -1 to 1."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     preprocessing = model.identity.preprocessing
@@ -283,13 +283,13 @@ def test_pre_logits(with_head: bool, tmp_path: Path) -> None:
     plain |= {key: value for key, value in arrays_of("tiny-bert").items() if key.startswith("txt/head")}
     (tmp_path / "plain").mkdir()
     features = written(tmp_path / "plain", (arrays_of("tiny-bert") if not with_head else plain))
-    pictures = torch.from_numpy(expected_of(name)["images"]).permute(0, 3, 1, 2)
+    image_folder = torch.from_numpy(expected_of(name)["images"]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        expected = (backbone_of(features)(pictures) @ torch.from_numpy(kernel) + torch.from_numpy(bias)).tanh()
+        expected = (backbone_of(features)(image_folder) @ torch.from_numpy(kernel) + torch.from_numpy(bias)).tanh()
         if with_head:
             head = [torch.from_numpy(arrays_of(name)[f"img/head/{part}"]) for part in ("kernel", "bias")]
             expected = expected @ head[0] + head[1]
-        assert (backbone_of(model)(pictures) - expected).abs().max() < 1e-5
+        assert (backbone_of(model)(image_folder) - expected).abs().max() < 1e-5
 
 
 # What is refused (tests/test_npz.py has hostile files, tests/test_layout.py every kind of misfit)
@@ -438,7 +438,7 @@ def test_sentencepiece_beside_the_file(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "model").encode_texts(TEXTS), model.encode_texts(TEXTS))
 
 
-def test_saved_it_needs_its_file_no_more(name: str, pictures: Path, tmp_path: Path) -> None:
+def test_saved_it_needs_its_file_no_more(name: str, image_folder: Path, tmp_path: Path) -> None:
     shutil.copy(PARITY / f"{name}.npz", tmp_path / "a.npz")
     (tmp_path / "a.txt").write_text("".join(f"{token}\n" for token in TOKENS))
     model = load(f"lit:{tmp_path / 'a.npz'}")
@@ -446,7 +446,7 @@ def test_saved_it_needs_its_file_no_more(name: str, pictures: Path, tmp_path: Pa
     for file in ("a.npz", "a.txt"):
         (tmp_path / file).unlink()
     again = load(tmp_path / "model")
-    files = sorted(pictures.glob("*.png"))[:3]
+    files = sorted(image_folder.glob("*.png"))[:3]
     assert torch.equal(again.encode_images(files), model.encode_images(files))
     assert torch.equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
     assert again.logit_scale.item() == model.logit_scale.item()
@@ -455,32 +455,32 @@ def test_saved_it_needs_its_file_no_more(name: str, pictures: Path, tmp_path: Pa
         load(f"lit:{tmp_path / 'a.npz'}")
 
 
-def test_one_tower_alone(folder: Path, pictures: Path) -> None:
+def test_one_tower_alone(folder: Path, image_folder: Path) -> None:
     spec = f"lit:{folder / 'tiny-bert-head'}.npz"
     both, text, image = load(spec), load(spec, towers="text"), load(spec, towers="image")
     assert text.image_tower is None
     assert image.text_tower is None
     assert text.identity == image.identity == both.identity
     assert torch.equal(text.encode_texts(TEXTS), both.encode_texts(TEXTS))
-    file = next(pictures.glob("*.png"))
+    file = next(image_folder.glob("*.png"))
     assert torch.equal(image.encode_images([file]), both.encode_images([file]))
     assert image.logit_scale.item() == both.logit_scale.item()
 
 
 @pytest.fixture(scope="module")
-def published_store(folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published_store(folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embed the drawings with a published tower that has a head."""
     path = tmp_path_factory.mktemp("published") / "drawings.lance"
-    lamplit.embed(pictures / "pairs.csv", path, tower=f"lit:{folder / 'tiny-bert-head'}.npz", engine="torch")
+    lamplit.embed(image_folder / "pairs.csv", path, tower=f"lit:{folder / 'tiny-bert-head'}.npz", engine="torch")
     return path
 
 
-def test_its_store_is_its_own(published_store: Path, folder: Path, pictures: Path) -> None:
+def test_its_store_is_its_own(published_store: Path, folder: Path, image_folder: Path) -> None:
     model = load(f"lit:{folder / 'tiny-bert-head'}.npz")
     store = Store(published_store)
     assert store.tower == model.identity
     assert store.tower.width == 40
-    files = [str(pictures / path) for path in store.column("path")]
+    files = [str(image_folder / path) for path in store.column("path")]
     assert (model.encode_images(files) - store.vectors()).abs().max() < 1e-3  # halves
     [hit] = lamplit.search(model, store, image=files[3], k=1)
     assert hit.path == store.column("path")[3]
@@ -488,13 +488,13 @@ def test_its_store_is_its_own(published_store: Path, folder: Path, pictures: Pat
         lamplit.search(load(f"lit:{folder / 'tiny-bert'}.npz"), store, "a circle")
 
 
-def test_it_evaluates_and_classifies(published_store: Path, folder: Path, pictures: Path) -> None:
+def test_it_evaluates_and_classifies(published_store: Path, folder: Path, image_folder: Path) -> None:
     model = load(f"lit:{folder / 'tiny-bert-head'}.npz")
     [found] = evaluate(model, published_store)
     assert set(found.metrics) >= {"text_to_image/recall@1", "image_to_text/recall@1"}
-    [found] = evaluate(model, pictures / "pairs.csv")
-    assert found.pictures == 60
-    [prediction], _ = lamplit.classify(model, [next(pictures.glob("*.png"))], ["circle", "square", "ring"])
+    [found] = evaluate(model, image_folder / "pairs.csv")
+    assert found.images == 60
+    [prediction], _ = lamplit.classify(model, [next(image_folder.glob("*.png"))], ["circle", "square", "ring"])
     assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
 
 
@@ -510,8 +510,8 @@ def test_it_is_tuned_further_from_its_own_head_and_scale(published_store: Path, 
     assert start["head_start"] is False
     assert torch.allclose(model.encode_texts(TEXTS), load(spec).encode_texts(TEXTS), atol=1e-5)
     assert model.logit_scale.item() == pytest.approx(80.64, rel=1e-3)
-    picture = draw("ring", "green", 20)
-    assert torch.equal(model.encode_images([picture]), load(spec).encode_images([picture]))
+    image_file = draw("ring", "green", 20)
+    assert torch.equal(model.encode_images([image_file]), load(spec).encode_images([image_file]))
 
 
 def test_for_another_tower_it_gets_a_new_head(store_path: Path, folder: Path, tmp_path: Path) -> None:
@@ -545,7 +545,7 @@ def test_which_text_tower_keeps_its_head(folder: Path) -> None:
 def test_info(name: str, folder: Path) -> None:
     told = describe(f"lit:{folder / name}.npz")
     assert told["parameters"] == sum(array.size for array in arrays_of(name).values())
-    assert (told["width"], told["picture size"]) == (expected_of(name)["zimg"].shape[1], "64x64")
+    assert (told["width"], told["image size"]) == (expected_of(name)["zimg"].shape[1], "64x64")
     assert told["text tower"] == ("the paper's own, width 32" if name == "tiny-text" else "BERT, width 32")
     assert told["logit scale"] == pytest.approx(80.6404, abs=1e-4)
 
@@ -555,19 +555,19 @@ def test_every_command_takes_it(
     command: str,
     published_store: Path,
     folder: Path,
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     spec = f"lit:{folder / 'tiny-bert-head'}.npz"
-    picture = next(pictures.glob("*.png"))
+    image_file = next(image_folder.glob("*.png"))
     arguments = {
         "info": [spec],
-        "classify": [spec, picture, "--classes", "circle,square"],
+        "classify": [spec, image_file, "--classes", "circle,square"],
         "search": [spec, published_store, "a circle"],
         "evaluate": [spec, published_store],
-        "embed": [pictures / "pairs.csv", "--tower", spec, "--out", tmp_path / "a.lance", "--workers", "0"],
+        "embed": [image_folder / "pairs.csv", "--tower", spec, "--out", tmp_path / "a.lance", "--workers", "0"],
     }
     monkeypatch.setattr(sys, "argv", ["lamplit", command, *map(str, arguments[command]), "--json"])
     with pytest.raises(SystemExit) as ended:

@@ -96,8 +96,8 @@ def test_timm_preprocessing_is_timms_own(name: str) -> None:
     tower = open_image_tower(f"timm:{name}", weights="random")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower.backbone))
     small = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(small).resize((500, 250))
-    expected, found = transform(picture), tower.preprocessing.reference(picture)
+    image_file = Image.fromarray(small).resize((500, 250))
+    expected, found = transform(image_file), tower.preprocessing.reference(image_file)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-5
 
@@ -426,7 +426,7 @@ def test_folder_is_built_again_without_it(tmp_path: Path, kind: str) -> None:
 PROCESSORS = {
     "vit": vit_processor,
     "convnext": convnext_processor,
-    "convnext of large pictures": ConvNextImageProcessor(size={"shortest_edge": 384}),
+    "convnext of large images": ConvNextImageProcessor(size={"shortest_edge": 384}),
     "poolformer": PoolFormerImageProcessor(
         size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, crop_pct=0.9
     ),
@@ -441,13 +441,13 @@ def test_folders_preprocessing_is_its_processors_own(tmp_path: Path, kind: str) 
     ResNetModel(ResNetConfig(**RESNET)).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     small = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(small).resize((203, 100))  # leaves an uneven margin where the processor crops
+    image_file = Image.fromarray(small).resize((203, 100))  # leaves an uneven margin where the processor crops
 
     tower = open_image_tower(f"hf:{tmp_path}")
 
     by_pil = AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
-    [expected] = by_pil(images=picture, return_tensors="pt")["pixel_values"]
-    found = tower.preprocessing.reference(picture)
+    [expected] = by_pil(images=image_file, return_tensors="pt")["pixel_values"]
+    found = tower.preprocessing.reference(image_file)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-5
 
@@ -520,7 +520,7 @@ def test_folder_with_a_pickle_that_runs_code(tmp_path: Path) -> None:
     [{"size": {"height": 10**9, "width": 10**9}}, {"size": {"height": 0, "width": 0}}, {"size": {"shortest_edge": -8}}],
     ids=str,
 )
-def test_folder_that_asks_for_pictures_beyond_all_bounds(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_folder_that_asks_for_images_beyond_all_bounds(tmp_path: Path, settings: dict[str, Any]) -> None:
     save_folder(tmp_path, "vit")
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -629,7 +629,7 @@ def test_demo_tower() -> None:
 
 
 def test_demo_tower_was_trained(tmp_path: Path) -> None:
-    """The renamed weights are in their places: the classifier knows a picture of what anyone can draw."""
+    """The renamed weights are in their places: the classifier knows an image of what anyone can draw."""
     tower = open_image_tower("demo:efficientnet-lite0")
     assert tower.class_head is not None
     rows = np.arange(224)[:, None].repeat(224, 1)

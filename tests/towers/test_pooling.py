@@ -256,9 +256,9 @@ def test_identity_with_a_pooling_that_its_tower_has_not(pool: str) -> None:
 # Through a store
 
 
-def test_store_and_model_of_a_pooling(weights: Path, pictures: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_store_and_model_of_a_pooling(weights: Path, image_folder: Path, text_folder: Path, tmp_path: Path) -> None:
     report = embed(
-        pictures / "pairs.csv", tmp_path / "a.lance", tower="timm:test_vit", tower_weights=weights, pool="cls+mean",
+        image_folder / "pairs.csv", tmp_path / "a.lance", tower="timm:test_vit", tower_weights=weights, pool="cls+mean",
         engine="torch",
     )  # fmt: skip
     store = Store(tmp_path / "a.lance")
@@ -271,13 +271,13 @@ def test_store_and_model_of_a_pooling(weights: Path, pictures: Path, text_folder
 
     model = lamplit.load(tmp_path / "run")
     assert describe(tmp_path / "run")["pooling"] == "cls+mean"
-    files = sorted(pictures.glob("*.png"))[:3]
+    files = sorted(image_folder.glob("*.png"))[:3]
     rows = [store.column("id").index(file.name) for file in files]
     assert torch.allclose(model.encode_images(files), store.vectors()[rows], atol=1e-3)  # stored in half precision
 
     again = {"tower": "timm:test_vit", "tower_weights": weights, "engine": "torch"}
     with pytest.raises(lamplit.errors.StoreError, match="cannot be compared"):
-        embed(pictures / "pairs.csv", tmp_path / "a.lance", **again)
+        embed(image_folder / "pairs.csv", tmp_path / "a.lance", **again)
 
 
 @pytest.mark.slow
@@ -289,15 +289,15 @@ def test_every_engine_pools_alike(name: str, pool: str | None, tmp_path: Path) -
     config = {"library": "module", "name": name} | ({} if pool is None else {"pool": pool})
     tower = ImageTower(name, shaken(make()), preprocessing, config)
     images = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)
-    chosen, engine, vectors = choose_engine(tower, "onnx", images, num_pictures=5, device=torch.device("cpu"))
+    chosen, engine, vectors = choose_engine(tower, "onnx", images, num_images=5, device=torch.device("cpu"))
     assert chosen == "onnx"
     assert vectors.shape == (5, tower.width)
     assert (engine(images[:3]) - vectors[:3]).abs().max() < 1e-4
 
 
-def test_open_tower_is_not_pooled_otherwise(image_tower: ImageTower, pictures: Path, tmp_path: Path) -> None:
+def test_open_tower_is_not_pooled_otherwise(image_tower: ImageTower, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pools as it was opened"):
-        embed(pictures / "pairs.csv", tmp_path / "a.lance", tower=image_tower, pool="mean")
+        embed(image_folder / "pairs.csv", tmp_path / "a.lance", tower=image_tower, pool="mean")
 
 
 @pytest.mark.parametrize("make", [ViTModel, Dinov2WithRegistersModel])

@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def folder(text_folder: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with all that a text's and a picture's way can have: a centre, and an image head."""
+    """A model with all that a text's and an image's way can have: a centre, and an image head."""
     torch.manual_seed(0)
     tower = open_text_tower(f"hf:{text_folder}", width=5)
     folder = tmp_path_factory.mktemp("model") / "model"
@@ -81,7 +81,7 @@ def test_many_texts_of_one_length(reader: WordReader, model: LiT) -> None:
     assert np.abs(reader.encode_texts(texts) - model.encode_texts(texts).numpy()).max() < 1e-5
 
 
-def test_same_projection_of_pictures(reader: WordReader, model: LiT, store: Store) -> None:
+def test_same_projection_of_images(reader: WordReader, model: LiT, store: Store) -> None:
     zimg = store.vectors().numpy()
     expected = model.read_store(store).numpy()
     assert np.abs(reader.project_rows(zimg) - expected).max() < 1e-6
@@ -106,7 +106,7 @@ def test_truncation_is_told_once(reader: WordReader, caplog: pytest.LogCaptureFi
     assert caplog.messages == ["texts of more than 32 tokens lose their end: 1 of 2"]
 
 
-def test_pictures_are_refused(reader: WordReader, store: Store, tmp_path: Path) -> None:
+def test_images_are_refused(reader: WordReader, store: Store, tmp_path: Path) -> None:
     with pytest.raises(TowerError, match=r"for words alone; open it with lamplit\.load"):
         Searcher(reader, store).search("ring", image=tmp_path / "a.png")
 

@@ -15,12 +15,12 @@ SETTINGS = {"batch_size": 16, "epochs": 1.0, "evaluations": 1}
 
 
 @pytest.mark.slow
-def test_grid_over_towers_and_modes(pictures: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_grid_over_towers_and_modes(image_folder: Path, text_folder: Path, tmp_path: Path) -> None:
     """Pairs in, one store for each tower; every run is a run like any other."""
     text = f"hf:{text_folder}"
     demos = ["demo:efficientnet-lite0"]
     result = compare(
-        pictures / "pairs.csv", tmp_path, towers=demos, texts=[text], modes=["LU", "LL"], seeds=2, settings=SETTINGS
+        image_folder / "pairs.csv", tmp_path, towers=demos, texts=[text], modes=["LU", "LL"], seeds=2, settings=SETTINGS
     )
     assert [(cell.tower, cell.text, cell.mode) for cell in result.cells] == [
         (demos[0], text, "LU"), (demos[0], text, "LL"),
@@ -30,8 +30,8 @@ def test_grid_over_towers_and_modes(pictures: Path, text_folder: Path, tmp_path:
         for seed, found in enumerate(cell.metrics["image_to_text/recall@5"]):
             [folder] = (tmp_path / "runs").glob(f"demo_efficientnet-lite0-*-{cell.mode}-{seed}")
             assert found == json.loads((folder / "report.json").read_text())["last"]["image_to_text/recall@5"]
-    with Image.open(tmp_path / "comparison.png") as picture:
-        assert min(picture.size) > 200
+    with Image.open(tmp_path / "comparison.png") as image_file:
+        assert min(image_file.size) > 200
     assert len(Store(tmp_path / "stores" / "demo_efficientnet-lite0.lance")) == 60
 
 
@@ -51,12 +51,14 @@ def test_mean_and_spread_by_hand() -> None:
     assert cell.name == "LU  a  c"
 
 
-def test_what_cannot_be_compared_is_refused(store: Store, pictures: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(
+    store: Store, image_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
     text = f"hf:{text_folder}"
     with pytest.raises(UsageError, match=r"is of one tower, timm:test_vit; to compare others give pairs"):
         compare(store, tmp_path, towers=["timm:test_vit"], texts=[text], modes=["LU"])
     with pytest.raises(UsageError, match="give the towers to embed them with, --towers A,B"):
-        compare(pictures / "pairs.csv", tmp_path, texts=[text], modes=["LU"])
+        compare(image_folder / "pairs.csv", tmp_path, texts=[text], modes=["LU"])
     with pytest.raises(UsageError, match="nothing to compare: give at least one text tower"):
         compare(store, tmp_path, texts=[], modes=["LU"])
     with pytest.raises(UsageError, match="nothing could be compared: LU  test_vit  tiny: scratch:tiny has no pre-"):

@@ -24,17 +24,17 @@ def write(folder: Path, held_out: dict[str, float], steps: int = 20) -> Path:
 
 @pytest.mark.parametrize("held_out", [RECALLS, {}])
 @pytest.mark.parametrize("steps", [0, 1, 20])
-def test_picture_opens_and_shows_something(tmp_path: Path, held_out: dict[str, float], steps: int) -> None:
+def test_image_opens_and_shows_something(tmp_path: Path, held_out: dict[str, float], steps: int) -> None:
     draw_curves(write(tmp_path, held_out, steps), tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width >= 800
-        assert picture.height >= 500
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    with Image.open(tmp_path / "curves.png") as image_file:
+        assert image_file.format == "PNG"
+        assert image_file.width >= 800
+        assert image_file.height >= 500
+        pixels = np.asarray(image_file.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 20
 
 
-def test_other_curves_are_another_picture(tmp_path: Path) -> None:
+def test_other_curves_are_another_image(tmp_path: Path) -> None:
     draw_curves(write(tmp_path, RECALLS), tmp_path / "a.png")
     draw_curves(write(tmp_path, {name: 0.9 for name in RECALLS}), tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()

@@ -31,7 +31,7 @@ class WordVectors(nn.Module):
 
 
 class World:
-    """Texts of two words, and pictures whose vectors the texts' features determine linearly."""
+    """Texts of two words, and images whose vectors the texts' features determine linearly."""
 
     def __init__(self, width: int = WIDTH) -> None:
         torch.manual_seed(0)
@@ -70,19 +70,19 @@ def test_head_reads_texts_it_was_not_fitted_on() -> None:
     assert world.recall(HELD_OUT) > 0.95
 
 
-def test_class_head_teaches_what_no_picture_shows() -> None:
+def test_class_head_teaches_what_no_image_shows() -> None:
     world = World()
     few = slice(0, 2)
     fit_head(world.tower, world.zimg[few], world.texts[few], None)
     alone = world.recall(HELD_OUT)
-    # A classifier's vectors lack what all pictures share.
+    # A classifier's vectors lack what all images share.
     classes = ClassHead([[text, f"{text} {text}"] for text in world.texts[TRAIN]], world.directions[TRAIN])
     fit_head(world.tower, world.zimg[few], world.texts[few], classes)
     assert alone < 0.2
     assert world.recall(HELD_OUT) > 0.8
 
 
-def test_pictures_and_classes_together_beat_either() -> None:
+def test_images_and_classes_together_beat_either() -> None:
     world = World()
     pairs, named = slice(0, 12), slice(12, 24)
     classes = ClassHead([[text] for text in world.texts[named]], world.directions[named])
@@ -93,7 +93,7 @@ def test_pictures_and_classes_together_beat_either() -> None:
     assert recalls[2] > max(recalls[:2])
 
 
-def test_no_text_points_to_what_all_pictures_share() -> None:
+def test_no_text_points_to_what_all_images_share() -> None:
     world = World()
     fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
     with torch.no_grad():

@@ -45,26 +45,26 @@ def made(text_folder: Path) -> Settings:
     return settings
 
 
-def embedded(name: str, pictures: Path, folder: Path) -> Store:
+def embedded(name: str, image_folder: Path, folder: Path) -> Store:
     """Embed the drawings with an untrained tower that can be opened again, from a file of weights."""
     torch.manual_seed(0)
     save_model(open_image_tower(f"timm:{name}", weights="random").backbone, str(folder / "tower.safetensors"))
     embed(
-        pictures / "pairs.csv", folder / "drawings.lance", tower=f"timm:{name}",
+        image_folder / "pairs.csv", folder / "drawings.lance", tower=f"timm:{name}",
         tower_weights=folder / "tower.safetensors", engine="torch",
     )  # fmt: skip
     return Store(folder / "drawings.lance")
 
 
 @pytest.fixture(scope="module")
-def vit_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return embedded("test_vit", pictures, tmp_path_factory.mktemp("vit"))
+def vit_store(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return embedded("test_vit", image_folder, tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="module")
-def cnn_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def cnn_store(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Embed with a tower that has BatchNorm."""
-    return embedded("test_efficientnet", pictures, tmp_path_factory.mktemp("cnn"))
+    return embedded("test_efficientnet", image_folder, tmp_path_factory.mktemp("cnn"))
 
 
 def log_of(report: TuneReport) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ def test_rates_of_each_tower(vit_store: Store, made: Settings) -> None:
 
 
 def test_image_tower_waits_for_its_start(vit_store: Store, made: Settings, tmp_path: Path) -> None:
-    """Until then it is as the store's, and its pictures are constants."""
+    """Until then it is as the store's, and its images are constants."""
     waits = tune(vit_store, tmp_path / "waits", made("UU", steps=4, image_start=0.9, evaluations=1, held_out=0.0))
     assert [line["image_lr"] for line in log_of(waits) if "loss" in line] == [0.0] * 4
     assert waits.fingerprint_after == vit_store.tower.fingerprint
@@ -220,23 +220,23 @@ def test_image_tower_waits_for_its_start(vit_store: Store, made: Settings, tmp_p
 
 
 @pytest.mark.slow
-def test_pictures_that_are_lost_on_the_way_are_left_out_and_listed(
-    pictures: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_images_that_are_lost_on_the_way_are_left_out_and_listed(
+    image_folder: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(pictures, tmp_path / "pictures")
-    store = embedded("test_vit", tmp_path / "pictures", tmp_path)
+    shutil.copytree(image_folder, tmp_path / "images")
+    store = embedded("test_vit", tmp_path / "images", tmp_path)
     broken = Path(store.column("path")[7])
-    broken.write_bytes(b"no longer a picture")
+    broken.write_bytes(b"no longer an image")
     with caplog.at_level(logging.WARNING, "lamplit"):
         report = tune(store, tmp_path / "run", made("UU"))
-    assert report.skipped == {str(broken): "not a picture"}
-    assert f"1 pictures could not be read and were left out ({broken}: not a picture)" in caplog.text
+    assert report.skipped == {str(broken): "not an image"}
+    assert f"1 images could not be read and were left out ({broken}: not an image)" in caplog.text
     for path in store.column("path"):
         Path(path).write_bytes(b"nor these")
-    with pytest.raises(TuneError, match="none of 12 held-out pictures could be read"):
+    with pytest.raises(TuneError, match="none of 12 held-out images could be read"):
         tune(store, tmp_path / "none", made("UU"))
     broken.unlink()
-    with pytest.raises(TuneError, match=r"mode UU reads pictures again in every epoch, and 1 of the store's are not"):
+    with pytest.raises(TuneError, match=r"mode UU reads images again in every epoch, and 1 of the store's are not"):
         tune(store, tmp_path / "another", made("UU"))
 
 

@@ -129,11 +129,11 @@ def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path)
     assert TuneReport(**json.loads((out / "report.json").read_text())) == run
     kept = json.loads((out / "settings.json").read_text())
     assert kept == asdict(made()) | {
-        "store": str(words_path.resolve()), "pictures": 360, "tower": Store(words_path).tower.fingerprint
+        "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
     }  # fmt: skip
-    with Image.open(out / "curves.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) >= 500
+    with Image.open(out / "curves.png") as image_file:
+        assert image_file.format == "PNG"
+        assert min(image_file.size) >= 500
 
 
 def test_log_has_a_line_per_step_and_per_evaluation(run: TuneReport, made: Settings) -> None:
@@ -179,7 +179,7 @@ def test_other_settings_are_refused_with_what_changed(run: TuneReport, words_pat
 
 def test_another_store_is_refused(run: TuneReport, made: Settings, tmp_path: Path) -> None:
     store = write_store(tmp_path / "other.lance", torch.eye(4), [[word] for word in ("red", "blue", "ring", "cross")])
-    with pytest.raises(UsageError, match=r"store was .*pictures was 360 and is 4"):
+    with pytest.raises(UsageError, match=r"store was .*images was 360 and is 4"):
         tune(store, run.out, made())
     with pytest.raises(StoreError, match="no store at"):
         tune(tmp_path / "none.lance", tmp_path / "new", made())
@@ -254,7 +254,7 @@ def test_guessing_is_said_in_plain_words_once(
     assert "guessing among 48 pairs gives ln(48) = 3.87" in warning
 
 
-def test_texts_that_say_nothing_of_the_pictures_are_noticed(
+def test_texts_that_say_nothing_of_the_images_are_noticed(
     words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(words_path)
@@ -360,19 +360,19 @@ def test_tower_that_cannot_be_opened_is_said_to_be_missing(
 
 
 @pytest.fixture(scope="module")
-def known_store(pictures: Path, image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def known_store(image_folder: Path, image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Embed the drawings with a tower that can be opened again, from a file of weights."""
     folder = tmp_path_factory.mktemp("known")
     save_model(image_tower.backbone, str(folder / "tower.safetensors"))
     embed(
-        pictures / "pairs.csv", folder / "drawings.lance", tower="timm:test_vit",
+        image_folder / "pairs.csv", folder / "drawings.lance", tower="timm:test_vit",
         tower_weights=folder / "tower.safetensors", engine="torch",
     )  # fmt: skip
     return Store(folder / "drawings.lance")
 
 
 def test_locked_tower_is_proved_and_saved_with_the_model(
-    known_store: Store, pictures: Path, made: Settings, tmp_path: Path
+    known_store: Store, image_folder: Path, made: Settings, tmp_path: Path
 ) -> None:
     report = tune(known_store, tmp_path / "run", made(head_start=True, lr=1e-4))
     assert report.fingerprint_before == report.fingerprint_after == known_store.tower.fingerprint

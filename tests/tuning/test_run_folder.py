@@ -13,7 +13,7 @@ from lamplit.tuning.settings import TuneSettings
 def test_settings_of_a_run_belong_to_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TuneSettings("demo:minilm", lr=0.5, patience=3)
     assert settings_of_run(tmp_path, "a.lance") is None
-    values = asdict(settings) | {"store": str(tmp_path / "a.lance"), "pictures": 3, "tower": "0" * 32}
+    values = asdict(settings) | {"store": str(tmp_path / "a.lance"), "images": 3, "tower": "0" * 32}
     (tmp_path / "settings.json").write_text(json.dumps(values))
     assert settings_of_run(tmp_path, str(tmp_path / "a.lance")) == settings
     assert settings_of_run(tmp_path, str(tmp_path / "b.lance")) is None

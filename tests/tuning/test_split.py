@@ -38,9 +38,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def pairs_of(links: Links) -> list[tuple[int, str]]:
-    return [
-        (row, links.texts[i]) for row, i in zip(links.picture_index.tolist(), links.text_index.tolist(), strict=True)
-    ]
+    return [(row, links.texts[i]) for row, i in zip(links.image_index.tolist(), links.text_index.tolist(), strict=True)]
 
 
 def test_link_joins_texts_that_differ_in_case_only() -> None:
@@ -57,11 +55,11 @@ def test_held_out_captions_are_under_no_training_pair(made_up: Store, seed: int)
     never_seen = {text.casefold() for text in held_out.texts}
     assert never_seen
     assert not tuned_on & never_seen
-    assert not set(train.picture_index.tolist()) & set(held_out.picture_index.tolist())
+    assert not set(train.image_index.tolist()) & set(held_out.image_index.tolist())
     first = {row: texts[0].casefold() for row, texts in enumerate(TEXTS) if texts}
-    held_out_rows = set(held_out.picture_index.tolist())
+    held_out_rows = set(held_out.image_index.tolist())
     assert held_out_rows == {row for row, text in first.items() if text in {first[row] for row in held_out_rows}}
-    # Nothing is lost: what is in neither part is a held-out caption under a training picture.
+    # Nothing is lost: what is in neither part is a held-out caption under a training image.
     both = set(pairs_of(train)) | set(pairs_of(held_out))
     shown = {(row, text.casefold()) for row, text in both}
     lost = {(row, text.casefold()) for row, texts in enumerate(TEXTS) for text in texts} - shown
@@ -77,7 +75,7 @@ def test_split_is_the_same_again_and_another_with_another_seed(made_up: Store) -
 def test_fraction_is_of_the_distinct_first_captions(made_up: Store) -> None:
     distinct = {texts[0].casefold() for texts in TEXTS if texts}
     held_out = split_store(made_up, "texts", 0.3, 0)[1]
-    first = {TEXTS[row][0].casefold() for row in held_out.picture_index.tolist()}
+    first = {TEXTS[row][0].casefold() for row in held_out.image_index.tolist()}
     assert len(first) == round(0.3 * len(distinct))
 
 
@@ -92,12 +90,12 @@ def test_held_out_captions_have_a_limit(made_up: Store, monkeypatch: pytest.Monk
     assert split.MOST_HELD_OUT == 5000
     monkeypatch.setattr(split, "MOST_HELD_OUT", 2)
     held_out = split_store(made_up, "texts", 0.9, 0)[1]
-    assert len({TEXTS[row][0].casefold() for row in held_out.picture_index.tolist()}) == 2
+    assert len({TEXTS[row][0].casefold() for row in held_out.image_index.tolist()}) == 2
 
 
-def test_pictures_of_one_caption_are_too_few(tmp_path: Path) -> None:
+def test_images_of_one_caption_are_too_few(tmp_path: Path) -> None:
     store = write_store(tmp_path / "one.lance", torch.eye(3), [["A frog."], [], []])
-    with pytest.raises(UsageError, match=r"has 1 pairs to tune on in column 'texts' \(1 of 3 pictures have a text"):
+    with pytest.raises(UsageError, match=r"has 1 pairs to tune on in column 'texts' \(1 of 3 images have a text"):
         split_store(store, "texts", 0.2, 0)
 
 
@@ -142,7 +140,7 @@ def test_recall_is_the_slow_ones(links: list[tuple[int, int]], seed: int) -> Non
         assert found[f"image_to_text/recall@{k}"] == pytest.approx(sum(hits) / len(hits))
         recalls.append(sum(hits) / len(hits))
         hits = []
-        for i in range(len(ztxt)):  # only pictures that are held out are in the gallery
+        for i in range(len(ztxt)):  # only images that are held out are in the gallery
             best = sorted(rows, key=lambda row: -float(zimg[row] @ ztxt[i]))[:k]
             hits.append(any((row, i) in pairs for row in best))
         assert found[f"text_to_image/recall@{k}"] == pytest.approx(sum(hits) / len(hits))

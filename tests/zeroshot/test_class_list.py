@@ -60,7 +60,7 @@ def test_several_labels_where_they_are_independent() -> None:
     rows, truth = independent.read_labels(cells)
     assert rows == [0, 1, 2, 3]
     assert truth.int().tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 0]]
-    with pytest.raises(UsageError, match=r"a picture has several labels; .* need --independent"):
+    with pytest.raises(UsageError, match=r"an image has several labels; .* need --independent"):
         corner_list().read_labels([["ring", "circle"]])
     with pytest.raises(UsageError, match="labels that are none of the classes: ring; circle"):
         corner_list().read_labels(["ring; circle"])
@@ -69,7 +69,7 @@ def test_several_labels_where_they_are_independent() -> None:
 def test_unknown_labels_are_named() -> None:
     with pytest.raises(UsageError, match=r"cross, star \(3 in all\); add them to the classes, or .* 'none'"):
         corner_list().read_labels(["ring", "star", "cross", "star"])
-    with pytest.raises(UsageError, match="no picture of the sample has a label"):
+    with pytest.raises(UsageError, match="no image of the sample has a label"):
         corner_list().read_labels([None, ""])
 
 
@@ -170,10 +170,10 @@ def test_large_file_is_not_read(tmp_path: Path) -> None:
         ClassList.load(tmp_path / "classes.json")
 
 
-# --- Which pictures it reads
+# --- Which images it reads
 
 
-def test_pictures_of_another_space_are_refused(model_path: Path) -> None:
+def test_images_of_another_space_are_refused(model_path: Path) -> None:
     model = lamplit.load(model_path)
     made = class_list(model, NAMES)
     made.require_model(lamplit.load(model_path, towers="image"))
@@ -185,7 +185,7 @@ def test_pictures_of_another_space_are_refused(model_path: Path) -> None:
     assert len(spaces) == 4
     assert model.space == model.identity.fingerprint
     for stranger in (centered, headed, other):
-        with pytest.raises(TowerError, match="the class list was made for pictures of timm:test_vit"):
+        with pytest.raises(TowerError, match="the class list was made for images of timm:test_vit"):
             made.require_model(stranger)
     with torch.no_grad():
         head.bias += 1

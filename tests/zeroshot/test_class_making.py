@@ -38,7 +38,7 @@ def relabelled(store: Store, path: Path, labels: Sequence[object]) -> Store:
 
 @pytest.fixture
 def with_strangers(store: Store, tmp_path: Path) -> Store:
-    """Crosses and triangles are none of the three classes; the first picture has no label."""
+    """Crosses and triangles are none of the three classes; the first image has no label."""
     labels = [shape if shape in THREE else "none" for shape in store.column("shape")]
     return relabelled(store, tmp_path / "strangers.lance", [None, *labels[1:]])
 
@@ -68,9 +68,9 @@ def test_what_is_fitted_to_the_whole_sample(model: LiT, store: Store) -> None:
     assert report.threshold == classes.thresholds[0]
     before = expected_calibration_error((10 * cosines).softmax(1).max(1).values, right)
     assert report.error_before == pytest.approx(before, abs=1e-5)
-    assert (report.pictures, report.strangers, report.unlabelled, report.rejected) == (60, 0, 0, None)
-    assert sum(int(row["pictures"]) for row in report.reliability) == 60
-    gaps = sum(row["pictures"] * abs(row["confidence"] - row["accuracy"]) for row in report.reliability)
+    assert (report.images, report.strangers, report.unlabelled, report.rejected) == (60, 0, 0, None)
+    assert sum(int(row["images"]) for row in report.reliability) == 60
+    gaps = sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in report.reliability)
     assert report.error_after == pytest.approx(gaps / 60)
     # Made from a path of the store, it is the same.
     again, same = made(model, NAMES, sample=store.path, label_column="shape")
@@ -78,7 +78,7 @@ def test_what_is_fitted_to_the_whole_sample(model: LiT, store: Store) -> None:
     assert again.thresholds == classes.thresholds
 
 
-def test_figures_after_are_of_pictures_that_were_not_fitted_to(model: LiT, store: Store, tmp_path: Path) -> None:
+def test_figures_after_are_of_images_that_were_not_fitted_to(model: LiT, store: Store, tmp_path: Path) -> None:
     """Labels by chance: nothing can be learned from one half that holds for the other, nor for the whole."""
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1)).tolist()
     shapes = store.column("shape")
@@ -95,7 +95,7 @@ def test_figures_after_are_of_pictures_that_were_not_fitted_to(model: LiT, store
 
 def test_strangers_choose_the_threshold(model: LiT, with_strangers: Store) -> None:
     classes, report = made(model, THREE, sample=with_strangers)
-    assert (report.pictures, report.strangers, report.unlabelled) == (35, 24, 1)
+    assert (report.images, report.strangers, report.unlabelled) == (35, 24, 1)
     rows, truth = classes.read_labels(with_strangers.column("label"))
     cosines = classes.cosines(with_strangers.vectors()[rows])
     right = truth.gather(1, cosines.argmax(1, keepdim=True))[:, 0]
@@ -115,9 +115,9 @@ def test_strangers_choose_the_threshold(model: LiT, with_strangers: Store) -> No
 def test_report_of_each_class(model: LiT, with_strangers: Store) -> None:
     _, report = made(model, THREE, sample=with_strangers)
     assert [score.name for score in report.per_class] == THREE
-    assert sum(score.pictures for score in report.per_class) == 35
+    assert sum(score.images for score in report.per_class) == 35
     for score in report.per_class:
-        missed = round(score.pictures * (1 - (score.recall or 0)))
+        missed = round(score.images * (1 - (score.recall or 0)))
         assert 0 <= score.mistakes <= missed
         assert (score.mistaken_for is None) == (missed == 0)
         assert score.mistaken_for != score.name
@@ -146,13 +146,13 @@ def test_independent_labels(model: LiT, store: Store, tmp_path: Path) -> None:
     classes, report = made(model, names, sample=sample, independent=True)
     assert classes.independent
     assert report.error_before is None, "a model of the softmax has no probabilities of single labels"
-    assert [score.pictures for score in report.per_class] == [30, 10, 12, 12]
+    assert [score.images for score in report.per_class] == [30, 10, 12, 12]
     probabilities, given = classes.classify(sample.vectors())
     _, truth = classes.read_labels(labels)
     right, asked, there = (int(part.sum()) for part in (given & truth, given, truth))
     assert report.accuracy == pytest.approx(2 * right / (asked + there))
     assert float(probabilities.mean()) == pytest.approx(float(truth.double().mean()), abs=0.02)
-    assert sum(int(row["pictures"]) for row in report.reliability) == 240
+    assert sum(int(row["images"]) for row in report.reliability) == 240
     suggested = made(model, names, sample=sample, independent=True, templates="suggest")[1]
     assert suggested.accuracy == max(suggested.template_sets.values()) >= report.accuracy
 
@@ -171,7 +171,7 @@ def test_one_class_alone(model: LiT, with_strangers: Store) -> None:
     labels = ["none" if label != "ring" else "ring" for label in with_strangers.column("label")]
     sample = relabelled(with_strangers, Path(with_strangers.path).with_name("rings.lance"), labels)
     classes, report = made(model, ["ring"], sample=sample)
-    assert (report.pictures, report.strangers, report.accuracy) == (12, 48, 1)
+    assert (report.images, report.strangers, report.accuracy) == (12, 48, 1)
     assert report.scale_after == report.scale_before
     assert 0 < int(classes.given(classes.cosines(sample.vectors())).sum()) < 60
 
@@ -180,17 +180,17 @@ def test_one_class_alone(model: LiT, with_strangers: Store) -> None:
 def test_tiny_samples(model: LiT, store: Store, tmp_path: Path, count: int) -> None:
     labels = [*store.column("shape")[:count], *[None] * (60 - count)]
     classes, report = made(model, NAMES, sample=relabelled(store, tmp_path / "tiny.lance", labels))
-    assert (report.pictures, report.unlabelled) == (count, 60 - count)
+    assert (report.images, report.unlabelled) == (count, 60 - count)
     assert 0 <= report.error_after <= 1
     assert classes.thresholds is not None
 
 
-def test_sample_of_files_is_embedded(model_path: Path, pictures: Path, tmp_path: Path) -> None:
-    with (pictures / "pairs.csv").open(encoding="utf-8") as file:
+def test_sample_of_files_is_embedded(model_path: Path, image_folder: Path, tmp_path: Path) -> None:
+    with (image_folder / "pairs.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["shape"] in ("ring", "cross")][:6]
     for row in rows:
-        shutil.copy(pictures / row["path"], tmp_path)
-    (tmp_path / "broken.png").write_text("no picture")
+        shutil.copy(image_folder / row["path"], tmp_path)
+    (tmp_path / "broken.png").write_text("no image")
     with (tmp_path / "sample.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "caption", "kind"])
@@ -198,7 +198,7 @@ def test_sample_of_files_is_embedded(model_path: Path, pictures: Path, tmp_path:
         writer.writerows([["broken.png", "broken", "ring"], [rows[0]["path"], "again", ""]])
     both = lamplit.load(model_path)
     _, report = made(both, ["ring", "cross"], sample=tmp_path / "sample.csv", label_column="kind")
-    assert report.pictures == 6
+    assert report.images == 6
     assert [Path(item.path).name for item in report.skipped] == ["broken.png"]
     with pytest.raises(TowerError, match="open without its image tower to embed it"):
         make_classes(lamplit.load(model_path, towers="text"), ["ring"], sample=tmp_path / "sample.csv")
@@ -209,7 +209,7 @@ def test_what_cannot_be_meant_is_refused(model: LiT, store: Store, tmp_path: Pat
         ({"templates": "suggest"}, "give --sample SOURCE"),
         ({"templates": "clip-81"}, "there are no templates 'clip-81'; expected a file of them, suggest, or one of"),
         ({"sample": store, "label_column": "shape", "share": 0.0}, "a share of 0.0"),
-        ({"sample": relabelled(store, tmp_path / "none.lance", ["none"] * 60)}, "no picture of any of the classes"),
+        ({"sample": relabelled(store, tmp_path / "none.lance", ["none"] * 60)}, "no image of any of the classes"),
     ):
         with pytest.raises(UsageError, match=message):
             make_classes(model, NAMES, **options)  # type: ignore[arg-type]

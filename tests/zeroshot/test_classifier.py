@@ -17,8 +17,8 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 CLASSES = ["circle", "square", "triangle", "red ring"]
 
 
-def drawing(pictures: Path, name: str) -> Path:
-    [file] = pictures.glob(f"{name}.*")
+def drawing(image_folder: Path, name: str) -> Path:
+    [file] = image_folder.glob(f"{name}.*")
     return file
 
 
@@ -47,8 +47,8 @@ def test_probabilities_by_hand() -> None:
     assert torch.allclose(found, expected)
 
 
-def test_prediction_is_the_nearest_class_text(model: LiT, pictures: Path) -> None:
-    files = [drawing(pictures, "large_red_circle"), drawing(pictures, "small_blue_square")]
+def test_prediction_is_the_nearest_class_text(model: LiT, image_folder: Path) -> None:
+    files = [drawing(image_folder, "large_red_circle"), drawing(image_folder, "small_blue_square")]
     predictions, skipped = classify(model, files, CLASSES)
     assert skipped == []
     for file, prediction in zip(files, predictions, strict=True):
@@ -67,25 +67,25 @@ def test_prediction_is_the_nearest_class_text(model: LiT, pictures: Path) -> Non
             assert by_class[name] == pytest.approx(probability, rel=1e-2)
 
 
-def test_captions_the_head_was_fitted_on_are_told_apart(model: LiT, pictures: Path) -> None:
+def test_captions_the_head_was_fitted_on_are_told_apart(model: LiT, image_folder: Path) -> None:
     names = ["A large red square.", "A large black ring.", "A small green triangle."]
-    files = [pictures / f"{name[2:-1].replace(' ', '_')}" for name in names]
-    found = [next(pictures.glob(f"{file.name}.*")) for file in files]
+    files = [image_folder / f"{name[2:-1].replace(' ', '_')}" for name in names]
+    found = [next(image_folder.glob(f"{file.name}.*")) for file in files]
     predictions = classify(model, found, names, templates=["{}"], top=1)[0]
     assert [prediction.classes for prediction in predictions] == [[name] for name in names]
 
 
-def test_pictures_come_in_any_form(model: LiT, pictures: Path) -> None:
-    file = drawing(pictures, "large_green_ring")
+def test_images_come_in_any_form(model: LiT, image_folder: Path) -> None:
+    file = drawing(image_folder, "large_green_ring")
     forms = [file, str(file), file.read_bytes(), Image.open(file)]
     predictions = classify(model, forms, CLASSES, top=2)[0]
-    assert [prediction.path for prediction in predictions] == [str(file), str(file), "picture 2", "picture 3"]
+    assert [prediction.path for prediction in predictions] == [str(file), str(file), "image 2", "image 3"]
     assert all(prediction.classes == predictions[0].classes for prediction in predictions)
     assert all(len(prediction.classes) == 2 for prediction in predictions)
 
 
-def test_bad_pictures_are_skipped_with_their_reasons(model: LiT, pictures: Path, tmp_path: Path) -> None:
-    good = next(pictures.glob("*.png"))
+def test_bad_images_are_skipped_with_their_reasons(model: LiT, image_folder: Path, tmp_path: Path) -> None:
+    good = next(image_folder.glob("*.png"))
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     files = [tmp_path / "none.png", good, tmp_path / "empty.png", tmp_path / "cut.png", tmp_path]
@@ -110,9 +110,9 @@ def test_what_cannot_be_meant_is_refused(model: LiT, classes: list[str], templat
         classify(model, [], classes, templates=templates)
 
 
-def test_missing_tower_is_said(model_path: Path, pictures: Path) -> None:
+def test_missing_tower_is_said(model_path: Path, image_folder: Path) -> None:
     with pytest.raises(TowerError, match="open without its image tower"):
-        classify(lamplit.load(model_path, towers="text"), [next(pictures.glob("*.png"))], CLASSES)
+        classify(lamplit.load(model_path, towers="text"), [next(image_folder.glob("*.png"))], CLASSES)
     with pytest.raises(TowerError, match="open without its text tower"):
         classify(lamplit.load(model_path, towers="image"), [], CLASSES)
 
@@ -121,17 +121,17 @@ def test_missing_tower_is_said(model_path: Path, pictures: Path) -> None:
 
 
 def test_class_list_answers_as_its_names_do_and_without_the_text_tower(
-    model: LiT, model_path: Path, pictures: Path
+    model: LiT, model_path: Path, image_folder: Path
 ) -> None:
-    files = [drawing(pictures, "large_red_circle"), drawing(pictures, "small_blue_square")]
+    files = [drawing(image_folder, "large_red_circle"), drawing(image_folder, "small_blue_square")]
     classes = class_list(model, CLASSES)
     by_names = classify(model, files, CLASSES)[0]
     assert [prediction.given for prediction in by_names] == [None, None]
     assert classify(lamplit.load(model_path, towers="image"), files, classes)[0] == by_names
 
 
-def test_what_is_below_its_threshold_is_none_of_these(model: LiT, pictures: Path) -> None:
-    files = [drawing(pictures, "large_red_circle"), drawing(pictures, "small_blue_square")]
+def test_what_is_below_its_threshold_is_none_of_these(model: LiT, image_folder: Path) -> None:
+    files = [drawing(image_folder, "large_red_circle"), drawing(image_folder, "small_blue_square")]
     classes = class_list(model, CLASSES)
     cosines = classes.cosines(model.encode_images(files))
     best = cosines.max(1).values.tolist()
@@ -147,9 +147,9 @@ def test_what_is_below_its_threshold_is_none_of_these(model: LiT, pictures: Path
     assert prediction.probabilities[0] == pytest.approx(float((classes.logit_scale * cosines[0].max() - 3).sigmoid()))
 
 
-def test_class_list_of_another_tower_or_with_templates_is_refused(model: LiT, pictures: Path) -> None:
+def test_class_list_of_another_tower_or_with_templates_is_refused(model: LiT, image_folder: Path) -> None:
     classes = class_list(model, CLASSES)
     with pytest.raises(UsageError, match="a class list has templates of its own"):
         classify(model, [], classes, templates=["{}"])
-    with pytest.raises(TowerError, match="was made for pictures of"):
+    with pytest.raises(TowerError, match="was made for images of"):
         classify(model, [], replace(classes, space="c" * 32))

@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, or a form with pictures, on one address."""
+"""Bodies of requests: JSON, or a form with images, on one address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
                 values = {name: form.getlist(name) if name in several else form[name] for name in form}
                 yield _checked(lambda: of_form.model_validate(values))
         else:
-            raise HTTPException(415, f"send {JSON}, or {FORM} with pictures")
+            raise HTTPException(415, f"send {JSON}, or {FORM} with images")
 
     return read
 

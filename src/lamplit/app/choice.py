@@ -10,8 +10,8 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """Classes, their prompts, and how near a picture must be to one of them."""
+    """Classes, their prompts, and how near an image must be to one of them."""
 
     names: Sequence[str]
     templates: Sequence[str] = DEFAULT_TEMPLATES
-    threshold: float | None = None  # best cosine under which a picture is none of these classes, where calibrated
+    threshold: float | None = None  # best cosine under which an image is none of these classes, where calibrated

@@ -91,7 +91,7 @@ class Guard:
         return counted
 
     def _too_long(self) -> str:
-        return f"a request may have {self.max_body // 2**20} MB; send fewer or smaller pictures"
+        return f"a request may have {self.max_body // 2**20} MB; send fewer or smaller images"
 
 
 def urlsplit_host(origin: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures for browsers: of the store alone, decoded within bounds and encoded again, never a file as it is."""
+"""Images for browsers: of the store alone, decoded within bounds and encoded again, never a file as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_FILE = 200 * 2**20  # bytes
 
 
 def as_jpeg(file: Path, side: int) -> bytes:
-    """Read a picture and encode it as a JPEG of at most `side` x `side` pixels, its transparent parts on white.
+    """Read an image and encode it as a JPEG of at most `side` x `side` pixels, its transparent parts on white.
 
     Raises:
         ImageError: with the reason in a few words.
@@ -28,8 +28,8 @@ def as_jpeg(file: Path, side: int) -> bytes:
         raise ImageError("not a file")
     if described.st_size > MAX_FILE:
         raise ImageError(f"{described.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
-    picture = to_pil_image(decode_image(open_bytes(file)))
-    picture.thumbnail((side, side))
+    image = to_pil_image(decode_image(open_bytes(file)))
+    image.thumbnail((side, side))
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=88)
+    image.save(encoded, "JPEG", quality=88)
     return encoded.getvalue()

@@ -9,7 +9,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MAX_BODY = 32 * 2**20  # bytes of one request; counted while it comes in
-MAX_PICTURES = 16  # in one request
+MAX_IMAGES = 16  # in one request
 MAX_PROMPTS = 5000  # classes times templates
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
@@ -25,7 +25,7 @@ class _Request(BaseModel):
 class _Page(_Request):
     """Which part of what was found is wanted."""
 
-    k: int = Field(20, ge=1, le=200, description="How many pictures.")
+    k: int = Field(20, ge=1, le=200, description="How many images.")
     offset: int = Field(0, ge=0, le=100_000, description="How many of the best to leave out.")
     where: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] | None = Field(
         None, description="A condition on the metadata, such as: category = 'animals'. No functions."
@@ -41,10 +41,10 @@ class _Page(_Request):
 
 
 class SearchWords(_Page):
-    """Search by words, or by a picture of the store; one of them."""
+    """Search by words, or by an image of the store; one of them."""
 
     query: Words | None = Field(None, description="Words, in the language of the model.")
-    like: Id | None = Field(None, description="The id of a picture of the store, which is left out of the answer.")
+    like: Id | None = Field(None, description="The id of an image of the store, which is left out of the answer.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchWords:
@@ -53,8 +53,8 @@ class SearchWords(_Page):
         return self
 
 
-class SearchPicture(_Page):
-    """Search by a picture that is sent along."""
+class SearchImage(_Page):
+    """Search by an image that is sent along."""
 
     image: UploadFile
 
@@ -67,7 +67,7 @@ class _Classes(_Request):
         max_length=100,
         description="Prompts with {} for the name; lamplit's own where there is none.",
     )
-    top: int = Field(10, ge=1, le=1000, description="How many classes to give for a picture.")
+    top: int = Field(10, ge=1, le=1000, description="How many classes to give for an image.")
 
     @model_validator(mode="after")
     def _not_too_many(self) -> _Classes:
@@ -77,15 +77,15 @@ class _Classes(_Request):
 
 
 class ClassifyIds(_Classes):
-    """Classify pictures of the store."""
+    """Classify images of the store."""
 
-    ids: list[Id] = Field(min_length=1, max_length=MAX_PICTURES)
+    ids: list[Id] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
-class ClassifyPictures(_Classes):
-    """Classify pictures that are sent along."""
+class ClassifyImages(_Classes):
+    """Classify images that are sent along."""
 
-    images: list[UploadFile] = Field(min_length=1, max_length=MAX_PICTURES)
+    images: list[UploadFile] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class EmbedTexts(_Request):
@@ -94,10 +94,10 @@ class EmbedTexts(_Request):
     texts: list[Words] = Field(min_length=1, max_length=256)
 
 
-class EmbedPictures(_Request):
-    """Pictures to embed, sent along."""
+class EmbedImages(_Request):
+    """Images to embed, sent along."""
 
-    images: list[UploadFile] = Field(min_length=1, max_length=MAX_PICTURES)
+    images: list[UploadFile] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class Problem(BaseModel):
@@ -107,7 +107,7 @@ class Problem(BaseModel):
 
 
 class Item(BaseModel):
-    """A picture of the store. Its folder on this machine stays out."""
+    """An image of the store. Its folder on this machine stays out."""
 
     id: str
     name: str
@@ -116,19 +116,19 @@ class Item(BaseModel):
 
 
 class FoundItem(Item):
-    """A picture that was found."""
+    """An image that was found."""
 
-    score: float = Field(description="Cosine of query and picture.")
+    score: float = Field(description="Cosine of query and image.")
 
 
 class SearchAnswer(BaseModel):
-    """Pictures, best first."""
+    """Images, best first."""
 
     hits: list[FoundItem]
 
 
 class ClassShare(BaseModel):
-    """One class of one picture."""
+    """One class of one image."""
 
     name: str
     probability: float = Field(description="Among all classes asked for.")
@@ -136,7 +136,7 @@ class ClassShare(BaseModel):
 
 
 class Classified(BaseModel):
-    """The classes of one picture, best first; or why it could not be used."""
+    """The classes of one image, best first; or why it could not be used."""
 
     name: str
     classes: list[ClassShare] = []
@@ -147,9 +147,9 @@ class Classified(BaseModel):
 
 
 class ClassifyAnswer(BaseModel):
-    """The pictures in their order."""
+    """The images in their order."""
 
-    pictures: list[Classified]
+    images: list[Classified]
 
 
 class EmbedAnswer(BaseModel):
@@ -174,8 +174,8 @@ class About(BaseModel):
     store: str
     text_column: str | None = Field(description="Column with the texts that the model was tuned on, where known.")
     example: str | None = Field(description="A text of the store.")
-    pictures: int
-    reads_pictures: bool = Field(description="Whether the model has its image tower, to read pictures that are sent.")
+    images: int
+    reads_images: bool = Field(description="Whether the model has its image tower, to read images that are sent.")
     columns: list[Column]
     classes: list[str]
     templates: list[str]
@@ -184,7 +184,7 @@ class About(BaseModel):
 
 
 class Point(BaseModel):
-    """A picture on the map; both axes run from -1 to 1."""
+    """An image on the map; both axes run from -1 to 1."""
 
     id: str
     x: float
@@ -196,7 +196,7 @@ class Point(BaseModel):
 class MapAnswer(BaseModel):
     """A sample of the store in two dimensions."""
 
-    pictures: int = Field(description="In the whole store.")
+    images: int = Field(description="In the whole store.")
     explained: float = Field(description="Part of the vectors' variance that the two axes hold.")
     points: list[Point]
 

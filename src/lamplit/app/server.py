@@ -28,7 +28,7 @@ from lamplit.store.lance_store import Store
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 STATIC = Path(__file__).parent / "static"
-THUMBNAIL, PICTURE = 320, 1600  # longest sides, in pixels
+THUMBNAIL, IMAGE = 320, 1600  # longest sides, in pixels
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": m.Problem, "description": text}
     for status, text in {
@@ -45,10 +45,10 @@ _PLAINLY = {
     "Method Not Allowed": "this address is asked in another way; see /docs",
 }
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
-Id = Annotated[str, Query(max_length=4096, description="The id of a picture of the store.")]
-SearchBody = Annotated[m.SearchWords | m.SearchPicture, Depends(body_of(m.SearchWords, m.SearchPicture))]
-ClassifyBody = Annotated[m.ClassifyIds | m.ClassifyPictures, Depends(body_of(m.ClassifyIds, m.ClassifyPictures))]
-EmbedBody = Annotated[m.EmbedTexts | m.EmbedPictures, Depends(body_of(m.EmbedTexts, m.EmbedPictures))]
+Id = Annotated[str, Query(max_length=4096, description="The id of an image of the store.")]
+SearchBody = Annotated[m.SearchWords | m.SearchImage, Depends(body_of(m.SearchWords, m.SearchImage))]
+ClassifyBody = Annotated[m.ClassifyIds | m.ClassifyImages, Depends(body_of(m.ClassifyIds, m.ClassifyImages))]
+EmbedBody = Annotated[m.EmbedTexts | m.EmbedImages, Depends(body_of(m.EmbedTexts, m.EmbedImages))]
 
 
 def make_app(
@@ -63,7 +63,7 @@ def make_app(
     """Make the ASGI application; `serve` runs it.
 
     Args:
-        model: an open model; without its image tower, pictures that are sent are refused with the reason.
+        model: an open model; without its image tower, images that are sent are refused with the reason.
         store: embedded with the tower that the model reads.
         name: folder of the model, where its run is, or `lit:NAME`.
         choice: the classes that the page begins with.
@@ -75,13 +75,13 @@ def make_app(
     """
     app = FastAPI(
         title="lamplit", version=__version__, docs_url=None, redoc_url=None, responses=_PROBLEMS,
-        summary="Search and classify pictures by words, and embed both.",
+        summary="Search and classify images by words, and embed both.",
     )  # fmt: skip
     collection = Collection(model, store, choice)
     _add_pages(app)
     _add_questions(app, collection)
     _add_descriptions(app, collection, name)
-    _add_pictures(app, collection)
+    _add_images(app, collection)
     _add_errors(app)
     app.add_middleware(Guard, hosts=hosts, max_body=max_body)
     return app
@@ -99,69 +99,69 @@ def _add_pages(app: FastAPI) -> None:
         return FileResponse(STATIC / "docs.html")
 
 
-def _add_pictures(app: FastAPI, collection: Collection) -> None:
+def _add_images(app: FastAPI, collection: Collection) -> None:
     def jpeg(name: str, side: int, *, keep: bool) -> Response:
         try:
             data = collection.jpeg(_place(collection, name), side, keep=keep)
         except ImageError as error:
-            raise HTTPException(404, f"this picture cannot be shown: {error}") from error
+            raise HTTPException(404, f"this image cannot be shown: {error}") from error
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
     @app.get("/thumbnail", response_class=Response, responses=_JPEG)
     def thumbnail(id: Id) -> Response:
-        """Give a picture of the store, 320 pixels at most, as a JPEG."""
+        """Give an image of the store, 320 pixels at most, as a JPEG."""
         return jpeg(id, THUMBNAIL, keep=True)
 
-    @app.get("/picture", response_class=Response, responses=_JPEG)
-    def picture(id: Id) -> Response:
-        """Give a picture of the store, 1600 pixels at most, as a JPEG."""
-        return jpeg(id, PICTURE, keep=False)
+    @app.get("/image", response_class=Response, responses=_JPEG)
+    def image(id: Id) -> Response:
+        """Give an image of the store, 1600 pixels at most, as a JPEG."""
+        return jpeg(id, IMAGE, keep=False)
 
     @app.get("/item")
     def item(id: Id) -> m.Item:
-        """Give the texts and the metadata of a picture of the store."""
+        """Give the texts and the metadata of an image of the store."""
         return m.Item(**_said_of(collection.row(_place(collection, id))))
 
 
 def _add_questions(app: FastAPI, collection: Collection) -> None:
-    @app.post("/search", openapi_extra=described(m.SearchWords, m.SearchPicture))
+    @app.post("/search", openapi_extra=described(m.SearchWords, m.SearchImage))
     def search(body: SearchBody) -> m.SearchAnswer:
-        """Find pictures by words, by a picture of the store, or by a picture that is sent."""
+        """Find images by words, by an image of the store, or by an image that is sent."""
         part = (body.k, body.offset, body.where)
-        if isinstance(body, m.SearchPicture):
-            hits = collection.by_picture(body.image.file.read(), *part)
+        if isinstance(body, m.SearchImage):
+            hits = collection.by_image(body.image.file.read(), *part)
         elif body.query is not None:
             hits = collection.by_words(body.query, *part)
         else:
             hits = collection.neighbours(_place(collection, str(body.like)), *part)
         return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_said_of(hit)) for hit in hits])
 
-    @app.post("/classify", openapi_extra=described(m.ClassifyIds, m.ClassifyPictures))
+    @app.post("/classify", openapi_extra=described(m.ClassifyIds, m.ClassifyImages))
     def classify(body: ClassifyBody) -> m.ClassifyAnswer:
-        """Choose among classes for pictures of the store, or for pictures that are sent."""
-        pictures = []
-        for picture in body.ids if isinstance(body, m.ClassifyIds) else body.images:
-            name = picture if isinstance(picture, str) else picture.filename or "picture"
+        """Choose among classes for images of the store, or for images that are sent."""
+        images = []
+        for image in body.ids if isinstance(body, m.ClassifyIds) else body.images:
+            name = image if isinstance(image, str) else image.filename or "image"
             try:
-                if isinstance(picture, str):
-                    zimg = collection.vectors([_place(collection, picture)])
+                if isinstance(image, str):
+                    zimg = collection.vectors([_place(collection, image)])
                 else:
-                    zimg = collection.embed_pictures([picture.file.read()])
+                    zimg = collection.embed_images([image.file.read()])
             except ImageError as error:
-                pictures.append(m.Classified(name=name, error=str(error)))
+                images.append(m.Classified(name=name, error=str(error)))
                 continue
             [guesses], [none] = collection.classify(zimg, body.classes, body.templates)
             shares = [m.ClassShare(**vars(guess)) for guess in guesses[: body.top]]
-            pictures.append(m.Classified(name=name, classes=shares, none_of_these=none))
-        return m.ClassifyAnswer(pictures=pictures)
+            images.append(m.Classified(name=name, classes=shares, none_of_these=none))
+        return m.ClassifyAnswer(images=images)
 
-    @app.post("/embed", openapi_extra=described(m.EmbedTexts, m.EmbedPictures))
+    @app.post("/embed", openapi_extra=described(m.EmbedTexts, m.EmbedImages))
     def embed(body: EmbedBody) -> m.EmbedAnswer:
-        """Give the vectors of texts, or of pictures that are sent."""
+        """Give the vectors of texts, or of images that are sent."""
         if isinstance(body, m.EmbedTexts):
             vectors = collection.embed_texts(body.texts)
         else:
-            vectors = collection.embed_pictures([picture.file.read() for picture in body.images])
+            vectors = collection.embed_images([image.file.read() for image in body.images])
         return m.EmbedAnswer(width=vectors.shape[1], vectors=vectors.tolist())
 
 
@@ -189,7 +189,7 @@ def _add_descriptions(app: FastAPI, collection: Collection, name: str) -> None:
             m.Point(id=row["id"], x=x, y=y, text=plain(" ".join(row["texts"][:1]), 200), value=_cell(value))
             for row, (x, y), value in zip(rows, places.tolist(), values, strict=True)
         ]
-        return m.MapAnswer(pictures=len(collection.store), explained=explained, points=points)
+        return m.MapAnswer(images=len(collection.store), explained=explained, points=points)
 
     @app.get("/run")
     def run_() -> m.RunAnswer:
@@ -231,7 +231,7 @@ def _sentence(error: dict[str, Any]) -> str:
 def _place(collection: Collection, name: str) -> int:
     place = collection.place(name)
     if place is None:
-        raise HTTPException(404, "the store has no picture of this id")
+        raise HTTPException(404, "the store has no image of this id")
     return place
 
 
@@ -255,8 +255,8 @@ def _about(collection: Collection, name: str, text_column: str | None) -> m.Abou
         store=Path(collection.store.path).name,
         text_column=text_column,
         example=next((found[0] for found in texts if found), None),
-        pictures=len(collection.store),
-        reads_pictures=collection.model.image_tower is not None,
+        images=len(collection.store),
+        reads_images=collection.model.image_tower is not None,
         columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in collection.columns],
         classes=list(choice.names),
         templates=list(choice.templates or DEFAULT_TEMPLATES),

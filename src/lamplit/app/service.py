@@ -28,14 +28,14 @@ from lamplit.store.rows import COLUMNS
 from lamplit.zeroshot.classifier import class_vectors, predict_proba
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
-ON_MAP = 2000  # pictures
+ON_MAP = 2000  # images
 FEW_VALUES = 30
 _KEPT_CLASSES = 16  # lists of classes whose vectors are kept
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class of one picture."""
+    """One class of one image."""
 
     name: str
     probability: float
@@ -63,26 +63,26 @@ class Collection:
         self._jpegs = lru_cache(maxsize=4096)(self._jpeg)  # of thumbnails: some 15 kB each
 
     def place(self, name: str) -> int | None:
-        """Where a picture of this id is, in the order of the ids; nothing where there is none."""
+        """Where an image of this id is, in the order of the ids; nothing where there is none."""
         place = bisect_left(range(len(self._ids)), name, key=lambda i: str(self._ids[i]))
         return place if place < len(self._ids) and str(self._ids[place]) == name else None
 
     def row(self, place: int) -> Hit:
-        """Return a picture of the store with all that is known of it."""
+        """Return an image of the store with all that is known of it."""
         [row] = self.store.rows([place])
         metadata = {name: row[name] for name in self.store.metadata_columns}
         return Hit(1.0, row["id"], row["path"], row["texts"], metadata)
 
     def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find pictures by words."""
+        """Find images by words."""
         return self._searcher.nearest(self.embed_texts([query])[0], k, offset=offset, where=where)
 
-    def by_picture(self, picture: bytes, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find pictures by another."""
-        return self._searcher.nearest(self.embed_pictures([picture])[0], k, offset=offset, where=where)
+    def by_image(self, image: bytes, k: int, offset: int, where: str | None) -> list[Hit]:
+        """Find images by another."""
+        return self._searcher.nearest(self.embed_images([image])[0], k, offset=offset, where=where)
 
     def neighbours(self, place: int, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find pictures by one of the store, which is left out itself."""
+        """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([place])
         hits = self._searcher.nearest(vector, offset + k + 1, where=where)
         return [hit for hit in hits if hit.id != str(self._ids[place])][offset : offset + k]
@@ -92,14 +92,14 @@ class Collection:
         with self._model_lock:
             return self.model.encode_texts(texts)
 
-    def embed_pictures(self, pictures: Sequence[bytes]) -> Tensor:
-        """(N, D) unit vectors of encoded pictures."""
+    def embed_images(self, images: Sequence[bytes]) -> Tensor:
+        """(N, D) unit vectors of encoded images."""
         with self._model_lock:
-            return self.model.encode_images(pictures, batch_size=1)  # decoded one by one: each may be 100 megapixels
+            return self.model.encode_images(images, batch_size=1)  # decoded one by one: each may be 100 megapixels
 
     @torch.no_grad()
     def vectors(self, places: Sequence[int]) -> Tensor:
-        """(N, D) unit vectors of pictures of the store."""
+        """(N, D) unit vectors of images of the store."""
         column = self.store.take(places, ["vector"])["vector"].combine_chunks()
         vectors = torch.tensor(column.flatten().to_numpy(zero_copy_only=False)).float().view(len(places), -1)
         return self.model.project(F.normalize(vectors, dim=-1).to(self.model.device))
@@ -107,7 +107,7 @@ class Collection:
     def classify(
         self, zimg: Tensor, names: Sequence[str], templates: Sequence[str] | None
     ) -> tuple[list[list[Guess]], list[bool | None]]:
-        """Classes of each of (N, D) pictures, best first; and whether it is none of these, where that is calibrated."""
+        """Classes of each of (N, D) images, best first; and whether it is none of these, where that is calibrated."""
         templates = tuple(templates or DEFAULT_TEMPLATES)
         classes = self._classes(tuple(names), templates)
         cosines = zimg @ classes.T
@@ -122,7 +122,7 @@ class Collection:
         return guesses, [None if threshold is None else cosine < threshold for cosine in nearest]
 
     def jpeg(self, place: int, side: int, *, keep: bool) -> bytes:
-        """Return a picture of the store as a JPEG of at most `side` x `side`.
+        """Return an image of the store as a JPEG of at most `side` x `side`.
 
         Raises:
             ImageError: it cannot be read any more.
@@ -131,12 +131,12 @@ class Collection:
 
     @cached_property
     def sampled(self) -> pa.Table:
-        """All but the vectors of the pictures on the map."""
+        """All but the vectors of the images on the map."""
         return self.store.take(self._on_map, [*COLUMNS[:-1], *self.store.metadata_columns])
 
     @property
     def projection(self) -> Projection:
-        """Where the pictures of the sample are on the map."""
+        """Where the images of the sample are on the map."""
         with self._map_lock:  # it draws random numbers, whose generator all threads share
             if self._projection is None:
                 self._projection = project(self._sampled_vectors)

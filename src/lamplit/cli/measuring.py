@@ -33,12 +33,12 @@ def classes(
         str | None,
         typer.Option(help="Prompts with {}, one per line; a set's name; or suggest, the best on the sample."),
     ] = None,
-    sample: Annotated[str | None, typer.Option(help="Labelled pictures: store, folder or file of pairs.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Labelled images: store, folder or file of pairs.")] = None,
     label_column: Annotated[
-        str, typer.Option(help="Its column with class names, or none for pictures of none of them.")
+        str, typer.Option(help="Its column with class names, or none for images of none of them.")
     ] = "label",
     independent: Annotated[
-        bool, typer.Option("--independent", help="A picture may have several of the classes; labels by ;.")
+        bool, typer.Option("--independent", help="An image may have several of the classes; labels by ;.")
     ] = False,
     share: Annotated[
         float | None,
@@ -46,7 +46,7 @@ def classes(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a list of your classes, calibrated on labelled pictures; classify then needs no text tower."""
+    """Make a list of your classes, calibrated on labelled images; classify then needs no text tower."""
     prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
     made, report = lamplit.make_classes(
         lamplit.load(model), class_names(classes, classes_file), templates=prompts, sample=sample,
@@ -62,7 +62,7 @@ def classes(
 
 def classify(
     model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
     classes_file: Annotated[
         Path | None, typer.Option(help="Class names, one per line; or .json that lamplit classes wrote.")
@@ -71,7 +71,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Classify pictures by words."""
+    """Classify images by words."""
     chosen = _chosen(classes, classes_file)
     saved = isinstance(chosen, lamplit.ClassList)
     files = [file for image in images for file in (files_of(image) if image.is_dir() else [image])]
@@ -81,7 +81,7 @@ def classify(
     )  # fmt: skip
     list_skipped(skipped)
     if not predictions:
-        raise UsageError(f"none of {len(files)} pictures could be used")
+        raise UsageError(f"none of {len(files)} images could be used")
     show(predictions, tables.predictions, as_json)
 
 
@@ -92,8 +92,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--on", help="A benchmark of the paper and where it lies: NAME=PATH; again for more."),
     ] = None,
-    show_pictures: Annotated[
-        str, typer.Option("--show", help="Pictures of benchmarks: squash (the paper's public models), crop or own.")
+    show_images: Annotated[
+        str, typer.Option("--show", help="Images of benchmarks: squash (the paper's public models), crop or own.")
     ] = "squash",
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
@@ -109,7 +109,7 @@ def evaluate(
         bool, typer.Option("--canonical", help="Lower-case prompts of benchmarks, without punctuation, as big_vision.")
     ] = False,
     few_shot: Annotated[
-        int | None, typer.Option(min=1, help="A linear probe on so many pictures of each class of a benchmark, too.")
+        int | None, typer.Option(min=1, help="A linear probe on so many images of each class of a benchmark, too.")
     ] = None,
     everything: Annotated[
         bool,
@@ -134,7 +134,7 @@ def evaluate(
         )  # fmt: skip
     if on:
         results += lamplit.run_benchmarks(
-            model, dict(_assigned(each) for each in on), show=show_pictures, templates=prompts,  # type: ignore[arg-type]
+            model, dict(_assigned(each) for each in on), show=show_images, templates=prompts,  # type: ignore[arg-type]
             canonical=canonical, few_shot=few_shot, out=out,
             workers=default_workers() if workers is None else workers, progress=True,
         )  # fmt: skip

@@ -27,29 +27,29 @@ def search(
         str | None,
         typer.Argument(help='Words; a sum such as \'"beach" - 0.5 * "people"\'; or - for one query per line of stdin.'),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many images.")] = 10,
     page: Annotated[int, typer.Option(min=1, help="Which k of them: 2 for the next best after the first.")] = 1,
-    image: Annotated[Path | None, typer.Option(help="A picture, instead of words or added to them.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image, instead of words or added to them.")] = None,
     where: Annotated[
         str | None, typer.Option(help="SQL condition on the store's columns: \"year > 2019 and folder = 'trip'\".")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Look at every picture, however many there are.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every image, however many there are.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Draw what is found into this PNG, too.")] = None,
     thumbnails: Annotated[
         bool | None,
         typer.Option(
-            help="Show each picture, too: in a terminal that can, by itself; by --thumbnails as blocks in every other."
+            help="Show each image, too: in a terminal that can, by itself; by --thumbnails as blocks in every other."
         ),
     ] = None,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths alone, one per line.")] = False,
     null: Annotated[bool, typer.Option("-0", help="Print paths alone, each with a zero byte behind it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures by words, by a picture, or by sums of both."""
+    """Find images by words, by an image, or by sums of both."""
     from lamplit.towers.texts.word_reader import open_words
 
     if query is None and image is None:
-        raise UsageError('give words or a picture: lamplit search MODEL STORE "words", or --image FILE')
+        raise UsageError('give words or an image: lamplit search MODEL STORE "words", or --image FILE')
     if paths + null + as_json > 1:
         raise UsageError("--json, --paths and -0 are three ways to print; give one")
     reader = open_words(model) if image is None else None
@@ -93,7 +93,7 @@ def duplicates(
     sheet: Annotated[Path | None, typer.Option(help="A PNG to draw the biggest groups into.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List groups of pictures that are the same or nearly so; nothing is deleted."""
+    """List groups of images that are the same or nearly so; nothing is deleted."""
     options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
     if sheet is not None:

@@ -62,7 +62,7 @@ def vectors_report(report: VectorsReport) -> list[Table]:
     rows = {
         "folder": report.folder,
         "tower": f"{report.tower}, {report.width} wide",
-        "pictures": report.pictures,
+        "images": report.images,
         "parts": report.parts,
     }
     return info(rows)
@@ -121,9 +121,9 @@ def comparison(result: Comparison) -> list[Table]:
 
 
 def predictions(results: list[Prediction]) -> list[Table]:
-    """The best classes of each picture; where they have thresholds, which are given, or that none is."""
+    """The best classes of each image; where they have thresholds, which are given, or that none is."""
     judged = any(result.given is not None for result in results)
-    table = _table("picture", "class", "probability", *(["given"] if judged else []))
+    table = _table("image", "class", "probability", *(["given"] if judged else []))
     for result in results:
         rows = [
             (name, f"{probability:.3f}", *(["yes" if name in (result.given or []) else "no"] if judged else []))
@@ -140,14 +140,14 @@ def calibration(report: CalibrationReport) -> list[Table]:
     """What a labelled sample says of a class list: templates, calibration, thresholds, and each class."""
     made = []
     if report.template_sets:
-        title = "templates: the best is taken, and its figure flatters (it was chosen on these pictures)"
+        title = "templates: the best is taken, and its figure flatters (it was chosen on these images)"
         made.append(_table("set", "on the sample", title=title))
         for name, value in report.template_sets.items():
             _add_row(made[0], name, f"{value:.3f}")
     strangers = f"{report.strangers} of none of the classes, {report.unlabelled} without a label"
     rows = {
         "sample": report.sample,
-        "pictures": f"{report.pictures} of the classes, {strangers}",
+        "images": f"{report.images} of the classes, {strangers}",
         "skipped": len(report.skipped),
         "F1 of the labels" if report.independent else "accuracy, nearest class": f"{report.accuracy:.3f}",
         "logit scale": f"{report.scale_before:.1f} before, {report.scale_after:.1f} after",
@@ -157,11 +157,11 @@ def calibration(report: CalibrationReport) -> list[Table]:
         "labels that are not, not given" if report.independent else "strangers refused": _share(report.rejected),
     }
     table = _table(
-        "class", "pictures", "precision", "recall", "mostly mistaken for", title="answers, each half by the other"
+        "class", "images", "precision", "recall", "mostly mistaken for", title="answers, each half by the other"
     )
     for score in sorted(report.per_class, key=lambda score: (score.recall is None, score.recall)):
         mistake = f"{score.mistaken_for} ({score.mistakes})" if score.mistaken_for else ""
-        _add_row(table, score.name, score.pictures, _share(score.precision), _share(score.recall), mistake)
+        _add_row(table, score.name, score.images, _share(score.precision), _share(score.recall), mistake)
     return [*made, *info(rows), table]
 
 
@@ -170,7 +170,7 @@ def _share(value: float | None) -> str:
 
 
 def hits(results: Sequence[Hit], thumbnails: Sequence[RenderableType] = ()) -> list[Table]:
-    """Pictures that were found, best first; each beside its thumbnail, where there are any."""
+    """Images that were found, best first; each beside its thumbnail, where there are any."""
     table = _table(*([""] if thumbnails else []), "score", "path", "texts")
     for place, hit in enumerate(results):
         cells = (f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
@@ -182,7 +182,7 @@ def hits(results: Sequence[Hit], thumbnails: Sequence[RenderableType] = ()) -> l
 def index_report(report: IndexReport) -> list[Table]:
     """An index, as it was measured."""
     rows = {
-        "pictures": f"{report.pictures:,}",
+        "images": f"{report.images:,}",
         "partitions": f"{report.partitions}, of which a query looks at {report.probes}",
         "recall@10": f"{report.recall:.3f}",
         "a query": f"{report.milliseconds:.1f} ms",
@@ -192,28 +192,28 @@ def index_report(report: IndexReport) -> list[Table]:
 
 
 def duplicates(groups: list[DuplicateGroup]) -> list[Table]:
-    """Groups of pictures that are the same or nearly so, biggest first."""
-    pictures = sum(len(group.pictures) for group in groups)
-    table = _table("group", "nearest", "path", "same content as", title=f"{pictures} pictures in {len(groups)} groups")
+    """Groups of images that are the same or nearly so, biggest first."""
+    images = sum(len(group.images) for group in groups)
+    table = _table("group", "nearest", "path", "same content as", title=f"{images} images in {len(groups)} groups")
     for number, group in enumerate(groups, 1):
-        for place, picture in enumerate(group.pictures):
-            _add_row(table, "" if place else number, f"{picture.cosine:.3f}", picture.path, picture.copy_of or "")
+        for place, image in enumerate(group.images):
+            _add_row(table, "" if place else number, f"{image.cosine:.3f}", image.path, image.copy_of or "")
     return [table]
 
 
 def results(measured: list[Result]) -> list[Table]:
     """The figures of all results in one table, then each classification's classes from worst to best."""
-    table = _table("benchmark", "language", "metric", "value", "95 % interval", "pictures")
+    table = _table("benchmark", "language", "metric", "value", "95 % interval", "images")
     for result in measured:
         first = (result.benchmark, result.language)
         for name, found in result.metrics.items():
             interval = f"{found.low:.3f} to {found.high:.3f}" if found.low < found.high else ""
-            _add_row(table, *first, name, f"{found.value:.3f}", interval, result.pictures)
+            _add_row(table, *first, name, f"{found.value:.3f}", interval, result.images)
             first = ("", "")
     made = [table]
     for result in measured:
         said = {name: value for name, value in result.protocol.items() if value not in ([], None)}
-        counts = {"captions": result.captions, "classes": result.classes, "skipped pictures": result.skipped}
+        counts = {"captions": result.captions, "classes": result.classes, "skipped images": result.skipped}
         rows = {**said, **{name: count for name, count in counts.items() if count}}
         made += _titled(info(rows), f"{result.benchmark}: {result.task} by {result.model['name']}")
         if 0 < len(result.per_class) <= SHOWN_CLASSES:
@@ -222,9 +222,9 @@ def results(measured: list[Result]) -> list[Table]:
 
 
 def _classes(result: Result) -> Table:
-    table = _table("class", "accuracy", "pictures", title=f"{result.benchmark}: {result.classes} classes")
+    table = _table("class", "accuracy", "images", title=f"{result.benchmark}: {result.classes} classes")
     for row in sorted(result.per_class, key=lambda row: float(row["accuracy"])):
-        _add_row(table, row["name"], f"{row['accuracy']:.3f}", row["pictures"])
+        _add_row(table, row["name"], f"{row['accuracy']:.3f}", row["images"])
     return table
 
 

@@ -46,7 +46,7 @@ def show(result: Any, table: Any, as_json: bool) -> None:
 
 
 def draws_thumbnails(asked: bool | None) -> bool:
-    """Whether stdout takes thumbnails: if `asked` any terminal, if not (None) one that shows real pictures.
+    """Whether stdout takes thumbnails: if `asked` any terminal, if not (None) one that shows real images.
 
     Raises:
         MissingExtraError: they are asked for and textual-image is not installed.
@@ -57,10 +57,10 @@ def draws_thumbnails(asked: bool | None) -> bool:
         if asked:
             raise MissingExtraError("textual-image", "thumbnails")
         return False
-    return bool(asked) or _shows_pictures()
+    return bool(asked) or _shows_images()
 
 
-def _shows_pictures() -> bool:
+def _shows_images() -> bool:
     """Ask the terminal whether it knows kitty's graphics protocol or Sixel, and see that it answers quickly."""
     if sys.platform == "win32":
         return True  # textual-image asks; that console is never far
@@ -101,7 +101,7 @@ def print_line(value: object) -> None:
 
 
 def list_skipped(skipped: list[Skipped]) -> None:
-    """Name the pictures that could not be used, on stderr."""
+    """Name the images that could not be used, on stderr."""
     for item in skipped:
         stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
 

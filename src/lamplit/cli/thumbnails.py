@@ -1,4 +1,4 @@
-"""What a search found, in a terminal, with a thumbnail of each picture."""
+"""What a search found, in a terminal, with a thumbnail of each image."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ _LONGEST = 3  # times as long as it is wide; what is longer would have no cell i
 
 
 def print_hits(hits: Sequence[Hit]) -> None:
-    """Print what was found as a table, each line beside a thumbnail; without one where the picture cannot be read.
+    """Print what was found as a table, each line beside a thumbnail; without one where the image cannot be read.
 
-    The terminal is asked how it shows pictures; stdin and stdout must be one, and textual-image be installed.
+    The terminal is asked how it shows images; stdin and stdout must be one, and textual-image be installed.
     """
     logging.getLogger("textual_image").setLevel(logging.ERROR)  # it warns where a terminal does not say its cells' size
     from textual_image import renderable  # asks the terminal when it is first imported
 
     erase_line()
-    pictures = [_thumbnail(hit, renderable.Image) for hit in hits]
-    # In kitty's protocol the exact colour of cells names the picture in them, however few colours text may have.
+    images = [_thumbnail(hit, renderable.Image) for hit in hits]
+    # In kitty's protocol the exact colour of cells names the image in them, however few colours text may have.
     color_system: Any = "truecolor" if renderable.Image is renderable.TGPImage else "auto"
     console = Console(color_system=color_system, no_color=False)
-    for table in tables.hits(hits, pictures):
+    for table in tables.hits(hits, images):
         console.print(table)
 
 
 def _thumbnail(hit: Hit, kind: Any) -> Any:
     try:
-        picture = _middle(to_pil_image(decode_image(open_bytes(Path(hit.path)))))
+        image = _middle(to_pil_image(decode_image(open_bytes(Path(hit.path)))))
     except ImageError:
         return ""
-    picture.thumbnail((_PIXELS, _PIXELS))
+    image.thumbnail((_PIXELS, _PIXELS))
     height = _HEIGHT_IN_BLOCKS if kind.__module__.endswith("halfcell") else _HEIGHT
-    if picture.width >= picture.height:
-        return kind(picture, width=2 * height, height="auto")
-    return kind(picture, width="auto", height=height)
+    if image.width >= image.height:
+        return kind(image, width=2 * height, height="auto")
+    return kind(image, width="auto", height=height)
 
 
-def _middle(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
+def _middle(image: Image.Image) -> Image.Image:
+    width, height = image.size
     kept_width, kept_height = min(width, _LONGEST * height), min(height, _LONGEST * width)
     left, top = (width - kept_width) // 2, (height - kept_height) // 2
-    return picture.crop((left, top, left + kept_width, top + kept_height))
+    return image.crop((left, top, left + kept_width, top + kept_height))

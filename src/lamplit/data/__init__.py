@@ -1,1 +1,1 @@
-"""Pairs of pictures and texts: reading them, decoding their pictures safely, fetching named data sets."""
+"""Pairs of images and texts: reading them, decoding their images safely, fetching named data sets."""

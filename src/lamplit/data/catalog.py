@@ -11,10 +11,10 @@ from lamplit.data import makers
 from lamplit.errors import UsageError
 
 CATALOG = {
-    "stamps": "701 pictures of things, captions in 78 languages (Tux Paint; GPL-2)",
+    "stamps": "701 images of things, captions in 78 languages (Tux Paint; GPL-2)",
     "openclipart": "3,200 drawings with titles and keywords (Open Clip Art; public domain)",
     "emoji": "1,911 emoji drawn by two vendors, with names (MIT; drawings Apache-2.0 and CC-BY-4.0)",
-    "fashion-mnist": "70,000 grey pictures in 10 classes, without captions (Zalando; MIT)",
+    "fashion-mnist": "70,000 grey images in 10 classes, without captions (Zalando; MIT)",
 }
 _MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "stamps": makers.make_stamps,

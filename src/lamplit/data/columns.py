@@ -1,4 +1,4 @@
-"""Which columns of a table hold the picture, the texts and the rest, and what their cells mean."""
+"""Which columns of a table hold the image, the texts and the rest, and what their cells mean."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Row = dict[str, Any]
 
 
 def find_image_column(source: str, rows: list[Row], wanted: str | None, *, optional: bool = False) -> str:
-    """Return the column of pictures, given the first rows of a table; where it is optional, "" if there is none.
+    """Return the column of images, given the first rows of a table; where it is optional, "" if there is none.
 
     Raises:
         PairsError: there are no rows, or no column has one of the known names.
         UsageError: the wanted column is not there.
     """
     if not rows:
-        raise PairsError(f"{source} has no rows; expected one picture a row, and its texts")
+        raise PairsError(f"{source} has no rows; expected one image a row, and its texts")
     if wanted:
         return _named(source, wanted, rows, "--image-column")
     if (found := _first(IMAGE_COLUMNS, rows)) or optional:
@@ -59,7 +59,7 @@ def listed(rows: list[Row]) -> str:
 
 
 def image_cell(value: Any, column: str) -> str | bytes:
-    """Return a cell's picture: its path, or its bytes; an empty cell is an empty picture, skipped later."""
+    """Return a cell's image: its path, or its bytes; an empty cell is an empty image, skipped later."""
     if isinstance(value, list) and len(value) <= 1:
         value = value[0] if value else None
     if _is_media(value):
@@ -69,13 +69,13 @@ def image_cell(value: Any, column: str) -> str | bytes:
             return b""
         case str() if re.match(r"https?://", value):
             raise PairsError(
-                f"column {column} holds web addresses ({value[:60]}); download the pictures first, "
+                f"column {column} holds web addresses ({value[:60]}); download the images first, "
                 "for example with img2dataset, and give the folder of tars that it writes"
             )
         case bytes() | str():
             return value
     raise PairsError(
-        f"column {column} holds a {type(value).__name__}; expected a path or the bytes of one picture; "
+        f"column {column} holds a {type(value).__name__}; expected a path or the bytes of one image; "
         "name another column with --image-column NAME"
     )
 
@@ -91,7 +91,7 @@ def strip(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def metadata_cells(row: Row, taken: Sequence[str]) -> Row:
-    """Return the columns that are neither picture nor text, as values that JSON can hold.
+    """Return the columns that are neither image nor text, as values that JSON can hold.
 
     Bytes are left out: they are other media, and do not belong beside every vector.
     """
@@ -132,7 +132,7 @@ def _texts(value: Any, column: str) -> list[str]:
 
 
 def _is_media(value: Any) -> bool:
-    # As `datasets` stores pictures and sounds that it does not decode.
+    # As `datasets` stores images and sounds that it does not decode.
     return isinstance(value, dict) and value.keys() == {"bytes", "path"}
 
 

@@ -1,4 +1,4 @@
-"""Pictures as an image tower sees them while it is tuned: read again in every epoch, cropped at random or not."""
+"""Images as an image tower sees them while it is tuned: read again in every epoch, cropped at random or not."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.workers import as_it_is, start_worker, worker_context
 from lamplit.errors import ImageError
 
-AREA = (0.05, 1.0)  # of the picture; big_vision's `inception_crop`
+AREA = (0.05, 1.0)  # of the image; big_vision's `inception_crop`
 ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
 class Crop(NamedTuple):
-    """A picture to read, and the seed of what is random about it; without a seed it is only resized."""
+    """An image to read, and the seed of what is random about it; without a seed it is only resized."""
 
     path: str
     seed: int | None
 
 
 class Crops(NamedTuple):
-    """A batch of pictures."""
+    """A batch of images."""
 
     images: Tensor  # (n, 3, height, width) uint8
     good: list[int]  # places in the batch of the n that could be read
@@ -37,7 +37,7 @@ class Crops(NamedTuple):
 
 
 def read_crops(batches: Iterable[Sequence[Crop]], preprocessing: Preprocessing, *, workers: int) -> Iterator[Crops]:
-    """Read batches of pictures in their order; those that cannot be read are left out, with the reason.
+    """Read batches of images in their order; those that cannot be read are left out, with the reason.
 
     What comes depends on paths and seeds alone, whatever the number of worker processes.
     """
@@ -56,7 +56,7 @@ def read_crops(batches: Iterable[Sequence[Crop]], preprocessing: Preprocessing, 
 def inception_crop(image: Tensor, preprocessing: Preprocessing, seed: int) -> Tensor:
     """Cut a random rectangle out and scale it: (3, H, W) uint8 in, (3, height, width) uint8 out (appendix D).
 
-    Its area is 5 % to 100 % of the picture's, its aspect ratio 3:4 to 4:3.
+    Its area is 5 % to 100 % of the image's, its aspect ratio 3:4 to 4:3.
     """
     mode = InterpolationMode("bicubic" if preprocessing.interpolation == "lanczos" else preprocessing.interpolation)
     crop = transforms.RandomResizedCrop(

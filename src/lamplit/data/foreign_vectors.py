@@ -1,4 +1,4 @@
-"""Vectors of pictures that something else made: clip-retrieval's folders, `.npy` files and columns of Parquet.
+"""Vectors of images that something else made: clip-retrieval's folders, `.npy` files and columns of Parquet.
 
 They are read in blocks, so that memory does not grow with their number. Nothing is ever unpickled.
 """
@@ -53,14 +53,14 @@ def read_vectors(
     image_column: str | None = None,
     text_column: str | None = None,
 ) -> Vectors:
-    """Open vectors with what is known of their pictures, reading headers only.
+    """Open vectors with what is known of their images, reading headers only.
 
     Args:
         source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
             `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
         pairs: for a `.npy`: what `read_pairs` reads, or a table of texts alone, in the order of the vectors.
         vector_column: of Parquet, where it is not found by its name or as the only one.
-        image_column: column with the pictures' paths; found by its name when not given, and may be missing.
+        image_column: column with the images' paths; found by its name when not given, and may be missing.
         text_column: column (or columns, by commas) with the texts; found by its name when not given.
 
     Raises:
@@ -139,7 +139,7 @@ def _open_array(
             raise UsageError(f"{name} has no columns; name the table that has them with --pairs FILE")
         described = None
     else:
-        described = read_pairs(pairs, image_column=image_column, text_column=text_column, need_pictures=False)
+        described = read_pairs(pairs, image_column=image_column, text_column=text_column, need_images=False)
         if described.count not in (None, count):
             raise PairsError(f"{name} has {count} vectors, but {pairs} has {described.count} rows")
 

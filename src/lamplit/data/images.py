@@ -1,6 +1,6 @@
-"""From encoded pictures to batches of pixels, in worker processes that run ahead of the tower.
+"""From encoded images to batches of pixels, in worker processes that run ahead of the tower.
 
-A picture among a million that cannot be used never ends a run: it is an `ImageError` here, and a `Skipped`
+An image among a million that cannot be used never ends a run: it is an `ImageError` here, and a `Skipped`
 with its reason in the batch it would have been in.
 """
 
@@ -58,16 +58,16 @@ _TRANSPOSE = {
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that cannot be used, as listed in `skipped.jsonl`."""
+    """An image that cannot be used, as listed in `skipped.jsonl`."""
 
     id: str
-    path: str  # the id again where the picture has no file of its own
+    path: str  # the id again where the image has no file of its own
     reason: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures ready for a tower, beside those that will not reach it."""
+    """Images ready for a tower, beside those that will not reach it."""
 
     images: Tensor  # (B, 3, height, width) uint8; B may be 0
     pairs: list[Pair]  # of the images, in their order
@@ -92,7 +92,7 @@ def read_batches(
     stored: Collection[str] = (),
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
-    """Decode and resize pictures in batches, in the order of the pairs.
+    """Decode and resize images in batches, in the order of the pairs.
 
     Worker processes start at once and run two batches each ahead of the caller; pairs are read lazily. With
     `workers=0` everything happens in this process when a batch is asked for. Workers are never forked from
@@ -101,12 +101,12 @@ def read_batches(
 
     Args:
         pairs: what to read.
-        preprocessing: how the tower wants its pictures.
+        preprocessing: how the tower wants its images.
         batch_size: pairs a batch; its images are fewer where some are skipped, unchanged or stored.
         workers: processes that decode, one thread each.
         known: pair id to the content hash that is stored already.
         stored: content hashes whose vectors the caller has, whatever pair they are of.
-        max_pixels: a picture of more is skipped, unseen.
+        max_pixels: an image of more is skipped, unseen.
 
     Raises:
         PairsError: while iterating, if the pairs cannot be read on.
@@ -121,7 +121,7 @@ def read_batches(
             yield [_Job(pair.image, known.get(pair.id)) for pair in chunk]
 
     loader = DataLoader(
-        _Pictures(preprocessing, max_pixels, stored),
+        _Images(preprocessing, max_pixels, stored),
         batch_sampler=jobs(),  # any iterable of lists serves, and indices may be anything
         num_workers=workers,
         collate_fn=as_it_is,
@@ -132,7 +132,7 @@ def read_batches(
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode one picture to (3, H, W) uint8 RGB, upright, its transparent parts on white.
+    """Decode one image to (3, H, W) uint8 RGB, upright, its transparent parts on white.
 
     An animation gives its first frame; 16-bit grey is scaled, not clipped.
 
@@ -154,7 +154,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def convert_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """As `decode_image`, of a picture that Pillow has opened or made.
+    """As `decode_image`, of an image that Pillow has opened or made.
 
     Raises:
         ImageError: with the reason in a few words.
@@ -167,7 +167,7 @@ def convert_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor
 
 
 def open_bytes(image: Path | bytes) -> bytes:
-    """Return the encoded picture.
+    """Return the encoded image.
 
     Raises:
         ImageError: the file cannot be read.
@@ -208,9 +208,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _grey_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
@@ -243,10 +243,10 @@ def _reason(error: BaseException, data: bytes, max_pixels: int) -> str:
         return f"{int(size.group()) / 1e6:.1f} megapixels, {bound}" if size else f"megapixels: {bound}"
     if isinstance(error, UnidentifiedImageError):
         if b"<svg" in data[:4096].lower():
-            return "SVG is not a raster picture"
+            return "SVG is not a raster image"
         if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
             return "HEIC is not read; convert it to JPEG"
-        return "truncated" if data.startswith(_SIGNATURES) else "not a picture"
+        return "truncated" if data.startswith(_SIGNATURES) else "not an image"
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # A WEBP says how long it is, and its reader does not say what is wrong with it.
     is_short = data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
@@ -263,13 +263,13 @@ class _Job(NamedTuple):
 
 class _Outcome(NamedTuple):
     hash: str
-    reason: str  # empty where the picture is good
+    reason: str  # empty where the image is good
     is_unchanged: bool = False
     is_stored: bool = False
 
 
-class _Pictures(Dataset[tuple[Tensor, list[_Outcome]]]):
-    """Pictures by their jobs, a batch at a time: what runs in the workers."""
+class _Images(Dataset[tuple[Tensor, list[_Outcome]]]):
+    """Images by their jobs, a batch at a time: what runs in the workers."""
 
     def __init__(self, preprocessing: Preprocessing, max_pixels: int, stored: Collection[str]) -> None:
         self.preprocessing = preprocessing

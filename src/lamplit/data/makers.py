@@ -1,6 +1,6 @@
 """How each data set of the catalogue is made from its package.
 
-A recipe fetches into `work`, and leaves a pairs file and the pictures it names in `made`.
+A recipe fetches into `work`, and leaves a pairs file and the images it names in `made`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lamplit.data.packages import fetch_debian_package, fetch_npm_package
 from lamplit.errors import ImageError, MissingExtraError
 
 LONGEST_SIDE = 512  # pixels; towers look at 224 to 384
-MOST_USES = 10  # of a title; one shared by more pictures names a collection ("gramastar"), not what is seen
+MOST_USES = 10  # of a title; one shared by more images names a collection ("gramastar"), not what is seen
 EMOJI_PACKAGES = {"google": "emoji-datasource-google@16.0.0", "twitter": "emoji-datasource-twitter@16.0.0"}
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -45,7 +45,7 @@ def make_stamps(work: Path, made: Path) -> None:
         source = next((path for path in sources if path.exists()), None)
         if source is None or "text" not in captions or place.parts[0] == "symbols":  # letters and digits
             continue
-        target = Path("pictures") / place.with_suffix(".png")
+        target = Path("images") / place.with_suffix(".png")
         _write_stamp(source, made / target)
         rows.append({"image": target.as_posix(), "category": place.parts[0], **captions})
     _write_jsonl(made / "pairs.jsonl", rows)
@@ -62,14 +62,14 @@ def parse_stamp_captions(content: str) -> dict[str, str]:
 
 
 def make_openclipart(work: Path, made: Path) -> None:
-    """Open Clip Art: pictures as PNG, their titles and descriptions from the SVGs they were drawn from."""
-    pictures = fetch_debian_package("openclipart-png", work) / "usr/share/openclipart/png"
+    """Open Clip Art: images as PNG, their titles and descriptions from the SVGs they were drawn from."""
+    images = fetch_debian_package("openclipart-png", work) / "usr/share/openclipart/png"
     drawings = fetch_debian_package("openclipart-svg", work) / "usr/share/openclipart/svg"
     described = {}
     for drawing in sorted(drawings.rglob("*.svg")):
         place = drawing.relative_to(drawings).with_suffix(".png")
-        # Links are the same picture under another heading.
-        if not drawing.is_symlink() and (pictures / place).is_file():
+        # Links are the same image under another heading.
+        if not drawing.is_symlink() and (images / place).is_file():
             described[place] = parse_svg_description(drawing.read_bytes())
     num_uses = Counter(text for description in described.values() for text in description["text"])
     rows = []
@@ -77,10 +77,10 @@ def make_openclipart(work: Path, made: Path) -> None:
         texts = [text for text in description["text"] if num_uses[text] <= MOST_USES]
         if not texts:
             continue
-        target = made / "pictures" / place
+        target = made / "images" / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(pictures / place, target)
-        image = f"pictures/{place.as_posix()}"
+        shutil.copyfile(images / place, target)
+        image = f"images/{place.as_posix()}"
         rows.append({"image": image, "category": place.parts[0], **description, "text": texts})
     _write_jsonl(made / "pairs.jsonl", rows)
 
@@ -90,26 +90,26 @@ def make_emoji(work: Path, made: Path) -> None:
     rows = []
     for vendor, package in EMOJI_PACKAGES.items():
         root = fetch_npm_package(package, work)
-        target = made / "pictures" / vendor
+        target = made / "images" / vendor
         target.mkdir(parents=True)
         for emoji in json.loads((root / "emoji.json").read_text("utf-8")):
-            picture = root / "img" / vendor / "64" / emoji["image"]
-            if not picture.is_file():
+            image = root / "img" / vendor / "64" / emoji["image"]
+            if not image.is_file():
                 continue
-            shutil.copyfile(picture, target / emoji["image"])
+            shutil.copyfile(image, target / emoji["image"])
             names = [
                 emoji["name"].lower(),
                 *(name.replace("_", " ").replace("-", " ") for name in emoji["short_names"]),
             ]
             rows.append({
-                "image": f"pictures/{vendor}/{emoji['image']}", "text": list(dict.fromkeys(names)),
+                "image": f"images/{vendor}/{emoji['image']}", "text": list(dict.fromkeys(names)),
                 "vendor": vendor, "category": emoji["category"], "code": emoji["unified"],
             })  # fmt: skip
     _write_jsonl(made / "pairs.jsonl", rows)
 
 
 def make_fashion_mnist(work: Path, made: Path) -> None:
-    """Fashion-MNIST: 70,000 grey pictures of 28 pixels, in 10 classes and without captions."""
+    """Fashion-MNIST: 70,000 grey images of 28 pixels, in 10 classes and without captions."""
     root = fetch_debian_package("dataset-fashion-mnist", work) / "usr/share/datasets/fashion-mnist"
     schema = pa.schema([(name, pa.string()) for name in ("text", "label", "split")]).insert(
         0, pa.field("image", pa.binary())

@@ -57,7 +57,7 @@ def _require(program: str, what: str) -> None:
     if not shutil.which(program):
         raise UsageError(
             f"{program} is not on this machine, and this data set comes as {what}; install {program}, "
-            "or type: lamplit embed FOLDER, with a folder of pictures of your own"
+            "or type: lamplit embed FOLDER, with a folder of images of your own"
         )
 
 

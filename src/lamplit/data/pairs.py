@@ -1,4 +1,4 @@
-"""Pairs of pictures and texts, read from anywhere, one at a time; nothing is decoded here."""
+"""Pairs of images and texts, read from anywhere, one at a time; nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lamplit.data.readers import TABLE_SUFFIXES, table_rows, tar_samples
 from lamplit.errors import PairsError, UsageError
 
 # SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
-PICTURE_SUFFIXES = frozenset((
+IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
 ))  # fmt: skip
@@ -48,11 +48,11 @@ NUM_FIRST_ROWS = 100
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture and its texts."""
+    """One image and its texts."""
 
     id: str  # stable between runs: the path as the source writes it, the tar's key, or the row's number
-    image: Path | bytes  # the file to read, or the encoded picture itself
-    texts: tuple[str, ...]  # empty for a picture that is only to be searched
+    image: Path | bytes  # the file to read, or the encoded image itself
+    texts: tuple[str, ...]  # empty for an image that is only to be searched
     metadata: dict[str, Any]  # every other column, as values that JSON can hold
 
 
@@ -62,7 +62,7 @@ class Pairs:
 
     source: str
     count: int | None  # None where it cannot be known without reading everything
-    image_column: str | None  # None where pictures are files of their own
+    image_column: str | None  # None where images are files of their own
     text_columns: tuple[str, ...]  # empty where texts are files of their own, or there are none
     _read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
     root: Path | None = None  # the folder that ids and files are under; None for archives and the hub
@@ -80,20 +80,20 @@ def read_pairs(
     image_column: str | None = None,
     text_column: str | None = None,
     split: str = "train",
-    need_pictures: bool = True,
+    need_images: bool = True,
 ) -> Pairs:
-    """Open pictures with their texts, reading no more than the first rows.
+    """Open images with their texts, reading no more than the first rows.
 
     Args:
-        source: a CSV, TSV, JSONL or Parquet file; a folder of pictures, with same-named `.txt` files (one
+        source: a CSV, TSV, JSONL or Parquet file; a folder of images, with same-named `.txt` files (one
             caption a line), a `metadata.csv|jsonl|parquet` with a `file_name` column, or no text at all; a
             webdataset tar, or a folder of them; a glob or brace form of files (`shards/a-{000..099}.tar`);
             or the id of a data set on the Hugging Face hub (`owner/name`).
-        image_column: the column of pictures or their paths; found by its name when not given.
+        image_column: the column of images or their paths; found by its name when not given.
         text_column: the column of texts, or several with commas between; found by its name when not given,
             and no texts are read where there is none.
         split: of a data set on the hub; files have none.
-        need_pictures: refuse a table without a column of pictures; else its pairs have `b""` for theirs.
+        need_images: refuse a table without a column of images; else its pairs have `b""` for theirs.
 
     Raises:
         PairsError: nothing is there, or it cannot be read.
@@ -103,18 +103,18 @@ def read_pairs(
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return _open_folder(name, path.absolute(), image_column, text_column, need_pictures)
+            return _open_folder(name, path.absolute(), image_column, text_column, need_images)
         if files := _expand(str(path)):
-            return _open_files(name, files, image_column, text_column, need_pictures)
+            return _open_files(name, files, image_column, text_column, need_images)
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
             *TABLE_SUFFIXES,
             ".tar",
         ):
-            return _open_hub(name, image_column, text_column, need_pictures, split)
+            return _open_hub(name, image_column, text_column, need_images, split)
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
     raise PairsError(
-        f"{name} does not exist; give a folder of pictures, a {', '.join(TABLE_SUFFIXES)} or .tar file, "
+        f"{name} does not exist; give a folder of images, a {', '.join(TABLE_SUFFIXES)} or .tar file, "
         "or the id of a data set on the Hugging Face hub (owner/name)"
     )
 
@@ -139,42 +139,40 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
 
 
 def _open_folder(
-    name: str, folder: Path, image_column: str | None, text_column: str | None, need_pictures: bool
+    name: str, folder: Path, image_column: str | None, text_column: str | None, need_images: bool
 ) -> Pairs:
     files = _walk(folder)
     tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
-    pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
     if tables:
-        return _open_tables(
-            name, folder, [folder / table for table in tables], image_column, text_column, need_pictures
-        )
-    if shards and not pictures:
-        return _open_files(name, [folder / shard for shard in shards], image_column, text_column, need_pictures)
-    if not pictures:
+        return _open_tables(name, folder, [folder / table for table in tables], image_column, text_column, need_images)
+    if shards and not images:
+        return _open_files(name, [folder / shard for shard in shards], image_column, text_column, need_images)
+    if not images:
         raise PairsError(
-            f"{name} holds no pictures; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
+            f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
             "their captions or a metadata.csv with a file_name column, or webdataset tars"
         )
     if image_column or text_column:
         raise UsageError(
-            f"{name} has no table, so it has no columns: texts come from .txt files beside the pictures; "
+            f"{name} has no table, so it has no columns: texts come from .txt files beside the images; "
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
-    return Pairs(name, len(pictures), None, (), lambda: (_picture(folder, file) for file in pictures), folder)
+    return Pairs(name, len(images), None, (), lambda: (_image(folder, file) for file in images), folder)
 
 
 def _open_files(
-    name: str, files: list[Path], image_column: str | None, text_column: str | None, need_pictures: bool
+    name: str, files: list[Path], image_column: str | None, text_column: str | None, need_images: bool
 ) -> Pairs:
     suffixes = {file.suffix.lower() for file in files}
     if suffixes == {".tar"}:
         return _open_tars(name, files, image_column, text_column)
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
-        return _open_tables(name, files[0].parent, files, image_column, text_column, need_pictures)
+        return _open_tables(name, files[0].parent, files, image_column, text_column, need_images)
     raise PairsError(
         f"{name} ends in {' and '.join(sorted(suffixes)) or 'nothing'}; expected files of one kind out of "
-        f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of pictures"
+        f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of images"
     )
 
 
@@ -184,10 +182,10 @@ def _open_tables(
     files: list[Path],
     image_column: str | None,
     text_column: str | None,
-    need_pictures: bool,
+    need_images: bool,
 ) -> Pairs:
     first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
-    image, texts = _find_columns(name, first, image_column, text_column, need_pictures)
+    image, texts = _find_columns(name, first, image_column, text_column, need_images)
     counts = [_count_rows(file) for file in files]
 
     def read() -> Iterator[Pair]:
@@ -203,7 +201,7 @@ def _open_tables(
 
 
 def _count_rows(file: Path) -> int | None:
-    """Count rows without making anything of them; nothing where even that would read a picture's bytes."""
+    """Count rows without making anything of them; nothing where even that would read an image's bytes."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return int(parquet.read_metadata(file).num_rows)
@@ -216,7 +214,7 @@ def _count_rows(file: Path) -> int | None:
     return None
 
 
-def _open_hub(name: str, image_column: str | None, text_column: str | None, need_pictures: bool, split: str) -> Pairs:
+def _open_hub(name: str, image_column: str | None, text_column: str | None, need_images: bool, split: str) -> Pairs:
     download = datasets.DownloadConfig(max_retries=1)
     try:
         data = datasets.load_dataset(name, split=split, streaming=True, download_config=download).decode(False)
@@ -226,7 +224,7 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, need
             f"{name} is no file or folder here, and the Hugging Face hub does not give it: {_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
-    image, texts = _find_columns(name, first, image_column, text_column, need_pictures)
+    image, texts = _find_columns(name, first, image_column, text_column, need_images)
     splits = data.info.splits or {}
     count = splits[split].num_examples if split in splits else None
 
@@ -243,9 +241,9 @@ def _open_tars(name: str, files: list[Path], image_column: str | None, text_colu
         return chain.from_iterable(map(tar_samples, files))
 
     first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
-    if not any(_picture_field(fields, image_column) for fields in first):
+    if not any(_image_field(fields, image_column) for fields in first):
         raise PairsError(
-            f"{name} holds no pictures in its first samples; it has {listed(first)}; expected files such as "
+            f"{name} holds no images in its first samples; it has {listed(first)}; expected files such as "
             "000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
         )
     # By webdataset's own custom the caption is the .txt; a .json often repeats it.
@@ -254,17 +252,17 @@ def _open_tars(name: str, files: list[Path], image_column: str | None, text_colu
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
         for key, fields in samples():
-            picture = _picture_field(fields, image_column)
-            image = fields.pop(picture) if picture else b""
+            ending = _image_field(fields, image_column)
+            image = fields.pop(ending) if ending else b""
             yield Pair(_unique(key, seen), image, text_cells(fields, texts), metadata_cells(fields, texts))
 
     return Pairs(name, None, image_column, texts, read)
 
 
 def _find_columns(
-    name: str, rows: list[Row], image_column: str | None, text_column: str | None, need_pictures: bool
+    name: str, rows: list[Row], image_column: str | None, text_column: str | None, need_images: bool
 ) -> tuple[str, tuple[str, ...]]:
-    image = find_image_column(name, rows, image_column, optional=not need_pictures)
+    image = find_image_column(name, rows, image_column, optional=not need_images)
     return image, find_text_columns(name, rows, text_column, [c for c in TEXT_COLUMNS if c != image])
 
 
@@ -286,16 +284,16 @@ def _pair(
     return Pair(_unique(name, seen), image, text_cells(row, texts), metadata_cells(row, (column, *texts)))
 
 
-def _picture(folder: Path, file: PurePath) -> Pair:
+def _image(folder: Path, file: PurePath) -> Pair:
     captions = (folder / file).with_suffix(".txt")
     texts = captions.read_text("utf-8-sig", "replace").splitlines() if captions.is_file() else []
     metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
     return Pair(file.as_posix(), folder / file, strip(texts), metadata)
 
 
-def _picture_field(fields: Row, image_column: str | None) -> str | None:
+def _image_field(fields: Row, image_column: str | None) -> str | None:
     for name, value in fields.items():
-        wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in PICTURE_SUFFIXES
+        wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES
         if wanted and isinstance(value, bytes):
             return name
     return None

@@ -1,4 +1,4 @@
-"""Columns of Parquet files that were written by anything: vectors, and what is known of their pictures.
+"""Columns of Parquet files that were written by anything: vectors, and what is known of their images.
 
 Read with pyarrow, in blocks: `datasets` would make Python numbers of every vector.
 """
@@ -32,7 +32,7 @@ _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_b
 
 @dataclass(frozen=True)
 class Entry:
-    """What a source says of one vector's picture."""
+    """What a source says of one vector's image."""
 
     path: str  # as the source writes it; empty where it names none
     texts: tuple[str, ...]
@@ -49,7 +49,7 @@ class Columns:
     types: dict[str, pa.DataType | None]  # of the rest, which is metadata
 
     def batches(self, file: Path) -> Iterator[pa.RecordBatch]:
-        """Read a file in blocks, without the bytes of pictures that may lie in it."""
+        """Read a file in blocks, without the bytes of images that may lie in it."""
         opened = parquet.ParquetFile(file)
         names = [name for column in opened.schema_arrow if (name := _readable(column))]
         yield from opened.iter_batches(BLOCK_ROWS, columns=names)
@@ -102,7 +102,7 @@ def find_columns(
 
 
 def _readable(field: pa.Field) -> str | None:
-    """Name what to read of a column: all, the path alone of a picture as `datasets` stores it, nothing of bytes."""
+    """Name what to read of a column: all, the path alone of an image as `datasets` stores it, nothing of bytes."""
     kind = field.type
     if pa.types.is_struct(kind) and {child.name for child in kind} == {"bytes", "path"}:
         return f"{field.name}.path"
@@ -163,7 +163,7 @@ def find_vector_column(name: str, schema: pa.Schema, wanted: str | None) -> str:
     if named or len(found) == 1:
         return (named or found)[0]
     raise PairsError(
-        f"{name} has {len(found) or 'no'} columns that may be the pictures' vectors: "
+        f"{name} has {len(found) or 'no'} columns that may be the images' vectors: "
         f"{', '.join(found or schema.names)}; expected lists of floats, named with --vector-column NAME"
     )
 

@@ -1,9 +1,9 @@
-"""How a tower wants its pictures: size, crop, interpolation, mean and standard deviation.
+"""How a tower wants its images: size, crop, interpolation, mean and standard deviation.
 
-The values always come from the tower's own library. Pictures stay `uint8` until they are on the tower's
+The values always come from the tower's own library. Images stay `uint8` until they are on the tower's
 device, so that what travels between processes is four times smaller.
 
-A search reads what a store says of its tower, of which this is a part, and shows no picture: torch and torchvision take
+A search reads what a store says of its tower, of which this is a part, and shows no image: torch and torchvision take
 seconds to import, and so the functions that need them do.
 """
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns a picture into a tower's input.
+    """What turns an image into a tower's input.
 
     `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
-    `antialias=False` samples the picture at single points, bilinearly, and cuts off the fractions, as the LiT authors'
+    `antialias=False` samples the image at single points, bilinearly, and cuts off the fractions, as the LiT authors'
     own pipeline does (TensorFlow's `resize` and a cast); every other tower's library averages over areas and rounds.
     `border` pixels are cut off on every side before anything else.
     `center` says where the odd pixel of an uneven margin goes: torchvision and timm round half the margin (to even),
@@ -42,7 +42,7 @@ class Preprocessing:
     border: int = 0
 
     def resize(self, image: Tensor) -> Tensor:
-        """Scale and crop one picture: (3, H, W) uint8 in, (3, height, width) uint8 out."""
+        """Scale and crop one image: (3, H, W) uint8 in, (3, height, width) uint8 out."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as TF
 
@@ -69,7 +69,7 @@ class Preprocessing:
         return (images.float() - mean) / std
 
     def reference(self, image: Image.Image) -> Tensor:
-        """Prepare one RGB picture slowly, through PIL as the towers' own libraries do.
+        """Prepare one RGB image slowly, through PIL as the towers' own libraries do.
 
         The measure for `resize`: (3, height, width) float32.
         """
@@ -100,7 +100,7 @@ class Preprocessing:
         from torchvision.transforms.v2 import functional as TF
 
         # A line of 1 x 30,000 pixels, scaled whole for the crop, would be 224 x 6,720,000. No crop shows more
-        # than the middle of so long a picture.
+        # than the middle of so long an image.
         height, width = image.shape[-2:]
         longest = 8 * min(height, width) * math.ceil(max(self.image_size) / min(self.image_size))
         if self.fit == "squash" or max(height, width) <= longest:

@@ -25,7 +25,7 @@ _TEXT_FIELDS = frozenset(("txt", "text", "caption", "title", "transcript", "cls"
 
 
 def table_rows(file: Path) -> Iterator[Row]:
-    """Yield the rows of a table, by its suffix; pictures stay encoded."""
+    """Yield the rows of a table, by its suffix; images stay encoded."""
     match file.suffix.lower():
         case ".csv":
             yield from _csv_rows(file, ",")

@@ -1,4 +1,4 @@
-"""Processes that decode pictures ahead of the tower: how they start, and that they end."""
+"""Processes that decode images ahead of the tower: how they start, and that they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's benchmarks on a model: pictures embedded once per tower and way to show them, then only arithmetic."""
+"""The paper's benchmarks on a model: images embedded once per tower and way to show them, then only arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.evaluator import classification_result, retrieval_result, said_of, versions
 from lamplit.evaluation.protocols.known import read_tasks
-from lamplit.evaluation.protocols.tasks import Classification, Labelled, Pictures, Retrieval, Task
+from lamplit.evaluation.protocols.tasks import Classification, Images, Labelled, Retrieval, Task
 from lamplit.evaluation.text_vectors import TextVectors
 from lamplit.metrics import scoring
 from lamplit.metrics.probe import SEEDS, draw, ridge_accuracy
@@ -53,31 +53,31 @@ def run_benchmarks(
 ) -> list[Result]:
     """Evaluate a model by the paper's protocol (section 4 and appendix I) on data sets in their authors' layouts.
 
-    Pictures are embedded into stores of the cache, one per data set, tower and preprocessing. A second model that reads
-    the same tower reads no picture, and needs no image tower.
+    Images are embedded into stores of the cache, one per data set, tower and preprocessing. A second model that reads
+    the same tower reads no image, and needs no image tower.
 
     Args:
         model: a model, or what `lamplit.load` opens.
         on: name of each benchmark (see `protocols.catalog`) and the folder where it lies.
-        show: how pictures are brought to the tower's size: `squash`, plainly resized whatever their aspect ratio (the
+        show: how images are brought to the tower's size: `squash`, plainly resized whatever their aspect ratio (the
             paper's public models); `crop`, a short side of size / 0.875 and the centre (its private ones; / 0.75 for
             ImageNet-A); `own`, as the tower's library does.
         templates: name of a set or prompts with `{}`, instead of each benchmark's own.
         canonical: lower-case prompts without punctuation, as big_vision's evaluator does; not for models of cased text.
-        few_shot: a linear probe on so many training pictures of each class, too, where a data set has any: the mean of
+        few_shot: a linear probe on so many training images of each class, too, where a data set has any: the mean of
             three draws (see `probe`).
-        out: folder for one JSON file per result, written as each is measured, with small pictures of what was confused.
+        out: folder for one JSON file per result, written as each is measured, with small images of what was confused.
         cache: where stores and text vectors are kept; lamplit's cache by default.
         workers: processes that decode ahead of the tower.
         progress: show a bar on stderr while embedding.
 
     Raises:
         UsageError: no such benchmark or template set, or a data set that is not laid out as expected.
-        StoreError: none of a data set's pictures can be used.
-        TowerError: pictures must be embedded, and the image tower cannot be opened.
+        StoreError: none of a data set's images can be used.
+        TowerError: images must be embedded, and the image tower cannot be opened.
     """
     if show not in get_args(Show):
-        raise UsageError(f"there is no way {show!r} to show pictures; type one of {', '.join(get_args(Show))}")
+        raise UsageError(f"there is no way {show!r} to show images; type one of {', '.join(get_args(Show))}")
     run = _Run(model, show, templates, canonical, out is not None, Path(cache or cache_folder()), workers, progress)
     tasks = [task for name, root in on.items() for task in read_tasks(name, Path(root))]  # all there, before a long run
     results = []
@@ -124,7 +124,7 @@ class _Run:
             yield replace(ask(), seconds=time.monotonic() - started)
 
     def _classify(self, task: Classification) -> Result:
-        places, zimg, protocol = self._vectors(task.test.pictures, task)
+        places, zimg, protocol = self._vectors(task.test.images, task)
         prompts = self._prompts(task)
         clean = partial(canonicalize, keep=",") if self.canonical else str
         entries = average_prompts(self.texts.encode, [[clean(n) for n in names] for names in task.class_names], prompts)
@@ -153,14 +153,12 @@ class _Run:
                 "prompts_per_name": len(prompts),
                 "canonicalized": self.canonical,
             },
-            show=(lambda chosen: _pictures(task.test.pictures, [there[i] for i in chosen]))
-            if self.thumbnails
-            else None,
+            show=(lambda chosen: _images(task.test.images, [there[i] for i in chosen])) if self.thumbnails else None,
         )
         return replace(result, skipped=len(task.test.labels) - len(there))
 
     def _retrieve(self, task: Retrieval) -> Result:
-        places, zimg, protocol = self._vectors(task.pictures, task)
+        places, zimg, protocol = self._vectors(task.images, task)
         there = [id_ for id_ in task.captions if id_ in places]
         texts = [text for id_ in there for text in task.captions[id_]]
         counts = torch.tensor([len(task.captions[id_]) for id_ in there])
@@ -179,21 +177,21 @@ class _Run:
         return replace(result, skipped=len(task.captions) - len(there))
 
     def _probe(self, task: Classification, training: Callable[[], Labelled], shots: int) -> Result:
-        """Mean accuracy of three linear probes, each on its own draw of training pictures."""
+        """Mean accuracy of three linear probes, each on its own draw of training images."""
         shown = training()
         ids = list(shown.labels)
         truth = torch.tensor([shown.labels[id_][0] for id_ in ids])
         drawn = [draw(truth, shots, seed) for seed in SEEDS]
         chosen = torch.unique(torch.cat(drawn)).tolist()
-        places, zimg, _ = self._vectors(_some(shown.pictures, [ids[row] for row in chosen]), task)
+        places, zimg, _ = self._vectors(_some(shown.images, [ids[row] for row in chosen]), task)
         rows = [[row for row in rows.tolist() if ids[row] in places] for rows in drawn]
         examples = [(zimg[[places[ids[row]] for row in some]], truth[some]) for some in rows]
-        places, zimg, protocol = self._vectors(task.test.pictures, task)
+        places, zimg, protocol = self._vectors(task.test.images, task)
         there = [id_ for id_ in task.test.labels if id_ in places]
         labels = torch.tensor([task.test.labels[id_][0] for id_ in there])
         vectors = zimg[[places[id_] for id_ in there]]
         right = torch.stack([ridge_accuracy(*some, vectors, labels) for some in examples]).mean(0)
-        said = f"ridge regression on {shots} training pictures a class, mean of {len(SEEDS)} draws, unit vectors"
+        said = f"ridge regression on {shots} training images a class, mean of {len(SEEDS)} draws, unit vectors"
         return Result(
             "few-shot classification",
             task.benchmark,
@@ -203,7 +201,7 @@ class _Run:
             {f"{shots}-shot_accuracy": measure(right)},
             model=said_of(self.model),
             protocol={**protocol, "probe": said},
-            pictures=len(there),
+            images=len(there),
             skipped=len(task.test.labels) - len(there),
             classes=len(_class_names(task)),
             versions=versions(),
@@ -217,33 +215,33 @@ class _Run:
             prompts = list(task.template_texts or template_set(task.templates))
         return [canonicalize(prompt) for prompt in prompts] if self.canonical else prompts
 
-    def _vectors(self, pictures: Pictures, task: Task) -> tuple[dict[str, int], Tensor, dict[str, Any]]:
-        """Where each picture's vector is by its id, the vectors in the joint space (N, D), and how they were made."""
+    def _vectors(self, images: Images, task: Task) -> tuple[dict[str, int], Tensor, dict[str, Any]]:
+        """Where each image's vector is by its id, the vectors in the joint space (N, D), and how they were made."""
         crop = task.crop if isinstance(task, Classification) else 0.875
-        preprocessing = shown(self.model.identity.preprocessing, self.show, crop, pictures.border)
-        store, skipped = self._store(pictures, preprocessing)
+        preprocessing = shown(self.model.identity.preprocessing, self.show, crop, images.border)
+        store, skipped = self._store(images, preprocessing)
         if self._read is None or self._read[0] != store.path:
             parts = torch.split(store.vectors(), 65536)
             zimg = torch.cat([self.model.project_all(part) for part in parts])
             self._read = store.path, {id_: row for row, id_ in enumerate(store.column("id"))}, zimg
         if skipped:
-            logger.warning("%s: %d pictures could not be used; reasons in %s", task.title, len(skipped), _listed(store))
+            logger.warning("%s: %d images could not be used; reasons in %s", task.title, len(skipped), _listed(store))
         said = {"show": self.show, "preprocessing": preprocessing.in_words(), "split": task.split}
         return self._read[1], self._read[2], {**said, "notes": list(task.notes)}
 
-    def _store(self, pictures: Pictures, preprocessing: Preprocessing) -> tuple[Store, set[str]]:
-        """The store of these pictures, whole, and the ids of those that could not be used."""
-        content = [str(pictures.root.resolve()), self.model.identity.fingerprint, preprocessing.to_dict()]
+    def _store(self, images: Images, preprocessing: Preprocessing) -> tuple[Store, set[str]]:
+        """The store of these images, whole, and the ids of those that could not be used."""
+        content = [str(images.root.resolve()), self.model.identity.fingerprint, preprocessing.to_dict()]
         digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
-        path = self.cache / "stores" / f"{pictures.key}-{digest}.lance"
+        path = self.cache / "stores" / f"{images.key}-{digest}.lance"
         if Store.exists(path):
             store = Store(path)
             skipped = _skipped_ids(store)
-            if set(pictures.ids) <= skipped.union(store.column("id")):
+            if set(images.ids) <= skipped.union(store.column("id")):
                 return store, skipped
         path.parent.mkdir(parents=True, exist_ok=True)
         tower = self._image_tower(preprocessing)
-        embed(pictures.pairs, path, tower=tower, workers=self.workers, progress=self.progress)
+        embed(images.pairs, path, tower=tower, workers=self.workers, progress=self.progress)
         store = Store(path)
         return store, _skipped_ids(store)
 
@@ -253,20 +251,20 @@ class _Run:
         tower = self.model.unlocked_image_tower
         if not isinstance(tower, ImageTower):
             raise StoreError(
-                f"pictures must be embedded, and the model has no image tower ({self.model.identity.spec}) to do it; "
+                f"images must be embedded, and the model has no image tower ({self.model.identity.spec}) to do it; "
                 "load it with towers='both'"
             )
         return ImageTower(tower.spec, tower.backbone, preprocessing, tower.config, weights=tower.weights)
 
 
 def shown(own: Preprocessing | None, show: Show, crop: float, border: int) -> Preprocessing:
-    """How a tower's pictures are brought to its size.
+    """How a tower's images are brought to its size.
 
     Raises:
         UsageError: the tower is known by its vectors alone.
     """
     if own is None:
-        raise UsageError("this model was tuned on imported vectors; a benchmark's pictures need a tower to embed them")
+        raise UsageError("this model was tuned on imported vectors; a benchmark's images need a tower to embed them")
     if show == "squash":
         own = replace(own, fit="squash", crop_fraction=1.0)
     elif show == "crop":
@@ -274,11 +272,11 @@ def shown(own: Preprocessing | None, show: Show, crop: float, border: int) -> Pr
     return replace(own, border=border)
 
 
-def _some(pictures: Pictures, ids: Sequence[str]) -> Pictures:
-    """Some of the pictures, with a store that grows from one draw to the next."""
+def _some(images: Images, ids: Sequence[str]) -> Images:
+    """Some of the images, with a store that grows from one draw to the next."""
     wanted = set(ids)
-    pairs = replace(pictures.pairs, count=len(ids), _read=lambda: (p for p in pictures.pairs if p.id in wanted))
-    return replace(pictures, key=f"{pictures.key}-drawn", pairs=pairs, ids=ids)
+    pairs = replace(images.pairs, count=len(ids), _read=lambda: (p for p in images.pairs if p.id in wanted))
+    return replace(images, key=f"{images.key}-drawn", pairs=pairs, ids=ids)
 
 
 def _class_names(task: Classification) -> list[str]:
@@ -299,10 +297,10 @@ def _skipped_ids(store: Store) -> set[str]:
     return {json.loads(line)["id"] for line in file.read_text().splitlines()} if file.is_file() else set()
 
 
-def _pictures(pictures: Pictures, ids: Sequence[str]) -> list[Path | bytes]:
-    """Files or bytes of some pictures; read no further than needed."""
+def _images(images: Images, ids: Sequence[str]) -> list[Path | bytes]:
+    """Files or bytes of some images; read no further than needed."""
     wanted, found = set(ids), dict[str, Path | bytes]()
-    for pair in pictures.pairs:
+    for pair in images.pairs:
         if pair.id in wanted:
             found[pair.id] = pair.image
             if len(found) == len(wanted):

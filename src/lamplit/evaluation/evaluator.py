@@ -35,7 +35,7 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 logger = logging.getLogger(__name__)
 THUMBNAIL = 96  # pixels
-EXAMPLES = 3  # pictures of each confusion
+EXAMPLES = 3  # images of each confusion
 
 
 def evaluate(
@@ -61,7 +61,7 @@ def evaluate(
             default all that the label column has.
         templates: prompts, with `{}` for the class name, or the name of a set of them.
         held_out_of: settings of the run that made the model on this store: only its held-out captions count.
-        out: folder for one JSON file per result, with small pictures of what was confused.
+        out: folder for one JSON file per result, with small images of what was confused.
         progress: show a bar on stderr while embedding.
 
     Returns:
@@ -126,11 +126,11 @@ def retrieval_result(
     protocol: Mapping[str, Any],
     ztxt: Tensor | None = None,
 ) -> Result:
-    """Measure retrieval both ways between N pictures and M texts.
+    """Measure retrieval both ways between N images and M texts.
 
     Args:
         model: what made the vectors.
-        zimg: unit vectors of the pictures, (N, D).
+        zimg: unit vectors of the images, (N, D).
         texts: M of them.
         links: the true pairs, as places in `zimg` and in `texts`, (L,) each.
         benchmark: name of the data set on the command line.
@@ -153,7 +153,7 @@ def retrieval_result(
         metrics | {"mean_recall": Measure(mean, mean, mean)},
         model=said_of(model),
         protocol=protocol,
-        pictures=len(zimg),
+        images=len(zimg),
         captions=len(texts),
         recall_curve=curves,
         versions=versions(),
@@ -174,18 +174,18 @@ def classification_result(
     protocol: Mapping[str, Any],
     show: Callable[[Sequence[int]], Sequence[Path | bytes]] | None = None,
 ) -> Result:
-    """Put together what a classifier said to N pictures.
+    """Put together what a classifier said to N images.
 
     Args:
         model: what made the vectors.
-        answers: to the N pictures.
+        answers: to the N images.
         labels: the right classes of each.
         names: of the C classes.
         benchmark: name of the data set on the command line.
         dataset: its name in papers.
         language: of the class names.
         protocol: what else is to be said of the measurement.
-        show: gives the pictures at some places of the N, where small ones of what was confused are to be kept.
+        show: gives the images at some places of the N, where small ones of what was confused are to be kept.
     """
     right = answers.ranks == 1
     reliability = {
@@ -204,14 +204,14 @@ def classification_result(
         scoring.accuracies(answers, labels, len(names)),
         model=said_of(model),
         protocol=protocol,
-        pictures=len(labels),
+        images=len(labels),
         classes=len(names),
         per_class=scoring.per_class(answers, labels, names),
         confusions=[
             {
                 "class": names[label],
                 "predicted": names[predicted],
-                "pictures": len(places),
+                "images": len(places),
                 "examples": [small[place] for place in places if place in small],
             }
             for label, predicted, places in confused
@@ -222,10 +222,10 @@ def classification_result(
     )
 
 
-def thumbnail(picture: Path | bytes) -> str:
-    """Make a small JPEG as a data URI; empty where the picture cannot be read any more."""
+def thumbnail(source: Path | bytes) -> str:
+    """Make a small JPEG as a data URI; empty where the image cannot be read any more."""
     try:
-        image = to_pil_image(decode_image(open_bytes(picture)))
+        image = to_pil_image(decode_image(open_bytes(source)))
     except ImageError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -254,20 +254,20 @@ def versions() -> dict[str, str]:
 def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> Links:
     texts = store.texts(text_column)
     rows = list(range(len(texts)))
-    if held_out_of is not None:  # its pictures; their texts may be asked for in another column
+    if held_out_of is not None:  # its images; their texts may be asked for in another column
         held_out = split_store(store, held_out_of.text_column, held_out_of.held_out, held_out_of.seed)[1]
-        rows = torch.unique(held_out.picture_index).tolist()
+        rows = torch.unique(held_out.image_index).tolist()
     return link(rows, [texts[row] for row in rows])
 
 
 def _retrieval(model: LiT, store: Store, links: Links, text_column: str, held_out: bool) -> Result:
-    rows, picture_index = torch.unique(links.picture_index, return_inverse=True)
+    rows, image_index = torch.unique(links.image_index, return_inverse=True)
     which = "captions held out of the run that made the model" if held_out else "all captions"
     return retrieval_result(
         model,
         model.read_store(store)[rows],
         links.texts,
-        (picture_index, links.text_index),
+        (image_index, links.text_index),
         benchmark=Path(store.path).stem,
         dataset=store.path,
         language="own",

@@ -172,6 +172,6 @@ def _check(folder: Path, model: LiT, sample: Sample, report: ExportReport) -> No
     expected = model.encode_texts([tokenizer.clean_fn(text) for text in sample.texts])
     report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
     report.differences["text vectors"] = require_agreement("text tower", ztxt, expected, text_tolerance(model, sample))
-    prepared = torch.stack([preprocess(picture) for picture in sample.pictures])
+    prepared = torch.stack([preprocess(image) for image in sample.images])
     cosines = (opened.encode_image(prepared, normalize=True) * sample.zimg).sum(1)
     report.preprocessing_cosine = float(cosines.min())

@@ -1,4 +1,4 @@
-"""What an export is checked on: texts and pictures, and the vectors that the model gives for them."""
+"""What an export is checked on: texts and images, and the vectors that the model gives for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lamplit.model import LiT
 
 TOLERANCE = 1e-5  # largest difference of any coordinate of a unit vector, where the same sums are taken
 NUM_PAIRS = 64
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 SENTENCES = (
     "a",
     "dog",
@@ -49,7 +49,7 @@ class Sample:
 
     origin: str  # where the inputs are from, in words
     texts: list[str]
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     pixels: Tensor | None  # (N, 3, height, width) uint8, as the image tower reads them
     zimg: Tensor | None  # (N, D) unit vectors
     ztxt: Tensor | None  # (number of texts, D) unit vectors
@@ -60,22 +60,22 @@ def take_sample(model: LiT, source: str | Path | None) -> Sample:
     """Embed the first pairs of a source, or, without one, sentences and patterns made here.
 
     Raises:
-        UsageError: the source has no texts, or no picture that can be used.
+        UsageError: the source has no texts, or no image that can be used.
     """
     if source is None:
-        origin = f"{len(SENTENCES)} built-in sentences and {NUM_PICTURES} generated pictures"
-        texts, pictures = list(SENTENCES), [_pattern(number) for number in range(NUM_PICTURES)]
+        origin = f"{len(SENTENCES)} built-in sentences and {NUM_IMAGES} generated images"
+        texts, images = list(SENTENCES), [_pattern(number) for number in range(NUM_IMAGES)]
     else:
-        texts, pictures = _read(source)
-        origin = f"{len(texts)} texts and {len(pictures)} pictures of {source}"
+        texts, images = _read(source)
+        origin = f"{len(texts)} texts and {len(images)} images of {source}"
     pixels = zimg = None
     if model.image_tower is not None:
         tower = find_image_tower(model)
         resize = tower.preprocessing.resize
-        pixels = torch.stack([resize(convert_image(picture)) for picture in pictures])
+        pixels = torch.stack([resize(convert_image(image)) for image in images])
         zimg = torch.cat([model.project(F.normalize(tower(part), dim=-1)) for part in torch.split(pixels, 16)])
     ztxt = None if model.text_tower is None else model.encode_texts(texts)
-    return Sample(origin, texts, pictures, pixels, zimg, ztxt)
+    return Sample(origin, texts, images, pixels, zimg, ztxt)
 
 
 def require_agreement(what: str, vectors: Tensor, expected: Tensor, tolerance: float) -> float:
@@ -113,16 +113,16 @@ def text_tolerance(model: LiT, sample: Sample) -> float:
 
 def _read(source: str | Path) -> tuple[list[str], list[Image.Image]]:
     texts: list[str] = []
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for pair in islice(read_pairs(source), NUM_PAIRS):
         texts += pair.texts[:1]
         try:
-            pictures.append(TF.to_pil_image(decode_image(open_bytes(pair.image))))
+            images.append(TF.to_pil_image(decode_image(open_bytes(pair.image))))
         except ImageError:  # the others are enough
             continue
-    if not texts or not pictures:
-        raise UsageError(f"{source} has {len(texts)} texts and {len(pictures)} usable pictures; a sample needs both")
-    return texts, pictures
+    if not texts or not images:
+        raise UsageError(f"{source} has {len(texts)} texts and {len(images)} usable images; a sample needs both")
+    return texts, images
 
 
 def _pattern(number: int) -> Image.Image:
@@ -132,5 +132,5 @@ def _pattern(number: int) -> Image.Image:
     grains = 2 ** (1 + number % 6)
     coarse = torch.rand(1, 3, grains, grains, generator=generator)
     pixels = F.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1) * 255
-    picture: Image.Image = TF.to_pil_image(pixels.to(torch.uint8))
-    return picture
+    image: Image.Image = TF.to_pil_image(pixels.to(torch.uint8))
+    return image

@@ -171,7 +171,7 @@ def _processor_settings(preprocessing: Preprocessing, notes: list[str]) -> dict[
     height, width = preprocessing.image_size
     scaled = [int(side / preprocessing.crop_fraction + 1e-9) for side in (height, width)]
     if preprocessing.fit == "crop" and height != width:
-        notes.append("its processor cannot scale to a picture that is not square: prepare the pixels with lamplit")
+        notes.append("its processor cannot scale to an image that is not square: prepare the pixels with lamplit")
     if not preprocessing.antialias:
         notes.append("its processor smooths when it scales; this tower was trained without: use lamplit's pixels")
     squash = preprocessing.fit == "squash"
@@ -200,5 +200,5 @@ def _check(folder: Path, image: ImageTower, sample: Sample, tolerance: float, re
     ztxt = F.normalize(opened.get_text_features(**tokens).pooler_output, dim=-1)
     report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
     report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, tolerance)
-    prepared = processor(images=sample.pictures, return_tensors="pt")["pixel_values"]
+    prepared = processor(images=sample.images, return_tensors="pt")["pixel_values"]
     report.preprocessing_cosine = float((embed(prepared) * sample.zimg).sum(1).min())

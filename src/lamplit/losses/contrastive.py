@@ -8,7 +8,7 @@ Notable features:
   the plain loss (two instead of four for the sigmoid).
 - The diagonal is computed apart, in float64, and a pair's loss is `log(1 + others / own)`: neither the loss nor
   its gradient loses digits when a model is nearly perfect.
-- Rows that share a picture or a caption are positives of each other. They cost O(B × D), not O(B × B).
+- Rows that share an image or a caption are positives of each other. They cost O(B × D), not O(B × B).
 - Every sum has a fixed order: results are the same to the last bit in every run.
 
 Shapes: B pairs, D width.
@@ -40,16 +40,16 @@ def softmax_loss(
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
 ) -> Tensor:
-    """Average cross entropy of finding each picture's text and each text's picture (CLIP, LiT).
+    """Average cross entropy of finding each image's text and each text's image (CLIP, LiT).
 
     Rows i and j are positives of each other where their image ids or their text ids are equal; the target of
     a row is uniform over its positives. Without ids each row's only positive is its own.
 
     Args:
-        zimg: unit vectors of the pictures, (B, D).
+        zimg: unit vectors of the images, (B, D).
         ztxt: unit vectors of their texts, (B, D).
         logit_scale: the multiplier of the cosines itself (not its logarithm), a scalar.
-        image_ids: integers, (B,); equal where two rows show the same picture.
+        image_ids: integers, (B,); equal where two rows show the same image.
         text_ids: integers, (B,); equal where two rows have the same text.
 
     Returns:
@@ -76,14 +76,14 @@ def sigmoid_loss(
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
 ) -> Tensor:
-    """Binary cross entropy of every picture with every text: sums over texts, mean of pictures (SigLIP).
+    """Binary cross entropy of every image with every text: sums over texts, mean of images (SigLIP).
 
     Args:
-        zimg: unit vectors of the pictures, (B, D).
+        zimg: unit vectors of the images, (B, D).
         ztxt: unit vectors of their texts, (B, D).
         logit_scale: the multiplier of the cosines itself (not its logarithm), a scalar.
         logit_bias: what is added to every logit, a scalar.
-        image_ids: integers, (B,); equal where two rows show the same picture.
+        image_ids: integers, (B,); equal where two rows show the same image.
         text_ids: integers, (B,); equal where two rows have the same text.
 
     Returns:
@@ -109,7 +109,7 @@ def _prepare(zimg: Tensor, ztxt: Tensor, logit_scale: Tensor) -> tuple[Tensor, T
     if zimg.ndim != 2 or zimg.shape != ztxt.shape or len(zimg) == 0:
         raise UsageError(
             f"the loss got vectors of shapes {tuple(zimg.shape)} and {tuple(ztxt.shape)}; "
-            "it needs one picture and one text per row: two matrices of the same shape (B, D), B > 0"
+            "it needs one image and one text per row: two matrices of the same shape (B, D), B > 0"
         )
     dtype = torch.promote_types(torch.promote_types(zimg.dtype, ztxt.dtype), torch.float32)
     return zimg.to(dtype), ztxt.to(dtype), logit_scale.reshape(()).to(dtype)
@@ -123,7 +123,7 @@ def _gradient_side_last(zimg: Tensor, ztxt: Tensor) -> tuple[Tensor, Tensor]:
 # --- Positives beside the diagonal
 
 
-_SIGNS = (1, 1, -1)  # of groups by picture, by text, and by both
+_SIGNS = (1, 1, -1)  # of groups by image, by text, and by both
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ class _Positives:
 
     rows: Tensor  # (R,) of the B rows
     counts: Tensor  # (R,) positives of each, itself included
-    groups: list[Tensor]  # (R,) group number of each row: by picture, by text, and by both
+    groups: list[Tensor]  # (R,) group number of each row: by image, by text, and by both
 
     def sum_of_cosines(self, zimg: Tensor, ztxt: Tensor, weights: Tensor) -> Tensor:
         """Sum of <zimg_i, ztxt_j> over all positives i, j, each times the mean of weights i and j.
 
-        A sum over rows of the same picture or the same text is one over those of the same picture, plus one
-        over those of the same text, less one over those of both. Each is <sum of pictures, sum of texts>.
+        A sum over rows of the same image or the same text is one over those of the same image, plus one
+        over those of the same text, less one over those of both. Each is <sum of images, sum of texts>.
         """
         zimg, ztxt = zimg[self.rows], ztxt[self.rows]
         weights = weights[:, None] / 2
@@ -190,7 +190,7 @@ def _number_groups(ids: Tensor) -> Tensor:
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """Mean of both directions' cross entropy, each row's own text or picture being its target."""
+    """Mean of both directions' cross entropy, each row's own text or image being its target."""
 
     @staticmethod
     def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor) -> Tensor:
@@ -214,10 +214,10 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 class _LogSums(NamedTuple):
-    """The sums of powers of two over each text's and each picture's *others*, and how they were taken."""
+    """The sums of powers of two over each text's and each image's *others*, and how they were taken."""
 
     own: Tensor  # (B,) logits of the pairs themselves
-    others: Tensor  # (2, B) binary logarithms of the sums, of texts and of pictures
+    others: Tensor  # (2, B) binary logarithms of the sums, of texts and of images
     shift: float | None  # subtracted from all logits to keep the powers in range; None: no one number does it
     kept: dict[tuple[int, int], Tensor]  # powers of some tiles, by text and image block
 
@@ -284,7 +284,7 @@ def _add_softmax_weights(
 
     Args:
         gradients: where to.
-        log_sums: of the whole rows, of texts and of pictures, (2, B).
+        log_sums: of the whole rows, of texts and of images, (2, B).
         own_weights: of the pairs themselves, (B,).
         shift: as `_log_sums` returned it.
         kept: likewise; not changed, for there may be another backward pass.
@@ -298,17 +298,17 @@ def _add_softmax_weights(
     own_weights = own_weights.to(dtype)
 
     def add_weights(spares: list[Tensor], j: int, i: int) -> None:
-        texts, pictures = tiles.blocks[j], tiles.blocks[i]
+        texts, images = tiles.blocks[j], tiles.blocks[i]
         tile, weights, _ = spares
         if shift is None:
             tiles.logits(j, i, out=tile)
             torch.sub(tile, text_shifts[texts, None], out=weights).exp2_().mul_(text_factors[texts, None])
-            weights.add_(tile.sub_(image_shifts[pictures]).exp2_().mul_(image_factors[pictures]))
+            weights.add_(tile.sub_(image_shifts[images]).exp2_().mul_(image_factors[images]))
         else:  # one power serves both directions
             powers = kept.get((j, i))
             if powers is None:
                 powers = tiles.logits(j, i, out=tile).sub_(shift).exp2_()
-            torch.add(text_factors[texts, None], image_factors[pictures], out=weights).mul_(powers)
+            torch.add(text_factors[texts, None], image_factors[images], out=weights).mul_(powers)
         if i == j:
             weights.diagonal().copy_(own_weights[texts])
         gradients.add(weights, j, i)
@@ -320,7 +320,7 @@ def _add_softmax_weights(
 
 
 class _SigmoidLoss(torch.autograd.Function):
-    """Mean over pictures of the sum over texts of -log_sigmoid(±logit), + on the diagonal.
+    """Mean over images of the sum over texts of -log_sigmoid(±logit), + on the diagonal.
 
     The weights need no sums over rows, so the gradient is ready in the forward pass.
     """

@@ -24,7 +24,7 @@ Row = tuple[int, list[int]]  # a text block, and the image blocks it meets
 
 
 class Tiles:
-    """The logits of B texts (down) against B pictures (across), one square tile at a time.
+    """The logits of B texts (down) against B images (across), one square tile at a time.
 
     They are in units of ln 2: two to such a logit is the exponential of the plain one, and torch's `exp2` is
     two to three times as fast as its `exp`, at the same precision.
@@ -112,7 +112,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 class Gradients:
-    """Sums over tiles of weights W (texts × pictures): W @ zimg for texts, W.T @ ztxt for pictures."""
+    """Sums over tiles of weights W (texts × images): W @ zimg for texts, W.T @ ztxt for images."""
 
     def __init__(self, tiles: Tiles, *, both: bool) -> None:
         self.tiles = tiles
@@ -121,13 +121,13 @@ class Gradients:
 
     def add(self, weights: Tensor, j: int, i: int) -> None:
         """Add the share of one tile."""
-        texts, pictures = self.tiles.blocks[j], self.tiles.blocks[i]
-        self.text[texts].addmm_(weights, self.tiles.zimg[pictures])
+        texts, images = self.tiles.blocks[j], self.tiles.blocks[i]
+        self.text[texts].addmm_(weights, self.tiles.zimg[images])
         if self.image is not None:
-            self.image[pictures].addmm_(weights.T, self.tiles.ztxt[texts])
+            self.image[images].addmm_(weights.T, self.tiles.ztxt[texts])
 
     def times(self, factor: Tensor, scale: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return the gradients of pictures, texts and scale, all times `factor`. The sums are used up."""
+        """Return the gradients of images, texts and scale, all times `factor`. The sums are used up."""
         # A logit's derivative by the scale is its cosine, and the sum of W * cosines is <ztxt, W @ zimg>:
         # by block, so as not to make another (B, D) matrix.
         by_block = [(self.tiles.ztxt[k] * self.text[k]).sum(dtype=self.tiles.wide) for k in self.tiles.blocks]

@@ -1,7 +1,7 @@
 """How far a model's probabilities can be believed, and where its answers should end: pure functions on tensors.
 
-Shapes: N pictures, C classes, D width. Cosines and labels come from a labelled sample; what is fitted to it should be
-measured on pictures that it was not fitted to (`halves`).
+Shapes: N images, C classes, D width. Cosines and labels come from a labelled sample; what is fitted to it should be
+measured on images that it was not fitted to (`halves`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SMALLEST_SCALE, LARGEST_SCALE = 1e-2, 1e4
 _BISECTIONS = 60  # of the logarithm of the scale: to the last digits of a float64
 _HAIR = 1e-6  # the rounding of a cosine must not decide at a threshold
 KEPT = 0.95  # of right answers, where nothing says what else may come
-_FEWEST_OF_CLASS = 5  # pictures that a threshold of a class's own takes
+_FEWEST_OF_CLASS = 5  # images that a threshold of a class's own takes
 
 
 def reliability_bins(confidences: Tensor, right: Tensor, bins: int = 15) -> list[dict[str, float]]:
@@ -28,7 +28,7 @@ def reliability_bins(confidences: Tensor, right: Tensor, bins: int = 15) -> list
         bins: how many; 15 as in Guo et al. (2017).
 
     Returns:
-        Mean `confidence`, `accuracy` and number of `pictures` of every bin that is not empty, lowest first.
+        Mean `confidence`, `accuracy` and number of `images` of every bin that is not empty, lowest first.
     """
     confidences, right = confidences.double().flatten(), right.double().flatten()
     index = (confidences * bins).ceil().long().clamp(1, bins) - 1
@@ -36,25 +36,25 @@ def reliability_bins(confidences: Tensor, right: Tensor, bins: int = 15) -> list
     confidence = torch.bincount(index, confidences, minlength=bins) / counts
     accuracy = torch.bincount(index, right, minlength=bins) / counts
     return [
-        {"confidence": float(confidence[i]), "accuracy": float(accuracy[i]), "pictures": int(counts[i])}
+        {"confidence": float(confidence[i]), "accuracy": float(accuracy[i]), "images": int(counts[i])}
         for i in range(bins)
         if counts[i]
     ]
 
 
 def expected_calibration_error(confidences: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over `reliability_bins`, each weighted by its pictures.
+    """Mean distance of confidence and accuracy over `reliability_bins`, each weighted by its images.
 
-    It is 0 where, of the answers of which the model is 80 % sure, 80 % are right. Few pictures in a bin are off by
+    It is 0 where, of the answers of which the model is 80 % sure, 80 % are right. Few images in a bin are off by
     chance, so that a small sample shows more error than there is. Not a number without any answer.
     """
     found = reliability_bins(confidences, right, bins)
-    gaps = sum(row["pictures"] * abs(row["confidence"] - row["accuracy"]) for row in found)
+    gaps = sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in found)
     return gaps / confidences.numel() if confidences.numel() else float("nan")
 
 
 def halves(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Cut `count` pictures into two halves at random: (fit on, measure on) one way and the other."""
+    """Cut `count` images into two halves at random: (fit on, measure on) one way and the other."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     first, second = order[: count // 2], order[count // 2 :]
     return [(first, second), (second, first)]
@@ -64,11 +64,11 @@ def fit_temperature(cosines: Tensor, labels: Tensor) -> float:
     """Find the logit scale (inverse temperature) under which the sample's right classes are most likely.
 
     The negative log-likelihood is convex in the scale, so its slope is bisected. A sample without a mistake would ask
-    for an endless scale; as in Platt's method, the labels are taken as if one more picture of unknown class had been
-    seen, which keeps the scale finite and counts for less the more pictures there are.
+    for an endless scale; as in Platt's method, the labels are taken as if one more image of unknown class had been
+    seen, which keeps the scale finite and counts for less the more images there are.
 
     Args:
-        cosines: of pictures and classes, (N, C).
+        cosines: of images and classes, (N, C).
         labels: the right classes, (N,).
 
     Returns:
@@ -93,8 +93,8 @@ def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
     This is Platt's method (1999), a logistic regression on one number.
 
     Args:
-        cosines: of pictures and classes, (N, C).
-        truth: whether the picture has the class, (N, C) of bool.
+        cosines: of images and classes, (N, C).
+        truth: whether the image has the class, (N, C) of bool.
 
     Returns:
         Scale, between the same bounds as that of `fit_temperature`, and bias.
@@ -161,12 +161,12 @@ def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float |
     """Lowest cosine of the best class at which it is an answer; below it the answer is "none of these".
 
     Cosines are compared, not probabilities: a softmax shares out all it has among the classes it was given, and is as
-    sure of a picture of something else. Pictures that are answered wrongly have no vote: to refuse them is no loss.
+    sure of an image of something else. Images that are answered wrongly have no vote: to refuse them is no loss.
 
     Args:
-        best: each picture's highest cosine, (N,).
+        best: each image's highest cosine, (N,).
         right: whether that class is the right one, (N,) of bool.
-        stranger: whether the picture is known to be of none of the classes, (N,) of bool.
+        stranger: whether the image is known to be of none of the classes, (N,) of bool.
         share: how many of the right answers must stay.
 
     Returns:
@@ -182,8 +182,8 @@ def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float |
 def label_thresholds(cosines: Tensor, truth: Tensor) -> list[float]:
     """Lowest cosine at which each class is given, where labels are independent: the one with the best F1.
 
-    (Balanced accuracy would give every picture of many classes some that it has not.) A class with fewer than 5
-    pictures, or of all of them, takes the one threshold that is best for all classes together.
+    (Balanced accuracy would give every image of many classes some that it has not.) A class with fewer than 5
+    images, or of all of them, takes the one threshold that is best for all classes together.
 
     Args:
         cosines: (N, C).

@@ -4,7 +4,7 @@ As in table 3 of the paper, by the settings of big_vision's `fewshot_lsr` (those
 Features are whitened by the mean and deviation of the training vectors and get a constant of 100 for the offset, so
 large that the penalty hardly touches it; targets are +1 for the right class and -1 for the others.
 
-Shapes: N pictures, D width, C classes.
+Shapes: N images, D width, C classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TESTED_AT_ONCE = 4096
 def draw(labels: Tensor, shots: int = SHOTS, seed: int = 0) -> Tensor:
     """Draw `shots` examples of each class at random, and return their rows: (C * shots,), class by class.
 
-    It needs no vectors, so that only the pictures that are drawn have to be embedded. On examples in the same order,
+    It needs no vectors, so that only the images that are drawn have to be embedded. On examples in the same order,
     the same seed draws what big_vision draws.
 
     Args:
@@ -68,7 +68,7 @@ def fit(vectors: Tensor, labels: Tensor, l2: float = 1024.0) -> Probe:
     """Fit a probe by ridge regression in float64, in the primal or the dual, whichever is smaller.
 
     Args:
-        vectors: of the training pictures, (N, D).
+        vectors: of the training images, (N, D).
         labels: the class of each, (N,), from 0 to the highest.
         l2: strength of the penalty.
 
@@ -97,7 +97,7 @@ def _features(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def ridge_accuracy(
     train_vectors: Tensor, train_labels: Tensor, test_vectors: Tensor, test_labels: Tensor, l2: float = 1024.0
 ) -> Tensor:
-    """Fit a probe and tell which test pictures it classifies right; a tie counts as wrong.
+    """Fit a probe and tell which test images it classifies right; a tie counts as wrong.
 
     Args:
         train_vectors: (N, D).
@@ -107,17 +107,17 @@ def ridge_accuracy(
         l2: strength of the penalty.
 
     Returns:
-        1 or 0 of each test picture, (M,) float64: its mean is the accuracy, and it can be resampled.
+        1 or 0 of each test image, (M,) float64: its mean is the accuracy, and it can be resampled.
 
     Raises:
-        UsageError: if vectors and labels are not as many, or a test picture's class has no training picture.
+        UsageError: if vectors and labels are not as many, or a test image's class has no training image.
     """
     probe = fit(train_vectors, train_labels, l2)
     if len(test_vectors) != len(test_labels):
         raise UsageError(f"there are {len(test_vectors)} test vectors and {len(test_labels)} labels; expected one each")
     unknown = set(test_labels.tolist()) - set(train_labels.tolist())
     if unknown:
-        raise UsageError(f"class {min(unknown)} has test pictures but no training pictures")
+        raise UsageError(f"class {min(unknown)} has test images but no training images")
     right = []
     for rows in torch.split(torch.arange(len(test_vectors)), _TESTED_AT_ONCE):
         scores = probe.scores(test_vectors[rows])

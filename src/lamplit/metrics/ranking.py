@@ -7,7 +7,7 @@ a number is never good.
 Cosines are exact (`cosines`), so that neither the number computed at once nor the machine changes a rank, and equal
 texts tie whatever their place.
 
-Shapes: Q queries, G gallery, N pictures, M texts, D width, C classes, E entries, L links.
+Shapes: Q queries, G gallery, N images, M texts, D width, C classes, E entries, L links.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class ClassScore:
     """How one class fares."""
 
     name: str
-    pictures: int  # that have it
-    precision: float | None  # of the pictures it was given to, how many have it; nothing where it was never given
-    recall: float | None  # of the pictures that have it, how many it was given to; nothing without pictures
-    mistaken_for: str | None = None  # what its missed pictures were called most often
+    images: int  # that have it
+    precision: float | None  # of the images it was given to, how many have it; nothing where it was never given
+    recall: float | None  # of the images that have it, how many it was given to; nothing without images
+    mistaken_for: str | None = None  # what its missed images were called most often
     mistakes: int = 0  # how many of them
 
 
@@ -160,28 +160,28 @@ def median_rank(ranks: Tensor) -> float:
 def retrieval_metrics(
     zimg: Tensor,
     ztxt: Tensor,
-    picture_index: Tensor,
+    image_index: Tensor,
     text_index: Tensor,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
     """Recall at each k and median rank, both ways.
 
     Args:
-        zimg: unit vectors of the distinct pictures, (N, D).
+        zimg: unit vectors of the distinct images, (N, D).
         ztxt: unit vectors of the distinct texts, (M, D).
-        picture_index: the pictures of the true pairs, (L,); a picture may have several texts.
-        text_index: the texts of the true pairs, (L,); a text may have several pictures.
+        image_index: the images of the true pairs, (L,); an image may have several texts.
+        text_index: the texts of the true pairs, (L,); a text may have several images.
         ks: how many answers are looked at.
 
     Returns:
         `image_to_text/recall@1` and so on, `image_to_text/median_rank`, and the same of `text_to_image`.
 
     Raises:
-        UsageError: if a picture or a text is in no pair.
+        UsageError: if an image or a text is in no pair.
     """
     directions = {
-        "image_to_text": retrieval_ranks(zimg, ztxt, picture_index, text_index),
-        "text_to_image": retrieval_ranks(ztxt, zimg, text_index, picture_index),
+        "image_to_text": retrieval_ranks(zimg, ztxt, image_index, text_index),
+        "text_to_image": retrieval_ranks(ztxt, zimg, text_index, image_index),
     }
     metrics: dict[str, float] = {}
     for direction, ranks in directions.items():
@@ -218,20 +218,20 @@ def _several(labels: Tensor) -> Tensor:
 
 
 def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """Rank of each picture's best right class, from 1.
+    """Rank of each image's best right class, from 1.
 
     Of classes that tie the first is the answer, as with `argmax` and so in every published figure: two pairs of CLIP's
     names for ImageNet are the same word.
 
     Args:
         scores: of every class, (N, C).
-        labels: the right class of each picture, (N,), or several, (N, L), filled up with -1.
+        labels: the right class of each image, (N,), or several, (N, L), filled up with -1.
 
     Returns:
         The ranks, (N,) integers.
 
     Raises:
-        UsageError: if a picture has no right class, or one that does not exist.
+        UsageError: if an image has no right class, or one that does not exist.
     """
     count, classes = scores.shape
     labels = _several(labels).to(scores.device)
@@ -239,7 +239,7 @@ def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
         raise UsageError(f"labels go from {int(labels.min())} to {int(labels.max())}; there are {classes} classes")
     missing = (labels < 0).all(1).nonzero()
     if len(missing):
-        raise UsageError(f"picture {int(missing[0])} has no right class; leave it out")
+        raise UsageError(f"image {int(missing[0])} has no right class; leave it out")
     right = torch.zeros(count, classes + 1, dtype=torch.bool, device=scores.device)
     right = right.scatter(1, labels % (classes + 1), True)[:, :classes]  # -1 is the column that is cut off
     best = scores.masked_fill(~right, -torch.inf).amax(1)
@@ -253,12 +253,12 @@ def class_scores(given: Tensor, truth: Tensor, names: Sequence[str]) -> list[Cla
     """Precision, recall and the most common mistake of every class.
 
     Args:
-        given: the classes that each picture was given, (N, C) of bool; one, several or none.
+        given: the classes that each image was given, (N, C) of bool; one, several or none.
         truth: those that it has, (N, C) of bool; one, several or none.
         names: of the classes, C.
     """
     missed, wrong = truth & ~given, given & ~truth
-    # [i, j]: pictures of class i that were missed and called j, and behind the classes: called nothing at all.
+    # [i, j]: images of class i that were missed and called j, and behind the classes: called nothing at all.
     answers = torch.cat([wrong, ~given.any(1, keepdim=True)], dim=1)
     confused = missed.double().T @ answers.double()
     most = confused.max(1)

@@ -21,7 +21,7 @@ TaskName = Literal["zero-shot classification", "few-shot classification", "image
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure between 0 and 1 (a rank, from 1) with its 95 % bootstrap interval over pictures or queries."""
+    """A figure between 0 and 1 (a rank, from 1) with its 95 % bootstrap interval over images or queries."""
 
     value: float
     low: float
@@ -40,14 +40,14 @@ class Result:
     metrics: Mapping[str, Measure]
     model: Mapping[str, str]  # name, image_tower, fingerprint, text_tower
     protocol: Mapping[str, Any]  # preprocessing, templates, class_names, canonicalized, split, notes
-    pictures: int
-    skipped: int = 0  # pictures of the data set that could not be used
+    images: int
+    skipped: int = 0  # images of the data set that could not be used
     captions: int = 0
     classes: int = 0
-    per_class: Sequence[Mapping[str, Any]] = field(default_factory=tuple)  # name, pictures, accuracy
-    # class, predicted, pictures, examples (small JPEGs as data URIs)
+    per_class: Sequence[Mapping[str, Any]] = field(default_factory=tuple)  # name, images, accuracy
+    # class, predicted, images, examples (small JPEGs as data URIs)
     confusions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    reliability: Mapping[str, Any] = field(default_factory=dict)  # error (ECE), bins of confidence, accuracy, pictures
+    reliability: Mapping[str, Any] = field(default_factory=dict)  # error (ECE), bins of confidence, accuracy, images
     recall_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of each direction, recall@1, @2, ...
     versions: Mapping[str, str] = field(default_factory=dict)
     time: str = ""  # ISO 8601, UTC
@@ -93,7 +93,7 @@ def _read(file: Path) -> Result:
 
 
 def measure(values: ArrayLike, *, statistic: Literal["mean", "median"] = "mean", seed: int = 0) -> Measure:
-    """Mean or median of one value per picture or query, with its 95 % percentile bootstrap interval.
+    """Mean or median of one value per image or query, with its 95 % percentile bootstrap interval.
 
     Of 1,000 resamples only how often each distinct value comes is drawn, which is multinomial: right or wrong answers
     have two, whatever their number.

@@ -1,6 +1,6 @@
 """From vectors to what was right: the arithmetic of an evaluation, on pure tensors.
 
-Shapes: N pictures, M texts, D width, E entries of a class list, C classes (C = E unless a class has several entries).
+Shapes: N images, M texts, D width, E entries of a class list, C classes (C = E unless a class has several entries).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier said to N pictures: `ranks` of the best right class, from 1 (of ties the first class wins)."""
+    """What a classifier said to N images: `ranks` of the best right class, from 1 (of ties the first class wins)."""
 
     ranks: Tensor  # (N,) int64
     predictions: Tensor  # (N,) int64, the best class
@@ -37,12 +37,12 @@ def answer(
     entry_class: Sequence[int] | None = None,
     logit_scale: float = 1.0,
 ) -> Answers:
-    """Classify N pictures by E entries.
+    """Classify N images by E entries.
 
     Args:
-        zimg: unit vectors of the pictures, (N, D).
+        zimg: unit vectors of the images, (N, D).
         entries: unit vectors of what they are compared with, (E, D).
-        labels: the right classes of each picture, at least one.
+        labels: the right classes of each image, at least one.
         entry_class: class of each entry, where a class has several: its best entry counts.
         logit_scale: what cosines are multiplied by for the confidences.
     """
@@ -79,12 +79,12 @@ def accuracies(answers: Answers, labels: Sequence[tuple[int, ...]], num_classes:
 
 
 def per_class(answers: Answers, labels: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[dict[str, object]]:
-    """Pictures and accuracy of each class that has any; a picture of several classes counts in its first."""
+    """Images and accuracy of each class that has any; an image of several classes counts in its first."""
     first = torch.tensor([label[0] for label in labels])
     counts = torch.bincount(first, minlength=len(names)).tolist()
     right = torch.bincount(first[answers.ranks == 1], minlength=len(names)).tolist()
     return [
-        {"name": name, "pictures": counts[i], "accuracy": right[i] / counts[i]}
+        {"name": name, "images": counts[i], "accuracy": right[i] / counts[i]}
         for i, name in enumerate(names)
         if counts[i]
     ]
@@ -107,19 +107,19 @@ def confusions(
 
 
 def retrieval(
-    zimg: Tensor, ztxt: Tensor, picture_index: Tensor, text_index: Tensor
+    zimg: Tensor, ztxt: Tensor, image_index: Tensor, text_index: Tensor
 ) -> tuple[dict[str, Measure], dict[str, list[float]]]:
     """Recall at 1, 5 and 10 and median rank, both ways, with intervals over the queries; and the curves of recall@k.
 
     Args:
-        zimg: unit vectors of the distinct pictures, (N, D).
+        zimg: unit vectors of the distinct images, (N, D).
         ztxt: unit vectors of the texts, (M, D).
-        picture_index: the pictures of the true pairs, (L,).
+        image_index: the images of the true pairs, (L,).
         text_index: the texts of the true pairs, (L,).
     """
     directions = {
-        "image_to_text": retrieval_ranks(zimg, ztxt, picture_index, text_index),
-        "text_to_image": retrieval_ranks(ztxt, zimg, text_index, picture_index),
+        "image_to_text": retrieval_ranks(zimg, ztxt, image_index, text_index),
+        "text_to_image": retrieval_ranks(ztxt, zimg, text_index, image_index),
     }
     metrics: dict[str, Measure] = {}
     curves: dict[str, list[float]] = {}

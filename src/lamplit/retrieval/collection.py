@@ -1,13 +1,13 @@
 """The vectors of a store as search reads them: in the order of the ids, with their sign bits where they are many.
 
-Up to `SMALL` pictures they are read into memory, and every search is the exact product. Of more, files are derived when
+Up to `SMALL` images they are read into memory, and every search is the exact product. Of more, files are derived when
 the store is written, and for other models when they first search it: vectors in float16 and two bits of each component,
 both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder `_search` of the
 store, which Lance leaves alone, or in the user's cache where the store cannot be written to. Their name says which rows
 and which model they were made of, so that files of a store that has changed since are made anew; deleting them costs
 nothing but that.
 
-Shapes: N pictures, E width of the model's joint space.
+Shapes: N images, E width of the model's joint space.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
         store: its rows, as they are now.
         project: (n, D) float32 unit vectors of the store to (n, E) ones.
         name: of that projection; another one has another name.
-        small: up to how many pictures nothing is written.
+        small: up to how many images nothing is written.
     """
     if len(store) <= small:
         return Collection(_in_memory(store, project))
@@ -135,7 +135,7 @@ def _read(folder: Path, store: Store) -> Collection | None:
 
 def _write(folder: Path, name: str, store: Store, project: Project) -> None:
     """Derive the files of a store, all of them or none."""
-    logger.info("preparing %d pictures for search, once", len(store))
+    logger.info("preparing %d images for search, once", len(store))
     partial = folder / f".{uuid4().hex}.partial"
     partial.mkdir(parents=True)
     try:
@@ -158,7 +158,7 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         vectors.flush()
         words.flush()
         (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
-        logger.info("recall@10 of %.3f with %d products of %d pictures", recall, kept[1], len(store))
+        logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
         target = folder / name
         shutil.rmtree(target, ignore_errors=True)  # it is damaged, or it would have been read
         os.replace(partial, target)

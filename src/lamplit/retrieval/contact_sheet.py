@@ -1,4 +1,4 @@
-"""Contact sheets: pictures that queries found, or groups of duplicates, as one PNG."""
+"""Contact sheets: images that queries found, or groups of duplicates, as one PNG."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _CELL, _MARGIN, _TITLE, _CAPTION = 180, 10, 30, 40
 
 
 def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
-    """Draw one row of pictures per query, best first, each with its score and first text.
+    """Draw one row of images per query, best first, each with its score and first text.
 
-    A picture that cannot be read any more leaves its place grey.
+    An image that cannot be read any more leaves its place grey.
     """
     columns = max(1, *(len(hits) for hits in found.values()))
     row_height = _TITLE + _CELL + _CAPTION + _MARGIN
@@ -41,10 +41,10 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
 
 
 def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None:
-    """Draw the first 50 groups of duplicates, up to 8 pictures of each; no file where there are none."""
+    """Draw the first 50 groups of duplicates, up to 8 images of each; no file where there are none."""
     found = {
-        f"{number}: {len(group.pictures)} pictures": [
-            Hit(picture.cosine, picture.id, picture.path, [], {}) for picture in group.pictures[:8]
+        f"{number}: {len(group.images)} images": [
+            Hit(image.cosine, image.id, image.path, [], {}) for image in group.images[:8]
         ]
         for number, group in enumerate(groups[:50], 1)
     }
@@ -54,9 +54,9 @@ def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None
 
 def _place(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:
     try:
-        picture = to_pil_image(decode_image(open_bytes(Path(hit.path))))
+        image = to_pil_image(decode_image(open_bytes(Path(hit.path))))
     except ImageError:
         ImageDraw.Draw(sheet).rectangle((left, top, left + _CELL, top + _CELL), fill="lightgray")
         return
-    picture.thumbnail((_CELL, _CELL))
-    sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
+    image.thumbnail((_CELL, _CELL))
+    sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))

@@ -1,6 +1,6 @@
-"""An approximate index for stores of so many pictures that a scan of their sign bits is no longer quick.
+"""An approximate index for stores of so many images that a scan of their sign bits is no longer quick.
 
-The scan takes about 10 ms a million pictures of width 512 on one core. Lance's IVF index looks at the vectors of some
+The scan takes about 10 ms a million images of width 512 on one core. Lance's IVF index looks at the vectors of some
 partitions alone, as many as the recall needs, and takes long to build. It holds the vectors as they are stored, so a
 model with a centre or an image head does not use it.
 """
@@ -21,7 +21,7 @@ from lamplit.retrieval.nearest import ENOUGH, rank, rank_many, recall_of, sample
 from lamplit.store.lance_store import Store
 
 logger = logging.getLogger(__name__)
-WORTH_IT = 5_000_000  # pictures; of fewer, the scan of the bits is as quick and finds more
+WORTH_IT = 5_000_000  # images; of fewer, the scan of the bits is as quick and finds more
 CANDIDATES = 200  # that the index gives; the best 100 of them are hits
 
 
@@ -29,7 +29,7 @@ CANDIDATES = 200  # that the index gives; the best 100 of them are hits
 class IndexReport:
     """An index as it was measured when it was built."""
 
-    pictures: int
+    images: int
     partitions: int
     probes: int  # partitions that a query looks at
     recall: float  # @10
@@ -41,12 +41,12 @@ def build_index(store: Store) -> IndexReport:
     """Build an IVF index into a store, measure how many partitions a recall@10 of 0.99 needs, and note that.
 
     Raises:
-        UsageError: the store has too few pictures to be cut up, or is not a local folder.
+        UsageError: the store has too few images to be cut up, or is not a local folder.
     """
     if len(store) < 256 or not Path(store.path).is_dir():
-        raise UsageError(f"{store.path} has {len(store)} pictures; an index needs a local store of at least 256")
+        raise UsageError(f"{store.path} has {len(store)} images; an index needs a local store of at least 256")
     if len(store) < WORTH_IT:
-        logger.info("without an index, search is as quick up to some %d pictures, and finds more", WORTH_IT)
+        logger.info("without an index, search is as quick up to some %d images, and finds more", WORTH_IT)
     began = time.perf_counter()
     partitions = max(2, round(len(store) ** 0.5))
     store.build_index(partitions)

@@ -199,7 +199,7 @@ def choose_kept(vectors: Vectors, planes: BitPlanes) -> tuple[tuple[int, int], f
     """Find how many rows the sieves must keep for a recall@10 of `ENOUGH`; return that with the recall measured.
 
     Half of the sample's queries are rows of the collection, and half are rows under as much noise as leaves them
-    cosines of 0.3: as far as words are from pictures, and far harder. The recall is that of the worse half.
+    cosines of 0.3: as far as words are from images, and far harder. The recall is that of the worse half.
     """
     queries = sample_queries(vectors)
     true = rank_many(vectors, queries, 10)

@@ -1,4 +1,4 @@
-"""Search a store by words, by a picture, or by sums of both."""
+"""Search a store by words, by an image, or by sums of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lamplit.unit_vectors import as_array, normalize
 if TYPE_CHECKING:  # a model brings torch, and a search by words does without
     from torch import Tensor
 
-    from lamplit.model import LiT, Picture
+    from lamplit.model import ImageInput, LiT
     from lamplit.towers.texts.word_reader import WordReader
 
 FIRST = 100  # the best of the candidates; whatever is asked for beyond comes from the product of all rows
@@ -27,9 +27,9 @@ FIRST = 100  # the best of the candidates; whatever is asked for beyond comes fr
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture that was found."""
+    """One image that was found."""
 
-    score: float  # cosine of query and picture
+    score: float  # cosine of query and image
     id: str
     path: str
     texts: list[str]
@@ -39,7 +39,7 @@ class Hit:
 class Searcher:
     """An open store with the model that reads it.
 
-    Up to `collection.SMALL` pictures search is exact. Of more, the first 100 hits are the best of candidates by their
+    Up to `collection.SMALL` images search is exact. Of more, the first 100 hits are the best of candidates by their
     bits, as many as gave a recall@10 of 0.99 when the store was written; further pages are exact among all that
     are not on the first.
 
@@ -47,7 +47,7 @@ class Searcher:
         model: may be open with its text tower alone, for words; or a `WordReader`, which needs no torch.
         store: of the same image tower.
         exact: take the product of all rows always.
-        small: up to how many pictures search is exact anyway.
+        small: up to how many images search is exact anyway.
 
     Raises:
         StoreError: the store was embedded by another tower than the model reads.
@@ -65,12 +65,12 @@ class Searcher:
         self,
         query: str | None = None,
         *,
-        image: Picture | None = None,
+        image: ImageInput | None = None,
         k: int = 10,
         offset: int = 0,
         where: str | None = None,
     ) -> list[Hit]:
-        """Find the k pictures nearest to words, a picture, or both: their unit vectors are added.
+        """Find the k images nearest to words, an image, or both: their unit vectors are added.
 
         Args:
             query: words; or a sum such as `"beach" - "people"`, see `queries.parse_query`.
@@ -80,15 +80,15 @@ class Searcher:
             where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
 
         Raises:
-            UsageError: neither words nor picture, a sum that cannot be read or is nothing, or a wrong condition.
-            ImageError: the picture cannot be used.
+            UsageError: neither words nor image, a sum that cannot be read or is nothing, or a wrong condition.
+            ImageError: the image cannot be used.
         """
         return self.nearest(self.encode(query, image), k, offset=offset, where=where)
 
-    def encode(self, query: str | None = None, image: Picture | None = None) -> NDArray[np.float32]:
+    def encode(self, query: str | None = None, image: ImageInput | None = None) -> NDArray[np.float32]:
         """Bring a query into the joint space: a (D,) float32 unit vector; arguments and errors as of `search`."""
         if query is None and image is None:
-            raise UsageError("search takes words, a picture, or both")
+            raise UsageError("search takes words, an image, or both")
         vectors, weights = [], []
         if query is not None:
             terms = parse_query(query)
@@ -106,13 +106,13 @@ class Searcher:
     def nearest(
         self, vector: NDArray[np.float32] | Tensor, k: int, *, offset: int = 0, where: str | None = None
     ) -> list[Hit]:
-        """Find the k pictures with the highest cosine to one (D,) unit vector; `offset` and `where` as of `search`.
+        """Find the k images with the highest cosine to one (D,) unit vector; `offset` and `where` as of `search`.
 
         Raises:
             UsageError: a wrong condition, or numbers below zero.
         """
         if k < 0 or offset < 0:
-            raise UsageError(f"k and offset count pictures; {k} and {offset} cannot be")
+            raise UsageError(f"k and offset count images; {k} and {offset} cannot be")
         allowed = None if where is None else self.store.where(where)
         found = self._find(as_array(vector), offset + k, allowed, where)
         rows = self.store.rows(found.places[offset:].tolist())
@@ -145,7 +145,7 @@ def search(
     store: Store,
     query: str | None = None,
     *,
-    image: Picture | None = None,
+    image: ImageInput | None = None,
     k: int = 10,
     offset: int = 0,
     where: str | None = None,

@@ -1,4 +1,4 @@
-"""Pictures that a store has more than once: the same bytes, or vectors that lie so near that the pictures do too."""
+"""Images that a store has more than once: the same bytes, or vectors that lie so near that the images do too."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _CHUNK = 1024  # 4 MB of cosines at a time
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One picture of a group."""
+    """One image of a group."""
 
     id: str
     path: str
     cosine: float  # to the nearest other one
-    copy_of: str | None  # id of the first picture of the group with the very same content
+    copy_of: str | None  # id of the first image of the group with the very same content
 
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Pictures that hang together by near pairs, in the order of their ids; the ends of a long chain may differ."""
+    """Images that hang together by near pairs, in the order of their ids; the ends of a long chain may differ."""
 
-    pictures: list[Duplicate]
+    images: list[Duplicate]
 
 
 def find_duplicates(
     store: Store, *, threshold: float = THRESHOLD, chunk_size: int = _CHUNK, progress: bool = False
 ) -> list[DuplicateGroup]:
-    """Group the pictures of a store by content hash and by the cosine of their vectors, biggest group first.
+    """Group the images of a store by content hash and by the cosine of their vectors, biggest group first.
 
-    Two pictures are in one group where a chain of pairs with a cosine of at least `threshold` leads from one to the
+    Two images are in one group where a chain of pairs with a cosine of at least `threshold` leads from one to the
     other. The vectors are those of the tower, also where the store is centred. Time grows with the square of the
-    number of pictures (100,000 of width 512: minutes); memory holds their vectors and chunks of cosines.
+    number of images (100,000 of width 512: minutes); memory holds their vectors and chunks of cosines.
 
     Args:
         store: any store; for one of imported vectors, the same content is the same vector.
-        threshold: lowest cosine of a pair. How alike pictures of one cosine look depends on the tower.
+        threshold: lowest cosine of a pair. How alike images of one cosine look depends on the tower.
         chunk_size: cosines in one piece, squared; changes nothing but speed and memory.
         progress: show a bar on stderr.
 
@@ -61,13 +61,13 @@ def find_duplicates(
     nearest = np.zeros(len(vectors), np.float32)
     copies = (first != np.arange(len(first))).nonzero()[0]
     nearest[copies] = nearest[first[copies]] = 1.0
-    labels = first.copy()  # of each picture, the place of the first one of its group
+    labels = first.copy()  # of each image, the place of the first one of its group
     with progress_bar("duplicates", len(vectors), shown=progress) as advance:
         for rows, others, cosines in _tiles(vectors, chunk_size):
             if not cosines.max() < limit:  # of most tiles nothing more is asked; one NaN hides no pair
                 np.fmax(nearest[rows], np.fmax.reduce(cosines, 1), out=nearest[rows])
                 np.fmax(nearest[others], np.fmax.reduce(cosines, 0), out=nearest[others])
-                # Pairs in one group already join nothing: where many pictures are alike, that is most of them.
+                # Pairs in one group already join nothing: where many images are alike, that is most of them.
                 apart = (cosines >= limit) & (labels[rows, None] != labels[others])
                 places = np.flatnonzero(apart)  # 20 times as fast as nonzero in two dimensions
                 left, right = np.unravel_index(places, apart.shape)
@@ -82,7 +82,7 @@ def join(labels: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.i
     """Join the groups of `left[i]` and `right[i]` for all i.
 
     Args:
-        labels: (N,) for each picture, the lowest place in its group.
+        labels: (N,) for each image, the lowest place in its group.
         left: (E,) places.
         right: (E,) places.
 
@@ -101,7 +101,7 @@ def join(labels: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.i
 
 
 def _first_of_same(hashes: list[str]) -> NDArray[np.int64]:
-    """(N,) for each picture, the place of the first with its content."""
+    """(N,) for each image, the place of the first with its content."""
     places: dict[str, int] = {}
     return np.array([places.setdefault(content, place) for place, content in enumerate(hashes)], dtype=np.int64)
 

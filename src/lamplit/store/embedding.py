@@ -1,4 +1,4 @@
-"""Embed pairs once with a locked image tower: from pictures to a store, resumable anywhere."""
+"""Embed pairs once with a locked image tower: from images to a store, resumable anywhere."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ COMMIT_ROWS = 4096
 
 @dataclass
 class EmbedReport:
-    """What one run of `embed` did, in pictures."""
+    """What one run of `embed` did, in images."""
 
     store: str
     tower: str
     engine: str = "none"
     embedded: int = 0
-    updated: int = 0  # embedded again, because the picture changed, or given new texts or another path
+    updated: int = 0  # embedded again, because the image changed, or given new texts or another path
     unchanged: int = 0
     moved: int = 0  # of another path with the same content: given the vector that is stored
     missing: int = 0  # rows that stay in the store though their files are gone from the source's folder
@@ -65,10 +65,10 @@ def embed(
     device: str | None = None,
     progress: bool = False,
 ) -> EmbedReport:
-    """Embed the pictures of `source` into the store `out`, each once.
+    """Embed the images of `source` into the store `out`, each once.
 
-    Run again, it embeds only what is new or changed; killed, it goes on from the last commit. A picture that was
-    moved, renamed or copied is known by its content, and gets the vector that is stored. Pictures that cannot be
+    Run again, it embeds only what is new or changed; killed, it goes on from the last commit. An image that was
+    moved, renamed or copied is known by its content, and gets the vector that is stored. Images that cannot be
     used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
 
     Nothing is deleted but by `prune`, and then only a row of which three things are true: the source does not name
@@ -82,22 +82,22 @@ def embed(
         tower: what `open_image_tower` opens, or an open tower.
         tower_weights: weights file for the tower, or `"random"`.
         pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
-        image_column: column with the pictures, where it is not found by its name.
+        image_column: column with the images, where it is not found by its name.
         text_column: column (or columns, by commas) with the texts.
         center: for a new store, subtract the mean of its vectors from every vector that is read from it.
-        prune: delete the rows of pictures that are gone, at the end of a run that reached it.
+        prune: delete the rows of images that are gone, at the end of a run that reached it.
         engine: what runs the tower; `auto` measures.
-        batch_size: pictures that are decoded and embedded together; torch on a CPU takes 16 of them at a time.
+        batch_size: images that are decoded and embedded together; torch on a CPU takes 16 of them at a time.
         workers: processes that decode ahead of the tower; with any, a script needs
             `if __name__ == "__main__":`.
-        max_pixels: pictures of more are skipped unseen.
+        max_pixels: images of more are skipped unseen.
         device: torch device; by default the accelerator, if there is one.
         progress: show a bar on stderr.
 
     Raises:
         PairsError: the source cannot be read.
         TowerError: the tower cannot be opened.
-        StoreError: the store belongs to another tower, or no picture could be embedded.
+        StoreError: the store belongs to another tower, or no image could be embedded.
         UsageError: there is no such pooling, or the tower is open already.
     """
     started = time.monotonic()
@@ -140,7 +140,7 @@ def embed(
     report.updated = writer.updated
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
-        found = "no pictures" if not report.skipped else f"none of {len(report.skipped)} pictures could be used"
+        found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"
         listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
         raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
     report.seconds = time.monotonic() - started
@@ -162,7 +162,7 @@ def open_source(
     if not isinstance(tower, ImageTower):
         raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "pictures.lance"
+        out = Path(folder) / "images.lance"
         report = embed(source, out, tower=tower, center=False, progress=progress)
         yield Store(out), report.skipped
 
@@ -171,20 +171,20 @@ class _Tower:
     """Runs the tower on batches, by the engine that is picked on the first of them."""
 
     def __init__(
-        self, tower: ImageTower, name: EngineName, device: torch.device, num_pictures: int | None, batch_size: int
+        self, tower: ImageTower, name: EngineName, device: torch.device, num_images: int | None, batch_size: int
     ) -> None:
         self.tower, self.name, self.device = tower, name, device
-        self.num_pictures, self.batch_size = num_pictures, batch_size
+        self.num_images, self.batch_size = num_images, batch_size
         self.engine = "none"
         self._run: Engine | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
-        """(B, 3, height, width) uint8 pictures of the batch in, (B, D) float32 unit vectors out."""
+        """(B, 3, height, width) uint8 images of the batch in, (B, D) float32 unit vectors out."""
         if self._run is None:
             # A batch that is not full is all there is.
-            left = batch.size if batch.size < self.batch_size else self.num_pictures
+            left = batch.size if batch.size < self.batch_size else self.num_images
             self.engine, self._run, vectors = choose_engine(
-                self.tower, self.name, batch.images, num_pictures=left, device=self.device
+                self.tower, self.name, batch.images, num_images=left, device=self.device
             )
             return vectors
         return self._run(batch.images)
@@ -220,7 +220,7 @@ class _Writer:
             self._stored_texts = self.store.texts_and_metadata()
 
     def add(self, batch: Batch, vectors: Tensor, engine: str) -> None:
-        """Take embedded pictures, and which engine embedded them."""
+        """Take embedded images, and which engine embedded them."""
         self.engine = engine
         for pair, content_hash, vector in zip(batch.pairs, batch.hashes, vectors, strict=True):
             self.seen.add(pair.id)
@@ -228,7 +228,7 @@ class _Writer:
         self._commit_if_due()
 
     def reuse(self, stored: list[tuple[Pair, str]]) -> None:
-        """Take pictures whose content the store has under other ids, with the vectors that are there."""
+        """Take images whose content the store has under other ids, with the vectors that are there."""
         if not stored:
             return
         vectors = self._before.vectors_at([self.places[content_hash] for _, content_hash in stored])
@@ -238,7 +238,7 @@ class _Writer:
         self._commit_if_due()
 
     def keep(self, pairs: list[Pair]) -> None:
-        """Take pictures whose vectors are in the store; write those whose texts, metadata or path are new."""
+        """Take images whose vectors are in the store; write those whose texts, metadata or path are new."""
         for pair in pairs:
             self.seen.add(pair.id)
             texts, metadata = self._stored_texts[pair.id]
@@ -306,7 +306,7 @@ def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
 
 
 def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
-    """Write the list of a run's skipped pictures beside the store, or remove the last run's; return its path."""
+    """Write the list of a run's skipped images beside the store, or remove the last run's; return its path."""
     file = Path(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
     if not skipped:
         file.unlink(missing_ok=True)

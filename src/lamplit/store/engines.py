@@ -29,8 +29,8 @@ from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
 EngineName = Literal["auto", "torch", "compile", "onnx"]
 Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
 
-SAMPLE = 8  # pictures that engines are compared on
-CPU_PICTURES = 16  # in one pass of torch; its activations pass through the cache, and more pictures are no faster
+SAMPLE = 8  # images that engines are compared on
+CPU_IMAGES = 16  # in one pass of torch; its activations pass through the cache, and more images are no faster
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
 # Seconds that the eager tower must have before it for the start of another engine to pay.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
@@ -49,18 +49,18 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def choose_engine(
-    tower: ImageTower, name: EngineName, images: Tensor, *, num_pictures: int | None, device: torch.device
+    tower: ImageTower, name: EngineName, images: Tensor, *, num_images: int | None, device: torch.device
 ) -> tuple[str, Engine, Tensor]:
     """Pick what runs `tower`; return its name, it, and the vectors of `images` (the first batch).
 
-    `auto` times torch on the first batch, and tries another engine where the pictures left make its start pay. An
-    engine is taken if it agrees with torch to `TOLERANCE` on real pictures and is faster on them.
+    `auto` times torch on the first batch, and tries another engine where the images left make its start pay. An
+    engine is taken if it agrees with torch to `TOLERANCE` on real images and is faster on them.
 
     Args:
         tower: what is to run.
         name: the engine asked for.
-        images: (B, 3, height, width) uint8 pictures.
-        num_pictures: how many there are in all, if that is known.
+        images: (B, 3, height, width) uint8 images.
+        num_images: how many there are in all, if that is known.
         device: where torch runs.
 
     Raises:
@@ -79,8 +79,8 @@ def choose_engine(
         if other == "onnx" and device.type != "cpu":
             continue
         # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
-        left = _START_PAYS["onnx"] if num_pictures is None else seconds / len(images) * num_pictures
-        ready = other == "onnx" and _onnx_file(tower).is_file() and (num_pictures or 0) >= 20 * SAMPLE
+        left = _START_PAYS["onnx"] if num_images is None else seconds / len(images) * num_images
+        ready = other == "onnx" and _onnx_file(tower).is_file() and (num_images or 0) >= 20 * SAMPLE
         if left < _START_PAYS[other] and not ready:
             continue
         try:
@@ -116,7 +116,7 @@ def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = F
         _keep_freed_memory()
 
     def run(images: Tensor) -> Tensor:
-        parts = torch.split(images, CPU_PICTURES) if device.type == "cpu" else [images]
+        parts = torch.split(images, CPU_IMAGES) if device.type == "cpu" else [images]
         return torch.cat([F.normalize(function(part.to(device, non_blocking=True)), dim=-1).cpu() for part in parts])
 
     return run
@@ -136,14 +136,14 @@ def _keep_freed_memory() -> None:
 
 
 class _Features(nn.Module):
-    """A tower behind its preprocessing: (B, 3, height, width) normalised pictures in, (B, D) pooled features out."""
+    """A tower behind its preprocessing: (B, 3, height, width) normalised images in, (B, D) pooled features out."""
 
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()
         self.backbone, self.pool = tower.backbone, tower.pool
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return pool_features(self.backbone, pictures, self.pool)
+    def forward(self, images: Tensor) -> Tensor:
+        return pool_features(self.backbone, images, self.pool)
 
 
 def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
@@ -151,9 +151,9 @@ def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
     threads = torch.get_num_threads()
     session = open_onnx(file, threads) if file.is_file() else None
     if session is None:  # not made yet, or damaged since
-        pictures = tower.preprocessing.normalize(sample[:2])
+        example = tower.preprocessing.normalize(sample[:2])
         graph = _Features(tower)
-        write_onnx(graph, {"pictures": pictures}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
+        write_onnx(graph, {"images": example}, file, name=tower.spec, axes=[{0: torch.export.Dim("batch")}])
         session = open_onnx(file, threads)
     if session is None:
         raise TowerError(f"ONNX Runtime cannot read {tower.spec} as torch exported it")

@@ -38,7 +38,7 @@ _LAYOUT = ("image_path", "caption", "texts")
 
 @dataclass
 class ImportReport:
-    """What `import_vectors` did, in pictures."""
+    """What `import_vectors` did, in images."""
 
     store: str
     tower: str
@@ -57,7 +57,7 @@ class VectorsReport:
     folder: str
     tower: str
     width: int
-    pictures: int
+    images: int
     parts: int
 
 
@@ -75,7 +75,7 @@ def import_vectors(
     """Make the store `out` of vectors that are there already.
 
     The store appears in one commit at the end: interrupted, there is none, and running again starts over. Ids are
-    the numbers of the source's rows. Rows whose vectors are equal to the bit count as one picture. Vectors that
+    the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
     cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
 
     Args:
@@ -83,9 +83,9 @@ def import_vectors(
         out: the store to make; there must be none yet.
         tower: the name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not opened;
             stores of one name and width fit each other, and a model tuned on one reads them all.
-        pairs: texts and pictures for a `.npy`, in its order.
+        pairs: texts and images for a `.npy`, in its order.
         vector_column: column with the vectors, where it is not found by its name or as the only one.
-        image_column: column with the pictures' paths, where it is not found by its name.
+        image_column: column with the images' paths, where it is not found by its name.
         text_column: column (or columns, by commas) with the texts.
         progress: show a bar on stderr.
 

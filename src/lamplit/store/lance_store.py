@@ -1,4 +1,4 @@
-"""The store: pairs and the vectors of their pictures under one locked tower, in one Lance table.
+"""The store: pairs and the vectors of their images under one locked tower, in one Lance table.
 
 The same table is the tuning cache, what a model is evaluated on, and the search index. It opens in anything
 that reads Lance (LanceDB, DuckDB, Polars, Ray, Spark).
@@ -130,7 +130,7 @@ class Store:
         return None if self._center is None else torch.tensor(self._center)
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Count the images."""
         return int(self._table.count_rows())
 
     @property
@@ -163,7 +163,7 @@ class Store:
         self._refresh()
 
     def finish(self) -> None:
-        """Fix the centre of a centred store once its first pictures are in, and merge small fragments."""
+        """Fix the centre of a centred store once its first images are in, and merge small fragments."""
         if self.centered and self._center is None:
             self._center = self.vectors().mean(0).tolist()
             values = json.loads(self._table.schema.metadata[_METADATA_KEY.encode()])
@@ -178,17 +178,17 @@ class Store:
         return {name: fitted(metadata.get(name), schema.field(name).type) for name in self.metadata_columns}
 
     def hashes(self) -> dict[str, str]:
-        """Content hash of every picture, by id."""
+        """Content hash of every image, by id."""
         table = self._table.to_table(columns=["id", "hash"])
         return dict(zip(table["id"].to_pylist(), table["hash"].to_pylist(), strict=True))
 
     def paths(self) -> dict[str, str]:
-        """Path of every picture as it was when it was embedded, by id."""
+        """Path of every image as it was when it was embedded, by id."""
         table = self._table.to_table(columns=["id", "path"])
         return dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
 
     def texts_and_metadata(self) -> dict[str, tuple[list[str], dict[str, Any]]]:
-        """Texts and metadata of every picture, by id."""
+        """Texts and metadata of every image, by id."""
         names = self.metadata_columns
         rows = self._table.to_table(columns=["id", "texts", *names]).to_pylist()
         return {row["id"]: (row["texts"], {name: row[name] for name in names}) for row in rows}
@@ -206,7 +206,7 @@ class Store:
         return values
 
     def texts(self, column: str = "texts") -> list[list[str]]:
-        """Texts of each picture, from the pairs' own text column or a metadata column of text (or lists of it).
+        """Texts of each image, from the pairs' own text column or a metadata column of text (or lists of it).
 
         Raises:
             StoreError: no such column, or one that holds no text.
@@ -305,7 +305,7 @@ class Store:
             StoreError: naming both towers and the way out.
         """
         if tower.fingerprint != self.tower.fingerprint:
-            way_out = "Embed the pictures again with: lamplit embed SOURCE"
+            way_out = "Embed the images again with: lamplit embed SOURCE"
             if tower.imported:
                 way_out = "Import vectors of that tower, by that name, with: lamplit import SOURCE"
             raise StoreError(

@@ -17,7 +17,7 @@ COLUMNS = ("id", "path", "hash", "texts", "vector")  # every other column is the
 
 @dataclass
 class Row:
-    """One picture of the store; `vector` is (D,) with unit length, or nothing to keep a stored one."""
+    """One image of the store; `vector` is (D,) with unit length, or nothing to keep a stored one."""
 
     id: str
     path: str

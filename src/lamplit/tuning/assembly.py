@@ -25,7 +25,7 @@ from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.large_batch import Part
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups, warmup_cosine
 from lamplit.tuning.settings import TuneSettings
-from lamplit.tuning.sides import Constants, Pictures, Texts, text_features
+from lamplit.tuning.sides import Constants, Images, Texts, text_features
 from lamplit.tuning.split import Links
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Assembly:
         self.locked["text tower"] = self.text_tower.encoder.requires_grad_(False)
         return Constants(text_features(self.text_tower, texts).cpu(), self.text_tower.head, self.device)
 
-    def _image_side(self) -> Constants | Pictures:
+    def _image_side(self) -> Constants | Images:
         tower, settings = self.image_tower, self.settings
         if not settings.image_trains:
             if tower is not None:
@@ -107,7 +107,7 @@ class Assembly:
         for group in parameter_groups(tower, weight_decay=decay):
             self.optimizer.add_param_group(group | {"lr": 0.0, "peak": settings.peak_image_lr, "start": start})
         # A tower from scratch has no statistics to keep; those of a pre-trained one stay, as when it was locked.
-        return Pictures(tower, self.model.image_head, self.device, trains_statistics=settings.mode[0] == "u")
+        return Images(tower, self.model.image_head, self.device, trains_statistics=settings.mode[0] == "u")
 
     def set_rates(self, step: int) -> dict[str, float]:
         """Set the learning rates of a step (from 0); return them by their names in the log."""
@@ -121,10 +121,10 @@ class Assembly:
         rates = {"lr": self.optimizer.param_groups[0]["lr"]}
         return rates | ({"image_lr": self.optimizer.param_groups[-1]["lr"]} if self.settings.image_trains else {})
 
-    def sides(self, pictures: Tensor, texts: Tensor, step: int) -> list[Part | Tensor]:
-        """Return what a step encodes, or its unit vectors where nothing trains: pictures, then texts."""
+    def sides(self, images: Tensor, texts: Tensor, step: int) -> list[Part | Tensor]:
+        """Return what a step encodes, or its unit vectors where nothing trains: images, then texts."""
         if isinstance(self.image_side, Constants):
-            return [self.image_side.take(pictures), self.text_side.take(texts)]
+            return [self.image_side.take(images), self.text_side.take(texts)]
         start = self.optimizer.param_groups[-1]["start"]
         return [self.image_side.take(self._encode_images, trains=step >= start), self.text_side.take(texts)]
 
@@ -136,15 +136,15 @@ class Assembly:
         return sigmoid_loss(zimg, ztxt, scale, bias, image_ids=image_ids, text_ids=text_ids)
 
     @torch.no_grad()
-    def picture_vectors(self, links: Links) -> tuple[Tensor, Links]:
-        """Return unit vectors of the linked pictures as the model has them now, and the links of these.
+    def image_vectors(self, links: Links) -> tuple[Tensor, Links]:
+        """Return unit vectors of the linked images as the model has them now, and the links of these.
 
-        Pictures that cannot be read are left out.
+        Images that cannot be read are left out.
 
         Raises:
             TuneError: none of them can.
         """
-        rows, places = torch.unique(links.picture_index, return_inverse=True)
+        rows, places = torch.unique(links.image_index, return_inverse=True)
         if isinstance(self.image_side, Constants):
             zimg, head = self.zimg[rows].to(self.device), self.model.image_head  # centred already
             zimg = zimg if head is None else F.normalize(head(zimg), dim=-1)
@@ -158,13 +158,13 @@ class Assembly:
             good[torch.tensor(crops.good) + 64 * number] = True
             parts.append(self.model.project(F.normalize(self._encode_images(crops.images), dim=-1)))
         if not parts:
-            raise TuneError(f"none of {len(rows)} held-out pictures could be read, {self.paths[int(rows[0])]} first")
+            raise TuneError(f"none of {len(rows)} held-out images could be read, {self.paths[int(rows[0])]} first")
         kept = good[places]
         moved = (good.cumsum(0) - 1)[places[kept]]
         return torch.cat(parts), Links(links.texts, moved, links.text_index[kept])
 
-    def require_pictures(self, rows: Tensor) -> None:
-        """Refuse to tune an image tower on pictures that are not files here.
+    def require_images(self, rows: Tensor) -> None:
+        """Refuse to tune an image tower on images that are not files here.
 
         Raises:
             TuneError: naming one, and the way out.
@@ -172,8 +172,8 @@ class Assembly:
         lost = [self.paths[row] for row in torch.unique(rows).tolist() if not Path(self.paths[row]).is_file()]
         if lost:
             raise TuneError(
-                f"mode {self.settings.mode} reads pictures again in every epoch, and {len(lost)} of the store's are "
-                f"not files here, {lost[0]} among them. Bring them back; unpack pictures that are inside an archive "
+                f"mode {self.settings.mode} reads images again in every epoch, and {len(lost)} of the store's are "
+                f"not files here, {lost[0]} among them. Bring them back; unpack images that are inside an archive "
                 "into a folder, and embed them from there"
             )
 

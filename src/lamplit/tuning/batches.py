@@ -18,7 +18,7 @@ class Batches:
 
     Args:
         pairs: what is tuned on.
-        paths: the picture of each row of the store.
+        paths: the image of each row of the store.
         settings: batch size, epochs or steps, seed, augmentation.
     """
 
@@ -33,16 +33,16 @@ class Batches:
     def rows(self, step: int) -> Tensor:
         """Places of the pairs of one step, (B,)."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch not in self._orders:  # pictures are read some steps ahead, so two epochs may be under way
+        if epoch not in self._orders:  # images are read some steps ahead, so two epochs may be under way
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.pairs), generator=generator)
             self._orders = {e: kept for e, kept in self._orders.items() if e == epoch - 1} | {epoch: order}
         return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
 
     def crops(self, first: int) -> Iterator[list[Crop]]:
-        """Yield the pictures of each step from step `first` on; every crop has a seed of its own."""
+        """Yield the images of each step from step `first` on; every crop has a seed of its own."""
         for step in range(first, self.total_steps):
             seed = (self.settings.seed * 1_000_003 + step) << 24
-            rows = self.pairs.picture_index[self.rows(step)].tolist()
+            rows = self.pairs.image_index[self.rows(step)].tolist()
             random = self.settings.augment == "inception"
             yield [Crop(self.paths[row], seed + place if random else None) for place, row in enumerate(rows)]

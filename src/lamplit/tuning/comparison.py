@@ -83,7 +83,7 @@ def compare(
         modes: the paper's two letters, such as `Lu`, `LU`, `UU`, `uu`.
         seeds: runs of each choice.
         settings: other dials of `TuneSettings`, the same for all runs.
-        workers: processes that decode pictures.
+        workers: processes that decode images.
         progress: show bars on stderr.
 
     Raises:
@@ -119,7 +119,7 @@ def compare(
     return comparison
 
 
-def draw_comparison(comparison: Comparison, picture: Path) -> None:
+def draw_comparison(comparison: Comparison, image: Path) -> None:
     """Draw recall@1 both ways for every choice, with its spread over the seeds, as a PNG."""
     cells = sorted(comparison.cells, key=lambda cell: cell.mean(METRICS[0]))
     figure = Figure(figsize=(9, 1.2 + 0.42 * len(cells)), layout="constrained")
@@ -134,7 +134,7 @@ def draw_comparison(comparison: Comparison, picture: Path) -> None:
     axis.set_xlabel(f"held-out recall, mean and deviation of {comparison.seeds} seeds")
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="lower right")
-    figure.savefig(picture, dpi=110)
+    figure.savefig(image, dpi=110)
 
 
 def _stores(

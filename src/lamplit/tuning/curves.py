@@ -1,4 +1,4 @@
-"""A picture of a run: loss, learning rate, logit scale and held-out recall over the steps."""
+"""An image of a run: loss, learning rate, logit scale and held-out recall over the steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RECALLS = (
 )
 
 
-def draw_curves(log: Path, picture: Path) -> None:
+def draw_curves(log: Path, image: Path) -> None:
     """Draw a run's `log.jsonl` as a PNG."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -40,4 +40,4 @@ def draw_curves(log: Path, picture: Path) -> None:
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(image, dpi=110)

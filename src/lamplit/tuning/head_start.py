@@ -1,11 +1,11 @@
 """A zero-shot text head in closed form, before the first step.
 
 A supervised tower's own classifier is a set of (class name, vector in this very space) pairs that needs no
-picture. Ridge regression from text features to those vectors, and to the vectors of the training pictures,
+image. Ridge regression from text features to those vectors, and to the vectors of the training images,
 gives the text tower a head that already reads the locked space.
 
-A classifier's vector points to where a class differs from the others; the mean of a class's pictures does not,
-it is dominated by what all pictures share. Multiplying picture vectors by the inverse of their shrunken
+A classifier's vector points to where a class differs from the others; the mean of a class's images does not,
+it is dominated by what all images share. Multiplying image vectors by the inverse of their shrunken
 covariance (as linear discriminant analysis does) makes the two alike, so that they can teach one head.
 """
 
@@ -35,7 +35,7 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
 
     Args:
         text_tower: its features are used as they are; only the head changes.
-        zimg: unit vectors of the training pictures, (N, D).
+        zimg: unit vectors of the training images, (N, D).
         texts: their texts, N.
         class_head: the image tower's classifier, where there is one.
     """
@@ -57,7 +57,7 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
         targets.append(F.normalize(vectors - vectors.mean(0), dim=-1)[[c for _, c in names]])
         weights.append(torch.ones(len(names), device=device))
     matrix = _ridge(torch.cat(inputs), torch.cat(targets), torch.cat(weights))  # (feature width, D)
-    # What all pictures share says nothing about any of them; a text that pointed there would match them all.
+    # What all images share says nothing about any of them; a text that pointed there would match them all.
     direction = F.normalize(common, dim=0)
     matrix -= torch.outer(matrix @ direction, direction)
     matrix /= (inputs[0] @ matrix).norm(dim=-1).mean().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Tune two towers to read each other: with the image tower locked from the store alone, else from its pictures."""
+"""Tune two towers to read each other: with the image tower locked from the store alone, else from its images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lamplit.tuning.head_start import fit_head
 from lamplit.tuning.large_batch import backward_in_chunks
 from lamplit.tuning.run_folder import claim
 from lamplit.tuning.settings import TuneSettings
-from lamplit.tuning.sides import Pictures
+from lamplit.tuning.sides import Images
 from lamplit.tuning.split import held_out_recall, split_store
 from lamplit.tuning.tune_report import TuneReport, what_trains
 
@@ -45,7 +45,7 @@ def tune(
     workers: int = 0,
     progress: bool = False,
 ) -> TuneReport:
-    """Tune a text tower on a store, or both towers on its pictures, and leave the model in the folder `out`.
+    """Tune a text tower on a store, or both towers on its images, and leave the model in the folder `out`.
 
     Run again with the same settings it goes on from the last checkpoint, to the same bytes as a run that was
     never interrupted; a finished run is not repeated.
@@ -56,14 +56,14 @@ def tune(
         settings: the run's dials.
         device: torch device; by default the accelerator, if there is one.
         memory_budget: bytes of activations that may be kept in a step; by default half of what is free.
-        workers: processes that decode pictures, where the image tower trains; with any, a script needs
+        workers: processes that decode images, where the image tower trains; with any, a script needs
             `if __name__ == "__main__":`.
         progress: show a bar on stderr.
 
     Raises:
         StoreError: the store cannot be read.
         UsageError: the folder holds a run with other settings, or there is too little to tune on.
-        TuneError: the loss is no longer finite, or the image tower or its pictures are not there to be tuned.
+        TuneError: the loss is no longer finite, or the image tower or its images are not there to be tuned.
     """
     store = store if isinstance(store, Store) else Store(store)
     out = Path(out)
@@ -102,7 +102,7 @@ class _Run:
             batch_size=self.batches.batch_size, total_steps=self.total_steps, device=device,
         )  # fmt: skip
         if settings.image_trains:
-            self.assembly.require_pictures(torch.cat([self.train.picture_index, self.held_out.picture_index]))
+            self.assembly.require_images(torch.cat([self.train.image_index, self.held_out.image_index]))
         self.model, self.optimizer = self.assembly.model, self.assembly.optimizer
         self.state: dict[str, Any] = {"step": 0, "best": -1.0, "best_step": 0, "stale": 0}
         self.report = self._new_report(store)
@@ -117,7 +117,7 @@ class _Run:
         else:
             self._start()
         side = self.assembly.image_side
-        if isinstance(side, Pictures):
+        if isinstance(side, Images):
             side.open(self.batches.crops(self.state["step"]), self.workers)
         started = time.monotonic() - seconds
         with (
@@ -153,7 +153,7 @@ class _Run:
             chosen = self.train.text_index
             texts = [self.train.texts[i] for i in chosen.tolist()]
             tower = self.assembly.image_tower
-            zimg = self.assembly.zimg[self.train.picture_index]
+            zimg = self.assembly.zimg[self.train.image_index]
             fit_head(self.assembly.text_tower, zimg, texts, None if tower is None else tower.class_head)
         metrics = self._evaluate(0)
         self.state["start"] = metrics
@@ -170,16 +170,16 @@ class _Run:
         began = time.monotonic()
         rates = self.assembly.set_rates(step)
         rows = self.batches.rows(step)
-        if isinstance(self.assembly.image_side, Pictures):
+        if isinstance(self.assembly.image_side, Images):
             rows = rows[self.assembly.image_side.read()]
             if len(rows) < 2:
-                raise TuneError(f"fewer than two pictures of step {step + 1} could be read. {self._skipped_note()}")
-        pictures, texts = self.train.picture_index[rows], self.train.text_index[rows]
-        ids = {"image_ids": self.image_ids[pictures].to(self.device), "text_ids": texts.to(self.device)}
+                raise TuneError(f"fewer than two images of step {step + 1} could be read. {self._skipped_note()}")
+        images, texts = self.train.image_index[rows], self.train.text_index[rows]
+        ids = {"image_ids": self.image_ids[images].to(self.device), "text_ids": texts.to(self.device)}
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = backward_in_chunks(
-            self.assembly.sides(pictures, texts, step), partial(self.assembly.loss, **ids),
+            self.assembly.sides(images, texts, step), partial(self.assembly.loss, **ids),
             device=self.device, memory_budget=self.memory_budget,
         )  # fmt: skip
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -208,7 +208,7 @@ class _Run:
         """Measure held-out recall; keep the model if it is the best so far."""
         metrics: dict[str, float] = {}
         if self.held_out.texts:
-            zimg, links = self.assembly.picture_vectors(self.held_out)
+            zimg, links = self.assembly.image_vectors(self.held_out)
             metrics = held_out_recall(zimg, self.model.encode_texts(links.texts), links)
         score = metrics.get("mean_recall", float(step))  # with nothing held out the last model is the best
         if score > self.state["best"]:
@@ -224,7 +224,7 @@ class _Run:
         report.start, report.best, report.last = state["start"], state["best_metrics"], state["last_metrics"]
         report.best_step, report.steps, report.seconds = state["best_step"], state["step"], round(seconds, 2)
         report.fingerprint_after = self._fingerprint()
-        if isinstance(self.assembly.image_side, Pictures):
+        if isinstance(self.assembly.image_side, Images):
             report.skipped = self.assembly.image_side.skipped
             if report.skipped:
                 logger.warning("%s", self._skipped_note())
@@ -235,10 +235,10 @@ class _Run:
         return report
 
     def _skipped_note(self) -> str:
-        assert isinstance(self.assembly.image_side, Pictures)
+        assert isinstance(self.assembly.image_side, Images)
         skipped = self.assembly.image_side.skipped
         told = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
-        return f"{len(skipped)} pictures could not be read and were left out ({told}); all are listed in report.json"
+        return f"{len(skipped)} images could not be read and were left out ({told}); all are listed in report.json"
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -261,7 +261,7 @@ class _Run:
         if self.settings.loss == "softmax" and step + 1 == max(20, self.total_steps // 4) and mean > STUCK * guessing:
             logger.warning(
                 "after %d steps the loss is %.2f; guessing among %d pairs gives ln(%d) = %.2f, so the text tower has "
-                "learnt nothing yet. Check that texts and pictures belong together (lamplit info STORE shows some), "
+                "learnt nothing yet. Check that texts and images belong together (lamplit info STORE shows some), "
                 "then try a learning rate three times higher or lower than %.0e",
                 step + 1, mean, self.batches.batch_size, self.batches.batch_size, guessing, self.settings.peak_lr,
             )  # fmt: skip

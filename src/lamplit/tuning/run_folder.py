@@ -17,7 +17,7 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     """Note in the run's folder what it is a run of; return the report if that run is finished."""
     content = {
         "store": store.path if "://" in store.path else str(Path(store.path).resolve()),
-        "pictures": len(store),
+        "images": len(store),
         "tower": store.tower.fingerprint,
         **asdict(settings),
     }
@@ -43,5 +43,5 @@ def settings_of_run(model: Path, store: str) -> TuneSettings | None:
         return None
     values = json.loads(file.read_text())
     where = Path(values.pop("store"))
-    del values["pictures"], values["tower"]
+    del values["images"], values["tower"]
     return TuneSettings(**values) if where.resolve() == Path(store).resolve() else None

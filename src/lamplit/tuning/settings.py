@@ -16,7 +16,7 @@ class TuneSettings:
     """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE (tiny, small, base, large, huge, giant)."""
     mode: Literal["auto", "LL", "LU", "Lu", "UL", "UU", "Uu", "uL", "uU", "uu"] = "auto"
     """The paper's two letters, image tower first: L locked, U pre-trained and tuned, u from scratch (section 3.3).
-    With L first, vectors of the store are read, else its pictures. auto: L with U, or u where the text tower is new."""
+    With L first, vectors of the store are read, else its images. auto: L with U, or u where the text tower is new."""
     text_column: str = "texts"
     """Column of the store with the texts; another language's, say."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -49,8 +49,8 @@ class TuneSettings:
     image_head: bool = False
     """A linear layer behind the image tower, from the identity on; the paper's best setting has none."""
     augment: Literal["none", "inception"] = "none"
-    """What is done to pictures that are read in training: the paper's Inception crop (5 % to 100 % of the area), or
-    the tower's own resizing. A store's vectors are of whole pictures, whatever this says."""
+    """What is done to images that are read in training: the paper's Inception crop (5 % to 100 % of the area), or
+    the tower's own resizing. A store's vectors are of whole images, whatever this says."""
     context_length: int | None = None
     """Longest text in tokens; by default what the text tower was made for."""
     held_out: float = 0.2
@@ -114,7 +114,7 @@ class TuneSettings:
 
     @property
     def image_trains(self) -> bool:
-        """Whether the image tower changes, so that pictures are read."""
+        """Whether the image tower changes, so that images are read."""
         return self.mode[0] in "Uu"
 
     @property

@@ -1,4 +1,4 @@
-"""The two sides of a step: pictures and texts, each from a tower that trains or from vectors that do not change."""
+"""The two sides of a step: images and texts, each from a tower that trains or from vectors that do not change."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Texts:
         return cut_texts(self.encode, [self.tokens[i] for i in rows.tolist()])
 
 
-class Pictures:
-    """Pictures from their files, through an image tower that trains.
+class Images:
+    """Images from their files, through an image tower that trains.
 
     Args:
-        tower: maps uint8 pictures to features.
+        tower: maps uint8 images to features.
         head: maps unit features to the joint space, where there is one.
         device: where the tower is.
-        trains_statistics: whether BatchNorm normalises by the pictures at hand, as a tower from scratch must.
+        trains_statistics: whether BatchNorm normalises by the images at hand, as a tower from scratch must.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Pictures:
         self._crops = read_crops(batches, self.tower.preprocessing, workers=workers)
 
     def read(self) -> list[int]:
-        """Read the next batch; return the places in it whose pictures could be read."""
+        """Read the next batch; return the places in it whose images could be read."""
         assert self._crops is not None
         self._images, good, reasons = next(self._crops)
         self.skipped |= reasons
         return good
 
     def take(self, encode: Encode, *, trains: bool) -> Part | Tensor:
-        """Return the pictures that were read, to encode; without their tower as long as it does not train.
+        """Return the images that were read, to encode; without their tower as long as it does not train.
 
         Args:
-            encode: maps (n, 3, height, width) pictures to (n, D) features.
+            encode: maps (n, 3, height, width) images to (n, D) features.
             trains: whether the tower changes in this step.
         """
         height, width = self.tower.preprocessing.image_size
@@ -101,7 +101,7 @@ class Pictures:
         return vectors
 
     def _again(self, encode: Encode) -> Encode:
-        """Encode a second time: BatchNorm has counted these pictures already."""
+        """Encode a second time: BatchNorm has counted these images already."""
 
         def run(chunk: Tensor) -> Tensor:
             counting = [layer for layer in self._batch_norms() if layer.track_running_stats]

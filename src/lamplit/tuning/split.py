@@ -18,22 +18,22 @@ MOST_HELD_OUT = 5000  # distinct captions; more would only make every evaluation
 
 @dataclass(frozen=True)
 class Links:
-    """Pictures and texts with the true pairs between them: pair l is (picture_index[l], text_index[l])."""
+    """Images and texts with the true pairs between them: pair l is (image_index[l], text_index[l])."""
 
     texts: list[str]  # M distinct texts
-    picture_index: Tensor  # (L,) rows of the store
+    image_index: Tensor  # (L,) rows of the store
     text_index: Tensor  # (L,) places in texts
 
     def __len__(self) -> int:
         """Count the pairs."""
-        return len(self.picture_index)
+        return len(self.image_index)
 
 
 def link(rows: Sequence[int], texts: Sequence[Sequence[str]]) -> Links:
     """Link rows of a store to their texts; texts that differ in case only are one."""
     place: dict[str, int] = {}
     distinct: list[str] = []
-    pictures: list[int] = []
+    images: list[int] = []
     indices: list[int] = []
     for row, row_texts in zip(rows, texts, strict=True):
         for text in row_texts:
@@ -41,15 +41,15 @@ def link(rows: Sequence[int], texts: Sequence[Sequence[str]]) -> Links:
             if key not in place:
                 place[key] = len(distinct)
                 distinct.append(text)
-            pictures.append(row)
+            images.append(row)
             indices.append(place[key])
-    return Links(distinct, torch.tensor(pictures, dtype=torch.long), torch.tensor(indices, dtype=torch.long))
+    return Links(distinct, torch.tensor(images, dtype=torch.long), torch.tensor(indices, dtype=torch.long))
 
 
 def split_store(store: Store, text_column: str, fraction: float, seed: int) -> tuple[Links, Links]:
     """Split the store's pairs by caption into those to tune on and those held out.
 
-    A picture is held out if its first text is; no text of a held-out picture is tuned on, under any picture.
+    An image is held out if its first text is; no text of a held-out image is tuned on, under any image.
 
     Raises:
         UsageError: fewer than two pairs are left to tune on.
@@ -68,7 +68,7 @@ def split_store(store: Store, text_column: str, fraction: float, seed: int) -> t
     if len(links) < 2:
         raise UsageError(
             f"{store.path} has {len(links)} pairs to tune on in column {text_column!r} "
-            f"({len(rows)} of {len(texts)} pictures have a text there); tuning compares pairs, so give at least 2"
+            f"({len(rows)} of {len(texts)} images have a text there); tuning compares pairs, so give at least 2"
         )
     return links, link(kept, [texts[row] for row in kept])
 
@@ -81,7 +81,7 @@ def held_out_recall(zimg: Tensor, ztxt: Tensor, links: Links) -> dict[str, float
         ztxt: unit vectors of the linked texts, (M, D).
         links: the true pairs.
     """
-    rows, picture_index = torch.unique(links.picture_index, return_inverse=True)
-    metrics = retrieval_metrics(zimg[rows].to(ztxt.device), ztxt, picture_index, links.text_index)
+    rows, image_index = torch.unique(links.image_index, return_inverse=True)
+    metrics = retrieval_metrics(zimg[rows].to(ztxt.device), ztxt, image_index, links.text_index)
     recalls = [value for name, value in metrics.items() if "recall@" in name]
     return metrics | {"mean_recall": sum(recalls) / len(recalls)}

@@ -32,7 +32,7 @@ class TuneReport:
     seconds: float = 0.0
     fingerprint_before: str = ""
     fingerprint_after: str = ""  # of the image tower, computed again from its weights after the last step
-    skipped: dict[str, str] = field(default_factory=dict)  # pictures that could not be read in training, and why
+    skipped: dict[str, str] = field(default_factory=dict)  # images that could not be read in training, and why
 
 
 def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[str, float | str]]:

@@ -20,8 +20,8 @@ from lamplit.errors import TowerError, UsageError
 from lamplit.model import LiT
 
 FORMAT = 1
-STRANGER = "none"  # the label of a picture that is of none of the classes
-SEPARATOR = ";"  # of the labels of one picture, where labels are independent
+STRANGER = "none"  # the label of an image that is of none of the classes
+SEPARATOR = ";"  # of the labels of one image, where labels are independent
 _KIND = "lamplit classes"
 _MOST_BYTES = 2**28  # 256 MB: 20,000 classes of width 2,048
 _LONGEST_NAME = 1000
@@ -29,9 +29,9 @@ _LONGEST_NAME = 1000
 
 @dataclass(frozen=True, eq=False)
 class ClassList:
-    """Classes that pictures can be told by, with no text tower.
+    """Classes that images can be told by, with no text tower.
 
-    A picture's answer is its nearest class, if the cosine reaches the class's threshold, and else "none of these".
+    An image's answer is its nearest class, if the cosine reaches the class's threshold, and else "none of these".
     Where labels are independent (`logit_bias` is a number), it is every class whose threshold is reached.
     """
 
@@ -47,24 +47,24 @@ class ClassList:
 
     @property
     def independent(self) -> bool:
-        """Whether a picture may have several of the classes."""
+        """Whether an image may have several of the classes."""
         return self.logit_bias is not None
 
     def require_model(self, model: LiT) -> None:
-        """Refuse the pictures of another tower.
+        """Refuse the images of another tower.
 
         Raises:
             TowerError: naming both.
         """
         if model.space != self.space:
             raise TowerError(
-                f"the class list was made for pictures of {self.image_tower} (fingerprint {self.space}), not for those "
+                f"the class list was made for images of {self.image_tower} (fingerprint {self.space}), not for those "
                 f"of {model.identity.spec} (fingerprint {model.space}); make one with: lamplit classes MODEL --classes "
                 "a,b,c --out classes.json"
             )
 
     def cosines(self, zimg: Tensor) -> Tensor:
-        """Cosines of (N, D) pictures with the classes, (N, C) on the CPU."""
+        """Cosines of (N, D) images with the classes, (N, C) on the CPU."""
         return zimg.detach().float().cpu() @ self.vectors.T
 
     def probabilities(self, cosines: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class ClassList:
         return (self.logit_scale * cosines).softmax(-1)
 
     def given(self, cosines: Tensor) -> Tensor:
-        """Tell which classes are the answer, (N, C) of bool; a picture without any is of none of these."""
+        """Tell which classes are the answer, (N, C) of bool; an image without any is of none of these."""
         reached = torch.ones_like(cosines, dtype=torch.bool)
         if self.thresholds is not None:
             reached = cosines.double() >= torch.tensor(self.thresholds, dtype=torch.float64)
@@ -83,21 +83,21 @@ class ClassList:
         return reached & torch.nn.functional.one_hot(cosines.argmax(1), len(self.names)).bool()
 
     def classify(self, zimg: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify (N, D) pictures: `probabilities` and `given`, both (N, C)."""
+        """Classify (N, D) images: `probabilities` and `given`, both (N, C)."""
         cosines = self.cosines(zimg)
         return self.probabilities(cosines), self.given(cosines)
 
     def read_labels(self, cells: Sequence[object]) -> tuple[list[int], Tensor]:
-        """Read a column of labels: names of classes, or `none` for a picture of none of them.
+        """Read a column of labels: names of classes, or `none` for an image of none of them.
 
-        A cell may be a list of names, or names between `;`, where labels are independent. Empty ones are of pictures
+        A cell may be a list of names, or names between `;`, where labels are independent. Empty ones are of images
         that nobody labelled.
 
         Returns:
             The rows that are labelled, n of them, and which classes each has, (n, C) of bool.
 
         Raises:
-            UsageError: a label is no class of the list, or a picture has two although they exclude each other.
+            UsageError: a label is no class of the list, or an image has two although they exclude each other.
         """
         place = {name: i for i, name in enumerate(self.names)}
         rows, truth, unknown = [], [], Counter[str]()
@@ -116,13 +116,13 @@ class ClassList:
         if unknown:
             raise UsageError(
                 f"labels that are none of the classes: {', '.join(sorted(unknown)[:10])} ({unknown.total()} in all); "
-                f"add them to the classes, or label pictures of none of them {STRANGER!r}"
+                f"add them to the classes, or label images of none of them {STRANGER!r}"
             )
         if not truth:
-            raise UsageError("no picture of the sample has a label")
+            raise UsageError("no image of the sample has a label")
         found = torch.stack(truth)
         if not self.independent and bool((found.sum(1) > 1).any()):
-            raise UsageError("a picture has several labels; classes that do not exclude each other need --independent")
+            raise UsageError("an image has several labels; classes that do not exclude each other need --independent")
         return rows, found
 
     def _split(self, cell: object) -> list[str] | None:

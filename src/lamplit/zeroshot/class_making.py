@@ -43,7 +43,7 @@ class CalibrationReport:
     """
 
     sample: str
-    pictures: int  # with one of the classes
+    images: int  # with one of the classes
     strangers: int  # labelled `none`
     unlabelled: int
     independent: bool
@@ -58,7 +58,7 @@ class CalibrationReport:
     rejected: float | None  # of strangers (of the labels that are not there), how many do not
     reliability: list[dict[str, float]]  # bins of the error after
     per_class: list[ClassScore]  # of the answers, thresholds included
-    skipped: list[Skipped] = field(default_factory=list)  # pictures of the sample that could not be used
+    skipped: list[Skipped] = field(default_factory=list)  # images of the sample that could not be used
 
 
 def make_classes(
@@ -79,17 +79,17 @@ def make_classes(
         model: needs its text tower, and its image tower where the sample is not a store.
         names: of the classes.
         templates: prompts with `{}`, the name of a set, or `suggest`: the set that does best on the sample, which is
-            the paper's own search (appendix I.2, on 800 pictures).
-        sample: store, or anything `read_pairs` reads; a few pictures of each class, and of what else will come.
-        label_column: its column with the classes; `none` for pictures of none of them.
-        independent: a picture may have several of the classes, or none.
+            the paper's own search (appendix I.2, on 800 images).
+        sample: store, or anything `read_pairs` reads; a few images of each class, and of what else will come.
+        label_column: its column with the classes; `none` for images of none of them.
+        independent: an image may have several of the classes, or none.
         share: of right answers that the threshold must leave; by default what balances both errors where the sample
-            has pictures of `none`, and else 95 %.
+            has images of `none`, and else 95 %.
         template_sets: what `templates` chooses from; by default lamplit's own prompts and all of `protocols.names`.
         progress: show a bar on stderr while embedding.
 
     Returns:
-        The list, and what the sample says of it. Without a sample the scale is the model's own, and no picture is
+        The list, and what the sample says of it. Without a sample the scale is the model's own, and no image is
         "none of these"; independent labels then take a model of the sigmoid loss, and are given from 50 % on.
 
     Raises:
@@ -102,7 +102,7 @@ def make_classes(
     candidates = _candidates(templates, template_sets or _known_sets())
     if sample is None:
         if len(candidates) > 1:
-            raise UsageError("templates are suggested by what they do on labelled pictures: give --sample SOURCE")
+            raise UsageError("templates are suggested by what they do on labelled images: give --sample SOURCE")
         return _unseen(model, class_list(model, names, next(iter(candidates.values()))), independent), None
     lists = {name: class_list(model, names, texts) for name, texts in candidates.items()}
     if independent:
@@ -112,7 +112,7 @@ def make_classes(
     with open_source(sample, model.unlocked_image_tower, progress=progress) as (store, skipped):
         rows, truth = any_list.read_labels(store.column(label_column))
         if not bool(truth.any()):
-            raise UsageError("the sample has no picture of any of the classes")
+            raise UsageError("the sample has no image of any of the classes")
         zimg, size = model.read_store(store)[rows], len(store)
     reached = {name: _goodness(classes, classes.cosines(zimg), truth) for name, classes in lists.items()}
     reached = dict(sorted(reached.items(), key=lambda item: -item[1]))
@@ -127,7 +127,7 @@ def make_classes(
     has_class = truth.any(1)
     return fitted, CalibrationReport(
         sample=str(sample.path if isinstance(sample, Store) else sample),
-        pictures=int(has_class.sum()),
+        images=int(has_class.sum()),
         strangers=int((~has_class).sum()),
         unlabelled=size - len(rows),
         independent=independent,
@@ -182,7 +182,7 @@ def _unseen(model: LiT, classes: ClassList, independent: bool) -> ClassList:
 
 
 def _fit(classes: ClassList, cosines: Tensor, truth: Tensor, share: float | None) -> ClassList:
-    """Fit temperature and thresholds to pictures: cosines (n, C) and which classes they have (n, C)."""
+    """Fit temperature and thresholds to images: cosines (n, C) and which classes they have (n, C)."""
     if classes.independent:
         scale, bias = fit_sigmoid(cosines, truth)
         thresholds = label_thresholds(cosines, truth)
@@ -205,12 +205,12 @@ def _cross_fitted(classes: ClassList, cosines: Tensor, truth: Tensor, share: flo
 
 
 def _is_right(cosines: Tensor, truth: Tensor) -> Tensor:
-    """Whether the nearest class is one of the picture's own, (n,)."""
+    """Whether the nearest class is one of the image's own, (n,)."""
     return truth.gather(1, cosines.argmax(1, keepdim=True))[:, 0]
 
 
 def _answers(classes: ClassList, probabilities: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidences and whether they were right: the best class of known pictures, or every label by itself."""
+    """Confidences and whether they were right: the best class of known images, or every label by itself."""
     if classes.independent:
         return probabilities.flatten(), truth.flatten()
     known = truth.any(1)

@@ -1,4 +1,4 @@
-"""Classify pictures by words: the nearest class text wins (section 3.1)."""
+"""Classify images by words: the nearest class text wins (section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from lamplit.data.images import Skipped
 from lamplit.errors import ImageError, UsageError
-from lamplit.model import LiT, Picture
+from lamplit.model import ImageInput, LiT
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES, fill
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one picture, with their probabilities among all classes asked for.
+    """The best classes of one image, with their probabilities among all classes asked for.
 
     `given` are those that reach their threshold, best first, and empty for "none of these"; nothing where the classes
     came without thresholds.
@@ -71,7 +71,7 @@ def average_prompts(
 
 
 def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
-    """Softmax of the scaled cosines: (N, D) pictures and (C, D) classes in, (N, C) out."""
+    """Softmax of the scaled cosines: (N, D) images and (C, D) classes in, (N, C) out."""
     return (model.logit_scale.detach() * zimg @ classes.T).softmax(-1)
 
 
@@ -97,25 +97,25 @@ def class_list(model: LiT, class_names: Sequence[str], templates: Sequence[str] 
 
 def classify(
     model: LiT,
-    images: Sequence[Picture],
+    images: Sequence[ImageInput],
     classes: Sequence[str] | ClassList,
     *,
     templates: Sequence[str] | None = None,
     top: int = 5,
 ) -> tuple[list[Prediction], list[Skipped]]:
-    """Classify pictures; those that cannot be used come back in the second list, with the reason.
+    """Classify images; those that cannot be used come back in the second list, with the reason.
 
     Args:
         model: needs its image tower alone where `classes` is a class list.
         images: files, encoded bytes or PIL images.
         classes: names, or a list of `make_classes`.
         templates: prompts, with `{}` for the class name, where names are given.
-        top: how many classes to tell of each picture.
+        top: how many classes to tell of each image.
 
     Raises:
         UsageError: no classes, no templates, the same class twice, a template without `{}`, or templates for a class
             list, which has its own.
-        TowerError: the model was loaded without a tower it needs, or the list is for pictures of another tower.
+        TowerError: the model was loaded without a tower it needs, or the list is for images of another tower.
     """
     if not isinstance(classes, ClassList):
         classes = class_list(model, classes, templates)
@@ -124,7 +124,7 @@ def classify(
     classes.require_model(model)
     predictions, skipped = [], []
     for number, image in enumerate(images):
-        name = str(image) if isinstance(image, str | Path) else f"picture {number}"
+        name = str(image) if isinstance(image, str | Path) else f"image {number}"
         try:
             [probabilities], [given] = classes.classify(model.encode_images([image]))
         except ImageError as error:

@@ -1,11 +1,11 @@
-// The page: which part is seen, and the dialog of one picture.
+// The page: which part is seen, and the dialog of one image.
 import { $, address, ask, attempt, facts, make, tiles } from "/static/common.js";
 import { startSearch } from "/static/search.js";
 import { startClassify } from "/static/classify.js";
 import { startExplore } from "/static/explore.js";
 import { startRun } from "/static/run.js";
 
-const FIRST_CELLS = 5; // of metadata that a picture is opened with
+const FIRST_CELLS = 5; // of metadata that an image is opened with
 const parts = ["search", "classify", "explore", "run"];
 const shown = { search: () => {}, classify: () => {}, explore: () => {}, run: () => {} };
 
@@ -27,9 +27,9 @@ function go(part) {
 }
 
 let opened = 0;
-async function openPicture(id) {
+async function openImage(id) {
   const turn = ++opened;
-  $("detail-picture").src = address("picture", id);
+  $("detail-image").src = address("image", id);
   $("neighbours").replaceChildren();
   $("detail-texts").replaceChildren();
   $("detail-few").replaceChildren();
@@ -43,7 +43,7 @@ async function openPicture(id) {
     const item = await ask(address("item", id));
     if (turn !== opened) return;
     $("detail-title").textContent = item.texts[0] ?? item.name;
-    $("detail-picture").alt = item.texts[0] ?? item.name;
+    $("detail-image").alt = item.texts[0] ?? item.name;
     $("detail-texts").replaceChildren(...item.texts.slice(1, 20).map((text) => make("li", {}, text)));
     const cells = Object.entries(item.metadata).sort(([one], [other]) => telling.has(other) - telling.has(one));
     facts($("detail-few"), { file: item.name, ...Object.fromEntries(cells.slice(0, FIRST_CELLS)) });
@@ -52,11 +52,11 @@ async function openPicture(id) {
     $("detail-more").querySelector("summary").textContent = `${cells.length - FIRST_CELLS} more columns`;
     facts($("detail-more").querySelector("dl"), Object.fromEntries(cells.slice(FIRST_CELLS)));
     const { hits } = await ask("/search", { like: id, k: 12 });
-    if (turn === opened) $("neighbours").replaceChildren(...tiles(hits, openPicture));
+    if (turn === opened) $("neighbours").replaceChildren(...tiles(hits, openImage));
   });
 }
 $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
-for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // not: leave the page for the picture
+for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // not: leave the page for the image
 
 const about = await ask("/about").catch((error) => ({ failure: error.message }));
 if (about.failure) {
@@ -65,11 +65,11 @@ if (about.failure) {
   $("search-problem").hidden = false;
   throw new Error(about.failure);
 }
-$("about").textContent = `${about.store} · ${about.pictures.toLocaleString("en")} pictures`;
+$("about").textContent = `${about.store} · ${about.images.toLocaleString("en")} images`;
 const telling = new Set(about.columns.filter(({ kind, values, name }) => kind === "number" || values.length || name === about.text_column).map(({ name }) => name));
-const search = startSearch(about, openPicture);
+const search = startSearch(about, openImage);
 const classify = startClassify(about);
-shown.explore = startExplore(about, openPicture);
+shown.explore = startExplore(about, openImage);
 shown.run = startRun(about);
 window.addEventListener("hashchange", show);
 show();

@@ -1,17 +1,17 @@
-// Classify: pictures against classes that are typed, with a bar for each.
-import { $, address, ask, attempt, frame, latest, make, takePictures } from "/static/common.js";
+// Classify: images against classes that are typed, with a bar for each.
+import { $, address, ask, attempt, frame, latest, make, takeImages } from "/static/common.js";
 
 const MOST = 16;
 const lines = (text) => [...new Set(text.split("\n").map((line) => line.trim()).filter(Boolean))];
 
 export function startClassify(about) {
-  let pictures = []; // {file, source} or {id, source}
+  let images = []; // {file, source} or {id, source}
   let timer = 0;
   const signal = latest();
   $("classes").value = about.classes.join("\n");
   $("classes").placeholder = "cat\ndog\nbicycle";
   $("templates").value = about.templates.join("\n");
-  if (!about.reads_pictures) $("classify-drop").textContent = "This model has no image tower: open a picture of the store and choose “Classify it”.";
+  if (!about.reads_images) $("classify-drop").textContent = "This model has no image tower: open an image of the store and choose “Classify it”.";
 
   function bars(answer) {
     return make("ol", { className: "bars" }, ...answer.classes.map(({ name, probability, cosine }) => {
@@ -22,13 +22,13 @@ export function startClassify(about) {
     }));
   }
 
-  function card(picture, answer) {
+  function card(image, answer) {
     const known = answer?.none_of_these ?? null;
     const verdict = known === null ? null : make("p", { className: "verdict" }, known ? "None of these: no class is near enough." : "Near enough to be one of these.");
-    const name = picture.file ? picture.file.name : picture.id.split("/").at(-1);
+    const name = image.file ? image.file.name : image.id.split("/").at(-1);
     const rest = !answer ? make("p", { className: "quiet" }, "Type two classes or more.")
-      : answer.error ? make("p", { className: "problem" }, `This picture cannot be used: ${answer.error}.`) : bars(answer);
-    return make("article", { className: `card${known ? " none" : ""}` }, frame(picture.source, ""), make("div", {}, make("h2", {}, name), rest, verdict));
+      : answer.error ? make("p", { className: "problem" }, `This image cannot be used: ${answer.error}.`) : bars(answer);
+    return make("article", { className: `card${known ? " none" : ""}` }, frame(image.source, ""), make("div", {}, make("h2", {}, name), rest, verdict));
   }
 
   function body(chosen, classes, templates) {
@@ -44,32 +44,32 @@ export function startClassify(about) {
   async function run() {
     const classes = lines($("classes").value);
     const templates = lines($("templates").value);
-    $("classify-clear").hidden = !pictures.length;
-    $("classify-status").textContent = pictures.length ? "" : "Drop pictures, or open one in Search and choose “Classify it”.";
+    $("classify-clear").hidden = !images.length;
+    $("classify-status").textContent = images.length ? "" : "Drop images, or open one in Search and choose “Classify it”.";
     await attempt($("classify-problem"), async () => {
       const answers = new Map();
-      if (classes.length && pictures.length) {
+      if (classes.length && images.length) {
         if (!templates.length) throw new Error("There is no template; {} alone would do.");
         $("classify-status").textContent = "Reading…";
         const own = signal();
-        for (const chosen of [pictures.filter(({ file }) => file), pictures.filter(({ id }) => id)]) {
+        for (const chosen of [images.filter(({ file }) => file), images.filter(({ id }) => id)]) {
           if (!chosen.length) continue;
           try {
             const answer = await ask("/classify", body(chosen, classes, templates), own);
-            answer.pictures.forEach((each, number) => answers.set(chosen[number], each));
+            answer.images.forEach((each, number) => answers.set(chosen[number], each));
           } catch (error) {
             if (error.name !== "AbortError") $("classify-status").textContent = "";
             throw error;
           }
         }
-        $("classify-status").textContent = `${pictures.length === 1 ? "One picture" : `${pictures.length} pictures`}, ${classes.length === 1 ? "one class" : `${classes.length} classes`}; a bar is the probability among these.`;
+        $("classify-status").textContent = `${images.length === 1 ? "One image" : `${images.length} images`}, ${classes.length === 1 ? "one class" : `${classes.length} classes`}; a bar is the probability among these.`;
       }
-      $("classified").replaceChildren(...pictures.map((picture) => card(picture, answers.get(picture))));
+      $("classified").replaceChildren(...images.map((image) => card(image, answers.get(image))));
     });
   }
 
   function add(more) {
-    pictures = [...more, ...pictures].slice(0, MOST);
+    images = [...more, ...images].slice(0, MOST);
     run();
   }
 
@@ -77,9 +77,9 @@ export function startClassify(about) {
     $(id).addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(run, 450); });
   }
   $("classify-form").addEventListener("submit", (event) => event.preventDefault());
-  $("classify-clear").addEventListener("click", () => { pictures = []; run(); });
-  if (about.reads_pictures) {
-    takePictures($("classify"), $("classify-files"), (files) => add(files.map((file) => ({ file, source: URL.createObjectURL(file) }))));
+  $("classify-clear").addEventListener("click", () => { images = []; run(); });
+  if (about.reads_images) {
+    takeImages($("classify"), $("classify-files"), (files) => add(files.map((file) => ({ file, source: URL.createObjectURL(file) }))));
   }
   run();
   return { addFromStore: (id) => add([{ id, source: address("thumbnail", id) }]) };

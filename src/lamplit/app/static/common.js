@@ -52,9 +52,9 @@ export async function attempt(place, action) {
 export const address = (kind, id) => `/${kind}?id=${encodeURIComponent(id)}`;
 
 export function frame(source, text) {
-  const picture = make("img", { src: source, alt: text, loading: "lazy", decoding: "async" });
-  const box = make("div", { className: "frame" }, picture);
-  picture.addEventListener("error", () => box.replaceChildren(make("span", { className: "gone" }, "cannot be shown")));
+  const image = make("img", { src: source, alt: text, loading: "lazy", decoding: "async" });
+  const box = make("div", { className: "frame" }, image);
+  image.addEventListener("error", () => box.replaceChildren(make("span", { className: "gone" }, "cannot be shown")));
   return box;
 }
 
@@ -69,15 +69,15 @@ export function tiles(hits, open) {
   });
 }
 
-// Pictures dropped onto `area` (or pasted into the page while it is seen), or chosen with `input`.
-export function takePictures(area, input, take) {
-  const pictures = (files) => [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
+// Images dropped onto `area` (or pasted into the page while it is seen), or chosen with `input`.
+export function takeImages(area, input, take) {
+  const images = (files) => [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
   const give = (files) => { if (files.length) take(files); };
   area.addEventListener("dragover", (event) => { event.preventDefault(); area.classList.add("over"); });
   area.addEventListener("dragleave", () => area.classList.remove("over"));
-  area.addEventListener("drop", (event) => { event.preventDefault(); area.classList.remove("over"); give(pictures(event.dataTransfer.files)); });
-  document.addEventListener("paste", (event) => { if (area.offsetParent) give(pictures(event.clipboardData.files)); });
-  input.addEventListener("change", () => { give(pictures(input.files)); input.value = ""; });
+  area.addEventListener("drop", (event) => { event.preventDefault(); area.classList.remove("over"); give(images(event.dataTransfer.files)); });
+  document.addEventListener("paste", (event) => { if (area.offsetParent) give(images(event.clipboardData.files)); });
+  input.addEventListener("change", () => { give(images(input.files)); input.value = ""; });
 }
 
 export function facts(list, values) {

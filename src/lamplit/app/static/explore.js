@@ -1,8 +1,8 @@
-// Explore: a sample of the store on a canvas; dots, or pictures where there is room for them.
+// Explore: a sample of the store on a canvas; dots, or images where there is room for them.
 import { $, address, ask, attempt, latest, make } from "/static/common.js";
 
 const COLOURS = ["#e69f00", "#3f8fd2", "#2a9d6f", "#cc6fa8", "#d1495b", "#7d6bd1", "#8c9b2f", "#2fb5c4", "#b0713c", "#e07a5f"];
-const SIDE = 56; // of a picture on the map
+const SIDE = 56; // of an image on the map
 const OTHER = "#8d877c";
 const SCALE = [[48, 40, 110], [44, 110, 142], [53, 160, 120], [150, 200, 70], [250, 215, 60]]; // dark to bright, readable without hue
 
@@ -16,8 +16,8 @@ export function startExplore(about, open) {
   const canvas = $("canvas");
   const pen = canvas.getContext("2d");
   const signal = latest();
-  const pictures = new Map(); // id to its thumbnail
-  const cells = new Map(); // point to the middle of its picture, where pictures are shown
+  const images = new Map(); // id to its thumbnail
+  const cells = new Map(); // point to the middle of its image, where images are shown
   const pointers = new Map(); // id of a finger or mouse that is down, to where it is
   let points = null;
   let view = { x: 0, y: 0, zoom: 1 };
@@ -82,7 +82,7 @@ export function startExplore(about, open) {
     }
     pen.globalAlpha = 1;
     cells.clear();
-    if ($("as-pictures").checked) paintPictures();
+    if ($("as-images").checked) paintImages();
     if (chosen) {
       const { x, y } = seen(chosen);
       pen.lineWidth = 4;
@@ -93,7 +93,7 @@ export function startExplore(about, open) {
     }
   }
 
-  function paintPictures() {
+  function paintImages() {
     const side = SIDE;
     const taken = new Set();
     const [columns, rows] = [Math.floor(canvas.clientWidth / side), Math.floor(canvas.clientHeight / side)];
@@ -104,17 +104,17 @@ export function startExplore(about, open) {
       const cell = `${column} ${row}`;
       if (taken.has(cell) || column < 0 || row < 0 || column >= columns || row >= rows) continue;
       taken.add(cell);
-      const picture = thumbnail(point.id);
+      const image = thumbnail(point.id);
       const left = margin + column * side + 1;
       const top = above + row * side + 1;
       const edge = side - 2;
       cells.set(point, { x: left + edge / 2, y: top + edge / 2 });
       pen.fillStyle = "#fdfbf6";
       pen.fillRect(left, top, edge, edge);
-      if (picture.complete && picture.naturalWidth) {
-        const by = Math.min((edge - 6) / picture.naturalWidth, (edge - 6) / picture.naturalHeight);
-        const [width, height] = [picture.naturalWidth * by, picture.naturalHeight * by];
-        pen.drawImage(picture, left + (edge - width) / 2, top + (edge - height) / 2, width, height);
+      if (image.complete && image.naturalWidth) {
+        const by = Math.min((edge - 6) / image.naturalWidth, (edge - 6) / image.naturalHeight);
+        const [width, height] = [image.naturalWidth * by, image.naturalHeight * by];
+        pen.drawImage(image, left + (edge - width) / 2, top + (edge - height) / 2, width, height);
       }
       pen.lineWidth = 2.5;
       pen.strokeStyle = point.colour;
@@ -123,13 +123,13 @@ export function startExplore(about, open) {
   }
 
   function thumbnail(id) {
-    if (!pictures.has(id)) {
-      const picture = new Image();
-      picture.addEventListener("load", draw);
-      picture.src = address("thumbnail", id);
-      pictures.set(id, picture);
+    if (!images.has(id)) {
+      const image = new Image();
+      image.addEventListener("load", draw);
+      image.src = address("thumbnail", id);
+      images.set(id, image);
     }
-    return pictures.get(id);
+    return images.get(id);
   }
 
   // --- Colours and their legend
@@ -176,8 +176,8 @@ export function startExplore(about, open) {
       chosen = null;
       peek();
       colour(query || column, Boolean(query));
-      const part = answer.points.length < answer.pictures ? `A sample of ${answer.points.length} of ${answer.pictures}` : `All ${answer.pictures}`;
-      $("explore-status").textContent = `${part} pictures on the two principal axes of their vectors, which hold ${(answer.explained * 100).toFixed(0)} % of the variance.`;
+      const part = answer.points.length < answer.images ? `A sample of ${answer.points.length} of ${answer.images}` : `All ${answer.images}`;
+      $("explore-status").textContent = `${part} images on the two principal axes of their vectors, which hold ${(answer.explained * 100).toFixed(0)} % of the variance.`;
       draw();
     });
   }
@@ -206,7 +206,7 @@ export function startExplore(about, open) {
     $("peek").hidden = !chosen;
     if (!chosen) return;
     const { x, y } = seen(chosen);
-    $("peek-picture").replaceWith(Object.assign(thumbnail(chosen.id).cloneNode(), { id: "peek-picture", alt: "" })); // no last picture stays while this one comes
+    $("peek-image").replaceWith(Object.assign(thumbnail(chosen.id).cloneNode(), { id: "peek-image", alt: "" })); // no last image stays while this one comes
     const value = typeof chosen.value === "number" ? ` · ${Number(chosen.value.toFixed(3))}` : chosen.value ? ` · ${chosen.value}` : "";
     $("peek-text").textContent = (chosen.text || chosen.id) + value;
     const [width, height] = [$("peek").offsetWidth, $("peek").offsetHeight];
@@ -299,7 +299,7 @@ export function startExplore(about, open) {
   $("zoom-in").addEventListener("click", () => zoomBy(1.6));
   $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.6));
   $("zoom-all").addEventListener("click", () => { view = { x: 0, y: 0, zoom: 1 }; draw(); });
-  $("as-pictures").addEventListener("change", draw);
+  $("as-images").addEventListener("change", draw);
   $("explore-form").addEventListener("submit", (event) => { event.preventDefault(); load(); });
   $("colour-column").addEventListener("change", () => { $("colour-query").value = ""; load(); });
   new ResizeObserver(draw).observe(canvas);

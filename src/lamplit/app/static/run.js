@@ -2,10 +2,10 @@
 import { $, ask, attempt, facts, make } from "/static/common.js";
 
 const RECALLS = [
-  ["image_to_text/recall@1", "picture → text @1", "#e69f00"],
-  ["image_to_text/recall@5", "picture → text @5", "#b0713c"],
-  ["text_to_image/recall@1", "text → picture @1", "#3f8fd2"],
-  ["text_to_image/recall@5", "text → picture @5", "#2a9d6f"],
+  ["image_to_text/recall@1", "image → text @1", "#e69f00"],
+  ["image_to_text/recall@5", "image → text @5", "#b0713c"],
+  ["text_to_image/recall@1", "text → image @1", "#3f8fd2"],
+  ["text_to_image/recall@5", "text → image @5", "#2a9d6f"],
 ];
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [420, 220, 46, 24, 10];
 

@@ -1,5 +1,5 @@
-// Search: words, a picture that is dropped, or a picture of the store.
-import { $, address, ask, attempt, frame, latest, make, takePictures, tiles } from "/static/common.js";
+// Search: words, an image that is dropped, or an image of the store.
+import { $, address, ask, attempt, frame, latest, make, takeImages, tiles } from "/static/common.js";
 
 const PAGE = 24;
 
@@ -21,8 +21,8 @@ export function startSearch(about, open) {
     : about.text_column && about.text_column !== "texts"
       ? `This model reads the language of the column ${about.text_column}.`
       : "This model reads the language of its captions" + (about.example ? `, such as: ${about.example.slice(0, 80)}` : ".");
-  $("query").placeholder = language ? `Words in ${language}` : "What is in the picture?";
-  if (!about.reads_pictures) $("search-drop").textContent = "This model has no image tower: pictures of your own cannot be searched by.";
+  $("query").placeholder = language ? `Words in ${language}` : "What is in the image?";
+  if (!about.reads_images) $("search-drop").textContent = "This model has no image tower: images of your own cannot be searched by.";
 
   function body(offset) {
     const common = { k: PAGE, offset, ...(where ? { where } : {}) };
@@ -43,8 +43,8 @@ export function startSearch(about, open) {
         const { hits } = await ask("/search", body(offset), signal());
         count = offset + hits.length;
         $("hits").append(...tiles(hits, open));
-        $("more").hidden = hits.length < PAGE || count >= about.pictures;
-        $("search-status").textContent = count ? `${count} pictures, best first; the figure is the cosine.` : "No picture fits this filter.";
+        $("more").hidden = hits.length < PAGE || count >= about.images;
+        $("search-status").textContent = count ? `${count} images, best first; the figure is the cosine.` : "No image fits this filter.";
       } catch (error) {
         if (error.name !== "AbortError") $("search-status").textContent = "";
         throw error;
@@ -52,7 +52,7 @@ export function startSearch(about, open) {
     });
   }
 
-  function byPicture(next, source, name) {
+  function byImage(next, source, name) {
     question = next;
     $("query").value = "";
     $("search-query").replaceChildren(make("img", { src: source, alt: "" }), make("span", { className: "quiet" }, name));
@@ -68,8 +68,8 @@ export function startSearch(about, open) {
     find();
   });
   $("more").addEventListener("click", () => find(count));
-  if (about.reads_pictures) {
-    takePictures($("search"), $("search-file"), ([file]) => byPicture({ file }, URL.createObjectURL(file), `Pictures like ${file.name}`));
+  if (about.reads_images) {
+    takeImages($("search"), $("search-file"), ([file]) => byImage({ file }, URL.createObjectURL(file), `Images like ${file.name}`));
   }
 
   // The filter: column, comparison and value become a condition of the store's own language.
@@ -93,11 +93,11 @@ export function startSearch(about, open) {
   function filter(next) {
     where = next;
     $("filter-clear").hidden = !next;
-    $("filter").querySelector("summary").textContent = next ? `Only pictures with ${next}` : "Only some pictures";
+    $("filter").querySelector("summary").textContent = next ? `Only images with ${next}` : "Only some images";
     find();
   }
   $("filter-form").addEventListener("submit", (event) => { event.preventDefault(); filter($("filter-value").value ? condition() : null); });
   $("filter-clear").addEventListener("click", () => { $("filter-value").value = ""; filter(null); });
 
-  return { like: (id) => byPicture({ like: id }, address("thumbnail", id), "Pictures like this one of the store") };
+  return { like: (id) => byImage({ like: id }, address("thumbnail", id), "Images like this one of the store") };
 }

@@ -1,6 +1,6 @@
 """ImageNet in other languages: Babel-ImageNet, and class names that were translated by others.
 
-Both are names for pictures that someone else's reader has read: ImageNet's validation split. Neither list comes with
+Both are names for images that someone else's reader has read: ImageNet's validation split. Neither list comes with
 lamplit: Babel-ImageNet's names are under BabelNet's licence, which allows no commercial use, and the licences of the
 translations are not all known. Their files are read from the folder that the user puts them into.
 """
@@ -24,7 +24,7 @@ _CLASSES = 1000
 def babel_tasks(validation: Labelled, folder: str | Path) -> list[Task]:
     """Make the tasks of Babel-ImageNet (Geigle et al., 2023), one for each of its 92 languages.
 
-    A language names 18 to 973 of the classes; only these and their pictures count, so that figures of two languages
+    A language names 18 to 973 of the classes; only these and their images count, so that figures of two languages
     are not of the same task. English is left out: it is ImageNet itself. Three languages (Breton, Western Frisian,
     Latin) have no prompts; there the name alone is the prompt, and `notes` say so.
 
@@ -128,21 +128,21 @@ def _task(
     benchmark, title, template_set = names_of_task
     number = {label: index for index, label in enumerate(classes)}
     labels = {
-        picture: tuple(number[label] for label in right if label in number)
-        for picture, right in validation.labels.items()
+        image: tuple(number[label] for label in right if label in number)
+        for image, right in validation.labels.items()
         if not number.keys().isdisjoint(right)
     }
     if not labels:
-        raise PairsError(f"no picture of {validation.pictures.root} has a class of {title} in language {language}")
+        raise PairsError(f"no image of {validation.images.root} has a class of {title} in language {language}")
     if twice := len(names) - len(set(names)):
         notes = (*notes, f"{twice} of the {len(names):,} names are another class's too, and do not tell the two apart")
     return Classification(
         benchmark,
         title,
-        Labelled(validation.pictures, labels),
+        Labelled(validation.images, labels),
         [(name,) for name in names],
         template_set,
-        f"validation, {len(labels):,} pictures of {len(names):,} classes",
+        f"validation, {len(labels):,} images of {len(names):,} classes",
         language=language,
         template_texts=templates,
         notes=notes,

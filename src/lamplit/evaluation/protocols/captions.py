@@ -1,6 +1,6 @@
 """Readers of captioned data sets, for image-text retrieval: MS-COCO, Flickr30k, Crossmodal-3600 and XTD10.
 
-Every caption of a picture is an item of its own, and stays one where another picture has the same. The paper
+Every caption of an image is an item of its own, and stays one where another image has the same. The paper
 (appendix I.3) measures on MS-COCO's test split as Karpathy & Fei-Fei (2015) drew it.
 """
 
@@ -13,55 +13,55 @@ from typing import Any
 
 from lamplit.data.columns import strip
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.listings import expecting, list_of, listed_pictures, read_json, root_folder
-from lamplit.evaluation.protocols.tasks import Pictures, Retrieval, Task
+from lamplit.evaluation.protocols.listings import expecting, list_of, listed_images, read_json, root_folder
+from lamplit.evaluation.protocols.tasks import Images, Retrieval, Task
 
 _KARPATHY = "from Karpathy's caption_datasets.zip"
 _COCO = (
     f"val2014/ and dataset_coco.json ({_KARPATHY}), or annotations/captions_val2017.json or "
-    "annotations/captions_val2014.json with its pictures"
+    "annotations/captions_val2014.json with its images"
 )
 _FLICKR30K = f"dataset_flickr30k.json ({_KARPATHY}) and flickr30k-images/ or images/"
 _XM3600 = "captions.jsonl and images/"
 _XTD = (
-    "test_image_names.txt and test_1kcaptions_LANGUAGE.txt (there or in XTD10/, MIC/, STAIR/) and the pictures in "
+    "test_image_names.txt and test_1kcaptions_LANGUAGE.txt (there or in XTD10/, MIC/, STAIR/) and the images in "
     "images/ or COCO's train2014/ and val2014/"
 )
 
 
 def read_coco(root: str | Path) -> list[Task]:
-    """Read MS-COCO: Karpathy's test split (5,000 pictures, 25,010 captions), or else an official validation split.
+    """Read MS-COCO: Karpathy's test split (5,000 images, 25,010 captions), or else an official validation split.
 
-    The pictures of Karpathy's list are looked for in COCO's folders of 2014, then in those of 2017.
+    The images of Karpathy's list are looked for in COCO's folders of 2014, then in those of 2017.
 
     Raises:
-        PairsError: the folder is not laid out so, a file is broken, or pictures are missing.
+        PairsError: the folder is not laid out so, a file is broken, or images are missing.
     """
     folder = root_folder(root, _COCO)
     for file in (folder / "dataset_coco.json", folder / "annotations" / "dataset_coco.json"):
         if file.is_file():
-            captions = _karpathy(file, lambda entry: _coco_picture(folder, entry))
-            pictures = listed_pictures("coco-test", folder, captions)
+            captions = _karpathy(file, lambda entry: _coco_image(folder, entry))
+            images = listed_images("coco-test", folder, captions)
             split, published = "Karpathy's test split", (5000, 25010)
-            return [_retrieval("coco", "MS-COCO", pictures, captions, split, published=published)]
+            return [_retrieval("coco", "MS-COCO", images, captions, split, published=published)]
     for year in ("2017", "2014"):
         file = folder / "annotations" / f"captions_val{year}.json"
         if file.is_file():
             captions = _official(file, f"val{year}")
-            pictures = listed_pictures(f"coco-val{year}", folder, captions)
+            images = listed_images(f"coco-val{year}", folder, captions)
             note = (
                 f"the official validation split of {year}, not Karpathy's test split of the paper: the figures are not "
-                f"comparable; for that one, put dataset_coco.json ({_KARPATHY}) beside the pictures"
+                f"comparable; for that one, put dataset_coco.json ({_KARPATHY}) beside the images"
             )
-            return [_retrieval("coco", "MS-COCO", pictures, captions, f"validation split of {year}", notes=(note,))]
+            return [_retrieval("coco", "MS-COCO", images, captions, f"validation split of {year}", notes=(note,))]
     raise PairsError(f"{root} holds no captions of MS-COCO; expected {_COCO}")
 
 
 def read_flickr30k(root: str | Path) -> list[Task]:
-    """Read Flickr30k: Karpathy's test split, 1,000 pictures with 5 captions each.
+    """Read Flickr30k: Karpathy's test split, 1,000 images with 5 captions each.
 
     Raises:
-        PairsError: the folder is not laid out so, a file is broken, or pictures are missing.
+        PairsError: the folder is not laid out so, a file is broken, or images are missing.
     """
     folder = root_folder(root, _FLICKR30K)
     file = folder / "dataset_flickr30k.json"
@@ -69,16 +69,16 @@ def read_flickr30k(root: str | Path) -> list[Task]:
     if not file.is_file() or not found:
         raise PairsError(f"{root} does not hold Flickr30k; expected {_FLICKR30K}")
     captions = _karpathy(file, lambda entry: f"{found[0]}/{entry['filename']}")
-    pictures = listed_pictures("flickr30k-test", folder, captions)
+    images = listed_images("flickr30k-test", folder, captions)
     split, published = "Karpathy's test split", (1000, 5000)
-    return [_retrieval("flickr30k", "Flickr30k", pictures, captions, split, published=published)]
+    return [_retrieval("flickr30k", "Flickr30k", images, captions, split, published=published)]
 
 
 def read_xm3600(root: str | Path) -> list[Task]:
-    """Read Crossmodal-3600: 3,600 pictures, captioned in 36 languages by people who speak them; a task for each.
+    """Read Crossmodal-3600: 3,600 images, captioned in 36 languages by people who speak them; a task for each.
 
     Raises:
-        PairsError: the folder is not laid out so, a file is broken, or pictures are missing.
+        PairsError: the folder is not laid out so, a file is broken, or images are missing.
     """
     folder = root_folder(root, _XM3600)
     file = folder / "captions.jsonl"
@@ -93,22 +93,22 @@ def read_xm3600(root: str | Path) -> list[Task]:
                 if not language.startswith("image/"):
                     texts = list_of(value["caption"], str)
                     languages.setdefault(language, {}).setdefault(paths[-1], []).extend(texts)
-    pictures = listed_pictures("xm3600", folder, dict.fromkeys(paths))
+    images = listed_images("xm3600", folder, dict.fromkeys(paths))
     if not languages:
         raise PairsError(f"{file} has no captions")
     return [
         _retrieval(
-            "xm3600", "Crossmodal-3600", pictures, languages[language], "all", language=language, published=(3600, None)
+            "xm3600", "Crossmodal-3600", images, languages[language], "all", language=language, published=(3600, None)
         )
         for language in sorted(languages)
     ]
 
 
 def read_xtd(root: str | Path) -> list[Task]:
-    """Read XTD10: 1,000 pictures of MS-COCO with one caption in each of up to 11 languages; a task for each.
+    """Read XTD10: 1,000 images of MS-COCO with one caption in each of up to 11 languages; a task for each.
 
     Raises:
-        PairsError: the folder is not laid out so, a file is broken, or pictures are missing.
+        PairsError: the folder is not laid out so, a file is broken, or images are missing.
     """
     folder = root_folder(root, _XTD)
     # The authors keep what others wrote (German and French, Japanese) in folders of its own.
@@ -120,17 +120,17 @@ def read_xtd(root: str | Path) -> list[Task]:
         files.setdefault({"jp": "ja"}.get(code, code), file)
     if not indices or not files:
         raise PairsError(f"{root} does not hold XTD10; expected {_XTD}")
-    paths = [_xtd_picture(folder, name) for name in map(str.strip, _lines(indices[0]))]
-    pictures = listed_pictures("xtd", folder, dict.fromkeys(paths))
+    paths = [_xtd_image(folder, name) for name in map(str.strip, _lines(indices[0]))]
+    images = listed_images("xtd", folder, dict.fromkeys(paths))
     tasks: list[Task] = []
     for language, file in sorted(files.items()):
         lines = _lines(file)
         if len(lines) != len(paths):
-            raise PairsError(f"{file} has {len(lines):,} lines; expected {len(paths):,}, one for each picture")
+            raise PairsError(f"{file} has {len(lines):,} lines; expected {len(paths):,}, one for each image")
         captions: dict[str, list[str]] = {}
         for path, line in zip(paths, lines, strict=True):
             captions.setdefault(path, []).append(line)
-        tasks.append(_retrieval("xtd", "XTD10", pictures, captions, "test", language=language, published=(1000, 1000)))
+        tasks.append(_retrieval("xtd", "XTD10", images, captions, "test", language=language, published=(1000, 1000)))
     return tasks
 
 
@@ -145,7 +145,7 @@ def _karpathy(file: Path, path_of: Callable[[Mapping[str, Any]], str]) -> dict[s
     return captions
 
 
-def _coco_picture(folder: Path, entry: Mapping[str, Any]) -> str:
+def _coco_image(folder: Path, entry: Mapping[str, Any]) -> str:
     published = f"{entry['filepath']}/{entry['filename']}"
     later = [f"{place}/{int(entry['cocoid']):012}.jpg" for place in ("val2017", "train2017")]
     return next((path for path in (published, *later) if (folder / path).is_file()), published)
@@ -161,7 +161,7 @@ def _official(file: Path, place: str) -> dict[str, list[str]]:
     return captions
 
 
-def _xtd_picture(folder: Path, name: str) -> str:
+def _xtd_image(folder: Path, name: str) -> str:
     # COCO_train2014_000000061844.jpg lies in COCO's own folder train2014.
     parts = name.split("_")
     coco = f"{parts[1]}/{name}" if len(parts) == 3 else name
@@ -189,7 +189,7 @@ def _lines(file: Path) -> list[str]:
 def _retrieval(
     benchmark: str,
     title: str,
-    pictures: Pictures,
+    images: Images,
     captions: Mapping[str, Sequence[str]],
     split: str,
     *,
@@ -197,13 +197,13 @@ def _retrieval(
     published: tuple[int, int | None] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Retrieval:
-    """Make a task of the pictures that have captions; say where there are not as many of both as were published."""
+    """Make a task of the images that have captions; say where there are not as many of both as were published."""
     kept = {path: texts for path, raw in captions.items() if (texts := strip(raw))}
     counts = (len(kept), sum(map(len, kept.values())))
     if not kept:
         raise PairsError(f"{title} has no captions in its split ({split}) of language {language}")
-    for count, expected, what in zip(counts, published or (None, None), ("pictures", "captions"), strict=True):
+    for count, expected, what in zip(counts, published or (None, None), ("images", "captions"), strict=True):
         if expected not in (None, count):
             notes = (*notes, f"{count:,} {what} here, {expected:,} as published")
-    split = f"{split}, {counts[0]:,} pictures, {counts[1]:,} captions"
-    return Retrieval(benchmark, title, pictures, kept, split, language, notes)
+    split = f"{split}, {counts[0]:,} images, {counts[1]:,} captions"
+    return Retrieval(benchmark, title, images, kept, split, language, notes)

@@ -1,4 +1,4 @@
-"""A folder of your own, with a folder of pictures for each class."""
+"""A folder of your own, with a folder of images for each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamplit.evaluation.protocols.tasks import Task
 
 
 def read_folder(root: Path) -> list[Task]:
-    """Read pictures in a folder by class; `fire_truck` is called "fire truck", and class 2 comes before class 10.
+    """Read images in a folder by class; `fire_truck` is called "fire truck", and class 2 comes before class 10.
 
     Where `root` has `train` and `test` (or `val`), the classes are in these, and the few-shot probe trains on `train`.
     """

@@ -1,7 +1,7 @@
-"""What every reader of a classification data set does: list pictures by class, check the classes, make the task.
+"""What every reader of a classification data set does: list images by class, check the classes, make the task.
 
 A copy that lacks a class, or has one too many, is refused: its accuracy would not be the benchmark's. A copy with fewer
-pictures of every class is a sample, and its task says so.
+images of every class is a sample, and its task says so.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamplit.data.pairs import PICTURE_SUFFIXES, Pair, Pairs
+from lamplit.data.pairs import IMAGE_SUFFIXES, Pair, Pairs
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.tasks import Classification, Labelled, Pictures
+from lamplit.evaluation.protocols.tasks import Classification, Images, Labelled
 from lamplit.zeroshot.names import listed
 
 
@@ -28,42 +28,42 @@ def zero_shot(
     every_class: bool = True,
     **more: Any,
 ) -> Classification:
-    """Make a task, and say where it has another number of pictures than the data set.
+    """Make a task, and say where it has another number of images than the data set.
 
     Args:
         benchmark: its name on the command line.
         title: its name in papers.
-        test: the pictures that count, and their labels.
+        test: the images that count, and their labels.
         names: of each entry, see `Classification`.
-        split: in words; the number of pictures is added.
-        size: the number of pictures that count in the whole data set, 0 where nothing is known of it.
-        every_class: refuse a class without pictures; several labels a picture (ReaL) need not have each.
+        split: in words; the number of images is added.
+        size: the number of images that count in the whole data set, 0 where nothing is known of it.
+        every_class: refuse a class without images; several labels an image (ReaL) need not have each.
         more: further fields of `Classification`.
 
     Raises:
-        PairsError: a class has no picture, or a picture no class.
+        PairsError: a class has no image, or an image no class.
     """
     of_entry = more.get("entry_class") or range(len(names))
     counted = {label for labels in test.labels.values() for label in labels}
     without = [f"{label} ({names[entry][0]})" for entry, label in enumerate(of_entry) if label not in counted]
     if without and every_class:
-        raise PairsError(f"{test.pictures.root} has no pictures of class {listed(without)}")
+        raise PairsError(f"{test.images.root} has no images of class {listed(without)}")
     if unknown := sorted(counted - {*of_entry}):
-        raise PairsError(f"{test.pictures.root} has labels that are no class: {listed(map(str, unknown))}")
+        raise PairsError(f"{test.images.root} has labels that are no class: {listed(map(str, unknown))}")
     num = len(test.labels)
     notes = list(more.pop("notes", ()))
     if size and num != size:
-        notes.append(f"{num:,} pictures of the {size:,} that the data set has")
-    return Classification(benchmark, title, test, names, split=f"{split}, {num:,} pictures", notes=tuple(notes), **more)
+        notes.append(f"{num:,} images of the {size:,} that the data set has")
+    return Classification(benchmark, title, test, names, split=f"{split}, {num:,} images", notes=tuple(notes), **more)
 
 
 def by_folder(
     key: str, root: Path, classes: Mapping[str, int], *, border: int = 0, others: Iterable[str] = ()
 ) -> Labelled:
-    """List the pictures of a folder that has a folder for each class.
+    """List the images of a folder that has a folder for each class.
 
     Args:
-        key: of the pictures, see `Pictures`.
+        key: of the images, see `Images`.
         root: the folder of the class folders.
         classes: the label of each class folder.
         border: pixels to cut off on every side.
@@ -81,19 +81,19 @@ def by_folder(
         raise PairsError(f"{root} {lacks}{' and ' if lacks and has else ''}{has}")
     labels: dict[str, tuple[int, ...]] = {}
     for name, label in sorted(classes.items()):
-        pictures = _pictures_below(root / name)
-        if not pictures:
-            raise PairsError(f"{root / name} holds no pictures")
-        labels.update((f"{name}/{picture}", (label,)) for picture in pictures)
+        images = _images_below(root / name)
+        if not images:
+            raise PairsError(f"{root / name} holds no images")
+        labels.update((f"{name}/{image}", (label,)) for image in images)
     return from_files(key, root, labels, border=border)
 
 
 def from_files(key: str, root: Path, labels: Mapping[str, tuple[int, ...]], *, border: int = 0) -> Labelled:
-    """Make labelled pictures of files: `labels` of each by its path below `root`, which is its id."""
+    """Make labelled images of files: `labels` of each by its path below `root`, which is its id."""
     ids = list(labels)
-    # A picture is a path only when it is its turn: ImageNet has 1.28 million to train on.
+    # An image is a path only when it is its turn: ImageNet has 1.28 million to train on.
     pairs = Pairs(str(root), len(ids), None, (), lambda: (Pair(name, root / name, (), {}) for name in ids))
-    return Labelled(Pictures(key, root, pairs, ids, border), labels)
+    return Labelled(Images(key, root, pairs, ids, border), labels)
 
 
 def folders(root: Path) -> list[str]:
@@ -111,15 +111,15 @@ def folders(root: Path) -> list[str]:
         raise PairsError(f"{root} cannot be read: {error}") from error
 
 
-def _pictures_below(folder: Path) -> list[str]:
-    pictures = []
+def _images_below(folder: Path) -> list[str]:
+    images = []
     for parent, inner, files in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
-        pictures += [
+        images += [
             prefix + name
             for name in files
-            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(".")
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
         ]
-    return sorted(pictures)
+    return sorted(images)

@@ -17,10 +17,10 @@ from lamplit.data.pairs import read_pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, from_files, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import label_of_synset, labels_of_flat_files, subset, timm_text
-from lamplit.evaluation.protocols.tasks import Labelled, Pictures, Task
+from lamplit.evaluation.protocols.tasks import Images, Labelled, Task
 from lamplit.zeroshot.names import class_names, listed
 
-PICTURE_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+IMAGE_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 V2_FOLDERS = {
     "imagenet-v2": "imagenetv2-matched-frequency-format-val",
     "imagenet-v2-threshold0.7": "imagenetv2-threshold0.7-format-val",
@@ -29,7 +29,7 @@ V2_FOLDERS = {
 
 
 def validation(root: Path) -> Labelled:
-    """Read ImageNet's validation pictures, 50,000 of 1,000 classes, in whichever layout they lie.
+    """Read ImageNet's validation images, 50,000 of 1,000 classes, in whichever layout they lie.
 
     These are: a folder for each synset, in `root` or `root/val`; the flat files of the archive with a list of labels
     (`imagenet_labels.py`); Parquet files or webdataset tars with a `label` or `cls` column, which are read through
@@ -47,7 +47,7 @@ def validation(root: Path) -> Labelled:
             return _flat(root, folder, files)
     if tables := _tables(root):
         return _from_tables(root, tables)
-    raise PairsError(f"{root} holds no validation pictures of ImageNet")
+    raise PairsError(f"{root} holds no validation images of ImageNet")
 
 
 def read_imagenet(root: Path) -> list[Task]:
@@ -59,26 +59,26 @@ def read_imagenet(root: Path) -> list[Task]:
 
 
 def read_imagenet_real(root: Path) -> list[Task]:
-    """Read ImageNet's validation pictures with the labels of "Are we done with ImageNet?" (Beyer et al., 2020).
+    """Read ImageNet's validation images with the labels of "Are we done with ImageNet?" (Beyer et al., 2020).
 
     Each has one, several or none; those without are left out, and any of several is right. The labels are those of
     `root/real.json`, or of the timm package.
     """
-    pictures = validation(root).pictures
+    images = validation(root).images
     own = root / "real.json"
     try:
         real: list[list[int]] = json.loads(own.read_text("utf-8") if own.is_file() else timm_text("real_labels.json"))
     except ValueError as error:
         raise PairsError(f"{own} is not JSON: {error}") from error
     labels = {}
-    for name in pictures.ids:
-        number = PICTURE_NUMBER.search(name)
+    for name in images.ids:
+        number = IMAGE_NUMBER.search(name)
         if not number or not 1 <= int(number[1]) <= len(real):
-            raise PairsError(f"{name} in {pictures.root} is not named as ImageNet's archive names it, so ReaL's "
+            raise PairsError(f"{name} in {images.root} is not named as ImageNet's archive names it, so ReaL's "
                              "labels cannot be found; expected a name with ILSVRC2012_val_00000001 in it")  # fmt: skip
         if right := tuple(real[int(number[1]) - 1]):
             labels[name] = right
-    test = Labelled(pictures, labels)
+    test = Labelled(images, labels)
     size = sum(map(bool, real))
     return [_task("imagenet-real", "ImageNet ReaL", test, "validation", size, every_class=False)]
 
@@ -140,9 +140,9 @@ def _read_subset(benchmark: str, title: str, root: Path, letter: str, size: int,
 
 def _flat(root: Path, folder: Path, files: list[str]) -> Labelled:
     of_number = labels_of_flat_files(root, folder)
-    numbers = {name: int(match[1]) for name in files if (match := PICTURE_NUMBER.match(name))}
+    numbers = {name: int(match[1]) for name in files if (match := IMAGE_NUMBER.match(name))}
     if unknown := [name for name in files if numbers.get(name) not in of_number]:
-        raise PairsError(f"{folder} has pictures without a label: {listed(unknown)}")
+        raise PairsError(f"{folder} has images without a label: {listed(unknown)}")
     return from_files("imagenet-val", folder, {name: (of_number[number],) for name, number in numbers.items()})
 
 
@@ -165,8 +165,8 @@ def _from_tables(root: Path, source: str) -> Labelled:
         label = int(str(cell)) if re.fullmatch(r"\s*\d{1,3}\s*", str(cell)) else None
         if label is None:
             raise PairsError(
-                f"{source} has {cell!r} for the label of picture {pair.id}; expected a column called label or cls "
+                f"{source} has {cell!r} for the label of image {pair.id}; expected a column called label or cls "
                 "with numbers from 0 to 999"
             )
         labels[pair.id] = (label,)
-    return Labelled(Pictures("imagenet-val", root, pairs, list(labels)), labels)
+    return Labelled(Images("imagenet-val", root, pairs, list(labels)), labels)

@@ -1,6 +1,6 @@
-"""ImageNet's classes as the timm package lists them, and the labels of its validation pictures where they lie flat.
+"""ImageNet's classes as the timm package lists them, and the labels of its validation images where they lie flat.
 
-The archive of the validation pictures has no folders, and several lists of their labels are about. Those that name
+The archive of the validation images has no folders, and several lists of their labels are about. Those that name
 synsets, or number them in their order as PyTorch does, can be taken as they are. The development kit's own numbers are
 in another order, and mean nothing without its `meta.mat`.
 """
@@ -41,11 +41,11 @@ def timm_text(name: str) -> str:
 
 
 def labels_of_flat_files(root: Path, folder: Path) -> dict[int, int]:
-    """Find a list of labels beside the pictures of the archive; return the label of each by its number, from 1.
+    """Find a list of labels beside the images of the archive; return the label of each by its number, from 1.
 
     Args:
         root: the folder of the data set: its lists lie there, or in its development kit.
-        folder: the folder of the pictures: lists may lie there too.
+        folder: the folder of the images: lists may lie there too.
 
     Raises:
         PairsError: there is no list, or it is not one of ImageNet's.
@@ -60,7 +60,7 @@ def labels_of_flat_files(root: Path, folder: Path) -> dict[int, int]:
                 except (ValueError, LookupError, OSError) as error:
                     reason = f"{type(error).__name__}: {error}"
                     raise PairsError(f"{file} is not a list of ImageNet's labels ({reason})") from error
-    raise PairsError(f"{folder} has pictures without folders, and there is no list of their labels: {listed(_LISTS)}")
+    raise PairsError(f"{folder} has images without folders, and there is no list of their labels: {listed(_LISTS)}")
 
 
 def _read_kaggle(file: Path) -> dict[int, int]:
@@ -73,7 +73,7 @@ def _read_kaggle(file: Path) -> dict[int, int]:
 
 
 def _read_synsets(file: Path) -> dict[int, int]:
-    """A synset for each picture, in their order."""
+    """A synset for each image, in their order."""
     lines = file.read_text("utf-8").split()
     return {number: label_of_synset()[synset] for number, synset in enumerate(lines, start=1)}
 
@@ -88,7 +88,7 @@ def _read_caffe(file: Path) -> dict[int, int]:
 
 
 def _read_devkit(file: Path) -> dict[int, int]:
-    """The development kit's own number (1 to 1,000) for each picture, in their order."""
+    """The development kit's own number (1 to 1,000) for each image, in their order."""
     meta = file.with_name("meta.mat")
     if not meta.is_file():
         raise PairsError(

@@ -22,7 +22,7 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
     ),
     "imagenet-real": (
         imagenet.read_imagenet_real,
-        "as imagenet, with the archive's names of the pictures (ILSVRC2012_val_00000001)",
+        "as imagenet, with the archive's names of the images (ILSVRC2012_val_00000001)",
     ),
     "imagenet-v2": (
         imagenet.read_imagenet_v2,
@@ -69,8 +69,8 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
     ),
     "flickr30k": (captions.read_flickr30k, "flickr30k-images/*.jpg and dataset_flickr30k.json (Karpathy's list)"),
     "xm3600": (captions.read_xm3600, "images/*.jpg and captions.jsonl"),
-    "xtd": (captions.read_xtd, "the 1,000 pictures, test_image_names.txt and test_1kcaptions_en.txt and so on"),
-    "folder": (read_folder, "a folder of pictures for each class; or train/ and test/ (or val/) with such folders"),
+    "xtd": (captions.read_xtd, "the 1,000 images, test_image_names.txt and test_1kcaptions_en.txt and so on"),
+    "folder": (read_folder, "a folder of images for each class; or train/ and test/ (or val/) with such folders"),
 }
 
 

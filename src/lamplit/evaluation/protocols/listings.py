@@ -1,4 +1,4 @@
-"""What the readers of data sets share: annotation files, and pictures that are named by them."""
+"""What the readers of data sets share: annotation files, and images that are named by them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.tasks import Pictures
+from lamplit.evaluation.protocols.tasks import Images
 
 
 def root_folder(root: str | Path, layout: str) -> Path:
@@ -63,8 +63,8 @@ def list_of(value: Any, kind: type) -> list[Any]:
     return value
 
 
-def listed_pictures(key: str, root: Path, paths: Iterable[str]) -> Pictures:
-    """Make the pictures of a task from the paths that a data set lists, relative to its root; each is its own id.
+def listed_images(key: str, root: Path, paths: Iterable[str]) -> Images:
+    """Make the images of a task from the paths that a data set lists, relative to its root; each is its own id.
 
     Raises:
         PairsError: there are none, some are missing, or a path leads out of the root.
@@ -72,11 +72,11 @@ def listed_pictures(key: str, root: Path, paths: Iterable[str]) -> Pictures:
     ids = list(paths)
     for path in ids:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise PairsError(f"the list of {key} names the picture {path}, which leads out of {root}")
+            raise PairsError(f"the list of {key} names the image {path}, which leads out of {root}")
     missing = [path for path in ids if not (root / path).is_file()]
     if missing or not ids:
-        what = f"{len(missing):,} of the {len(ids):,} pictures of {key} are" if ids else f"every picture of {key} is"
+        what = f"{len(missing):,} of the {len(ids):,} images of {key} are" if ids else f"every image of {key} is"
         first = f", first {missing[0]}" if missing else ""
-        raise PairsError(f"{what} missing under {root}{first}; unpack the pictures there")
+        raise PairsError(f"{what} missing under {root}{first}; unpack the images there")
     pairs = Pairs(str(root), len(ids), None, (), lambda: (Pair(path, root / path, (), {}) for path in ids))
-    return Pictures(key, root, pairs, ids)
+    return Images(key, root, pairs, ids)

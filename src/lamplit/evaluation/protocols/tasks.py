@@ -1,4 +1,4 @@
-"""What a benchmark asks of a model: its pictures, what is right, and how both are shown.
+"""What a benchmark asks of a model: its images, what is right, and how both are shown.
 
 A reader of this folder takes the folder of a data set, as its authors publish it, and returns its tasks. Nothing is
 decoded here, and no model is known.
@@ -14,10 +14,10 @@ from lamplit.data.pairs import Pairs
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of a task. Tasks with the same `key` and `root` have the same pictures, and share a store.
+class Images:
+    """The images of a task. Tasks with the same `key` and `root` have the same images, and share a store.
 
-    `ids` are those of all the pairs, so that a finished store is known without reading a picture.
+    `ids` are those of all the pairs, so that a finished store is known without reading an image.
     """
 
     key: str  # such as imagenet-val
@@ -29,17 +29,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures whose classes are known: `labels` holds the right ones of each picture by its id, often one."""
+    """Images whose classes are known: `labels` holds the right ones of each image by its id, often one."""
 
-    pictures: Pictures
+    images: Images
     labels: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Zero-shot classification: pictures, their right classes, and what the classes are called.
+    """Zero-shot classification: images, their right classes, and what the classes are called.
 
-    `labels` has the pictures that count: a picture without a right class (ImageNet ReaL) is not in it, and one of a
+    `labels` has the images that count: an image without a right class (ImageNet ReaL) is not in it, and one of a
     subset's classes' strangers (ObjectNet) neither.
     """
 
@@ -48,23 +48,23 @@ class Classification:
     test: Labelled
     class_names: Sequence[Sequence[str]]  # of each entry, one name or several whose prompts are averaged
     templates: str  # name of a template set, see `names.templates`
-    split: str  # in words, such as: validation, 50,000 pictures
+    split: str  # in words, such as: validation, 50,000 images
     entry_class: Sequence[int] | None = None  # class of each entry, where a class has several; its best one counts
     language: str = "en"
     template_texts: Sequence[str] | None = None  # where the set has no name, as for another language
-    crop: float = 0.875  # centre of the resized picture that big_vision's protocol shows (0.75 for ImageNet-A)
+    crop: float = 0.875  # centre of the resized image that big_vision's protocol shows (0.75 for ImageNet-A)
     training: Callable[[], Labelled] | None = None  # for the few-shot probe; listed when it is called
     notes: Sequence[str] = field(default_factory=tuple)  # what differs from the paper's protocol
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Image-text retrieval: pictures and the captions of each, every caption an item of its own."""
+    """Image-text retrieval: images and the captions of each, every caption an item of its own."""
 
     benchmark: str
     title: str
-    pictures: Pictures
-    captions: Mapping[str, Sequence[str]]  # of each picture that counts, by its id
+    images: Images
+    captions: Mapping[str, Sequence[str]]  # of each image that counts, by its id
     split: str
     language: str = "en"
     notes: Sequence[str] = field(default_factory=tuple)

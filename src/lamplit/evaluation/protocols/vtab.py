@@ -1,6 +1,6 @@
 """VTAB's natural sets, EuroSAT, Resisc45 and their like, most of them as torchvision reads them.
 
-Each is taken with all pictures of its official test split, and with all there are where it has none (VTAB draws a split
+Each is taken with all images of its official test split, and with all there are where it has none (VTAB draws a split
 of its own there, and some of the paper's numbers are of that). Class names and templates are the paper's where
 appendix B has them, else CLIP's.
 """
@@ -18,10 +18,10 @@ from torchvision import datasets
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import MissingExtraError, PairsError
 from lamplit.evaluation.protocols.classification import by_folder, from_files, zero_shot
-from lamplit.evaluation.protocols.tasks import Labelled, Pictures, Task
+from lamplit.evaluation.protocols.tasks import Images, Labelled, Task
 from lamplit.zeroshot.names import class_keys, class_names, listed, plain
 
-ALL = ("all pictures, because the data set has no official test split; VTAB draws one of its own",)
+ALL = ("all images, because the data set has no official test split; VTAB draws one of its own",)
 PARTITION = ("the first of the data set's ten official partitions; VTAB draws a split of its own",)
 
 
@@ -61,7 +61,7 @@ def read_dtd(root: Path) -> list[Task]:
 
 
 def read_flowers102(root: Path) -> list[Task]:
-    """Read Oxford Flowers: trained on 10 pictures of each class."""
+    """Read Oxford Flowers: trained on 10 images of each class."""
 
     def split(name: str) -> Labelled:
         dataset = _open(datasets.Flowers102, root, "flowers-102/setid.mat", split=name)
@@ -88,26 +88,26 @@ def read_pets(root: Path) -> list[Task]:
 
 
 def read_sun397(root: Path) -> list[Task]:
-    """Read SUN397: the test pictures of its first partition where `Testing_01.txt` is there, else all."""
+    """Read SUN397: the test images of its first partition where `Testing_01.txt` is there, else all."""
     dataset = _open(datasets.SUN397, root, "SUN397/ClassName.txt")
     order = _order(root, dataset.classes, "sun397")
     files = sorted(zip(dataset._image_files, dataset._labels, strict=True))
-    all_pictures = _files("sun397", root, [file for file, _ in files], [order[own] for _, own in files])
+    all_images = _files("sun397", root, [file for file, _ in files], [order[own] for _, own in files])
 
     def partition(name: str) -> Labelled | None:
         file = next((place / name for place in (root, root / "SUN397") if (place / name).is_file()), None)
         if file is None:
             return None
         ids = [f"SUN397/{line.strip().lstrip('/')}" for line in file.read_text("utf-8").splitlines() if line.strip()]
-        if missing := [name for name in ids if name not in all_pictures.labels]:
-            raise PairsError(f"{file} lists {len(missing):,} pictures that are not there: {listed(missing)}")
+        if missing := [name for name in ids if name not in all_images.labels]:
+            raise PairsError(f"{file} lists {len(missing):,} images that are not there: {listed(missing)}")
         stem = file.stem.split("_")[0].lower()
-        return from_files(f"sun397-{stem}", root, {name: all_pictures.labels[name] for name in ids})
+        return from_files(f"sun397-{stem}", root, {name: all_images.labels[name] for name in ids})
 
     test, training = partition("Testing_01.txt"), partition("Training_01.txt")
     kind = ("test", 19_850) if test else ("all", 108_754)
     return [
-        _task("sun397", "SUN397", test or all_pictures, *kind, "sun397", "clip-sun397",
+        _task("sun397", "SUN397", test or all_images, *kind, "sun397", "clip-sun397",
               training=None if training is None else lambda: training, notes=PARTITION if test else ALL)
     ]  # fmt: skip
 
@@ -214,7 +214,7 @@ def _files(key: str, root: Path, files: Sequence[Path], labels: Sequence[int]) -
 
 
 def _arrays(key: str, root: Path, dataset: Any, labels: Sequence[int]) -> Labelled:
-    """Make labelled pictures of a data set that holds them as arrays: each becomes a PNG when it is its turn."""
+    """Make labelled images of a data set that holds them as arrays: each becomes a PNG when it is its turn."""
     ids = [f"{number:05d}" for number in range(len(labels))]
 
     def read() -> Iterator[Pair]:
@@ -225,5 +225,5 @@ def _arrays(key: str, root: Path, dataset: Any, labels: Sequence[int]) -> Labell
 
     pairs = Pairs(str(root), len(ids), None, (), read)
     return Labelled(
-        Pictures(key, root, pairs, ids), {name: (int(label),) for name, label in zip(ids, labels, strict=True)}
+        Images(key, root, pairs, ids), {name: (int(label),) for name, label in zip(ids, labels, strict=True)}
     )

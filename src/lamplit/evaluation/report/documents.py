@@ -84,7 +84,7 @@ def as_markdown(results: Sequence[Result], rows: Sequence[Row], figures: Sequenc
     models = dict.fromkeys(row.model for row in rows)
     parts = ["# Results of " + ", ".join(map(_cell, models)), ""]
     parts += [
-        "In percent, with 95 % bootstrap intervals over pictures or queries."
+        "In percent, with 95 % bootstrap intervals over images or queries."
         + (f" Compared with {_cell(against)}." if against else "")
         + " A difference is in percentage points; `inside` means that the interval contains the published figure.",
         "",
@@ -121,7 +121,7 @@ def protocol(result: Result) -> list[tuple[str, str]]:
     """How a result was measured, as names and words."""
     lines = [(name, _words(value)) for name, value in result.protocol.items() if value not in (None, "", [], {})]
     skipped = f", {result.skipped:,} skipped" if result.skipped else ""
-    lines.append(("pictures", f"{result.pictures:,}{skipped}"))
+    lines.append(("images", f"{result.images:,}{skipped}"))
     lines += [
         (name, f"{count:,}") for name, count in (("captions", result.captions), ("classes", result.classes)) if count
     ]
@@ -138,7 +138,7 @@ def _measured_line(row: Row) -> dict[str, Any]:
         "model": row.model,
         "low": _number(row.metric, row.low),
         "high": _number(row.metric, row.high),
-        "pictures": row.pictures,
+        "images": row.images,
         "language": row.language,
         "benchmark": row.benchmark,
         "published": "" if of is None else _number(row.metric, of.value),
@@ -164,7 +164,7 @@ def _published_line(figure: Figure, title: str) -> dict[str, Any]:
 
 def _line(task: str, dataset: str, metric: str, measure: str, value: float) -> dict[str, Any]:
     first = {"task": task, "dataset": dataset, "metric": metric, "value": _number(measure, value)}
-    others = ("model", "low", "high", "pictures", "language", "benchmark", "published", "published_model", "difference")
+    others = ("model", "low", "high", "images", "language", "benchmark", "published", "published_model", "difference")
     return first | dict.fromkeys((*others, "interval", "data", "revision", "source"), "")
 
 

@@ -19,8 +19,8 @@ from lamplit.metrics.results import Result
 
 _FOLDER = files("lamplit") / "evaluation" / "report"
 _WORST = 10  # classes that are named
-_MOST_PICTURES = 100  # of a page, at 2 to 4 KB each
-_PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]{1,40000}")
+_MOST_IMAGES = 100  # of a page, at 2 to 4 KB each
+_IMAGE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]{1,40000}")
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Bar:
 
     name: str
     accuracy: float
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """What a class was taken for, with examples as data: URIs; None where a picture is missing."""
+    """What a class was taken for, with examples as data: URIs; None where an image is missing."""
 
     right: str
     predicted: str
-    pictures: int
+    images: int
     examples: Sequence[str | None]
 
 
@@ -143,7 +143,7 @@ def _sections(
     for result in sorted(results, key=lambda result: models.index(result.model["name"])):
         groups[result.task, result.benchmark, result.language].append(result)
     num_pairs = sum(len(result.confusions) for result in results)
-    pairs = max(2, min(12, _MOST_PICTURES // max(1, sum(bool(result.confusions) for result in results))))
+    pairs = max(2, min(12, _MOST_IMAGES // max(1, sum(bool(result.confusions) for result in results))))
     made: list[Section] = []
     for (task, benchmark, language), group in groups.items():
         inside = [row for row in rows if (row.task, row.benchmark, row.language) == (task, benchmark, language)]
@@ -155,7 +155,7 @@ def _sections(
                 inside,
                 figures,
                 models,
-                _Examples(pairs, max(1, min(4, _MOST_PICTURES // max(1, num_pairs)))),
+                _Examples(pairs, max(1, min(4, _MOST_IMAGES // max(1, num_pairs)))),
             )
         )
     return made
@@ -181,7 +181,7 @@ def _section(
     classes = {places[id(r)]: sorted(float(each["accuracy"]) for each in r.per_class) for r in group if r.per_class}
     curves = {places[id(result)]: result.recall_curve for result in group if any(result.recall_curve.values())}
     bins = {
-        places[id(r)]: r.reliability["bins"] for r in group if any(b["pictures"] for b in r.reliability.get("bins", ()))
+        places[id(r)]: r.reliability["bins"] for r in group if any(b["images"] for b in r.reliability.get("bins", ()))
     }
     return Section(
         key=key,
@@ -198,12 +198,12 @@ def _section(
 
 
 def _part(place: int, result: Result, examples: _Examples) -> Part:
-    worst = sorted(result.per_class, key=lambda each: (float(each["accuracy"]), -each["pictures"], each["name"]))
+    worst = sorted(result.per_class, key=lambda each: (float(each["accuracy"]), -each["images"], each["name"]))
     error = result.reliability.get("error")
     return Part(
         place,
         result.model["name"],
-        [Bar(str(each["name"]), 100 * float(each["accuracy"]), each["pictures"]) for each in worst[:_WORST]],
+        [Bar(str(each["name"]), 100 * float(each["accuracy"]), each["images"]) for each in worst[:_WORST]],
         [_confusion(each, examples) for each in result.confusions[: examples.pairs]],
         documents.protocol(result),
         "" if error is None else f"{100 * error:.1f}",
@@ -212,9 +212,9 @@ def _part(place: int, result: Result, examples: _Examples) -> Part:
 
 def _confusion(values: Mapping[str, Any], examples: _Examples) -> Confusion:
     names = list(values.get("examples", ()))[: examples.of_each]
-    # A result is a file that anybody can have written: nothing but a small picture comes into the page.
-    pictures = [str(name) if _PICTURE.fullmatch(str(name)) else None for name in names]
-    return Confusion(str(values["class"]), str(values["predicted"]), values["pictures"], pictures)
+    # A result is a file that anybody can have written: nothing but a small image comes into the page.
+    images = [str(name) if _IMAGE.fullmatch(str(name)) else None for name in names]
+    return Confusion(str(values["class"]), str(values["predicted"]), values["images"], images)
 
 
 def _find(rows: Sequence[Row], metric: str, result: Result) -> Row | None:

@@ -115,16 +115,16 @@ def recall_plot(key: str, curves: Mapping[int, Mapping[str, Sequence[float]]]) -
 
 
 def reliability_plot(key: str, bins: Mapping[int, Sequence[Mapping[str, float]]]) -> Markup:
-    """Draw accuracy against confidence; the larger a mark, the more pictures."""
+    """Draw accuracy against confidence; the larger a mark, the more images."""
     figure, axis = _figure(230)
     axis.plot([0, 100], [0, 100], color=_FAINT, linewidth=1, linestyle=(0, (2, 2)))
     for model, filled in bins.items():
-        filled = [each for each in filled if each["pictures"]]
-        total = sum(each["pictures"] for each in filled)
+        filled = [each for each in filled if each["images"]]
+        total = sum(each["images"] for each in filled)
         confidence, accuracy = ([100 * each[name] for each in filled] for name in ("confidence", "accuracy"))
         axis.plot(confidence, accuracy, color=_color(model), linewidth=1.2)
         for x, y, each in zip(confidence, accuracy, filled, strict=True):
-            size = 4 + 2 * round(4 * math.sqrt(each["pictures"] / total))  # five sizes: each is drawn once in the page
+            size = 4 + 2 * round(4 * math.sqrt(each["images"] / total))  # five sizes: each is drawn once in the page
             _draw_mark(axis, model, x, y, size)
     axis.set_xlim(0, 102)
     axis.set_ylim(0, 102)

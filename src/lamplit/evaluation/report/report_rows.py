@@ -28,7 +28,7 @@ class Row:
     value: float
     low: float
     high: float
-    pictures: int
+    images: int
     reference: Figure | None = None
     same_model: bool = False  # the reference is a figure of this very model
     difference: float | None = None  # how far the value is above the reference
@@ -111,7 +111,7 @@ def _row(result: Result, metric: str, figures: Sequence[Figure]) -> Row:
     measure, model = result.metrics[metric], result.model["name"]
     row = Row(
         result.task, result.benchmark, result.dataset, result.language, metric, metric == result.main_metric, model,
-        measure.value, measure.low, measure.high, result.pictures,
+        measure.value, measure.low, measure.high, result.images,
     )  # fmt: skip
     candidates = [figure for figure in beside(row, figures) if figure.task == row.task]
     own = [figure for figure in candidates if figure.is_of(model)]
@@ -142,7 +142,7 @@ def _mean(parts: Sequence[Result]) -> Result:
         metrics={"accuracy@1": Measure(value, value - below, value + above)},
         model=parts[0].model,
         protocol={"notes": ["mean of " + ", ".join(part.dataset for part in parts)]},
-        pictures=sum(part.pictures for part in parts),
+        images=sum(part.images for part in parts),
         skipped=sum(part.skipped for part in parts),
         versions=parts[0].versions,
         time=max(part.time for part in parts),

@@ -1,4 +1,4 @@
-"""What a library's opener gives: a backbone, how it wants its pictures, and the classifier it came with."""
+"""What a library's opener gives: a backbone, how it wants its images, and the classifier it came with."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from lamplit.towers.published.big_vision import Published, build_backbone
 
 
 class ImageTower(nn.Module):
-    """A backbone that knows how it wants its pictures.
+    """A backbone that knows how it wants its images.
 
     `config` says how to build the same backbone again without its weights, and how to pool where that is not the
     library's own way; `class_head` is the classifier the backbone came with, if its class names are known and it reads
@@ -62,12 +62,12 @@ class ImageTower(nn.Module):
             self.class_head = None  # the classifier reads something else than the pooled features
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) uint8 pictures in, (B, width) pooled features out, not normalised."""
+        """(B, 3, height, width) uint8 images in, (B, width) pooled features out, not normalised."""
         features = pool_features(self.backbone, self.preprocessing.normalize(images), self.pool)
         if features.ndim != 2:
             raise TowerError(
                 f"{self.spec} gives features of shape {tuple(features.shape)}; a tower gives one vector per "
-                "picture, shape (B, width): pool them in the module"
+                "image, shape (B, width): pool them in the module"
             )
         return features
 
@@ -96,7 +96,7 @@ def open_image_tower(
     Args:
         tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE` (that of a published model), `model:FOLDER` (that
             of a saved model, tuned or not), `demo:efficientnet-lite0` (or 1, 2), or a module that maps
-            (B, 3, height, width) float pictures to (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
+            (B, 3, height, width) float images to (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
             opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
             timm's CLIP towers give the class token before that projection.
         weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; nothing
@@ -219,6 +219,6 @@ def _wrap_module(
     if pool is not None:
         raise UsageError("a module pools as it was written; let its forward pool otherwise")
     if preprocessing is None:
-        raise UsageError("a module does not say how it wants its pictures; give preprocessing=Preprocessing(...)")
+        raise UsageError("a module does not say how it wants its images; give preprocessing=Preprocessing(...)")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     return ImageTower(f"module:{name}", module, preprocessing, {"library": "module", "name": name})

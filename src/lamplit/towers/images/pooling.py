@@ -1,4 +1,4 @@
-"""From a backbone's tokens to one vector per picture: the library's own way, or another by name.
+"""From a backbone's tokens to one vector per image: the library's own way, or another by name.
 
 The names mean the same for every backbone. They speak of the tokens after the last norm, before any layer that the
 library's own head puts behind its pooling (the dense layer of transformers' ViT, the projection of CLIP).
@@ -23,7 +23,7 @@ POOLS = {
 
 
 def pool_features(backbone: nn.Module, pixels: Tensor, pool: str | None = None) -> Tensor:
-    """Run `backbone` on (B, 3, height, width) normalised pictures and pool: (B, D), or (B, 2D) for `cls+mean`.
+    """Run `backbone` on (B, 3, height, width) normalised images and pool: (B, D), or (B, 2D) for `cls+mean`.
 
     Without `pool`, as the library itself pools; where transformers has no pooled output, the class token, or the mean
     of the patches where there is none.
@@ -87,7 +87,7 @@ def _pool_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor, pool: str)
 
 
 def _own_output(backbone: nn.Module, output: Any, pixels: Tensor) -> Tensor:
-    """Take what transformers calls the features of a picture."""
+    """Take what transformers calls the features of an image."""
     pooled: Tensor | None = output.get("image_embeds")  # CLIP with its projection
     if pooled is None:
         pooled = output.get("pooler_output")

@@ -25,8 +25,8 @@ from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.towers.images.backbone import Backbone, ClassHead, class_texts
 from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
 
-_MOST_DIFFERENCE = 0.05  # mean over a picture, in units of its normalised pixels
-_MOST_SIDE = 4096  # pixels of a picture's side; a hostile file could ask for any number
+_MOST_DIFFERENCE = 0.05  # mean over an image, in units of its normalised pixels
+_MOST_SIDE = 4096  # pixels of an image's side; a hostile file could ask for any number
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -97,7 +97,7 @@ def _loader(spec: str, config: Any) -> tuple[Any, Any, bool]:
         return SiglipVisionModel, config.vision_config, False
     if config.model_type.startswith("siglip2"):
         raise TowerError(
-            f"{spec} reads rows of patches from pictures of any shape (NaFlex), lamplit pictures of one size; "
+            f"{spec} reads rows of patches from images of any shape (NaFlex), lamplit images of one size; "
             "open a SigLIP2 of a fixed size"
         )
     if hasattr(config, "vision_config"):
@@ -121,23 +121,23 @@ def _class_head(model: Any, config: Any) -> ClassHead | None:
 
 
 def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
-    """Read what a processor does from its settings, and see on a picture that it does no more."""
+    """Read what a processor does from its settings, and see on an image that it does no more."""
     try:
         preprocessing = _preprocessing(processor.to_dict())
     except KeyError as error:
-        raise TowerError(f"{spec} does not say how it wants its pictures; its processor has no {error}") from error
+        raise TowerError(f"{spec} does not say how it wants its images; its processor has no {error}") from error
     except ZeroDivisionError as error:
-        raise TowerError(f"{spec} wants pictures of no size; expected sides up to {_MOST_SIDE}") from error
+        raise TowerError(f"{spec} wants images of no size; expected sides up to {_MOST_SIDE}") from error
     if not all(1 <= side / preprocessing.crop_fraction <= _MOST_SIDE for side in preprocessing.image_size):
-        raise TowerError(f"{spec} wants pictures of {preprocessing.image_size}; expected sides up to {_MOST_SIDE}")
-    # A smooth picture, so that a pixel's shift counts little and other colours, scales or crops much.
+        raise TowerError(f"{spec} wants images of {preprocessing.image_size}; expected sides up to {_MOST_SIDE}")
+    # A smooth image, so that a pixel's shift counts little and other colours, scales or crops much.
     small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    picture = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
-    expected = torch.as_tensor(np.asarray(processor(images=picture)["pixel_values"][0]))
-    found = preprocessing.reference(picture)
+    image = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
+    expected = torch.as_tensor(np.asarray(processor(images=image)["pixel_values"][0]))
+    found = preprocessing.reference(image)
     if found.shape != expected.shape or (found - expected).abs().mean() > _MOST_DIFFERENCE:
         raise TowerError(
-            f"{spec} prepares pictures in a way that lamplit does not know ({type(processor).__name__}); say what "
+            f"{spec} prepares images in a way that lamplit does not know ({type(processor).__name__}); say what "
             "comes nearest with open_image_tower(..., preprocessing=Preprocessing(...))"
         )
     return preprocessing
@@ -153,7 +153,7 @@ def _preprocessing(processor: dict[str, Any]) -> Preprocessing:
     if cropped is not None and is_cropped:
         height, width = cropped["height"], cropped["width"]
         crop_fraction = height / side
-    if processor.get("crop_pct"):  # ConvNeXt's and PoolFormer's: the picture is scaled to more than `size`
+    if processor.get("crop_pct"):  # ConvNeXt's and PoolFormer's: the image is scaled to more than `size`
         fit, crop_fraction = ("crop", processor["crop_pct"]) if side < 384 else ("squash", 1.0)
     return Preprocessing(
         image_size=(height, width),

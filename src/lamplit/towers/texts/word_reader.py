@@ -84,12 +84,12 @@ class WordReader:
         return ztxt
 
     def encode_images(self, _: Any) -> NoReturn:
-        """Refuse pictures.
+        """Refuse images.
 
         Raises:
             TowerError: always.
         """
-        raise TowerError("this model is open for words alone; open it with lamplit.load to embed pictures")
+        raise TowerError("this model is open for words alone; open it with lamplit.load to embed images")
 
     def project_rows(self, zimg: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring unit vectors of the image tower into the joint space: (N, D) in, (N, E) unit vectors out."""
