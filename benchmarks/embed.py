@@ -90,7 +90,7 @@ def decoding(options: Any, files: list[Path]) -> dict[str, Any]:
 
 
 def end_to_end(options: Any, name: str, files: list[Path], folder: Path) -> dict[str, Any]:
-    """`embed` from files to store, engine chosen by itself, against the bare eager forward.
+    """`embed` from files to store, backend chosen by itself, against the bare eager forward.
 
     ONNX Runtime's file is there from an earlier run, as it is in every run of a tower but the first.
     """
@@ -109,7 +109,7 @@ def end_to_end(options: Any, name: str, files: list[Path], folder: Path) -> dict
             "bare eager forward, pixels in memory": lambda: other.submit(forward, *asked).result(),
         }
         seconds = in_turn(sides, options.turns)
-    title = f"{name}, {len(files)} images, engine {run.engine}; seconds an image"
+    title = f"{name}, {len(files)} images, backend {run.backend}; seconds an image"
     return compare(title, seconds, ours="lamplit embed, files to store", unit=len(files))
 
 
@@ -132,13 +132,13 @@ class _Embed:
 
     def __init__(self, tower: ImageTower, source: Path, folder: Path) -> None:
         self.tower, self.source, self.folder = tower, source, folder
-        self.turn, self.engine = 0, ""
+        self.turn, self.backend = 0, ""
 
     def __call__(self) -> None:
         self.turn += 1
-        engine = "onnx" if self.turn == 1 else "auto"  # the warm-up leaves the ONNX file that later runs find
+        backend = "onnx" if self.turn == 1 else "auto"  # the warm-up leaves the ONNX file that later runs find
         out = self.folder / f"{self.tower.config['name']}-{self.turn}.lance"
-        self.engine = lamplit.embed(self.source, out, tower=self.tower, batch_size=16, engine=engine).engine
+        self.backend = lamplit.embed(self.source, out, image_tower=self.tower, batch_size=16, backend=backend).backend
 
 
 if __name__ == "__main__":

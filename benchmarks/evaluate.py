@@ -144,12 +144,12 @@ def cached(options: Any, folder: Path, names: list[str], num_images: int) -> dic
     encoding = time.perf_counter() - began
     vectors = F.normalize(torch.randn(num_images, model.width), dim=-1)
     rows = [Row(f"{i:06}", "", "", [], vector) for i, vector in enumerate(vectors)]
-    store = Store.create(folder / "cached.lance", model.identity, rows, engine="torch")
+    store = Store.create(folder / "cached.lance", model.identity, rows, backend="torch")
     labels = [(i % len(names),) for i in range(num_images)]
 
     def evaluate() -> None:
         entries = average_prompts(known.encode, [[name] for name in names], PROMPTS)
-        answers = scoring.answer(model.read_store(store), entries, labels, logit_scale=10.0)
+        answers = scoring.answer(model.read_store(store), entries, labels, logit_multiplier=10.0)
         classification_result(
             model, answers, labels, names, benchmark="b", dataset="b", language="en", protocol={}
         )  # fmt: skip

@@ -57,7 +57,7 @@ def real_rows(quick: bool, folder: Path) -> Tensor:
     if quick:
         return F.normalize(torch.randn(50, WIDTH, generator=random) + 0.5, dim=1)
     out = folder / "stamps.lance"
-    lamplit.embed(lamplit.fetch("stamps"), out, tower="demo:efficientnet-lite0")
+    lamplit.embed(lamplit.fetch("stamps"), out, image_tower="demo:efficientnet-lite0")
     vectors = lamplit.Store(out).vectors()
     return F.normalize(vectors @ torch.randn(vectors.shape[1], WIDTH, generator=random), dim=1)
 

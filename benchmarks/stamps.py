@@ -23,7 +23,7 @@ from rich.table import Table
 from timing import arguments, console, finish
 
 import lamplit
-from lamplit.tuning import head_start
+from lamplit.tuning import closed_form
 from lamplit.tuning.split import held_out_recall, split_store
 
 METRICS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/recall@1", "text_to_image/recall@5")
@@ -36,11 +36,11 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "stamps.lance"
-        lamplit.embed(lamplit.fetch("stamps"), store, tower="demo:efficientnet-lite0", progress=True)
+        lamplit.embed(lamplit.fetch("stamps"), store, image_tower="demo:efficientnet-lite0", progress=True)
         for seed in seeds:
             for name, metrics in closed_forms(lamplit.Store(store), seed).items():
                 results.setdefault(name, []).append(metrics)
-            settings = lamplit.TuneSettings(text="demo:minilm", seed=seed, epochs=1 if options.quick else 20)
+            settings = lamplit.TuneSettings(text_tower="demo:minilm", seed=seed, epochs=1 if options.quick else 20)
             report = lamplit.tune(store, Path(folder) / str(seed), settings, progress=True)
             results.setdefault("head start as it is", []).append(report.start)
             results.setdefault("tuned: last step", []).append(report.last)
@@ -75,10 +75,10 @@ def closed_forms(store: lamplit.Store, seed: int) -> dict[str, dict[str, float]]
         "both, plain image vectors": (tower.class_head, {"SHRINKAGE": EVERYTHING_ALIKE}),
     }
     results = {}
-    known = cache(head_start.text_features)  # no head changes them
+    known = cache(closed_form.text_features)  # no head changes them
     for name, (class_head, constants) in parts.items():
         with changed(text_features=lambda tower, texts: known(tower, tuple(texts)), **constants):
-            head_start.fit_head(text_tower, zimg[train.image_index], texts, class_head)
+            closed_form.fit_head(text_tower, zimg[train.image_index], texts, class_head)
         results[f"head start: {name}"] = measure()
     return results
 
@@ -86,14 +86,14 @@ def closed_forms(store: lamplit.Store, seed: int) -> dict[str, dict[str, float]]
 @contextmanager
 def changed(**constants: Any) -> Iterator[None]:
     """Run with other constants and functions of the head start."""
-    before = {name: getattr(head_start, name) for name in constants}
+    before = {name: getattr(closed_form, name) for name in constants}
     for name, value in constants.items():
-        setattr(head_start, name, value)
+        setattr(closed_form, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(head_start, name, value)
+            setattr(closed_form, name, value)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def prepare(folder: Path, images: int) -> tuple[Path, dict[str, Path]]:
     tower = TowerIdentity.of_imported("made up", WIDTH)
     vectors = F.normalize(torch.randn(images, WIDTH), dim=1)
     rows = [Row(f"{i:06}", f"{i}.png", f"hash{i}", [f"text {i}"], vector) for i, vector in enumerate(vectors)]
-    lamplit.Store.create(folder / "some.lance", tower, rows, engine="imported").finish()
+    lamplit.Store.create(folder / "some.lance", tower, rows, backend="imported").finish()
     LiT(lamplit.open_text_tower("demo:minilm", width=WIDTH), tower).save(folder / "model")
     assert write_words(folder / "model")
     shutil.copytree(folder / "model", folder / "with torch")

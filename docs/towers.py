@@ -2,7 +2,7 @@
 
     python docs/towers.py                    every proof: an hour on one core, 10 GB of memory and of disk
     python docs/towers.py --only vit,swin    those rows anew whose family or name holds one of these
-    python docs/towers.py --texts            the text towers anew, alone
+    python docs/towers.py --text-towers            the text towers anew, alone
     python docs/towers.py --render           the page alone, from what was seen before
 
 A row is one model, built by its own library, saved as its users find it, and opened by lamplit. Its weights are random
@@ -344,10 +344,10 @@ def prove(member: Member, folder: Path, text: str = "scratch:tiny") -> Record:
 def prove_lock(record: Record, tower: ImageTower, pairs: Path, text: str) -> None:
     """Tune on the tower's store, and see that nothing of the tower moved and all of it is saved."""
     folder = pairs.parent
-    embed(pairs, folder / "before.lance", tower=tower, engine="torch")
+    embed(pairs, folder / "before.lance", image_tower=tower, backend="torch")
     store = Store(folder / "before.lance")
     digest, stored, width = weights_digest(tower), store.vectors(), tower.width
-    settings = TuneSettings(text=text, batch_size=6, epochs=5, held_out=0.0, head_start=False, evaluations=1)
+    settings = TuneSettings(text_tower=text, batch_size=6, epochs=5, val_fraction=0.0, closed_form=False, num_evals=1)
     report = tune(store, folder / "run", settings, device="cpu")
     after = store.vectors()
 
@@ -356,7 +356,7 @@ def prove_lock(record: Record, tower: ImageTower, pairs: Path, text: str) -> Non
     files = sorted(folder.glob("*.png"))[:3]
     encoded = model.encode_images(files)
     model.save(folder / "model")
-    embed(pairs, folder / "after.lance", tower=tower, engine="torch")
+    embed(pairs, folder / "after.lance", image_tower=tower, backend="torch")
     record.steps = report.steps
     record.locked = (
         report.fingerprint_before == report.fingerprint_after == store.tower.fingerprint
@@ -501,7 +501,7 @@ def main() -> None:
     """Prove, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="families or names, or parts of them, by commas")
-    parser.add_argument("--texts", action="store_true", help="the text towers alone")
+    parser.add_argument("--text-towers", action="store_true", help="the text towers alone")
     parser.add_argument("--render", action="store_true", help="write the page alone")
     options = parser.parse_args()
     data, page = FOLDER / "towers.json", FOLDER / "towers.md"

@@ -35,7 +35,7 @@ def main() -> None:
         if language != "English":
             # The encoder has read English: elsewhere it begins with letters, and needs a higher rate than usual.
             settings = lamplit.TuneSettings(
-                text="demo:minilm", text_column=column, epochs=3, batch_size=64, lr=2e-4, evaluations=1
+                text_tower="demo:minilm", text_column=column, epochs=3, batch_size=64, lr=2e-4, num_evals=1
             )
             lamplit.tune(store, model, settings)
         report = json.loads((model / "report.json").read_text())

@@ -33,8 +33,8 @@ def main() -> None:
     # What it wants to be given: 64 × 64 pixels, squeezed in whole, from 0 to 1 as they are.
     images = lamplit.Preprocessing((64, 64), mean=(0, 0, 0), std=(1, 1, 1), fit="squash")
     tower = lamplit.open_image_tower(Colours(), preprocessing=images)
-    embedded = lamplit.embed(lamplit.fetch("stamps"), OUT / "stamps.lance", tower=tower)
-    settings = lamplit.TuneSettings(text="demo:minilm", epochs=5, evaluations=1)
+    embedded = lamplit.embed(lamplit.fetch("stamps"), OUT / "stamps.lance", image_tower=tower)
+    settings = lamplit.TuneSettings(text_tower="demo:minilm", epochs=5, num_evals=1)
     report = lamplit.tune(OUT / "stamps.lance", OUT / "model", settings)
     recall, chance = report.last["text_to_image/recall@5"], 5 / report.held_out_captions
     print(f"{embedded.embedded + embedded.unchanged} images as vectors of {tower.width} numbers")

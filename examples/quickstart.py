@@ -39,10 +39,10 @@ def main() -> None:
         pairs = lamplit.fetch("stamps")
     with stage("2/4  embed each image once with a locked ImageNet tower"):
         tower = "demo:efficientnet-lite0"
-        embedded = lamplit.embed(pairs, store, tower=tower, workers=1, progress=True)
+        embedded = lamplit.embed(pairs, store, image_tower=tower, workers=1, progress=True)
         console.print(tables.embed_report(embedded)[0])
     with stage("3/4  tune a text tower to read the vectors; a fifth of the captions is never seen"):
-        report = lamplit.tune(store, model, lamplit.TuneSettings(text="demo:minilm"), progress=True)
+        report = lamplit.tune(store, model, lamplit.TuneSettings(text_tower="demo:minilm"), progress=True)
         console.print(tables.what_trains(report.trains))
         console.print(tables.recall_table(report))
     with stage("4/4  ask with words that no caption has"):
@@ -51,13 +51,13 @@ def main() -> None:
         contact_sheet(found, OUT / "searches.png")
         for query, hits in found.items():
             console.print(f"  {query}: {', '.join(hit.texts[0] for hit in hits[:4])}", highlight=False)
-    results = report.best | {"head_start": report.start, "last": report.last, "embed": asdict(embedded)}
+    results = report.best | {"closed_form": report.start, "last": report.last, "embed": asdict(embedded)}
     (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"\nimages that were found: {OUT / 'searches.png'}; figures: {OUT / 'results.json'}")
     console.print("\nNext, on your own data:", style="bold")
     for command in (
-        "lamplit embed my_images/ --tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance",
-        "lamplit tune mine.lance --text hf:sentence-transformers/all-MiniLM-L6-v2 --out runs/mine",
+        "lamplit embed my_images/ --image-tower timm:vit_base_patch14_dinov2.lvd142m --out mine.lance",
+        "lamplit tune mine.lance --text-tower hf:sentence-transformers/all-MiniLM-L6-v2 --out runs/mine",
         'lamplit search runs/mine mine.lance "a red bicycle"',
     ):
         console.print(f"  {VENV}{command}", soft_wrap=True, highlight=False)

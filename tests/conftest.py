@@ -34,7 +34,7 @@ from lamplit.store.rows import Row
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.tuning.head_start import fit_head
+from lamplit.tuning.closed_form import fit_head
 
 COLORS = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "purple": "violett", "black": "schwarz"}
 SHAPES = {"circle": "Kreis", "square": "Quadrat", "triangle": "Dreieck", "cross": "Kreuz", "ring": "Ring"}
@@ -120,7 +120,7 @@ def image_tower() -> ImageTower:
 def store_path(image_folder: Path, image_tower: ImageTower, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embed the 60 drawings. To be read only; copy the folder to change it."""
     path = tmp_path_factory.mktemp("store") / "drawings.lance"
-    embed(image_folder / "pairs.csv", path, tower=image_tower, engine="torch")
+    embed(image_folder / "pairs.csv", path, image_tower=image_tower, backend="torch")
     return path
 
 
@@ -197,7 +197,7 @@ def write_store(
         )
         for i, (vector, row_texts) in enumerate(zip(F.normalize(vectors, dim=-1), texts, strict=True))
     ]
-    store = Store.create(path, tower, rows, engine="torch", centered=centered, metadata_columns=columns)
+    store = Store.create(path, tower, rows, backend="torch", centered=centered, metadata_columns=columns)
     store.finish()
     return store
 

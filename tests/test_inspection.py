@@ -15,7 +15,7 @@ def test_store(store: Store) -> None:
     found = describe(store.path)
     assert (found["store"], found["images"], found["texts"], found["width"]) == (store.path, 60, 60, 64)
     assert (found["image tower"], found["fingerprint"]) == ("timm:test_vit", store.tower.fingerprint)
-    assert (found["engine"], found["centred"], found["image size"]) == ("torch", False, "160x160")
+    assert (found["backend"], found["centred"], found["image size"]) == ("torch", False, "160x160")
     assert found["metadata columns"] == "german, shape"
     [first, *others] = found["some pairs"].split("\n")
     path, text = first.split(": ")

@@ -9,7 +9,13 @@ import lamplit
 
 def tune(words_path, text_folder, out, column):
     settings = lamplit.TuneSettings(
-        text=f"hf:{text_folder}", text_column=column, epochs=30, batch_size=72, lr=3e-3, evaluations=1, head_start=False
+        text_tower=f"hf:{text_folder}",
+        text_column=column,
+        epochs=30,
+        batch_size=72,
+        lr=3e-3,
+        num_evals=1,
+        closed_form=False,
     )
     lamplit.tune(words_path, out, settings)
     return lamplit.Searcher(lamplit.load(out, towers="text"), lamplit.Store(words_path))

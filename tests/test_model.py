@@ -41,7 +41,7 @@ def model(image_tower: ImageTower, text_folder: Path) -> LiT:
 def saved(image_tower: ImageTower, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model on disk, to be read only."""
     folder = tmp_path_factory.mktemp("model")
-    make_model(image_tower, text_folder, logit_scale=7.0).save(folder)
+    make_model(image_tower, text_folder, logit_multiplier=7.0).save(folder)
     return folder
 
 
@@ -186,10 +186,10 @@ def test_center_is_subtracted_from_images_only(image_tower: ImageTower, text_fol
 
 
 def test_scale_and_bias(image_tower: ImageTower, text_folder: Path) -> None:
-    assert make_model(image_tower, text_folder).logit_scale.item() == pytest.approx(10)
+    assert make_model(image_tower, text_folder).logit_multiplier.item() == pytest.approx(10)
     assert make_model(image_tower, text_folder).logit_bias is None
-    sigmoid = make_model(image_tower, text_folder, logit_scale=12.0, logit_bias=-9.5)
-    assert sigmoid.logit_scale.item() == pytest.approx(12)
+    sigmoid = make_model(image_tower, text_folder, logit_multiplier=12.0, logit_bias=-9.5)
+    assert sigmoid.logit_multiplier.item() == pytest.approx(12)
     assert sigmoid.logit_bias is not None
     assert sigmoid.logit_bias.item() == -9.5
 
@@ -213,7 +213,7 @@ def test_scalars_and_center_are_kept(
     image_tower: ImageTower, text_folder: Path, image_file: Path, tmp_path: Path
 ) -> None:
     center = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 30
-    model = make_model(image_tower, text_folder, center=center, logit_scale=13.7, logit_bias=-8.25)
+    model = make_model(image_tower, text_folder, center=center, logit_multiplier=13.7, logit_bias=-8.25)
     model.save(tmp_path)
     again = load(tmp_path)
     assert torch.equal(again.log_scale, model.log_scale)
@@ -247,7 +247,7 @@ def test_one_tower_alone(saved: Path, image_file: Path) -> None:
         text.encode_images([image_file])
     with pytest.raises(TowerError, match="without its text tower"):
         image.encode_texts(TEXTS)
-    assert text.logit_scale.item() == both.logit_scale.item() == pytest.approx(7)
+    assert text.logit_multiplier.item() == both.logit_multiplier.item() == pytest.approx(7)
 
 
 def test_one_tower_alone_needs_no_other_file(copy: Path, image_file: Path) -> None:

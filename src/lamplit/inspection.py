@@ -62,7 +62,7 @@ def _describe_published(published: Published) -> dict[str, Any]:
         "width": image.width,
         "image size": "x".join(map(str, published.preprocessing.image_size)),
         "parameters": sum(math.prod(shape) for shape in published.layout.expected().values()),
-        "logit scale": round(published.logit_scale, 4),
+        "logit scale": round(published.logit_multiplier, 4),
     }
 
 
@@ -77,7 +77,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         **_said_of(store.tower),
         "width": store.tower.width,
         "pooling": _pooling(store.tower.pool),
-        "engine": store.engine,
+        "backend": store.backend,
         "centred": store.centered,
         "image size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
         "search": _recall(measured_recall(store)),

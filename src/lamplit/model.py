@@ -47,10 +47,10 @@ class LiT(nn.Module):
         text_tower: reads texts into the image tower's width.
         identity: which image tower the text tower reads.
         image_tower: the tower itself, where images are to be encoded; `Locked` unless it is to be trained.
-        center: (D,) mean to subtract from unit image vectors, for stores made with `--center`.
+        center: (D,) mean to subtract from unit image vectors, for stores made with `--mean-center`.
         image_head: maps the tower's vectors into the joint space, (N, D) to (N, E); nothing where the tower's own
             space is the joint one (the paper's best setting).
-        logit_scale: first multiplier on cosines.
+        logit_multiplier: first multiplier on cosines.
         logit_bias: first offset of the logits, for the sigmoid loss; nothing for softmax.
     """
 
@@ -62,7 +62,7 @@ class LiT(nn.Module):
         *,
         center: Tensor | None = None,
         image_head: nn.Linear | None = None,
-        logit_scale: float = 10.0,
+        logit_multiplier: float = 10.0,
         logit_bias: float | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class LiT(nn.Module):
         self.text_tower = text_tower
         self.image_tower = Locked(image_tower) if isinstance(image_tower, ImageTower) else image_tower
         self.image_head = image_head
-        self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(logit_multiplier)))
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
         self.register_buffer("center", center, persistent=False)
         self.center: Tensor | None
@@ -86,7 +86,7 @@ class LiT(nn.Module):
         return self.image_tower.tower if isinstance(self.image_tower, Locked) else self.image_tower
 
     @property
-    def logit_scale(self) -> Tensor:
+    def logit_multiplier(self) -> Tensor:
         """What cosines are multiplied by."""
         return self.log_scale.exp()
 
@@ -284,7 +284,7 @@ def _load_published(spec: str, towers: Literal["both", "text", "image"]) -> LiT:
     image = open_published_image_tower(published)
     text = None if towers == "image" else open_published_text_tower(published)
     opened = None if towers == "text" else image
-    model = LiT(text, image.identity(), opened, logit_scale=published.logit_scale)
+    model = LiT(text, image.identity(), opened, logit_multiplier=published.logit_multiplier)
     model.name = Path(spec.removeprefix("lit:")).stem
     return model.eval()
 

@@ -29,7 +29,7 @@ def running(
     """Run `lamplit app` with a model that has a run's curves beside it; yield its address."""
     folder = tmp_path_factory.mktemp("app")
     model = shutil.copytree(model_path, folder / "model")
-    settings = lamplit.TuneSettings(f"hf:{text_folder}", steps=6, batch_size=16, held_out=0.3)
+    settings = lamplit.TuneSettings(f"hf:{text_folder}", steps=6, batch_size=16, val_fraction=0.3)
     lamplit.tune(store_path, folder / "run", settings)
     for name in ("log.jsonl", "settings.json", "report.json"):
         shutil.copy(folder / "run" / name, model)

@@ -120,12 +120,12 @@ def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
         ["fly"],
         ["info"],
         ["info", "a", "b"],
-        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--lr", "fast"],
-        ["tune", "a.lance", "--text", "demo:minilm"],
+        ["tune", "a.lance", "--text-tower", "demo:minilm", "--out", "b", "--lr", "fast"],
+        ["tune", "a.lance", "--text-tower", "demo:minilm"],
         ["search", "model", "store", "words", "-k", "0"],
-        ["embed", "a.csv", "--tower", "timm:test_vit", "--out", "b", "--engine", "steam"],
-        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--loss", "hinge"],
-        ["tune", "a.lance", "--text", "demo:minilm", "--out", "b", "--batch-size", "1"],
+        ["embed", "a.csv", "--image-tower", "timm:test_vit", "--out", "b", "--backend", "steam"],
+        ["tune", "a.lance", "--text-tower", "demo:minilm", "--out", "b", "--loss", "hinge"],
+        ["tune", "a.lance", "--text-tower", "demo:minilm", "--out", "b", "--batch-size", "1"],
         ["search", "model", "store"],
         ["search", "model", "store", "words", "--json", "-0"],
         ["classify", "model", "a.png"],
@@ -147,10 +147,10 @@ def test_wrong_usage_is_2_and_no_traceback(lamplit: Lamplit, arguments: list[str
     ("arguments", "message"),
     [
         (
-            ["tune", "none.lance", "--text", "demo:minilm", "--out", "x"],
+            ["tune", "none.lance", "--text-tower", "demo:minilm", "--out", "x"],
             "error: no store at none.lance; make one",
         ),
-        (["embed", "none.csv", "--tower", "timm:test_vit", "--out", "x.lance"], "error: "),
+        (["embed", "none.csv", "--image-tower", "timm:test_vit", "--out", "x.lance"], "error: "),
     ],
 )
 def test_our_errors_are_1_and_one_line(
@@ -176,7 +176,7 @@ def test_long_error_stays_one_line_in_a_real_process(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_made_is_one_line(lamplit: Lamplit, words_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    code, _, err = lamplit("tune", words_path, "--text", "scratch:tiny", "--out", tmp_path / "file" / "run")
+    code, _, err = lamplit("tune", words_path, "--text-tower", "scratch:tiny", "--out", tmp_path / "file" / "run")
     assert code == 1
     assert "Traceback" not in err
     assert str(tmp_path / "file" / "run") in err.splitlines()[-1]
@@ -208,7 +208,7 @@ def test_options_of_tune_are_the_settings() -> None:
         if name not in ("context", "store", "out", "recipe", "workers", "device", "as_json")
     }
     # A recipe may name the text tower, so that it is no option that must be given.
-    assert options == {field.name: field.default for field in fields(TuneSettings)} | {"text": None}
+    assert options == {field.name: field.default for field in fields(TuneSettings)} | {"text_tower": None}
     assert list(options) == [field.name for field in fields(TuneSettings)], "in the same order"
     typed: Any = typer.main.get_command(cli.app)
     flags = {flag for parameter in typed.commands["tune"].params for flag in parameter.opts}
@@ -232,12 +232,22 @@ def parsed(result: Result) -> Any:
 
 def test_pooling(lamplit: Lamplit, image_folder: Path, tower_file: Path, tmp_path: Path) -> None:
     store = tmp_path / "both.lance"
-    embedding = ["embed", image_folder / "pairs.csv", "--out", store, "--engine", "torch", "--workers", 0, "--tower"]
-    vit = [*embedding, "timm:test_vit", "--tower-weights", tower_file]
+    embedding = [
+        "embed",
+        image_folder / "pairs.csv",
+        "--out",
+        store,
+        "--backend",
+        "torch",
+        "--workers",
+        0,
+        "--image-tower",
+    ]
+    vit = [*embedding, "timm:test_vit", "--image-tower-weights", tower_file]
     assert parsed(lamplit(*vit, "--pool", "cls+mean", "--json"))["embedded"] == 60
     described = parsed(lamplit("info", store, "--json"))
     assert (described["pooling"], described["width"]) == ("cls+mean", 128)
-    convolutions = lamplit(*embedding, "timm:test_resnet", "--tower-weights", "random", "--pool", "cls")
+    convolutions = lamplit(*embedding, "timm:test_resnet", "--image-tower-weights", "random", "--pool", "cls")
     assert (convolutions.code, "it offers mean." in convolutions.err) == (1, True)
     unknown = lamplit(*vit, "--pool", "max")
     assert (unknown.code, "expected cls, mean, map, cls+mean" in unknown.err) == (2, True)
@@ -247,15 +257,16 @@ def test_main_job(lamplit: Lamplit, image_folder: Path, tower_file: Path, text_f
     """Embed, tune, ask: every command once as a table and once as JSON."""
     store, run = tmp_path / "[red] drawings.lance", tmp_path / "runs" / "[bold]run"
     embedding = [
-        "embed", image_folder / "pairs.csv", "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
-        "--engine", "torch", "--workers", 0,
+        "embed", image_folder / "pairs.csv", "--image-tower", "timm:test_vit", 
+        "--image-tower-weights", tower_file, "--out", store,
+        "--backend", "torch", "--workers", 0,
     ]  # fmt: skip
     made = parsed(lamplit(*embedding, "--json"))
     assert (made["store"], made["embedded"], made["skipped"]) == (str(store), 60, [])
     again = lamplit(*embedding)
     assert (again.code, f"store\t{store}\n" in again.out, "unchanged\t60\n" in again.out) == (0, True, True)
 
-    tuning = ["tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 2, "--batch-size", 16]
+    tuning = ["tune", store, "--text-tower", f"hf:{text_folder}", "--out", run, "--epochs", 2, "--batch-size", 16]
     report = parsed(lamplit(*tuning, "--lr", "1e-4", "--json"))
     assert (report["out"], report["training_pairs"], report["held_out_pairs"]) == (str(run), 48, 12)
     table = lamplit(*tuning, "--lr", "1e-4")
@@ -300,8 +311,9 @@ def test_folder_that_changes(lamplit: Lamplit, image_folder: Path, tower_file: P
     copy = folder / f"copy of {first.name}"
     shutil.copy(first, copy)
     embedding = [
-        "embed", folder, "--tower", "timm:test_vit", "--tower-weights", tower_file, "--out", store,
-        "--engine", "torch", "--workers", 0,
+        "embed", folder, "--image-tower", "timm:test_vit", 
+        "--image-tower-weights", tower_file, "--out", store,
+        "--backend", "torch", "--workers", 0,
     ]  # fmt: skip
     assert parsed(lamplit(*embedding, "--json"))["embedded"] == 6
 
@@ -339,7 +351,7 @@ def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
     table = pa.table({"image_path": [f"{i}.png" for i in range(9)], "alt": [f"ring {i}" for i in range(9)]})
     parquet.write_table(table, tmp_path / "clip" / "metadata" / "metadata_0.parquet")
     store, run, tower = tmp_path / "[red].lance", tmp_path / "run", "acme:[bold]v3"
-    command = ["import", tmp_path / "clip", "--tower", tower, "--out", store, "--text-column", "alt"]
+    command = ["import", tmp_path / "clip", "--image-tower", tower, "--out", store, "--text-column", "alt"]
 
     shown = lamplit(*command)
     assert (shown.code, f"tower\t{tower}, 16 wide\n" in shown.out, "imported\t8\n" in shown.out) == (0, True, True)
@@ -350,7 +362,7 @@ def test_import(lamplit: Lamplit, text_folder: Path, tmp_path: Path) -> None:
     assert (made["tower"], made["imported"], made["texts"], len(made["skipped"])) == (tower, 8, 0, 1)
 
     assert parsed(lamplit("info", store, "--json"))["image tower"] == tower
-    report = parsed(lamplit("tune", store, "--text", f"hf:{text_folder}", "--out", run, "--epochs", 1, "--json"))
+    report = parsed(lamplit("tune", store, "--text-tower", f"hf:{text_folder}", "--out", run, "--epochs", 1, "--json"))
     assert report["image_tower"] == tower
     assert len(parsed(lamplit("search", run, store, "ring 5", "-k", 3, "--json"))) == 3
     assert "held out" in parsed(lamplit("evaluate", run, store, "--json"))[0]["protocol"]["split"]
@@ -433,9 +445,9 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, image_fol
     assert (refused.code, "has templates of its own" in refused.err) == (2, True)
     both = lamplit("classify", model_path, image_file, "--classes-file", file, "--classes", "a")
     assert (both.code, "give the classes once" in both.err) == (2, True)
-    independent = parsed(lamplit(*sampled, "--independent", "--json"))
-    assert (independent["independent"], independent["error_before"]) == (True, None)
-    shown = lamplit(*sampled, "--independent").out.splitlines()
+    independent = parsed(lamplit(*sampled, "--multi-label", "--json"))
+    assert (independent["multi_label"], independent["error_before"]) == (True, None)
+    shown = lamplit(*sampled, "--multi-label").out.splitlines()
     assert f"F1 of the labels\t{independent['accuracy']:.3f}" in shown
     assert "threshold\tone for each class" in shown
     assert f"calibration error\tunknown before, {independent['error_after']:.3f} after" in shown
@@ -480,7 +492,7 @@ def test_data_get(lamplit: Lamplit, tmp_path: Path) -> None:
 def test_import_prepares_search_of_a_large_store(lamplit: Lamplit, tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).standard_normal((SMALL + 1, 8), np.float32))
     store = tmp_path / "large.lance"
-    assert lamplit("import", tmp_path / "vectors.npy", "--tower", "acme", "--out", store).code == 0
+    assert lamplit("import", tmp_path / "vectors.npy", "--image-tower", "acme", "--out", store).code == 0
     assert measured_recall(Store(store)) is not None
 
 
@@ -512,7 +524,7 @@ def test_paths_are_whole_in_a_real_pipe(model_path: Path, store_path: Path) -> N
 @pytest.mark.slow
 def test_recipe_gives_way_to_options(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text(f'[settings]\ntext = "hf:{text_folder}"\nsteps = 2\nlr = 1e-3\nbatch_size = 16\n')
+    recipe.write_text(f'[settings]\ntext_tower = "hf:{text_folder}"\nsteps = 2\nlr = 1e-3\nbatch_size = 16\n')
     out = tmp_path / "run"
     code, _, err = lamplit("tune", store_path, "--recipe", recipe, "--out", out, "--lr", "2e-3", "--mode", "LL")
     assert code == 0, err
@@ -520,13 +532,13 @@ def test_recipe_gives_way_to_options(lamplit: Lamplit, store_path: Path, text_fo
     assert (settings["steps"], settings["lr"], settings["batch_size"], settings["mode"]) == (2, 2e-3, 16, "LL")
     code, _, err = lamplit("tune", store_path, "--out", tmp_path / "other")
     assert code == 2
-    assert "no text tower: give --text" in err
+    assert "no text tower: give --text-tower" in err
 
 
 def test_compare(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "comparison"
     arguments = (
-        "compare", store_path, "--texts", f"hf:{text_folder},scratch:tiny", "--modes", "LU,Lu", "--seeds", "1",
+        "compare", store_path, "--text-towers", f"hf:{text_folder},scratch:tiny", "--modes", "LU,Lu", "--seeds", "1",
         "--out", out, "--epochs", "1", "--batch-size", "16",
     )  # fmt: skip
     code, printed, err = lamplit(*arguments)

@@ -19,12 +19,12 @@ from vector_files import some, write_part
 
 from lamplit.data import foreign_vectors as vectors_of
 from lamplit.data import parquet as columns_of
-from lamplit.data.foreign_vectors import Vectors, read_vectors
+from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.parquet import Entry
 from lamplit.errors import PairsError, UsageError
 
 
-def read(vectors: Vectors) -> tuple[np.ndarray, list[Entry]]:
+def read(vectors: ForeignVectors) -> tuple[np.ndarray, list[Entry]]:
     blocks = list(vectors)
     assert all(len(values) == len(entries) for values, entries in blocks)
     return np.concatenate([values for values, _ in blocks]), [entry for _, entries in blocks for entry in entries]

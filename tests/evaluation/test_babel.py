@@ -8,14 +8,14 @@ import pytest
 from lamplit.data.pairs import Pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.babel import babel_tasks, translated_tasks
-from lamplit.evaluation.protocols.tasks import Images, Labelled
+from lamplit.evaluation.protocols.tasks import ImageSet, Labelled
 
 
 @pytest.fixture
 def validation() -> Labelled:
     """Five images of ImageNet's validation split, of the classes 0, 1, 1, 5 and 999."""
     ids = [f"n{label:08}/{number}.JPEG" for number, label in enumerate((0, 1, 1, 5, 999))]
-    image_folder = Images("imagenet-val", Path("/data"), Pairs("/data", 5, None, (), lambda: iter(())), ids)
+    image_folder = ImageSet("imagenet-val", Path("/data"), Pairs("/data", 5, None, (), lambda: iter(())), ids)
     return Labelled(image_folder, dict(zip(ids, [(0,), (1,), (1,), (5,), (999,)], strict=True)))
 
 

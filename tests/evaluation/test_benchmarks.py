@@ -13,7 +13,7 @@ import lamplit
 from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
-from lamplit.evaluation.benchmarks import run_benchmarks, shown
+from lamplit.evaluation.benchmarks import resized, run_benchmarks
 from lamplit.metrics.probe import draw, ridge_accuracy
 from lamplit.metrics.results import read_results
 from lamplit.model import LiT
@@ -60,7 +60,7 @@ def test_folder_of_classes_by_hand(model: LiT, by_class: Path, tmp_path: Path) -
     [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
     own = model.identity.preprocessing
     assert own is not None
-    squash = shown(own, "squash", 0.875, 0)
+    squash = resized(own, "squash", 0.875, 0)
     expected = accuracy_by_hand(model, by_class, squash, templates("big_vision-8"))
     assert expected > 0.2
     assert found.metrics["accuracy@1"].value == pytest.approx(expected)
@@ -114,7 +114,9 @@ def test_image_that_cannot_be_used_is_counted_and_told(
 
 def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: Path) -> None:
     own = ["A Photo of a {}!"]
-    [found] = run_benchmarks(model, {"folder": by_class}, templates=own, canonical=True, show="own", cache=tmp_path)
+    [found] = run_benchmarks(
+        model, {"folder": by_class}, templates=own, canonical=True, resize_mode="own", cache=tmp_path
+    )
     preprocessing = model.identity.preprocessing
     assert preprocessing is not None
     clean = [canonicalize(prompt) for prompt in own]
@@ -122,7 +124,7 @@ def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: P
     expected = accuracy_by_hand(model, by_class, preprocessing, clean)
     assert found.metrics["accuracy@1"].value == pytest.approx(expected)
     assert (found.protocol["templates"], found.protocol["canonicalized"]) == ("own", True)
-    [named] = run_benchmarks(model, {"folder": by_class}, templates="clip-7", show="own", cache=tmp_path)
+    [named] = run_benchmarks(model, {"folder": by_class}, templates="clip-7", resize_mode="own", cache=tmp_path)
     assert (named.protocol["templates"], named.protocol["prompts_per_name"]) == ("clip-7", 7)
     assert len(list((tmp_path / "stores").iterdir())) == 1
 
@@ -135,8 +137,8 @@ def test_each_result_is_written(model: LiT, by_class: Path, tmp_path: Path) -> N
 
 
 def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no way 'stretch' to show images; type one of squash, crop, own"):
-        run_benchmarks(model, {"folder": by_class}, show="stretch", cache=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="there is no resize mode 'stretch'; type one of squash, crop, own"):
+        run_benchmarks(model, {"folder": by_class}, resize_mode="stretch", cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no benchmark is called 'imagnet'"):
         run_benchmarks(model, {"imagnet": by_class}, cache=tmp_path)
     text_only = lamplit.load(model_path, towers="text")
@@ -146,11 +148,13 @@ def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: 
 
 def test_ways_to_show() -> None:
     own = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95)
-    assert shown(own, "own", 0.75, 0) == own
-    assert shown(own, "crop", 0.75, 2) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.75, border=2)
-    assert shown(own, "squash", 0.75, 0) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash")
+    assert resized(own, "own", 0.75, 0) == own
+    assert resized(own, "crop", 0.75, 2) == Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.75, border=2)
+    assert resized(own, "squash", 0.75, 0) == Preprocessing(
+        (224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash"
+    )
     with pytest.raises(UsageError, match="imported vectors"):
-        shown(None, "own", 0.875, 0)
+        resized(None, "own", 0.875, 0)
 
 
 def coco(root: Path, image_folder: Path) -> Path:
@@ -170,7 +174,7 @@ def coco(root: Path, image_folder: Path) -> Path:
 
 def test_retrieval_by_hand(model: LiT, image_folder: Path, tmp_path: Path) -> None:
     root = coco(tmp_path / "coco", image_folder)
-    [found] = run_benchmarks(model, {"coco": root}, show="own", cache=tmp_path)
+    [found] = run_benchmarks(model, {"coco": root}, resize_mode="own", cache=tmp_path)
     assert (found.images, found.captions, found.task) == (6, 8, "image-text retrieval")
     images = json.loads((root / "dataset_coco.json").read_text())["images"]
     texts = [(number, s["raw"]) for number, image in enumerate(images) for s in image["sentences"]]
@@ -190,7 +194,7 @@ def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: P
             target = root / ("test" if number % 3 == 0 else "train") / folder.name / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
-    zero_shot, probe = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
+    zero_shot, probe = run_benchmarks(model, {"folder": root}, few_shot=2, resize_mode="own", cache=tmp_path)
     assert (zero_shot.task, probe.task) == ("zero-shot classification", "few-shot classification")
     assert (zero_shot.images, probe.images, probe.main_metric) == (20, 20, "2-shot_accuracy")
     names = sorted(folder.name for folder in by_class.iterdir())
@@ -202,7 +206,7 @@ def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: P
     assert probe.metrics["2-shot_accuracy"].value == pytest.approx(float(by_hand), abs=0.02)  # vectors are 16-bit
     [drawn] = [Store(path) for path in (tmp_path / "stores").glob("folder-train-drawn*.lance")]
     assert 10 <= len(drawn) <= 30
-    again = run_benchmarks(model, {"folder": root}, few_shot=2, show="own", cache=tmp_path)
+    again = run_benchmarks(model, {"folder": root}, few_shot=2, resize_mode="own", cache=tmp_path)
     assert again[1].metrics == probe.metrics
     with pytest.raises(UsageError, match=r"class 0 has 8 examples and 9 are to be drawn"):
         run_benchmarks(model, {"folder": root}, few_shot=9, cache=tmp_path)

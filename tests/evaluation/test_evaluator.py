@@ -65,7 +65,7 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
 
 
 def test_held_out_only(model: LiT, store: Store) -> None:
-    settings = TuneSettings("demo:minilm", held_out=0.3, seed=3)
+    settings = TuneSettings("demo:minilm", val_fraction=0.3, seed=3)
     [found] = evaluate(model, store, held_out_of=settings)
     links = split_store(store, "texts", 0.3, 3)[1]
     assert found.protocol["split"].startswith("captions held out of the run")
@@ -75,8 +75,8 @@ def test_held_out_only(model: LiT, store: Store) -> None:
 
 
 def test_column_is_the_one_of_the_run_unless_asked_for_another(model: LiT, store: Store) -> None:
-    english = TuneSettings("demo:minilm", held_out=0.3)
-    german = TuneSettings("demo:minilm", held_out=0.3, text_column="german")
+    english = TuneSettings("demo:minilm", val_fraction=0.3)
+    german = TuneSettings("demo:minilm", val_fraction=0.3, text_column="german")
     asked = evaluate(model, store, held_out_of=german, text_column="german")
     assert same(evaluate(model, store, held_out_of=german), asked)
     held_out_rows = split_store(store, "texts", 0.3, 0)[1].image_index.tolist()
@@ -119,7 +119,7 @@ def test_more_classes_to_choose_from(model: LiT, store: Store) -> None:
 
 def test_class_list_brings_its_prompts_and_its_temperature(model: LiT, store: Store) -> None:
     names = ["ring", "circle", "cross", "triangle", "square"]
-    classes = replace(class_list(model, names, ["{}"]), logit_scale=30.0)
+    classes = replace(class_list(model, names, ["{}"]), logit_multiplier=30.0)
     [_, found] = evaluate(model, store, label_column="shape", class_names=classes)
     check_zero_shot(found, store, model, names, ["{}"])
     [_, plain] = evaluate(model, store, label_column="shape", class_names=names, templates=["{}"])
@@ -147,7 +147,7 @@ def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[s
         for row, vector in zip(made.rows(range(len(texts))), made.vectors(), strict=True)
     ]
     own = path.with_name(f"own_{path.name}")
-    return Store.create(own, model.identity, rows, engine="torch", metadata_columns=["kind", "empty"])
+    return Store.create(own, model.identity, rows, backend="torch", metadata_columns=["kind", "empty"])
 
 
 def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:

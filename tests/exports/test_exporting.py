@@ -154,7 +154,7 @@ def largest(found: Tensor, expected: Tensor) -> float:
 def test_transformers_gives_the_same(
     text: str, image: str, pooling: str | None, tmp_path: Path, image_folder: Path
 ) -> None:
-    model = make_model(tmp_path, text, image, pooling, logit_scale=7.0)
+    model = make_model(tmp_path, text, image, pooling, logit_multiplier=7.0)
     report = export(model, tmp_path / "out", to="transformers")
     opened = VisionTextDualEncoderModel.from_pretrained(tmp_path / "out").eval()
     processor = VisionTextDualEncoderProcessor.from_pretrained(tmp_path / "out")
@@ -254,7 +254,7 @@ def refuse(model: LiT, folder: Path, to: Any, reason: str) -> None:
 )
 @torch.no_grad()
 def test_open_clip_gives_the_same(text: str, image: str, pooling: str, tmp_path: Path, image_folder: Path) -> None:
-    model = make_model(tmp_path, text, image, pooling, logit_scale=7.0, logit_bias=-3.0)
+    model = make_model(tmp_path, text, image, pooling, logit_multiplier=7.0, logit_bias=-3.0)
     report = export(model, tmp_path / "out", to="open-clip")
     opened, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")

@@ -92,7 +92,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LiT:
     text = text_tower(BertModel(config), tmp_path_factory.mktemp("text"), "mean", 24)
     image = small_image_tower(Square())
     return LiT(
-        text, image.identity(), image, center=torch.randn(32) * 0.1, image_head=nn.Linear(32, 24), logit_scale=7.0,
+        text, image.identity(), image, center=torch.randn(32) * 0.1, image_head=nn.Linear(32, 24), logit_multiplier=7.0,
         logit_bias=-3.0,
     ).eval()  # fmt: skip
 

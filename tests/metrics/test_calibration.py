@@ -204,8 +204,8 @@ def test_none_of_these_by_hand() -> None:
     right, stranger = bools(1, 1, 1, 1, 0, 0, 0), bools(0, 0, 0, 0, 0, 1, 1)
     # 0.6 is a wrong answer and has no vote: between 0.7 and the best stranger, 0.3.
     assert none_threshold(best, right, stranger) == pytest.approx(0.5)
-    assert none_threshold(best, right, stranger, share=1.0) == pytest.approx(0.2, abs=1e-5)
-    assert none_threshold(best, right, bools(*[0] * 7), share=0.75) == pytest.approx(0.7, abs=1e-5)
+    assert none_threshold(best, right, stranger, keep_rate=1.0) == pytest.approx(0.2, abs=1e-5)
+    assert none_threshold(best, right, bools(*[0] * 7), keep_rate=0.75) == pytest.approx(0.7, abs=1e-5)
     assert none_threshold(best, right, bools(*[0] * 7)) == pytest.approx(0.2, abs=1e-5)
     assert none_threshold(best, bools(*[0] * 7), stranger) == -1
 

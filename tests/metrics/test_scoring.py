@@ -42,7 +42,7 @@ def test_answers_equal_a_slow_reference_ties_and_several_labels_included(drawn):
     entries, asked = drawn
     labels = [tuple(sorted(right)) for _, right in asked]
     zimg = torch.tensor([vector for vector, _ in asked], dtype=torch.float32)
-    found = answer(zimg, torch.tensor(entries, dtype=torch.float32), labels, logit_scale=0.5)
+    found = answer(zimg, torch.tensor(entries, dtype=torch.float32), labels, logit_multiplier=0.5)
     for place, (vector, right) in enumerate(asked):
         scores = [product(vector, entry) for entry in entries]
         assert found.ranks[place] == rank_by_hand(scores, right)
@@ -69,10 +69,10 @@ def test_class_of_several_entries_is_as_good_as_its_best(drawn, num_classes, ran
 @given(st.integers(1, 200))
 def test_how_many_are_scored_at_once_changes_nothing(size):
     zimg, entries, labels = unit(60, 8, 0), unit(7, 8, 1), [(i % 7,) for i in range(60)]
-    whole = answer(zimg, entries, labels, logit_scale=20.0)
+    whole = answer(zimg, entries, labels, logit_multiplier=20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "_SCORES_AT_ONCE", size)
-        parts = answer(zimg, entries, labels, logit_scale=20.0)
+        parts = answer(zimg, entries, labels, logit_multiplier=20.0)
     assert torch.equal(whole.ranks, parts.ranks)
     assert torch.equal(whole.predictions, parts.predictions)
     assert torch.equal(whole.confidences, parts.confidences)

@@ -137,7 +137,7 @@ def test_a_model_finds_the_files_of_a_prepared_store(
     caplog.set_level(logging.INFO, "lamplit")
     vectors = np.random.default_rng(0).standard_normal((SMALL + 1, 16), np.float32) + 0.5
     np.save(tmp_path / "vectors.npy", vectors)
-    lamplit.import_vectors(tmp_path / "vectors.npy", tmp_path / "large.lance", tower="acme")
+    lamplit.import_vectors(tmp_path / "vectors.npy", tmp_path / "large.lance", image_tower="acme")
     store = Store(tmp_path / "large.lance")
     if centered:
         store.centered = True

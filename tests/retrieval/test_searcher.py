@@ -122,7 +122,7 @@ def large(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
         for number, vector in enumerate(vectors)
     ]
     path = tmp_path_factory.mktemp("large") / "large.lance"
-    return Store.create(path, store.tower, rows, engine="torch", metadata_columns=["year"])
+    return Store.create(path, store.tower, rows, backend="torch", metadata_columns=["year"])
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_wrong_condition_names_the_columns(by_bits: Searcher, condition: str) ->
 def test_condition_after_rows_were_replaced_and_added(model: LiT, store: Store, tmp_path: Path) -> None:
     vectors = store.vectors()[:30]
     rows = [Row(f"{i:02}", "", "", [], vector, {"year": i}) for i, vector in enumerate(vectors)]
-    changing = Store.create(tmp_path / "a.lance", store.tower, rows[10:], engine="torch", metadata_columns=["year"])
+    changing = Store.create(tmp_path / "a.lance", store.tower, rows[10:], backend="torch", metadata_columns=["year"])
     changing.replace([Row("15", "", "", [], vectors[0], {"year": 99})])
     changing.append(rows[:10])
     found = Searcher(model, changing).search("ring", k=99, where="year >= 29 or id = '03'")

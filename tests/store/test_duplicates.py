@@ -24,7 +24,7 @@ def make_store(path: Path, vectors: torch.Tensor, hashes: list[str] | None = Non
         Row(name, f"/images/{name}.png", content, [], vector)
         for name, content, vector in zip(names, hashes or names, F.normalize(vectors, dim=-1), strict=True)
     ]
-    return Store.create(path, TowerIdentity.of_imported("a tower", vectors.shape[1]), rows, engine="imported")
+    return Store.create(path, TowerIdentity.of_imported("a tower", vectors.shape[1]), rows, backend="imported")
 
 
 def ids(groups: list[DuplicateGroup]) -> list[list[str]]:
@@ -48,7 +48,7 @@ def test_groups_by_hand(tmp_path: Path) -> None:
 
 
 def test_copies_are_marked_and_found_at_every_threshold(tmp_path: Path) -> None:
-    """Also where two engines gave the same image vectors that differ."""
+    """Also where two backends gave the same image vectors that differ."""
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [-1.0, 0.0], [0.0, -1.0]])
     store = make_store(tmp_path / "x.lance", vectors, ["same", "other", "same", "more", "same"])
     [group] = find_duplicates(store, threshold=1.0)
@@ -90,7 +90,7 @@ def test_centre_does_not_count(tmp_path: Path) -> None:
     vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
     rows = [Row(str(i), str(i), str(i), [], F.normalize(v, dim=0)) for i, v in enumerate(vectors)]
     store = Store.create(
-        tmp_path / "x.lance", TowerIdentity.of_imported("a tower", 2), rows, engine="imported", centered=True
+        tmp_path / "x.lance", TowerIdentity.of_imported("a tower", 2), rows, backend="imported", centered=True
     )
     store.finish()
     assert ids(find_duplicates(store)) == [["0", "1"]]

@@ -76,13 +76,13 @@ def content(store: Store) -> list[dict[str, Any]]:
 
 
 def embed_with(tower: ImageTower, source: Any, out: Path, **options: Any) -> EmbedReport:
-    return embed(source, out, tower=tower, engine="torch", **options)
+    return embed(source, out, image_tower=tower, backend="torch", **options)
 
 
 def test_new_store(source: Path, out: Path, image_tower: ImageTower) -> None:
     report = embed_with(image_tower, source, out)
     assert counts(report) == (12, 0, 0, 0)
-    assert (report.store, report.tower, report.engine) == (str(out), "timm:test_vit", "torch")
+    assert (report.store, report.image_tower, report.backend) == (str(out), "timm:test_vit", "torch")
     assert report.skipped_file is None
     assert report.seconds > 0
 
@@ -94,7 +94,7 @@ def test_new_store(source: Path, out: Path, image_tower: ImageTower) -> None:
     assert store.texts("german") == [[row["german"]] for row in rows]
     assert store.column("shape") == [row["shape"] for row in rows]
     assert store.tower == image_tower.identity()
-    assert store.engine == "torch"
+    assert store.backend == "torch"
 
 
 def test_vectors_are_the_towers(source: Path, out: Path, image_tower: ImageTower) -> None:
@@ -112,7 +112,7 @@ def test_again_nothing_changes(source: Path, out: Path, image_tower: ImageTower)
     before, vectors = content(Store(out)), Store(out).vectors()
     report = embed_with(image_tower, source, out)
     assert counts(report) == (0, 0, 12, 0)
-    assert report.engine == "none"
+    assert report.backend == "none"
     assert content(Store(out)) == before
     assert torch.equal(Store(out).vectors(), vectors)
 
@@ -192,7 +192,7 @@ def test_moved_images_keep_their_vectors(folder: Path, out: Path, image_tower: I
 
     report = embed_with(image_tower, folder, out)
     assert sync(report) == (0, 2, 10, 2, 0)
-    assert report.engine == "none"  # the tower did not run
+    assert report.backend == "none"  # the tower did not run
     store = Store(out)
     after = by_id(store)
     assert set(after) == {*before, "deep/it's new.png", "other.png"}
@@ -528,11 +528,17 @@ def test_tower_by_name_and_file(source: Path, out: Path, tmp_path: Path) -> None
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "tower.safetensors")
     for expected in ((12, 0, 0, 0), (0, 0, 12, 0)):
-        report = embed(source, out, tower="timm:test_vit", tower_weights=tmp_path / "tower.safetensors", engine="torch")
+        report = embed(
+            source,
+            out,
+            image_tower="timm:test_vit",
+            image_tower_weights=tmp_path / "tower.safetensors",
+            backend="torch",
+        )
         assert counts(report) == expected
     assert Store(out).tower.weights == str(tmp_path / "tower.safetensors")
-    with pytest.raises(TowerError, match="--tower-weights"):
-        embed(source, out, tower="timm:test_vit")
+    with pytest.raises(TowerError, match="--image-tower-weights"):
+        embed(source, out, image_tower="timm:test_vit")
 
 
 # centre
@@ -542,7 +548,7 @@ def test_center(source: Path, out: Path, image_tower: ImageTower, tmp_path: Path
     embed_with(image_tower, source, tmp_path / "plain.lance")
     plain = Store(tmp_path / "plain.lance").vectors()
     rows = read_csv(source)
-    embed_with(image_tower, source, out, center=True)
+    embed_with(image_tower, source, out, mean_center=True)
     store = Store(out)
     assert store.center is not None
     assert torch.allclose(store.center, plain.mean(0), atol=1e-6)
@@ -551,14 +557,14 @@ def test_center(source: Path, out: Path, image_tower: ImageTower, tmp_path: Path
 
     draw("ring", "orange", 30).save(source.parent / "new.png")
     write_csv(source, [*rows, rows[0] | {"path": "new.png"}])
-    embed_with(image_tower, source, out)  # it is a property of the store; --center need not be said again
+    embed_with(image_tower, source, out)  # it is a property of the store; --mean-center need not be said again
     again = Store(out)
     assert len(again) == 13
     assert again.center is not None
     assert torch.equal(again.center, store.center)
 
-    with pytest.raises(StoreError, match="made without --center"):
-        embed_with(image_tower, source, tmp_path / "plain.lance", center=True)
+    with pytest.raises(StoreError, match="made without --mean-center"):
+        embed_with(image_tower, source, tmp_path / "plain.lance", mean_center=True)
 
 
 # kill -9
@@ -592,8 +598,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
 
     def start(out: Path) -> subprocess.Popen[str]:
         command = [
-            sys.executable, tmp_path / "driver.py", "embed", folder / "pairs.csv", "--tower", "timm:test_resnet",
-            "--tower-weights", tmp_path / "tower.safetensors", "--out", out, "--engine", "torch",
+            sys.executable, tmp_path / "driver.py", "embed", folder / "pairs.csv", "--image-tower", "timm:test_resnet",
+            "--image-tower-weights", tmp_path / "tower.safetensors", "--out", out, "--backend", "torch",
             "--batch-size", "8", "--workers", "1", "--json",
         ]  # fmt: skip
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

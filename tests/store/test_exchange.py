@@ -59,7 +59,7 @@ def stored_bytes(store: Store) -> bytes:
 
 def import_array(vectors: np.ndarray, out: Path, **options: Any) -> ImportReport:
     np.save(out.with_suffix(".npy"), vectors)
-    return import_vectors(out.with_suffix(".npy"), out, tower=ACME, **options)
+    return import_vectors(out.with_suffix(".npy"), out, image_tower=ACME, **options)
 
 
 # what a store of imported vectors is
@@ -73,8 +73,8 @@ def test_clip_retrievals_folder(tmp_path: Path, out: Path) -> None:
             tmp_path / "clip", str(number), vectors, image_path=[f"{number}/{i}" for i in range(7)],
             caption=[f"text {number} {i}" for i in range(7)], n=[float(i) for i in range(7)],
         )  # fmt: skip
-    report = import_vectors(tmp_path / "clip", out, tower=ACME)
-    assert (report.store, report.tower, report.width) == (str(out), ACME, 4)
+    report = import_vectors(tmp_path / "clip", out, image_tower=ACME)
+    assert (report.store, report.image_tower, report.width) == (str(out), ACME, 4)
     assert (report.imported, report.texts, report.skipped, report.skipped_file) == (21, 21, [], None)
     store = Store(out)
     assert store.column("id") == [f"{number:09}" for number in range(21)]
@@ -82,7 +82,7 @@ def test_clip_retrievals_folder(tmp_path: Path, out: Path) -> None:
     assert store.texts() == [[f"text {number} {i}"] for number in made for i in range(7)]
     assert store.column("n") == [float(i) for i in range(7)] * 3
     assert (store.vectors() - unit(np.concatenate(list(made.values())))).abs().max() < ONE_FP16_STEP
-    assert store.engine == "imported"
+    assert store.backend == "imported"
     assert not store.centered
 
 
@@ -102,7 +102,7 @@ def test_what_made_the_vectors_is_a_name(out: Path, image_tower: ImageTower) -> 
 def test_info(tmp_path: Path, out: Path) -> None:
     import_array(some(3), out)
     found = describe(out)
-    assert (found["image tower"], found["engine"], found["image size"]) == (ACME, "imported", "unknown")
+    assert (found["image tower"], found["backend"], found["image size"]) == (ACME, "imported", "unknown")
     assert found["vectors"].startswith("imported; the fingerprint is of the tower's name")
 
 
@@ -116,7 +116,7 @@ def test_equal_vectors_are_one_image(out: Path) -> None:
 def test_columns_of_later_parts(tmp_path: Path, out: Path) -> None:
     write_part(tmp_path / "clip", "0", some(4), image_path=list("abcd"), n=[1, 2, 3, 4], id=[1, 2, 3, 4])
     write_part(tmp_path / "clip", "1", some(2), image_path=list("ef"), n=[None, 0.5], late=["x", None], id=[5, 6])
-    import_vectors(tmp_path / "clip", out, tower=ACME)
+    import_vectors(tmp_path / "clip", out, image_tower=ACME)
     store = Store(out)
     assert store.column("n") == [1.0, 2.0, 3.0, 4.0, None, 0.5]
     assert store.column("late") == [None] * 4 + ["x", None]
@@ -178,10 +178,10 @@ def test_error_on_the_way_leaves_no_store(tmp_path: Path, out: Path) -> None:
     cells = pa.array([[1.0, 2.0]] * 10 + [[1.0]])
     parquet.write_table(pa.table({"vector": cells}), tmp_path / "a.parquet")
     with pytest.raises(PairsError, match="row 10 is 1 wide"):
-        import_vectors(tmp_path / "a.parquet", out, tower=ACME)
+        import_vectors(tmp_path / "a.parquet", out, image_tower=ACME)
     assert not Store.exists(out)
     parquet.write_table(pa.table({"vector": cells[:10]}), tmp_path / "a.parquet")
-    assert import_vectors(tmp_path / "a.parquet", out, tower=ACME).imported == 10
+    assert import_vectors(tmp_path / "a.parquet", out, image_tower=ACME).imported == 10
     assert len(Store(out)) == 10
 
 
@@ -195,7 +195,7 @@ def test_no_second_import(out: Path) -> None:
 def test_tower_without_a_name(out: Path) -> None:
     np.save(out.with_suffix(".npy"), some(3))
     with pytest.raises(UsageError, match="needs a name"):
-        import_vectors(out.with_suffix(".npy"), out, tower=" ")
+        import_vectors(out.with_suffix(".npy"), out, image_tower=" ")
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_killed_import_leaves_no_store(tmp_path: Path, out: Path) -> None:
     left = {file.name for file in out.glob("data/*")}
     assert left
     assert not Store.exists(out)
-    report = import_vectors(tmp_path / "a.npy", out, tower="a:b")
+    report = import_vectors(tmp_path / "a.npy", out, image_tower="a:b")
     assert report.imported == len(Store(out)) == 60_000
     assert not left & {file.name for file in out.glob("data/*")}
 
@@ -225,7 +225,7 @@ def imported(words_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The store of made-up vectors, out and in again."""
     folder = tmp_path_factory.mktemp("imported")
     export_vectors(words_path, folder / "clip", part_rows=100)
-    import_vectors(folder / "clip", folder / "words.lance", tower=ACME)
+    import_vectors(folder / "clip", folder / "words.lance", image_tower=ACME)
     return folder / "words.lance"
 
 
@@ -262,7 +262,7 @@ def test_tune_tries_to_open_nothing(
     """Not even a tower that could be opened: nothing says that it made these vectors."""
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"caption": f"a ring {i}"}) + "\n" for i in range(12)))
     np.save(tmp_path / "a.npy", some(12, 64))
-    import_vectors(tmp_path / "a.npy", out, tower="timm:test_vit", pairs=tmp_path / "t.jsonl")
+    import_vectors(tmp_path / "a.npy", out, image_tower="timm:test_vit", pairs=tmp_path / "t.jsonl")
     with caplog.at_level("INFO", "lamplit"):
         lamplit.tune(out, tmp_path / "run", lamplit.TuneSettings(f"hf:{text_folder}", epochs=1, batch_size=4))
     said = [record for record in caplog.records if "imported" in record.getMessage()]
@@ -284,10 +284,12 @@ def test_search_and_evaluate(run: Path, imported: Path) -> None:
 def test_stores_of_one_tower_fit_each_other(run: Path, tmp_path: Path, words_path: Path) -> None:
     model = lamplit.load(run)
     np.save(tmp_path / "more.npy", some(5, 32))
-    import_vectors(tmp_path / "more.npy", tmp_path / "more.lance", tower=ACME)
+    import_vectors(tmp_path / "more.npy", tmp_path / "more.lance", image_tower=ACME)
     assert len(lamplit.search(model, Store(tmp_path / "more.lance"), "ring")) == 5
-    import_vectors(tmp_path / "more.npy", tmp_path / "other.lance", tower="acme:v4")
-    with pytest.raises(StoreError, match=r"was imported, made by acme:v4 .* lamplit import SOURCE --tower acme:path"):
+    import_vectors(tmp_path / "more.npy", tmp_path / "other.lance", image_tower="acme:v4")
+    with pytest.raises(
+        StoreError, match=r"was imported, made by acme:v4 .* lamplit import SOURCE --image-tower acme:path"
+    ):
         lamplit.search(model, Store(tmp_path / "other.lance"), "ring")
     with pytest.raises(StoreError, match=r"was embedded by module:made.up .* lamplit import SOURCE"):
         lamplit.search(model, Store(words_path), "ring")
@@ -296,7 +298,7 @@ def test_stores_of_one_tower_fit_each_other(run: Path, tmp_path: Path, words_pat
 def test_embed_does_not_add_to_imported_vectors(out: Path, image_folder: Path, image_tower: ImageTower) -> None:
     import_array(some(3, image_tower.width), out)
     with pytest.raises(StoreError, match=r"was imported, made by acme:.*, not by timm:test_vit"):
-        lamplit.embed(image_folder / "pairs.csv", out, tower=image_tower)
+        lamplit.embed(image_folder / "pairs.csv", out, image_tower=image_tower)
 
 
 def test_without_an_image_tower(run: Path, image_folder: Path, tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_given_an_image_tower(
 @pytest.mark.usefixtures("small_blocks")
 def test_layout(tmp_path: Path, store: Store) -> None:
     report = export_vectors(store, tmp_path / "clip", part_rows=25)
-    assert (report.folder, report.tower) == (str(tmp_path / "clip"), "timm:test_vit")
+    assert (report.folder, report.image_tower) == (str(tmp_path / "clip"), "timm:test_vit")
     assert (report.width, report.images, report.parts) == (64, 60, 3)
     found = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
     names = (
@@ -439,7 +441,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[st
     vectors = torch.tensor([row["vector"] for row in rows])
     before = write_store(folder / "a.lance", vectors, [row["texts"] for row in rows], [row["metadata"] for row in rows])
     export_vectors(before, folder / "clip", part_rows=part_rows)
-    import_vectors(folder / "clip", folder / "b.lance", tower=ACME)
+    import_vectors(folder / "clip", folder / "b.lance", image_tower=ACME)
     after = Store(folder / "b.lance")
     assert stored_bytes(after) == stored_bytes(before)
     for name in ("path", "texts", *before.metadata_columns):

@@ -36,7 +36,7 @@ def row(id: str, seed: int | None = 0, texts: Sequence[str] = ("text",), **metad
 
 
 def create(path: Path, rows: Sequence[Row], columns: Sequence[str] = (), **options: Any) -> Store:
-    return Store.create(path, TOWER, rows, engine="torch", metadata_columns=columns, **options)
+    return Store.create(path, TOWER, rows, backend="torch", metadata_columns=columns, **options)
 
 
 def stored(seeds: Sequence[int]) -> Tensor:
@@ -54,7 +54,7 @@ def test_round_trip(path: Path) -> None:
     for store in (made, Store(path), Store(str(path))):
         assert len(store) == 2
         assert store.tower == TOWER
-        assert store.engine == "torch"
+        assert store.backend == "torch"
         assert not store.centered
         assert store.center is None
         assert store.metadata_columns == ["shape"]
@@ -279,7 +279,14 @@ def test_another_tower_is_refused(path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         store.require_tower(other)
     message = str(caught.value)
-    for part in (TOWER.fingerprint, other.fingerprint, TOWER.spec, other.spec, "lamplit embed", "--tower timm:other"):
+    for part in (
+        TOWER.fingerprint,
+        other.fingerprint,
+        TOWER.spec,
+        other.spec,
+        "lamplit embed",
+        "--image-tower timm:other",
+    ):
         assert part in message
 
 

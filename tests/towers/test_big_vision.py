@@ -111,7 +111,7 @@ def largest(found: Tensor, expected: np.ndarray) -> float:
 def test_vectors_are_the_official_code_s(model: LiT, name: str) -> None:
     assert image_difference(model, name) <= 1e-6
     assert text_difference(model, name) <= 1e-6
-    assert model.logit_scale.item() == pytest.approx(expected_of(name)["logit_scale"].item(), rel=1e-6)
+    assert model.logit_multiplier.item() == pytest.approx(expected_of(name)["logit_scale"].item(), rel=1e-6)
 
 
 def test_texts_of_one_batch_do_not_touch(model: LiT, name: str) -> None:
@@ -449,7 +449,7 @@ def test_saved_it_needs_its_file_no_more(name: str, image_folder: Path, tmp_path
     files = sorted(image_folder.glob("*.png"))[:3]
     assert torch.equal(again.encode_images(files), model.encode_images(files))
     assert torch.equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
-    assert again.logit_scale.item() == model.logit_scale.item()
+    assert again.logit_multiplier.item() == model.logit_multiplier.item()
     assert again.identity == model.identity
     with pytest.raises(TowerError, match="No such file"):
         load(f"lit:{tmp_path / 'a.npz'}")
@@ -464,14 +464,14 @@ def test_one_tower_alone(folder: Path, image_folder: Path) -> None:
     assert torch.equal(text.encode_texts(TEXTS), both.encode_texts(TEXTS))
     file = next(image_folder.glob("*.png"))
     assert torch.equal(image.encode_images([file]), both.encode_images([file]))
-    assert image.logit_scale.item() == both.logit_scale.item()
+    assert image.logit_multiplier.item() == both.logit_multiplier.item()
 
 
 @pytest.fixture(scope="module")
 def published_store(folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embed the drawings with a published tower that has a head."""
     path = tmp_path_factory.mktemp("published") / "drawings.lance"
-    lamplit.embed(image_folder / "pairs.csv", path, tower=f"lit:{folder / 'tiny-bert-head'}.npz", engine="torch")
+    lamplit.embed(image_folder / "pairs.csv", path, image_tower=f"lit:{folder / 'tiny-bert-head'}.npz", backend="torch")
     return path
 
 
@@ -499,7 +499,7 @@ def test_it_evaluates_and_classifies(published_store: Path, folder: Path, image_
 
 
 def tuned(store: Path, out: Path, text: str, **values: object) -> tuple[dict[str, object], LiT]:
-    settings = lamplit.TuneSettings(text=text, epochs=1.0, batch_size=16, evaluations=1, **values)
+    settings = lamplit.TuneSettings(text_tower=text, epochs=1.0, batch_size=16, num_evals=1, **values)
     lamplit.tune(store, out, settings)
     return json.loads((out / "log.jsonl").read_text().splitlines()[0]), load(out)
 
@@ -507,17 +507,17 @@ def tuned(store: Path, out: Path, text: str, **values: object) -> tuple[dict[str
 def test_it_is_tuned_further_from_its_own_head_and_scale(published_store: Path, folder: Path, tmp_path: Path) -> None:
     spec = f"lit:{folder / 'tiny-bert-head'}.npz"
     start, model = tuned(published_store, tmp_path / "run", spec, lr=1e-9)
-    assert start["head_start"] is False
+    assert start["closed_form"] is False
     assert torch.allclose(model.encode_texts(TEXTS), load(spec).encode_texts(TEXTS), atol=1e-5)
-    assert model.logit_scale.item() == pytest.approx(80.64, rel=1e-3)
+    assert model.logit_multiplier.item() == pytest.approx(80.64, rel=1e-3)
     image_file = draw("ring", "green", 20)
     assert torch.equal(model.encode_images([image_file]), load(spec).encode_images([image_file]))
 
 
 def test_for_another_tower_it_gets_a_new_head(store_path: Path, folder: Path, tmp_path: Path) -> None:
     start, model = tuned(store_path, tmp_path / "run", f"lit:{folder / 'tiny-text'}.npz", lr=1e-9)
-    assert start["head_start"] is True
-    assert model.logit_scale.item() == pytest.approx(10, rel=1e-3)
+    assert start["closed_form"] is True
+    assert model.logit_multiplier.item() == pytest.approx(10, rel=1e-3)
 
 
 def test_which_text_tower_keeps_its_head(folder: Path) -> None:
@@ -567,7 +567,7 @@ def test_every_command_takes_it(
         "classify": [spec, image_file, "--classes", "circle,square"],
         "search": [spec, published_store, "a circle"],
         "evaluate": [spec, published_store],
-        "embed": [image_folder / "pairs.csv", "--tower", spec, "--out", tmp_path / "a.lance", "--workers", "0"],
+        "embed": [image_folder / "pairs.csv", "--image-tower", spec, "--out", tmp_path / "a.lance", "--workers", "0"],
     }
     monkeypatch.setattr(sys, "argv", ["lamplit", command, *map(str, arguments[command]), "--json"])
     with pytest.raises(SystemExit) as ended:

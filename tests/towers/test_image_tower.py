@@ -229,7 +229,7 @@ def test_weights_file_that_is_not_there(tmp_path: Path) -> None:
     ["test_vit.r160_in1k", "resnet18", "test_vit.no_such_tag", "vit_small_patch16_36x1_224"],  # the last has no weights
 )
 def test_no_weights_is_an_error_that_says_how_to_give_them(name: str) -> None:
-    with pytest.raises(TowerError, match=r"--tower-weights FILE.*--tower-weights random"):
+    with pytest.raises(TowerError, match=r"--image-tower-weights FILE.*--image-tower-weights random"):
         open_image_tower(f"timm:{name}")
 
 

@@ -129,12 +129,12 @@ def test_what_says_it_is_larger_than_it_is(file: Path) -> None:
 def test_bombs_are_refused_unread(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(file, a=np.zeros(300_000, np.float32), b=np.zeros(300_000, np.float32))
     assert file.stat().st_size < 10_000
-    monkeypatch.setattr(npz, "MOST_BYTES", 2_400_000)
+    monkeypatch.setattr(npz, "MAX_BYTES", 2_400_000)
     assert len(ArrayFile(file).shapes) == 2
-    monkeypatch.setattr(npz, "MOST_BYTES", 2_399_999)
+    monkeypatch.setattr(npz, "MAX_BYTES", 2_399_999)
     with pytest.raises(TowerError, match=REFUSED + "it unpacks to 2,400,000 bytes; at most 2,399,999 are read"):
         ArrayFile(file)
-    monkeypatch.setattr(npz, "MOST_ARRAYS", 1)
+    monkeypatch.setattr(npz, "MAX_ARRAYS", 1)
     with pytest.raises(TowerError, match=REFUSED + "it has 2 members"):
         ArrayFile(file)
 

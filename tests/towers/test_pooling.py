@@ -33,8 +33,8 @@ import lamplit
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.inspection import describe
+from lamplit.store.backends import choose_backend
 from lamplit.store.embedding import embed
-from lamplit.store.engines import choose_engine
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
@@ -258,14 +258,14 @@ def test_identity_with_a_pooling_that_its_tower_has_not(pool: str) -> None:
 
 def test_store_and_model_of_a_pooling(weights: Path, image_folder: Path, text_folder: Path, tmp_path: Path) -> None:
     report = embed(
-        image_folder / "pairs.csv", tmp_path / "a.lance", tower="timm:test_vit", tower_weights=weights, pool="cls+mean",
-        engine="torch",
+        image_folder / "pairs.csv", tmp_path / "a.lance", image_tower="timm:test_vit", image_tower_weights=weights,
+        pool="cls+mean", backend="torch",
     )  # fmt: skip
     store = Store(tmp_path / "a.lance")
     assert (report.embedded, store.tower.width, store.tower.pool) == (60, 128, "cls+mean")
     assert describe(store.path)["pooling"] == "cls+mean"
 
-    settings = TuneSettings(text=f"hf:{text_folder}", batch_size=16, epochs=0.5, evaluations=1)
+    settings = TuneSettings(text_tower=f"hf:{text_folder}", batch_size=16, epochs=0.5, num_evals=1)
     tuned = tune(store, tmp_path / "run", settings)
     assert tuned.fingerprint_before == tuned.fingerprint_after == store.tower.fingerprint
 
@@ -275,7 +275,7 @@ def test_store_and_model_of_a_pooling(weights: Path, image_folder: Path, text_fo
     rows = [store.column("id").index(file.name) for file in files]
     assert torch.allclose(model.encode_images(files), store.vectors()[rows], atol=1e-3)  # stored in half precision
 
-    again = {"tower": "timm:test_vit", "tower_weights": weights, "engine": "torch"}
+    again = {"image_tower": "timm:test_vit", "image_tower_weights": weights, "backend": "torch"}
     with pytest.raises(lamplit.errors.StoreError, match="cannot be compared"):
         embed(image_folder / "pairs.csv", tmp_path / "a.lance", **again)
 
@@ -283,21 +283,21 @@ def test_store_and_model_of_a_pooling(weights: Path, image_folder: Path, text_fo
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", [None, "mean", "cls+mean"])
 @pytest.mark.parametrize("name", ["hf DINOv2 with registers", "hf CLIP", "timm ViT"])
-def test_every_engine_pools_alike(name: str, pool: str | None, tmp_path: Path) -> None:
+def test_every_backend_pools_alike(name: str, pool: str | None, tmp_path: Path) -> None:
     make, side, *_ = CASES[name]
     preprocessing = Preprocessing((side, side), HALF, HALF)
     config = {"library": "module", "name": name} | ({} if pool is None else {"pool": pool})
     tower = ImageTower(name, shaken(make()), preprocessing, config)
     images = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)
-    chosen, engine, vectors = choose_engine(tower, "onnx", images, num_images=5, device=torch.device("cpu"))
+    chosen, backend, vectors = choose_backend(tower, "onnx", images, num_images=5, device=torch.device("cpu"))
     assert chosen == "onnx"
     assert vectors.shape == (5, tower.width)
-    assert (engine(images[:3]) - vectors[:3]).abs().max() < 1e-4
+    assert (backend(images[:3]) - vectors[:3]).abs().max() < 1e-4
 
 
 def test_open_tower_is_not_pooled_otherwise(image_tower: ImageTower, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pools as it was opened"):
-        embed(image_folder / "pairs.csv", tmp_path / "a.lance", tower=image_tower, pool="mean")
+        embed(image_folder / "pairs.csv", tmp_path / "a.lance", image_tower=image_tower, pool="mean")
 
 
 @pytest.mark.parametrize("make", [ViTModel, Dinov2WithRegistersModel])

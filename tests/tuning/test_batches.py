@@ -39,7 +39,7 @@ def test_steps_stand_in_for_epochs() -> None:
     assert made(20, batch_size=4, epochs=2).total_steps == 10
     assert made(20, batch_size=4, epochs=2, steps=7).total_steps == 7
     assert made(20, batch_size=4, epochs=0.01).total_steps == 1
-    assert made(20, batch_size=4, steps=7, evaluations=3).eval_every == 3
+    assert made(20, batch_size=4, steps=7, num_evals=3).eval_every == 3
 
 
 def test_crops_are_those_of_the_rows() -> None:

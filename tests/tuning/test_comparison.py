@@ -11,7 +11,7 @@ from lamplit.errors import UsageError
 from lamplit.store.lance_store import Store
 from lamplit.tuning.comparison import METRICS, Cell, compare
 
-SETTINGS = {"batch_size": 16, "epochs": 1.0, "evaluations": 1}
+SETTINGS = {"batch_size": 16, "epochs": 1.0, "num_evals": 1}
 
 
 @pytest.mark.slow
@@ -20,7 +20,13 @@ def test_grid_over_towers_and_modes(image_folder: Path, text_folder: Path, tmp_p
     text = f"hf:{text_folder}"
     demos = ["demo:efficientnet-lite0"]
     result = compare(
-        image_folder / "pairs.csv", tmp_path, towers=demos, texts=[text], modes=["LU", "LL"], seeds=2, settings=SETTINGS
+        image_folder / "pairs.csv",
+        tmp_path,
+        image_towers=demos,
+        text_towers=[text],
+        modes=["LU", "LL"],
+        seeds=2,
+        settings=SETTINGS,
     )
     assert [(cell.tower, cell.text, cell.mode) for cell in result.cells] == [
         (demos[0], text, "LU"), (demos[0], text, "LL"),
@@ -36,7 +42,7 @@ def test_grid_over_towers_and_modes(image_folder: Path, text_folder: Path, tmp_p
 
 
 def test_interrupted_comparison_goes_on(store: Store, text_folder: Path, tmp_path: Path) -> None:
-    choice = {"texts": [f"hf:{text_folder}"], "seeds": 1, "settings": SETTINGS}
+    choice = {"text_towers": [f"hf:{text_folder}"], "seeds": 1, "settings": SETTINGS}
     first = compare(store, tmp_path, modes=["LU"], **choice)  # type: ignore[arg-type]
     both = compare(store, tmp_path, modes=["LU", "Lu"], **choice)  # type: ignore[arg-type]
     assert both.cells[0] == first.cells[0], "not run again: its seconds are the same"
@@ -56,12 +62,12 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     text = f"hf:{text_folder}"
     with pytest.raises(UsageError, match=r"is of one tower, timm:test_vit; to compare others give pairs"):
-        compare(store, tmp_path, towers=["timm:test_vit"], texts=[text], modes=["LU"])
-    with pytest.raises(UsageError, match="give the towers to embed them with, --towers A,B"):
-        compare(image_folder / "pairs.csv", tmp_path, texts=[text], modes=["LU"])
+        compare(store, tmp_path, image_towers=["timm:test_vit"], text_towers=[text], modes=["LU"])
+    with pytest.raises(UsageError, match="give the towers to embed them with, --image-towers A,B"):
+        compare(image_folder / "pairs.csv", tmp_path, text_towers=[text], modes=["LU"])
     with pytest.raises(UsageError, match="nothing to compare: give at least one text tower"):
-        compare(store, tmp_path, texts=[], modes=["LU"])
+        compare(store, tmp_path, text_towers=[], modes=["LU"])
     with pytest.raises(UsageError, match="nothing could be compared: LU  test_vit  tiny: scratch:tiny has no pre-"):
-        compare(store, tmp_path, texts=["scratch:tiny"], modes=["LU"])
+        compare(store, tmp_path, text_towers=["scratch:tiny"], modes=["LU"])
     with pytest.raises(UsageError, match=r"nothing could be compared: .*mode is XX; expected one of auto, LL"):
-        compare(store, tmp_path, texts=[text], modes=["XX"])
+        compare(store, tmp_path, text_towers=[text], modes=["XX"])

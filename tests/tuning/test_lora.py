@@ -123,9 +123,9 @@ def test_where_lora_has_no_place(text_folder: Path) -> None:
     tower.add_lora(4)
     with pytest.raises(UsageError, match="has LoRA already"):
         tower.add_lora(4)
-    for changes in ({"text": "scratch:tiny"}, {"mode": "Lu"}, {"mode": "LL"}):
+    for changes in ({"text_tower": "scratch:tiny"}, {"mode": "Lu"}, {"mode": "LL"}):
         with pytest.raises(UsageError, match="lora"):
-            TuneSettings(**{"text": f"hf:{text_folder}", "lora": 4} | changes)
+            TuneSettings(**{"text_tower": f"hf:{text_folder}", "lora": 4} | changes)
 
 
 def test_missing_extra_says_what_to_type(text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,15 +142,15 @@ def test_missing_extra_says_what_to_type(text_folder: Path, monkeypatch: pytest.
 def made(text_folder: Path) -> Settings:
     def settings(**changes: Any) -> TuneSettings:
         values = {
-            "text": f"hf:{text_folder}",
+            "text_tower": f"hf:{text_folder}",
             "lr": 2e-2,
             "seed": 1,
             "batch_size": 48,
             "epochs": 9.0,
-            "evaluations": 4,
+            "num_evals": 4,
             "lora": 4,
         }
-        return TuneSettings(**values | {"head_start": False, "held_out": 0.2} | changes)
+        return TuneSettings(**values | {"closed_form": False, "val_fraction": 0.2} | changes)
 
     return settings
 

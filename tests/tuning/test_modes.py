@@ -37,10 +37,10 @@ def made(text_folder: Path) -> Settings:
     """Four steps of 16 pairs, at rates that a tiny tower notices."""
 
     def settings(mode: str, **changes: Any) -> TuneSettings:
-        values: dict[str, Any] = {"text": f"hf:{text_folder}", "lr": 3e-3, "batch_size": 16, "steps": 4}
+        values: dict[str, Any] = {"text_tower": f"hf:{text_folder}", "lr": 3e-3, "batch_size": 16, "steps": 4}
         if mode[0] in "Uu":
             values["image_lr"] = 1e-3
-        return TuneSettings(mode=mode, **values | {"evaluations": 2, "warmup": 0.0} | changes)  # type: ignore[arg-type]
+        return TuneSettings(mode=mode, **values | {"num_evals": 2, "warmup_ratio": 0.0} | changes)  # type: ignore[arg-type]
 
     return settings
 
@@ -50,8 +50,8 @@ def embedded(name: str, image_folder: Path, folder: Path) -> Store:
     torch.manual_seed(0)
     save_model(open_image_tower(f"timm:{name}", weights="random").backbone, str(folder / "tower.safetensors"))
     embed(
-        image_folder / "pairs.csv", folder / "drawings.lance", tower=f"timm:{name}",
-        tower_weights=folder / "tower.safetensors", engine="torch",
+        image_folder / "pairs.csv", folder / "drawings.lance", image_tower=f"timm:{name}",
+        image_tower_weights=folder / "tower.safetensors", backend="torch",
     )  # fmt: skip
     return Store(folder / "drawings.lance")
 
@@ -79,7 +79,7 @@ def image_weights(out: str | Path) -> dict[str, torch.Tensor]:
 def test_every_mode_trains_what_it_says_and_nothing_else(
     mode: str, image_head: bool, vit_store: Store, made: Settings, tmp_path: Path
 ) -> None:
-    settings = made(mode, image_head=image_head, evaluations=1, held_out=0.0)  # so that the last model is kept
+    settings = made(mode, image_head=image_head, num_evals=1, val_fraction=0.0)  # so that the last model is kept
     report = tune(vit_store, tmp_path / "run", settings)
     assert report.mode == mode
     states = {name: part["state"] for name, part in report.trains.items()}
@@ -94,7 +94,7 @@ def test_every_mode_trains_what_it_says_and_nothing_else(
     assert isinstance(model.image_tower, Locked), "whoever loads a model finds the tower locked"
     assert model.identity.fingerprint == report.fingerprint_after
     assert model.text_tower is not None
-    encoder = open_text_tower(settings.text, width=8).encoder
+    encoder = open_text_tower(settings.text_tower, width=8).encoder
     assert (weights_digest(model.text_tower.encoder) == weights_digest(encoder)) == (mode[1] == "L")
     before = open_image_tower(vit_store.tower.spec, weights=vit_store.tower.weights).backbone.state_dict()
     after = {name.removeprefix("backbone."): tensor for name, tensor in image_weights(report.out).items()}
@@ -117,7 +117,7 @@ def test_held_out_recall_is_what_evaluate_finds(mode: str, vit_store: Store, mad
     store = vit_store
     if mode[0] != "L":
         assert isinstance(model.image_tower, Locked)
-        embed(pairs_of(vit_store), tmp_path / "again.lance", tower=model.image_tower.tower, engine="torch")
+        embed(pairs_of(vit_store), tmp_path / "again.lance", image_tower=model.image_tower.tower, backend="torch")
         store = Store(tmp_path / "again.lance")
     if mode == "uu":  # the best of the others may be the one before the first step
         with pytest.raises(StoreError, match="their vectors cannot be compared"):
@@ -135,7 +135,7 @@ def pairs_of(store: Store) -> Path:
 
 @pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "inception"])
 def test_interrupted_run_ends_in_the_same_bytes(augment: str, vit_store: Store, made: Settings, tmp_path: Path) -> None:
-    settings = made("UU", augment=augment, steps=12, evaluations=12, image_start=0.25)
+    settings = made("UU", augment=augment, steps=12, num_evals=12, image_delay=0.25)
     tune(vit_store, tmp_path / "whole", settings)
     out, steps = tmp_path / "run", []
     for lines in (4, 12):
@@ -166,7 +166,7 @@ def test_memory_and_workers_do_not_matter(
 def test_statistics_of_a_pretrained_tower_stay(
     mode: str, moves: bool, cnn_store: Store, made: Settings, tmp_path: Path
 ) -> None:
-    report = tune(cnn_store, tmp_path / "run", made(mode, evaluations=1, held_out=0.0))
+    report = tune(cnn_store, tmp_path / "run", made(mode, num_evals=1, val_fraction=0.0))
     before = open_image_tower(cnn_store.tower.spec, weights=cnn_store.tower.weights).backbone.state_dict()
     after = {name.removeprefix("backbone."): tensor for name, tensor in image_weights(report.out).items()}
     moved = [name for name in before if "running" in name and not torch.equal(before[name], after[name])]
@@ -196,7 +196,14 @@ def test_gradients_flow_to_both_sides_only_where_both_train(vit_store: Store, ma
 
 def test_rates_of_each_tower(vit_store: Store, made: Settings) -> None:
     settings = made(
-        "UU", lr=1e-3, image_lr=1e-4, weight_decay=0.1, image_weight_decay=0.01, warmup=0.25, image_start=0.5, steps=16
+        "UU",
+        lr=1e-3,
+        image_lr=1e-4,
+        weight_decay=0.1,
+        image_weight_decay=0.01,
+        warmup_ratio=0.25,
+        image_delay=0.5,
+        steps=16,
     )
     assembly = assembly_of(vit_store, settings, total_steps=16)
     rates = [assembly.set_rates(step) for step in range(16)]
@@ -211,10 +218,10 @@ def test_rates_of_each_tower(vit_store: Store, made: Settings) -> None:
 
 def test_image_tower_waits_for_its_start(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     """Until then it is as the store's, and its images are constants."""
-    waits = tune(vit_store, tmp_path / "waits", made("UU", steps=4, image_start=0.9, evaluations=1, held_out=0.0))
+    waits = tune(vit_store, tmp_path / "waits", made("UU", steps=4, image_delay=0.9, num_evals=1, val_fraction=0.0))
     assert [line["image_lr"] for line in log_of(waits) if "loss" in line] == [0.0] * 4
     assert waits.fingerprint_after == vit_store.tower.fingerprint
-    starts = tune(vit_store, tmp_path / "starts", made("UU", steps=4, image_start=0.7, evaluations=1, held_out=0.0))
+    starts = tune(vit_store, tmp_path / "starts", made("UU", steps=4, image_delay=0.7, num_evals=1, val_fraction=0.0))
     assert [line["image_lr"] > 0 for line in log_of(starts) if "loss" in line] == [False, False, False, True]
     assert starts.fingerprint_after != vit_store.tower.fingerprint
 
@@ -241,7 +248,7 @@ def test_images_that_are_lost_on_the_way_are_left_out_and_listed(
 
 
 def test_settings_of_a_tower_that_is_locked_are_refused(text_folder: Path) -> None:
-    for setting in ({"image_lr": 1e-4}, {"image_weight_decay": 0.0}, {"image_start": 0.5}, {"augment": "inception"}):
+    for setting in ({"image_lr": 1e-4}, {"image_weight_decay": 0.0}, {"image_delay": 0.5}, {"augment": "inception"}):
         with pytest.raises(UsageError, match=f"{next(iter(setting))} is for an image tower that trains"):
             TuneSettings(f"hf:{text_folder}", mode="LU", **setting)  # type: ignore[arg-type]
 
@@ -276,8 +283,8 @@ def test_tower_saved_is_the_tower_measured(vit_store: Store, made: Settings, tmp
 @pytest.mark.slow
 def test_tuned_tower_embeds_by_the_models_folder(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     """And what it embedded can be tuned further, in any mode."""
-    report = tune(vit_store, tmp_path / "run", made("UU", evaluations=1, held_out=0.0))
-    embed(pairs_of(vit_store), tmp_path / "again.lance", tower=f"model:{report.out}", engine="torch")
+    report = tune(vit_store, tmp_path / "run", made("UU", num_evals=1, val_fraction=0.0))
+    embed(pairs_of(vit_store), tmp_path / "again.lance", image_tower=f"model:{report.out}", backend="torch")
     store = Store(tmp_path / "again.lance")
     model = lamplit.load(report.out)
     assert store.tower.fingerprint == model.identity.fingerprint != vit_store.tower.fingerprint

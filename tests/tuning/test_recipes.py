@@ -38,7 +38,7 @@ def test_recipe_is_the_papers_run_in_our_units(name: str) -> None:
     )
     # big_vision subtracts `schedule * weight_decay * p`, torch `schedule * lr * weight_decay * p`.
     assert settings.weight_decay == pytest.approx(weight_decay / lr)
-    assert round(settings.warmup * settings.steps, -2) == paper["warmup_steps"]
+    assert round(settings.warmup_ratio * settings.steps, -2) == paper["warmup_steps"]
     assert settings.batch_size == paper["batch_size"]
     assert settings.context_length == 16
     assert settings.loss == "softmax"
@@ -60,14 +60,14 @@ def test_every_key_is_explained_or_plain(name: str) -> None:
 
 def test_recipe_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('[settings]\ntext = "demo:minilm"\nlr = 1e-4\n')
-    assert read_recipe(str(file)) == {"settings": {"text": "demo:minilm", "lr": 1e-4}}
+    file.write_text('[settings]\ntext_tower = "demo:minilm"\nlr = 1e-4\n')
+    assert read_recipe(str(file)) == {"settings": {"text_tower": "demo:minilm", "lr": 1e-4}}
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("[settings]\nlearning_rate = 1\n", "keys that mean nothing: settings.learning_rate; known: text, mode"),
+        ("[settings]\nlearning_rate = 1\n", "keys that mean nothing: settings.learning_rate; known: text_tower, mode"),
         ("[setings]\nlr = 1\n", "has no \\[settings\\]"),
         ("[settings]\n[extra]\n", "keys that mean nothing: extra"),
         ("lr: 3", "is not TOML"),

@@ -43,8 +43,8 @@ def made(text_folder: Path) -> Settings:
     """Settings for the store of words: 6 steps an epoch, 60 in all, 10 evaluations."""
 
     def settings(**changes: Any) -> TuneSettings:
-        values = {"text": f"hf:{text_folder}", "lr": 3e-3, "batch_size": 48, "epochs": 10.0, "evaluations": 10}
-        return TuneSettings(**values | {"head_start": False} | changes)
+        values = {"text_tower": f"hf:{text_folder}", "lr": 3e-3, "batch_size": 48, "epochs": 10.0, "num_evals": 10}
+        return TuneSettings(**values | {"closed_form": False} | changes)
 
     return settings
 
@@ -80,8 +80,8 @@ def checkpoint_of(out: str | Path) -> bytes:
         {"optimizer": "adafactor"},
         {"loss": "sigmoid", "optimizer": "adafactor", "lr": 6e-3},
         {"precision": "bf16"},
-        {"head_start": True, "lr": 3e-4},
-        {"text": "scratch:tiny", "epochs": 2.0, "lr": None},
+        {"closed_form": True, "lr": 3e-4},
+        {"text_tower": "scratch:tiny", "epochs": 2.0, "lr": None},
     ],
     ids=str,
 )
@@ -106,10 +106,10 @@ def test_head_start_is_measured_before_the_first_step(
     words_path: Path, made: Settings, run: TuneReport, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamplit"):
-        report = tune(words_path, tmp_path / "run", made(head_start=True, epochs=0.2))
+        report = tune(words_path, tmp_path / "run", made(closed_form=True, epochs=0.2))
     assert report.start["image_to_text/recall@1"] > 0.9
     assert run.start["image_to_text/recall@1"] < 0.1
-    assert log_of(report.out)[0] == {"step": 0, "held_out": report.start, "head_start": True}
+    assert log_of(report.out)[0] == {"step": 0, "held_out": report.start, "closed_form": True}
     assert "before step 0, the head start alone gives image_to_text/recall@1 1.000" in caplog.text
 
 
@@ -158,7 +158,7 @@ def test_log_has_a_line_per_step_and_per_evaluation(run: TuneReport, made: Setti
 def test_model_is_the_best_one(run: TuneReport, words_path: Path, made: Settings) -> None:
     model = lamplit.load(run.out)
     store = Store(words_path)
-    links = split_store(store, "texts", made().held_out, made().seed)[1]
+    links = split_store(store, "texts", made().val_fraction, made().seed)[1]
     found = held_out_recall(store.vectors(), model.encode_texts(links.texts), links)
     assert found == pytest.approx(run.best)
 
@@ -204,7 +204,7 @@ def test_too_few_pairs_are_refused(tmp_path: Path, made: Settings) -> None:
 
 
 def test_patience_stops_early_and_stays_stopped(words_path: Path, made: Settings, tmp_path: Path) -> None:
-    settings = made(head_start=True, lr=1e-9, patience=2)  # no step can make the recall better than it starts
+    settings = made(closed_form=True, lr=1e-9, patience=2)  # no step can make the recall better than it starts
     report = tune(words_path, tmp_path / "run", settings)
     assert (report.steps, report.best_step) == (12, 0)
     assert len(losses_of(report.out)) == 12
@@ -225,7 +225,7 @@ def test_report_comes_back_where_the_run_was_killed_before_it(
 
 
 def test_nothing_held_out_keeps_the_last_model(words_path: Path, made: Settings, tmp_path: Path) -> None:
-    report = tune(words_path, tmp_path / "run", made(held_out=0.0, epochs=2.0, patience=1))
+    report = tune(words_path, tmp_path / "run", made(val_fraction=0.0, epochs=2.0, patience=1))
     assert (report.held_out_pairs, report.best, report.last) == (0, {}, {})
     assert report.best_step == report.steps == 14
     with safe_open(tmp_path / "run" / "checkpoints" / "last.safetensors", "pt") as last:
@@ -282,7 +282,7 @@ def test_duplicates_are_positives(loss: str, tmp_path: Path, made: Settings) -> 
     # One step of a tower without dropout, at a rate that changes nothing: the model is the one of the loss.
     tune(
         store, tmp_path / "run",
-        made(text="scratch:tiny", loss=loss, lr=1e-12, epochs=1.0, held_out=0.0, precision="fp32"),
+        made(text_tower="scratch:tiny", loss=loss, lr=1e-12, epochs=1.0, val_fraction=0.0, precision="fp32"),
     )  # fmt: skip
     [found] = losses_of(tmp_path / "run")
     zimg, ztxt = store.vectors(), lamplit.load(tmp_path / "run").encode_texts([text.lower() for text in captions])
@@ -332,7 +332,7 @@ def test_memory_and_the_callers_seed_do_not_matter(
 def test_centre_of_the_store_goes_into_the_model(words_path: Path, made: Settings, tmp_path: Path) -> None:
     plain = Store(words_path)
     store = write_store(tmp_path / "centred.lance", plain.vectors(), plain.texts(), centered=True)
-    report = tune(store, tmp_path / "run", made(head_start=True, epochs=0.5))
+    report = tune(store, tmp_path / "run", made(closed_form=True, epochs=0.5))
     model = lamplit.load(report.out)
     assert store.center is not None
     assert model.center is not None
@@ -365,8 +365,8 @@ def known_store(image_folder: Path, image_tower: ImageTower, tmp_path_factory: p
     folder = tmp_path_factory.mktemp("known")
     save_model(image_tower.backbone, str(folder / "tower.safetensors"))
     embed(
-        image_folder / "pairs.csv", folder / "drawings.lance", tower="timm:test_vit",
-        tower_weights=folder / "tower.safetensors", engine="torch",
+        image_folder / "pairs.csv", folder / "drawings.lance", image_tower="timm:test_vit",
+        image_tower_weights=folder / "tower.safetensors", backend="torch",
     )  # fmt: skip
     return Store(folder / "drawings.lance")
 
@@ -374,7 +374,7 @@ def known_store(image_folder: Path, image_tower: ImageTower, tmp_path_factory: p
 def test_locked_tower_is_proved_and_saved_with_the_model(
     known_store: Store, image_folder: Path, made: Settings, tmp_path: Path
 ) -> None:
-    report = tune(known_store, tmp_path / "run", made(head_start=True, lr=1e-4))
+    report = tune(known_store, tmp_path / "run", made(closed_form=True, lr=1e-4))
     assert report.fingerprint_before == report.fingerprint_after == known_store.tower.fingerprint
     model = lamplit.load(report.out)
     assert isinstance(model, LiT)
@@ -435,8 +435,8 @@ def test_interrupted_run_ends_in_the_same_bytes(
 
 def start_tuning(store: Path, out: Path, text_folder: Path) -> subprocess.Popen[bytes]:
     options = {
-        "--text": f"hf:{text_folder}", "--out": out, "--lr": 3e-3, "--batch-size": 24, "--epochs": 30,
-        "--evaluations": 40, "--device": "cpu",
+        "--text-tower": f"hf:{text_folder}", "--out": out, "--lr": 3e-3, "--batch-size": 24, "--epochs": 30,
+        "--num-evals": 40, "--device": "cpu",
     }  # fmt: skip
     words = [str(word) for pair in options.items() for word in pair]
     command = [sys.executable, "-c", "from lamplit.cli.main import main; main()", "tune", str(store), *words]

@@ -87,8 +87,8 @@ def test_nothing_is_held_out_where_nothing_is_asked_for(made_up: Store) -> None:
 
 
 def test_held_out_captions_have_a_limit(made_up: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert split.MOST_HELD_OUT == 5000
-    monkeypatch.setattr(split, "MOST_HELD_OUT", 2)
+    assert split.MAX_HELD_OUT == 5000
+    monkeypatch.setattr(split, "MAX_HELD_OUT", 2)
     held_out = split_store(made_up, "texts", 0.9, 0)[1]
     assert len({TEXTS[row][0].casefold() for row in held_out.image_index.tolist()}) == 2
 

@@ -22,7 +22,7 @@ NAMES = ["circle", "square", "ring"]
 def corner_list(**values: Any) -> ClassList:
     """Three classes along the axes of a space of three dimensions."""
     made = ClassList(
-        NAMES, ["{}"], torch.eye(3), logit_scale=2.0, space="a" * 32, image_tower="timm:x", text_tower="hf:y"
+        NAMES, ["{}"], torch.eye(3), logit_multiplier=2.0, space="a" * 32, image_tower="timm:x", text_tower="hf:y"
     )
     return replace(made, **values)
 
@@ -40,7 +40,7 @@ def test_answers_by_hand() -> None:
     probabilities, given = independent.classify(zimg)
     assert torch.allclose(probabilities, (2 * zimg - 1).sigmoid())
     assert given.tolist() == [[True, True, False], [False, True, False], [False, True, False]]
-    assert (corner_list().independent, closed.independent, independent.independent) == (False, False, True)
+    assert (corner_list().multi_label, closed.multi_label, independent.multi_label) == (False, False, True)
 
 
 # --- Labels
@@ -60,7 +60,7 @@ def test_several_labels_where_they_are_independent() -> None:
     rows, truth = independent.read_labels(cells)
     assert rows == [0, 1, 2, 3]
     assert truth.int().tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 0]]
-    with pytest.raises(UsageError, match=r"an image has several labels; .* need --independent"):
+    with pytest.raises(UsageError, match=r"an image has several labels; .* need --multi-label"):
         corner_list().read_labels([["ring", "circle"]])
     with pytest.raises(UsageError, match="labels that are none of the classes: ring; circle"):
         corner_list().read_labels(["ring; circle"])
@@ -81,7 +81,7 @@ def test_unknown_labels_are_named() -> None:
     [
         {},
         {"thresholds": [0.1, 0.1 + 2**-54, 1 / 3]},
-        {"thresholds": [0.1, -0.2, 0.3], "logit_bias": -1 / 3, "logit_scale": 1e4 / 7},
+        {"thresholds": [0.1, -0.2, 0.3], "logit_bias": -1 / 3, "logit_multiplier": 1e4 / 7},
         {"names": ["Größe", "<b>", '"'], "templates": ["ein {}", "{}"]},
     ],
 )
@@ -135,7 +135,7 @@ def to(key: str, value: object) -> Callable[[dict[str, Any]], None]:
         (to("vectors", "AADAfwAAAAAAAAAAAAAAAAAAgD8AAAAAAAAAAAAAAAAAAIA/"), "not of length 1"),  # one is nan
         (to("thresholds", [0.1]), "not one threshold for each class"),
         (to("thresholds", [0.1, 0.1, "x"]), "thresholds has something that is no number"),
-        (to("logit_bias", 1.0), "independent labels without thresholds"),
+        (to("logit_bias", 1.0), "multi-label classes without thresholds"),
         (to("logit_scale", 0), "logit_scale 0.0"),
         (to("logit_scale", float("nan")), "NaN is no number"),
         (to("logit_scale", 10**400), ""),

@@ -33,7 +33,7 @@ def relabelled(store: Store, path: Path, labels: Sequence[object]) -> Store:
     """Copy a store, with labels of other names."""
     ids, vectors = store.column("id"), store.vectors()
     rows = [Row(ids[i], ids[i], ids[i], [], vectors[i], {"label": label}) for i, label in enumerate(labels)]
-    return Store.create(path, store.tower, rows, engine="torch", metadata_columns=["label"])
+    return Store.create(path, store.tower, rows, backend="torch", metadata_columns=["label"])
 
 
 @pytest.fixture
@@ -53,7 +53,10 @@ def test_without_a_sample_it_is_the_model_as_it_is(model: LiT) -> None:
     classes, report = make_classes(model, NAMES, templates=["a {}"])
     assert report is None
     assert (classes.names, classes.templates, classes.thresholds) == (NAMES, ["a {}"], None)
-    assert (classes.logit_scale, classes.space) == (float(model.logit_scale.detach()), model.identity.fingerprint)
+    assert (classes.logit_multiplier, classes.space) == (
+        float(model.logit_multiplier.detach()),
+        model.identity.fingerprint,
+    )
 
 
 def test_what_is_fitted_to_the_whole_sample(model: LiT, store: Store) -> None:
@@ -62,7 +65,7 @@ def test_what_is_fitted_to_the_whole_sample(model: LiT, store: Store) -> None:
     labels = torch.tensor([NAMES.index(shape) for shape in store.column("shape")])
     right = cosines.argmax(1) == labels
     assert report.accuracy == pytest.approx(float(right.double().mean()))
-    assert classes.logit_scale == report.scale_after == pytest.approx(fit_temperature(cosines, labels))
+    assert classes.logit_multiplier == report.scale_after == pytest.approx(fit_temperature(cosines, labels))
     threshold = none_threshold(cosines.max(1).values, right, torch.zeros(60, dtype=torch.bool))
     assert classes.thresholds == [pytest.approx(threshold)] * 5
     assert report.threshold == classes.thresholds[0]
@@ -86,7 +89,7 @@ def test_figures_after_are_of_images_that_were_not_fitted_to(model: LiT, store: 
     classes, report = made(model, NAMES, sample=chance)
     cosines = chance.vectors() @ classes.vectors.T
     labels = torch.tensor([NAMES.index(label) for label in chance.column("label")])
-    confidences = (classes.logit_scale * cosines).softmax(1).max(1).values
+    confidences = (classes.logit_multiplier * cosines).softmax(1).max(1).values
     to_itself = expected_calibration_error(confidences, cosines.argmax(1) == labels)
     assert report.error_after > to_itself
     assert report.kept is not None
@@ -107,7 +110,7 @@ def test_strangers_choose_the_threshold(model: LiT, with_strangers: Store) -> No
     known = truth.any(1)
     assert report.scale_after == pytest.approx(fit_temperature(cosines[known], truth[known].long().argmax(1)))
     # Who asks for a share gets it, whatever strangers there are.
-    strict, _ = made(model, THREE, sample=with_strangers, share=1.0)
+    strict, _ = made(model, THREE, sample=with_strangers, keep_rate=1.0)
     assert strict.thresholds is not None
     assert strict.given(cosines).any(1)[right].all()
 
@@ -143,8 +146,8 @@ def test_independent_labels(model: LiT, store: Store, tmp_path: Path) -> None:
     names = ["large", "red", "circle", "square"]
     labels = ["; ".join(name for name in names if name in words or f"{name}." in words) or "none" for words in pairs]
     sample = relabelled(store, tmp_path / "several.lance", labels)
-    classes, report = made(model, names, sample=sample, independent=True)
-    assert classes.independent
+    classes, report = made(model, names, sample=sample, multi_label=True)
+    assert classes.multi_label
     assert report.error_before is None, "a model of the softmax has no probabilities of single labels"
     assert [score.images for score in report.per_class] == [30, 10, 12, 12]
     probabilities, given = classes.classify(sample.vectors())
@@ -153,15 +156,15 @@ def test_independent_labels(model: LiT, store: Store, tmp_path: Path) -> None:
     assert report.accuracy == pytest.approx(2 * right / (asked + there))
     assert float(probabilities.mean()) == pytest.approx(float(truth.double().mean()), abs=0.02)
     assert sum(int(row["images"]) for row in report.reliability) == 240
-    suggested = made(model, names, sample=sample, independent=True, templates="suggest")[1]
+    suggested = made(model, names, sample=sample, multi_label=True, templates="suggest")[1]
     assert suggested.accuracy == max(suggested.template_sets.values()) >= report.accuracy
 
 
 def test_independent_without_a_sample_is_for_models_of_the_sigmoid_loss(model: LiT) -> None:
     with pytest.raises(UsageError, match="tuned with a softmax, which compares classes"):
-        make_classes(model, NAMES, independent=True)
-    sigmoid = LiT(model.text_tower, model.identity, logit_scale=5.0, logit_bias=-2.0).eval()
-    classes, _ = make_classes(sigmoid, NAMES, independent=True)
+        make_classes(model, NAMES, multi_label=True)
+    sigmoid = LiT(model.text_tower, model.identity, logit_multiplier=5.0, logit_bias=-2.0).eval()
+    classes, _ = make_classes(sigmoid, NAMES, multi_label=True)
     assert classes.logit_bias == -2
     assert classes.thresholds == pytest.approx([0.4] * 5)
     assert classes.probabilities(torch.tensor([[0.4] * 5])).tolist()[0] == pytest.approx([0.5] * 5)
@@ -208,7 +211,7 @@ def test_what_cannot_be_meant_is_refused(model: LiT, store: Store, tmp_path: Pat
     for options, message in (
         ({"templates": "suggest"}, "give --sample SOURCE"),
         ({"templates": "clip-81"}, "there are no templates 'clip-81'; expected a file of them, suggest, or one of"),
-        ({"sample": store, "label_column": "shape", "share": 0.0}, "a share of 0.0"),
+        ({"sample": store, "label_column": "shape", "keep_rate": 0.0}, "keep_rate is 0.0"),
         ({"sample": relabelled(store, tmp_path / "none.lance", ["none"] * 60)}, "no image of any of the classes"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -38,7 +38,7 @@ def test_class_vector_is_the_mean_of_its_prompts(model: LiT, templates: list[str
 
 def test_probabilities_by_hand() -> None:
     class Scaled:
-        logit_scale = torch.tensor(2.0)
+        logit_multiplier = torch.tensor(2.0)
 
     zimg = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=-1)
     classes = torch.eye(2)
@@ -61,7 +61,7 @@ def test_prediction_is_the_nearest_class_text(model: LiT, image_folder: Path) ->
         logits = {}
         for name in CLASSES:
             prompts = model.encode_texts([template.replace("{}", name) for template in DEFAULT_TEMPLATES])
-            logits[name] = float(model.logit_scale.detach()) * float(zimg @ F.normalize(prompts.mean(0), dim=-1))
+            logits[name] = float(model.logit_multiplier.detach()) * float(zimg @ F.normalize(prompts.mean(0), dim=-1))
         expected = torch.tensor([logits[name] for name in CLASSES]).softmax(0)
         for name, probability in zip(CLASSES, expected.tolist(), strict=True):
             assert by_class[name] == pytest.approx(probability, rel=1e-2)
@@ -144,7 +144,9 @@ def test_what_is_below_its_threshold_is_none_of_these(model: LiT, image_folder: 
     prediction = classify(model, files[:1], independent, top=1)[0][0]
     order = [CLASSES[i] for i in cosines[0].argsort(descending=True).tolist()]
     assert prediction.given == [name for name in order if name != "square"], "all that are, whatever `top` says"
-    assert prediction.probabilities[0] == pytest.approx(float((classes.logit_scale * cosines[0].max() - 3).sigmoid()))
+    assert prediction.probabilities[0] == pytest.approx(
+        float((classes.logit_multiplier * cosines[0].max() - 3).sigmoid())
+    )
 
 
 def test_class_list_of_another_tower_or_with_templates_is_refused(model: LiT, image_folder: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-MOST_STEPS = 500  # that are given of a longer run, evenly spaced
+MAX_STEPS = 500  # that are given of a longer run, evenly spaced
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -25,5 +25,5 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return None
     steps = [{key: line[key] for key in ("step", "loss", "lr", "logit_scale")} for line in lines if "loss" in line]
     evaluations = [{"step": line["step"], **line["held_out"]} for line in lines if line.get("held_out")]
-    stride = max(1, -(-len(steps) // MOST_STEPS))
+    stride = max(1, -(-len(steps) // MAX_STEPS))
     return {"settings": settings, "report": report, "steps": steps[::stride], "held_out": evaluations}

@@ -19,7 +19,7 @@ from lamplit.app.bodies import body_of, described
 from lamplit.app.choice import ClassChoice
 from lamplit.app.guard import Guard
 from lamplit.app.run_view import read_run
-from lamplit.app.service import Collection, plain
+from lamplit.app.service import Service, plain
 from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
 from lamplit.model import LiT
@@ -77,11 +77,11 @@ def make_app(
         title="lamplit", version=__version__, docs_url=None, redoc_url=None, responses=_PROBLEMS,
         summary="Search and classify images by words, and embed both.",
     )  # fmt: skip
-    collection = Collection(model, store, choice)
+    service = Service(model, store, choice)
     _add_pages(app)
-    _add_questions(app, collection)
-    _add_descriptions(app, collection, name)
-    _add_images(app, collection)
+    _add_questions(app, service)
+    _add_descriptions(app, service, name)
+    _add_images(app, service)
     _add_errors(app)
     app.add_middleware(Guard, hosts=hosts, max_body=max_body)
     return app
@@ -99,10 +99,10 @@ def _add_pages(app: FastAPI) -> None:
         return FileResponse(STATIC / "docs.html")
 
 
-def _add_images(app: FastAPI, collection: Collection) -> None:
+def _add_images(app: FastAPI, service: Service) -> None:
     def jpeg(name: str, side: int, *, keep: bool) -> Response:
         try:
-            data = collection.jpeg(_place(collection, name), side, keep=keep)
+            data = service.jpeg(_place(service, name), side, keep=keep)
         except ImageError as error:
             raise HTTPException(404, f"this image cannot be shown: {error}") from error
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
@@ -120,20 +120,20 @@ def _add_images(app: FastAPI, collection: Collection) -> None:
     @app.get("/item")
     def item(id: Id) -> m.Item:
         """Give the texts and the metadata of an image of the store."""
-        return m.Item(**_said_of(collection.row(_place(collection, id))))
+        return m.Item(**_said_of(service.row(_place(service, id))))
 
 
-def _add_questions(app: FastAPI, collection: Collection) -> None:
+def _add_questions(app: FastAPI, service: Service) -> None:
     @app.post("/search", openapi_extra=described(m.SearchWords, m.SearchImage))
     def search(body: SearchBody) -> m.SearchAnswer:
         """Find images by words, by an image of the store, or by an image that is sent."""
         part = (body.k, body.offset, body.where)
         if isinstance(body, m.SearchImage):
-            hits = collection.by_image(body.image.file.read(), *part)
+            hits = service.by_image(body.image.file.read(), *part)
         elif body.query is not None:
-            hits = collection.by_words(body.query, *part)
+            hits = service.by_words(body.query, *part)
         else:
-            hits = collection.neighbours(_place(collection, str(body.like)), *part)
+            hits = service.neighbours(_place(service, str(body.like)), *part)
         return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_said_of(hit)) for hit in hits])
 
     @app.post("/classify", openapi_extra=described(m.ClassifyIds, m.ClassifyImages))
@@ -144,13 +144,13 @@ def _add_questions(app: FastAPI, collection: Collection) -> None:
             name = image if isinstance(image, str) else image.filename or "image"
             try:
                 if isinstance(image, str):
-                    zimg = collection.vectors([_place(collection, image)])
+                    zimg = service.vectors([_place(service, image)])
                 else:
-                    zimg = collection.embed_images([image.file.read()])
+                    zimg = service.embed_images([image.file.read()])
             except ImageError as error:
                 images.append(m.Classified(name=name, error=str(error)))
                 continue
-            [guesses], [none] = collection.classify(zimg, body.classes, body.templates)
+            [guesses], [none] = service.classify(zimg, body.classes, body.templates)
             shares = [m.ClassShare(**vars(guess)) for guess in guesses[: body.top]]
             images.append(m.Classified(name=name, classes=shares, none_of_these=none))
         return m.ClassifyAnswer(images=images)
@@ -159,15 +159,15 @@ def _add_questions(app: FastAPI, collection: Collection) -> None:
     def embed(body: EmbedBody) -> m.EmbedAnswer:
         """Give the vectors of texts, or of images that are sent."""
         if isinstance(body, m.EmbedTexts):
-            vectors = collection.embed_texts(body.texts)
+            vectors = service.embed_texts(body.texts)
         else:
-            vectors = collection.embed_images([image.file.read() for image in body.images])
+            vectors = service.embed_images([image.file.read() for image in body.images])
         return m.EmbedAnswer(width=vectors.shape[1], vectors=vectors.tolist())
 
 
-def _add_descriptions(app: FastAPI, collection: Collection, name: str) -> None:
+def _add_descriptions(app: FastAPI, service: Service, name: str) -> None:
     run = None if name.startswith("lit:") else read_run(Path(name))
-    about_it = _about(collection, name, None if run is None else run["settings"].get("text_column"))
+    about_it = _about(service, name, None if run is None else run["settings"].get("text_column"))
 
     @app.get("/about")
     def about() -> m.About:
@@ -180,16 +180,16 @@ def _add_descriptions(app: FastAPI, collection: Collection, name: str) -> None:
         query: Annotated[str | None, Query(max_length=1000, description="Colour by likeness to words.")] = None,
     ) -> m.MapAnswer:
         """Give a sample of the store in two dimensions."""
-        if column is not None and column not in collection.store.metadata_columns:
+        if column is not None and column not in service.store.metadata_columns:
             raise HTTPException(404, f"the store has no column {column[:100]!r}")
-        places, explained = collection.projection
-        values = collection.values(column, (query or "").strip() or None)
-        rows = collection.sampled.select(["id", "texts"]).to_pylist()
+        places, explained = service.projection
+        values = service.values(column, (query or "").strip() or None)
+        rows = service.sampled.select(["id", "texts"]).to_pylist()
         points = [
             m.Point(id=row["id"], x=x, y=y, text=plain(" ".join(row["texts"][:1]), 200), value=_cell(value))
             for row, (x, y), value in zip(rows, places.tolist(), values, strict=True)
         ]
-        return m.MapAnswer(images=len(collection.store), explained=explained, points=points)
+        return m.MapAnswer(images=len(service.store), explained=explained, points=points)
 
     @app.get("/run")
     def run_() -> m.RunAnswer:
@@ -228,8 +228,8 @@ def _sentence(error: dict[str, Any]) -> str:
     return f"{where}: {said}" if where else said
 
 
-def _place(collection: Collection, name: str) -> int:
-    place = collection.place(name)
+def _place(service: Service, name: str) -> int:
+    place = service.place(name)
     if place is None:
         raise HTTPException(404, "the store has no image of this id")
     return place
@@ -244,20 +244,20 @@ def _cell(value: Any) -> Any:
     return plain(str(value), 80) if isinstance(value, list) else value
 
 
-def _about(collection: Collection, name: str, text_column: str | None) -> m.About:
-    choice = collection.choice or ClassChoice(())
-    texts: Sequence[Sequence[str]] = collection.sampled["texts"].to_pylist()
+def _about(service: Service, name: str, text_column: str | None) -> m.About:
+    choice = service.choice or ClassChoice(())
+    texts: Sequence[Sequence[str]] = service.sampled["texts"].to_pylist()
     hidden = {"model", "store", "file", "files", "some pairs"}  # paths of this machine among them
     of_model = describe(name) if name.startswith("lit:") or (Path(name) / "config.json").is_file() else {}
-    details = {"model": of_model, "store": describe(collection.store.path)}
+    details = {"model": of_model, "store": describe(service.store.path)}
     return m.About(
         model=name if name.startswith("lit:") else Path(name).resolve().name,
-        store=Path(collection.store.path).name,
+        store=Path(service.store.path).name,
         text_column=text_column,
         example=next((found[0] for found in texts if found), None),
-        images=len(collection.store),
-        reads_images=collection.model.image_tower is not None,
-        columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in collection.columns],
+        images=len(service.store),
+        reads_images=service.model.image_tower is not None,
+        columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in service.columns],
         classes=list(choice.names),
         templates=list(choice.templates or DEFAULT_TEMPLATES),
         calibrated=choice.threshold is not None,

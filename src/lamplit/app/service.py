@@ -42,7 +42,7 @@ class Guess:
     cosine: float
 
 
-class Collection:
+class Service:
     """What the page and the API ask. The model answers one at a time, so memory does not grow with the askers.
 
     Raises:

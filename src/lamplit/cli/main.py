@@ -63,19 +63,23 @@ def data_get(
 @app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
-    tower: Annotated[str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")],
+    image_tower: Annotated[
+        str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
+    ],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
-    tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    image_tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
     pool: Annotated[
         str | None, typer.Option(help="cls, mean, map or cls+mean; by default what the tower's own head uses.")
     ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
-    center: Annotated[bool, typer.Option("--center", help="Subtract the mean vector: a centred store.")] = False,
+    mean_center: Annotated[
+        bool, typer.Option("--mean-center", help="Subtract the mean vector: a centred store.")
+    ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
     ] = False,
-    engine: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Images of more are skipped unseen.")] = None,
@@ -84,11 +88,11 @@ def embed(
 ) -> None:
     """Embed images once with a locked tower; run again for what is new, changed or moved."""
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
-    if engine not in ("auto", "torch", "compile", "onnx"):
-        raise UsageError(f"there is no engine {engine!r}; expected auto, torch, compile or onnx")
+    if backend not in ("auto", "torch", "compile", "onnx"):
+        raise UsageError(f"there is no backend {backend!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
-        source, out, tower=tower, tower_weights=tower_weights, pool=pool, image_column=image_column,
-        text_column=text_column, center=center, prune=prune, engine=engine,  # type: ignore[arg-type]
+        source, out, image_tower=image_tower, image_tower_weights=image_tower_weights, pool=pool,
+        image_column=image_column, text_column=text_column, mean_center=mean_center, prune=prune, backend=backend,  # type: ignore[arg-type]
         batch_size=batch_size,
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
@@ -99,7 +103,7 @@ def embed(
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
-    tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    image_tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
     out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
     pairs: Annotated[str | None, typer.Option(help="Texts and images for a .npy, in its order.")] = None,
     vector_column: Annotated[
@@ -111,7 +115,7 @@ def import_(
 ) -> None:
     """Make a store of vectors that are there already; no image is opened."""
     report = lamplit.import_vectors(
-        source, out, tower=tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
+        source, out, image_tower=image_tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
         text_column=text_column, progress=True,
     )  # fmt: skip
     _prepare_store(out)
@@ -123,7 +127,7 @@ def tune(
     context: typer.Context,
     store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
     out: Annotated[Path, typer.Option(help="Folder of the run and its model.")],
-    text: Annotated[
+    text_tower: Annotated[
         str | None, typer.Option(help="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny, :small, :base ...")
     ] = None,
     recipe: Annotated[
@@ -140,17 +144,17 @@ def tune(
     batch_size: Annotated[int, typer.Option(help="Pairs in one loss; memory does not limit it.")] = 1024,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
     steps: Annotated[int | None, typer.Option(help="Steps in all, instead of epochs.")] = None,
-    warmup: Annotated[float, typer.Option(help="Part of the steps over which the rate rises.")] = 0.1,
+    warmup_ratio: Annotated[float, typer.Option(help="Part of the steps over which the rate rises.")] = 0.1,
     grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
     image_lr: Annotated[float | None, typer.Option(help="Peak rate of an image tower that trains.")] = None,
     image_weight_decay: Annotated[float | None, typer.Option(help="Its weight decay; by default the text's.")] = None,
-    image_start: Annotated[float, typer.Option(help="Part of the steps before it begins to train.")] = 0.0,
+    image_delay: Annotated[float, typer.Option(help="Part of the steps before it begins to train.")] = 0.0,
     image_head: Annotated[bool, typer.Option("--image-head", help="A linear layer behind the image tower.")] = False,
     augment: Annotated[str, typer.Option(help="none or inception, of images that are read in training.")] = "none",
     context_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    held_out: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
-    head_start: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
-    evaluations: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
+    val_fraction: Annotated[float, typer.Option(help="Part of the captions that is never seen.")] = 0.2,
+    closed_form: Annotated[bool, typer.Option(help="Begin from a head in closed form.")] = True,
+    num_evals: Annotated[int, typer.Option(help="How often recall is measured and a checkpoint written.")] = 10,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     lora: Annotated[int | None, typer.Option(help="Rank of low-rank changes that train in the text tower.")] = None,
@@ -167,8 +171,8 @@ def tune(
     values = {name: value for name, value in context.params.items() if name in known}
     if recipe is not None:
         values |= {name: value for name, value in read_recipe(recipe)["settings"].items() if name not in given}
-    if values["text"] is None:
-        raise UsageError("no text tower: give --text hf:NAME_OR_FOLDER, or a --recipe that names one")
+    if values["text_tower"] is None:
+        raise UsageError("no text tower: give --text-tower hf:NAME_OR_FOLDER, or a --recipe that names one")
     settings = lamplit.TuneSettings(**values)
     num_workers = (default_workers() if settings.image_trains else 0) if workers is None else workers
     report = lamplit.tune(store, out, settings, device=device, workers=num_workers, progress=True)
@@ -188,9 +192,9 @@ app.command()(measuring.report)
 @app.command()
 def compare(
     source: Annotated[str, typer.Argument(help="Pairs, or a store.")],
-    texts: Annotated[str, typer.Option(help="Text towers, by commas.")],
+    text_towers: Annotated[str, typer.Option(help="Text towers, by commas.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison; run again to go on.")],
-    towers: Annotated[str | None, typer.Option(help="Image towers, by commas; a store has its own.")] = None,
+    image_towers: Annotated[str | None, typer.Option(help="Image towers, by commas; a store has its own.")] = None,
     modes: Annotated[str, typer.Option(help="Lock modes, by commas.")] = "LU",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each choice, each with a split of its own.")] = 3,
     epochs: Annotated[float, typer.Option(help="Passes over the training pairs.")] = 20.0,
@@ -204,7 +208,8 @@ def compare(
 
     settings = {"epochs": epochs, "batch_size": batch_size} | (read_recipe(recipe)["settings"] if recipe else {})
     result = lamplit.compare(
-        source, out, towers=split_names(towers), texts=split_names(texts), modes=split_names(modes), seeds=seeds,
+        source, out, image_towers=split_names(image_towers), 
+        text_towers=split_names(text_towers), modes=split_names(modes), seeds=seeds,
         settings=settings, workers=default_workers() if workers is None else workers, progress=True,
     )  # fmt: skip
     show(result, tables.comparison, as_json)

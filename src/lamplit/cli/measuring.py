@@ -37,10 +37,10 @@ def classes(
     label_column: Annotated[
         str, typer.Option(help="Its column with class names, or none for images of none of them.")
     ] = "label",
-    independent: Annotated[
-        bool, typer.Option("--independent", help="An image may have several of the classes; labels by ;.")
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="An image may have several of the classes; labels by ;.")
     ] = False,
-    share: Annotated[
+    keep_rate: Annotated[
         float | None,
         typer.Option(help="Right answers that must stay; by default as many as balances both errors, or 0.95."),
     ] = None,
@@ -50,7 +50,7 @@ def classes(
     prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
     made, report = lamplit.make_classes(
         lamplit.load(model), class_names(classes, classes_file), templates=prompts, sample=sample,
-        label_column=label_column, independent=independent, share=share, progress=True,
+        label_column=label_column, multi_label=multi_label, keep_rate=keep_rate, progress=True,
     )  # fmt: skip
     made.save(out)
     if report is None:
@@ -88,12 +88,13 @@ def classify(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
     source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
-    on: Annotated[
+    benchmark: Annotated[
         list[str] | None,
-        typer.Option("--on", help="A benchmark of the paper and where it lies: NAME=PATH; again for more."),
+        typer.Option(help="A benchmark of the paper and where it lies: NAME=PATH; again for more."),
     ] = None,
-    show_images: Annotated[
-        str, typer.Option("--show", help="Images of benchmarks: squash (the paper's public models), crop or own.")
+    resize_mode: Annotated[
+        str,
+        typer.Option(help="Images of benchmarks: squash (the paper's public models), crop or own."),
     ] = "squash",
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
@@ -132,19 +133,19 @@ def evaluate(
             class_names=_chosen(None, classes_file) if classes_file else None, out=out, progress=True,
             held_out_of=None if everything else _settings_of_run(model, source), **options,
         )  # fmt: skip
-    if on:
+    if benchmark:
         results += lamplit.run_benchmarks(
-            model, dict(_assigned(each) for each in on), show=show_images, templates=prompts,  # type: ignore[arg-type]
+            model, dict(_assigned(each) for each in benchmark), resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
             canonical=canonical, few_shot=few_shot, out=out,
             workers=default_workers() if workers is None else workers, progress=True,
         )  # fmt: skip
     if not results:
-        raise UsageError("nothing to evaluate on; give a store or pairs, or --on NAME=PATH for a benchmark")
+        raise UsageError("nothing to evaluate on; give a store or pairs, or --benchmark NAME=PATH for a benchmark")
     show(results, tables.results, as_json)
 
 
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder that lamplit evaluate --on wrote.")],
+    results: Annotated[Path, typer.Argument(help="Folder that lamplit evaluate --benchmark wrote.")],
     against: Annotated[
         str, typer.Option(help="paper, another folder of results, a CSV file of figures, or none.")
     ] = "paper",
@@ -174,7 +175,7 @@ def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
 def _assigned(by_equals: str) -> tuple[str, str]:
     name, equals, path = by_equals.partition("=")
     if not equals:
-        raise UsageError(f"{by_equals!r} is not NAME=PATH, such as --on imagenet=/data/imagenet")
+        raise UsageError(f"{by_equals!r} is not NAME=PATH, such as --benchmark imagenet=/data/imagenet")
     return name, path
 
 

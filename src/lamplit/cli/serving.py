@@ -40,6 +40,6 @@ def _choice(file: Path) -> ClassChoice:
     if file.suffix != ".json":
         return ClassChoice(read_lines(file))
     classes = lamplit.ClassList.load(file)
-    if classes.independent:
-        raise UsageError(f"{file} holds independent labels, which the page cannot show; lamplit classify can")
+    if classes.multi_label:
+        raise UsageError(f"{file} holds multi-label classes, which the page cannot show; lamplit classify can")
     return ClassChoice(classes.names, classes.templates, classes.thresholds[0] if classes.thresholds else None)

@@ -32,8 +32,8 @@ def embed_report(report: EmbedReport) -> list[Table]:
     rate = report.embedded / report.seconds if report.seconds else 0.0
     rows = {
         "store": report.store,
-        "tower": report.tower,
-        "engine": report.engine,
+        "image tower": report.image_tower,
+        "backend": report.backend,
         "embedded": f"{report.embedded} ({rate:.1f} a second)",
         "updated": report.updated,
         "unchanged": report.unchanged,
@@ -49,7 +49,7 @@ def import_report(report: ImportReport) -> list[Table]:
     """What one run of `lamplit import` did."""
     rows = {
         "store": report.store,
-        "tower": f"{report.tower}, {report.width} wide",
+        "image tower": f"{report.image_tower}, {report.width} wide",
         "imported": report.imported,
         "texts": report.texts,
         "skipped": f"{len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else 0,
@@ -61,7 +61,7 @@ def vectors_report(report: VectorsReport) -> list[Table]:
     """What `lamplit export --to clip-retrieval` wrote."""
     rows = {
         "folder": report.folder,
-        "tower": f"{report.tower}, {report.width} wide",
+        "image tower": f"{report.image_tower}, {report.width} wide",
         "images": report.images,
         "parts": report.parts,
     }
@@ -114,7 +114,7 @@ def comparison(result: Comparison) -> list[Table]:
     for cell in sorted(result.cells, key=lambda cell: -cell.mean(metrics[0])):
         values = (f"{cell.mean(metric):.3f} ± {cell.spread(metric):.3f}" for metric in metrics)
         seconds = f"{sum(cell.seconds) / len(cell.seconds):.0f}"
-        _add_row(table, cell.mode, cell.tower, cell.text, *values, seconds)
+        _add_row(table, cell.mode, cell.image_tower, cell.text_tower, *values, seconds)
     rows = {"chance": f"{1 / result.captions:.4f}"}
     rows |= {"plot": f"{result.out}/comparison.png", "left out": "\n".join(result.impossible) or "nothing"}
     return [table, *info(rows)]
@@ -149,12 +149,12 @@ def calibration(report: CalibrationReport) -> list[Table]:
         "sample": report.sample,
         "images": f"{report.images} of the classes, {strangers}",
         "skipped": len(report.skipped),
-        "F1 of the labels" if report.independent else "accuracy, nearest class": f"{report.accuracy:.3f}",
+        "F1 of the labels" if report.multi_label else "accuracy, nearest class": f"{report.accuracy:.3f}",
         "logit scale": f"{report.scale_before:.1f} before, {report.scale_after:.1f} after",
         "calibration error": f"{_share(report.error_before) or 'unknown'} before, {_share(report.error_after)} after",
         "threshold": "one for each class" if report.threshold is None else f"cosine {report.threshold:.4f}",
-        "labels that are there, given" if report.independent else "right answers that stay": _share(report.kept),
-        "labels that are not, not given" if report.independent else "strangers refused": _share(report.rejected),
+        "labels that are there, given" if report.multi_label else "right answers that stay": _share(report.kept),
+        "labels that are not, not given" if report.multi_label else "strangers refused": _share(report.rejected),
     }
     table = _table(
         "class", "images", "precision", "recall", "mostly mistaken for", title="answers, each half by the other"

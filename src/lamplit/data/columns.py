@@ -19,10 +19,10 @@ TEXT_COLUMNS = (
     "sentence", "sentences", "alt", "txt",
 )  # fmt: skip
 
-Row = dict[str, Any]
+Cells = dict[str, Any]
 
 
-def find_image_column(source: str, rows: list[Row], wanted: str | None, *, optional: bool = False) -> str:
+def find_image_column(source: str, rows: list[Cells], wanted: str | None, *, optional: bool = False) -> str:
     """Return the column of images, given the first rows of a table; where it is optional, "" if there is none.
 
     Raises:
@@ -43,7 +43,7 @@ def find_image_column(source: str, rows: list[Row], wanted: str | None, *, optio
 
 
 def find_text_columns(
-    source: str, rows: list[Row], wanted: str | None, candidates: Sequence[str] = TEXT_COLUMNS
+    source: str, rows: list[Cells], wanted: str | None, candidates: Sequence[str] = TEXT_COLUMNS
 ) -> tuple[str, ...]:
     """Return the columns of texts: those wanted (commas between), else the first candidate there, if any."""
     if wanted:
@@ -53,7 +53,7 @@ def find_text_columns(
     return (found,) if found else ()
 
 
-def listed(rows: list[Row]) -> str:
+def listed(rows: list[Cells]) -> str:
     """Name the columns of some rows, for an error."""
     return ", ".join(dict.fromkeys(column for row in rows for column in row)) or "no columns"
 
@@ -80,7 +80,7 @@ def image_cell(value: Any, column: str) -> str | bytes:
     )
 
 
-def text_cells(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+def text_cells(row: Cells, columns: Sequence[str]) -> tuple[str, ...]:
     """Return every text of the named columns, stripped, blank ones dropped."""
     return strip(text for column in columns for text in _texts(row.get(column), column))
 
@@ -90,7 +90,7 @@ def strip(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(stripped for text in texts if (stripped := text.strip()))
 
 
-def metadata_cells(row: Row, taken: Sequence[str]) -> Row:
+def metadata_cells(row: Cells, taken: Sequence[str]) -> Cells:
     """Return the columns that are neither image nor text, as values that JSON can hold.
 
     Bytes are left out: they are other media, and do not belong beside every vector.
@@ -102,7 +102,7 @@ def metadata_cells(row: Row, taken: Sequence[str]) -> Row:
     }
 
 
-def _named(source: str, wanted: str, rows: list[Row], option: str) -> str:
+def _named(source: str, wanted: str, rows: list[Cells], option: str) -> str:
     present = {column for row in rows for column in row}
     alike = [wanted] if wanted in present else [c for c in present if c.casefold() == wanted.casefold()]
     if len(alike) != 1:
@@ -110,7 +110,7 @@ def _named(source: str, wanted: str, rows: list[Row], option: str) -> str:
     return alike[0]
 
 
-def _first(candidates: Sequence[str], rows: list[Row]) -> str | None:
+def _first(candidates: Sequence[str], rows: list[Cells]) -> str | None:
     present = {column.casefold(): column for row in rows for column in row}
     return next((present[candidate] for candidate in candidates if candidate in present), None)
 

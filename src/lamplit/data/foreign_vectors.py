@@ -29,7 +29,7 @@ Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as they are in the fil
 
 
 @dataclass(frozen=True)
-class Vectors:
+class ForeignVectors:
     """The vectors of one source; iterating again reads them again, in the same order."""
 
     source: str
@@ -52,7 +52,7 @@ def read_vectors(
     vector_column: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
-) -> Vectors:
+) -> ForeignVectors:
     """Open vectors with what is known of their images, reading headers only.
 
     Args:
@@ -92,7 +92,7 @@ def read_vectors(
 # clip-retrieval's folders and single arrays
 
 
-def _open_parts(name: str, folder: Path, image_column: str | None, text_column: str | None) -> Vectors:
+def _open_parts(name: str, folder: Path, image_column: str | None, text_column: str | None) -> ForeignVectors:
     arrays, tables = _numbered(folder / "img_emb", "npy"), _numbered(folder / "metadata", "parquet")
     if alone := sorted(arrays.keys() ^ tables.keys()):
         there, missing = ("img_emb", "metadata") if alone[0] in arrays else ("metadata", "img_emb")
@@ -116,7 +116,7 @@ def _open_parts(name: str, folder: Path, image_column: str | None, text_column: 
                 yield _read_rows(array, start, start + len(batch)), columns.entries(batch)
                 start += len(batch)
 
-    return Vectors(name, sum(rows for rows, _ in shapes), width, columns.types, read)
+    return ForeignVectors(name, sum(rows for rows, _ in shapes), width, columns.types, read)
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
@@ -132,7 +132,7 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
 
 def _open_array(
     name: str, file: Path, pairs: str | Path | None, image_column: str | None, text_column: str | None
-) -> Vectors:
+) -> ForeignVectors:
     count, width = _shape(file)
     if pairs is None:
         if image_column or text_column:
@@ -154,7 +154,7 @@ def _open_array(
         if next(entries, None) is not None:
             raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
 
-    return Vectors(name, count, width, {}, read)
+    return ForeignVectors(name, count, width, {}, read)
 
 
 def _entry(pair: Pair) -> Entry:
@@ -189,7 +189,7 @@ def _map_array(file: Path) -> NDArray[Any]:
 
 def _open_parquet(
     name: str, files: list[Path], vector_column: str | None, image_column: str | None, text_column: str | None
-) -> Vectors:
+) -> ForeignVectors:
     vector = find_vector_column(name, parquet.read_schema(files[0]), vector_column)
     columns = find_columns(name, files, image_column, text_column, vector)
     width = next((width for file in files for width in widths(file, vector)), None)
@@ -204,7 +204,7 @@ def _open_parquet(
                 start += len(batch)
 
     count = sum(parquet.read_metadata(file).num_rows for file in files)
-    return Vectors(name, count, width, columns.types, read)
+    return ForeignVectors(name, count, width, columns.types, read)
 
 
 def _natural(file: Path) -> list[int | str]:

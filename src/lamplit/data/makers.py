@@ -26,7 +26,7 @@ from lamplit.data.packages import fetch_debian_package, fetch_npm_package
 from lamplit.errors import ImageError, MissingExtraError
 
 LONGEST_SIDE = 512  # pixels; towers look at 224 to 384
-MOST_USES = 10  # of a title; one shared by more images names a collection ("gramastar"), not what is seen
+MAX_USES = 10  # of a title; one shared by more images names a collection ("gramastar"), not what is seen
 EMOJI_PACKAGES = {"google": "emoji-datasource-google@16.0.0", "twitter": "emoji-datasource-twitter@16.0.0"}
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -74,7 +74,7 @@ def make_openclipart(work: Path, made: Path) -> None:
     num_uses = Counter(text for description in described.values() for text in description["text"])
     rows = []
     for place, description in described.items():
-        texts = [text for text in description["text"] if num_uses[text] <= MOST_USES]
+        texts = [text for text in description["text"] if num_uses[text] <= MAX_USES]
         if not texts:
             continue
         target = made / "images" / place

@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
-    Row,
+    Cells,
     find_image_column,
     find_text_columns,
     image_cell,
@@ -237,7 +237,7 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, need
 
 
 def _open_tars(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
-    def samples() -> Iterator[tuple[str, Row]]:
+    def samples() -> Iterator[tuple[str, Cells]]:
         return chain.from_iterable(map(tar_samples, files))
 
     first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
@@ -260,14 +260,14 @@ def _open_tars(name: str, files: list[Path], image_column: str | None, text_colu
 
 
 def _find_columns(
-    name: str, rows: list[Row], image_column: str | None, text_column: str | None, need_images: bool
+    name: str, rows: list[Cells], image_column: str | None, text_column: str | None, need_images: bool
 ) -> tuple[str, tuple[str, ...]]:
     image = find_image_column(name, rows, image_column, optional=not need_images)
     return image, find_text_columns(name, rows, text_column, [c for c in TEXT_COLUMNS if c != image])
 
 
 def _pair(
-    row: Row,
+    row: Cells,
     column: str,
     texts: tuple[str, ...],
     folder: Path,
@@ -291,7 +291,7 @@ def _image(folder: Path, file: PurePath) -> Pair:
     return Pair(file.as_posix(), folder / file, strip(texts), metadata)
 
 
-def _image_field(fields: Row, image_column: str | None) -> str | None:
+def _image_field(fields: Cells, image_column: str | None) -> str | None:
     for name, value in fields.items():
         wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES
         if wanted and isinstance(value, bytes):

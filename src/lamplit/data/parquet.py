@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lamplit.data.columns import Row, find_image_column, find_text_columns, metadata_cells, text_cells
+from lamplit.data.columns import Cells, find_image_column, find_text_columns, metadata_cells, text_cells
 from lamplit.errors import PairsError, UsageError
 
 BLOCK_ROWS = 4096
@@ -60,7 +60,7 @@ class Columns:
         rows = batch.select([name for name in batch.schema.names if name != self.vector]).to_pylist()
         return [Entry(_path_cell(row.get(self.image)), self._texts(row), metadata_cells(row, taken)) for row in rows]
 
-    def _texts(self, row: Row) -> tuple[str, ...]:
+    def _texts(self, row: Cells) -> tuple[str, ...]:
         """Texts of all columns; one that an earlier column has is not taken again."""
         texts: tuple[str, ...] = ()
         for column in self.texts:

@@ -18,13 +18,13 @@ from typing import Any
 
 import datasets
 
-from lamplit.data.columns import Row
+from lamplit.data.columns import Cells
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _TEXT_FIELDS = frozenset(("txt", "text", "caption", "title", "transcript", "cls", "id"))  # of a tar's sample
 
 
-def table_rows(file: Path) -> Iterator[Row]:
+def table_rows(file: Path) -> Iterator[Cells]:
     """Yield the rows of a table, by its suffix; images stay encoded."""
     match file.suffix.lower():
         case ".csv":
@@ -37,14 +37,14 @@ def table_rows(file: Path) -> Iterator[Row]:
             yield from _json_rows(file)
 
 
-def tar_samples(file: Path) -> Iterator[tuple[str, Row]]:
+def tar_samples(file: Path) -> Iterator[tuple[str, Cells]]:
     """Yield the key and the fields of each sample of a webdataset tar.
 
     Neighbours that share their path up to the first dot of the file name are one sample. What stands in a
     `.json` becomes fields of its own; files of unknown endings stay bytes.
     """
     key = ""
-    fields: Row = {}
+    fields: Cells = {}
     with tarfile.open(file, "r|*") as archive:
         for member in archive:
             folder, _, base = member.name.removeprefix("./").rpartition("/")
@@ -62,7 +62,7 @@ def tar_samples(file: Path) -> Iterator[tuple[str, Row]]:
         yield key, fields
 
 
-def _csv_rows(file: Path, separator: str) -> Iterator[Row]:
+def _csv_rows(file: Path, separator: str) -> Iterator[Cells]:
     # Every cell stays the text that it is: pandas would turn "007" into 7 and "NA" into nothing, and decide
     # so anew for each block of rows.
     with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -79,7 +79,7 @@ def _load(reader: str, file: Path, **options: Any) -> Any:
     return datasets.load_dataset(reader, data_files=[glob.escape(str(file))], split="train", streaming=True, **options)
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
+def _json_rows(file: Path) -> Iterator[Cells]:
     with file.open(encoding="utf-8-sig") as lines:
         is_array = lines.read(1) == "["
         lines.seek(0)
@@ -98,7 +98,7 @@ def _json_line(line: str, number: int) -> Any:
         raise ValueError(f"line {number} is not JSON ({error})") from error
 
 
-def _field(ending: str, content: bytes) -> Row:
+def _field(ending: str, content: bytes) -> Cells:
     if ending == "json":
         try:
             value = json.loads(content)

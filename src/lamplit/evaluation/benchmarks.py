@@ -21,7 +21,7 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.evaluator import classification_result, retrieval_result, said_of, versions
 from lamplit.evaluation.protocols.known import read_tasks
-from lamplit.evaluation.protocols.tasks import Classification, Images, Labelled, Retrieval, Task
+from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled, Retrieval, Task
 from lamplit.evaluation.text_vectors import TextVectors
 from lamplit.metrics import scoring
 from lamplit.metrics.probe import SEEDS, draw, ridge_accuracy
@@ -35,14 +35,14 @@ from lamplit.zeroshot.names import templates as template_set
 from lamplit.zeroshot.prompts import canonicalize
 
 logger = logging.getLogger(__name__)
-Show = Literal["squash", "crop", "own"]
+ResizeMode = Literal["squash", "crop", "own"]
 
 
 def run_benchmarks(
     model: str | Path | LiT,
-    on: Mapping[str, str | Path],
+    benchmarks: Mapping[str, str | Path],
     *,
-    show: Show = "squash",
+    resize_mode: ResizeMode = "squash",
     templates: str | Sequence[str] | None = None,
     canonical: bool = False,
     few_shot: int | None = None,
@@ -58,10 +58,10 @@ def run_benchmarks(
 
     Args:
         model: a model, or what `lamplit.load` opens.
-        on: name of each benchmark (see `protocols.catalog`) and the folder where it lies.
-        show: how images are brought to the tower's size: `squash`, plainly resized whatever their aspect ratio (the
-            paper's public models); `crop`, a short side of size / 0.875 and the centre (its private ones; / 0.75 for
-            ImageNet-A); `own`, as the tower's library does.
+        benchmarks: name of each benchmark (see `protocols.catalog`) and the folder where it lies.
+        resize_mode: how images are brought to the tower's size: `squash`, plainly resized whatever their aspect ratio
+            (the paper's public models); `crop`, a short side of size / 0.875 and the centre (its private ones; / 0.75
+            for ImageNet-A); `own`, as the tower's library does.
         templates: name of a set or prompts with `{}`, instead of each benchmark's own.
         canonical: lower-case prompts without punctuation, as big_vision's evaluator does; not for models of cased text.
         few_shot: a linear probe on so many training images of each class, too, where a data set has any: the mean of
@@ -76,10 +76,14 @@ def run_benchmarks(
         StoreError: none of a data set's images can be used.
         TowerError: images must be embedded, and the image tower cannot be opened.
     """
-    if show not in get_args(Show):
-        raise UsageError(f"there is no way {show!r} to show images; type one of {', '.join(get_args(Show))}")
-    run = _Run(model, show, templates, canonical, out is not None, Path(cache or cache_folder()), workers, progress)
-    tasks = [task for name, root in on.items() for task in read_tasks(name, Path(root))]  # all there, before a long run
+    if resize_mode not in get_args(ResizeMode):
+        raise UsageError(f"there is no resize mode {resize_mode!r}; type one of {', '.join(get_args(ResizeMode))}")
+    run = _Run(
+        model, resize_mode, templates, canonical, out is not None, Path(cache or cache_folder()), workers, progress
+    )
+    tasks = [
+        task for name, root in benchmarks.items() for task in read_tasks(name, Path(root))
+    ]  # all there, before a long run
     results = []
     for task in tasks:
         for result in run.measure(task, few_shot):
@@ -95,7 +99,7 @@ class _Run:
     def __init__(
         self,
         model: str | Path | LiT,
-        show: Show,
+        resize_mode: ResizeMode,
         templates: str | Sequence[str] | None,
         canonical: bool,
         thumbnails: bool,
@@ -105,7 +109,12 @@ class _Run:
     ) -> None:
         self.source = model
         self.model = model if isinstance(model, LiT) else load(model, towers="text")
-        self.show, self.templates, self.canonical, self.thumbnails = show, templates, canonical, thumbnails
+        self.resize_mode, self.templates, self.canonical, self.thumbnails = (
+            resize_mode,
+            templates,
+            canonical,
+            thumbnails,
+        )
         self.cache, self.workers, self.progress = cache, workers, progress
         self.texts = TextVectors(self.model, cache / "texts")
         self._read: tuple[str, dict[str, int], Tensor] | None = None  # the store that was read last, with its ids
@@ -135,7 +144,7 @@ class _Run:
             entries,
             labels,
             entry_class=task.entry_class,
-            logit_scale=float(self.model.logit_scale.detach()),
+            logit_multiplier=float(self.model.logit_multiplier.detach()),
         )
         named = self.templates if isinstance(self.templates, str) else task.templates
         own = self.templates is not None and not isinstance(self.templates, str)
@@ -178,12 +187,12 @@ class _Run:
 
     def _probe(self, task: Classification, training: Callable[[], Labelled], shots: int) -> Result:
         """Mean accuracy of three linear probes, each on its own draw of training images."""
-        shown = training()
-        ids = list(shown.labels)
-        truth = torch.tensor([shown.labels[id_][0] for id_ in ids])
+        labelled = training()
+        ids = list(labelled.labels)
+        truth = torch.tensor([labelled.labels[id_][0] for id_ in ids])
         drawn = [draw(truth, shots, seed) for seed in SEEDS]
         chosen = torch.unique(torch.cat(drawn)).tolist()
-        places, zimg, _ = self._vectors(_some(shown.images, [ids[row] for row in chosen]), task)
+        places, zimg, _ = self._vectors(_some(labelled.images, [ids[row] for row in chosen]), task)
         rows = [[row for row in rows.tolist() if ids[row] in places] for rows in drawn]
         examples = [(zimg[[places[ids[row]] for row in some]], truth[some]) for some in rows]
         places, zimg, protocol = self._vectors(task.test.images, task)
@@ -215,10 +224,10 @@ class _Run:
             prompts = list(task.template_texts or template_set(task.templates))
         return [canonicalize(prompt) for prompt in prompts] if self.canonical else prompts
 
-    def _vectors(self, images: Images, task: Task) -> tuple[dict[str, int], Tensor, dict[str, Any]]:
+    def _vectors(self, images: ImageSet, task: Task) -> tuple[dict[str, int], Tensor, dict[str, Any]]:
         """Where each image's vector is by its id, the vectors in the joint space (N, D), and how they were made."""
         crop = task.crop if isinstance(task, Classification) else 0.875
-        preprocessing = shown(self.model.identity.preprocessing, self.show, crop, images.border)
+        preprocessing = resized(self.model.identity.preprocessing, self.resize_mode, crop, images.border)
         store, skipped = self._store(images, preprocessing)
         if self._read is None or self._read[0] != store.path:
             parts = torch.split(store.vectors(), 65536)
@@ -226,10 +235,10 @@ class _Run:
             self._read = store.path, {id_: row for row, id_ in enumerate(store.column("id"))}, zimg
         if skipped:
             logger.warning("%s: %d images could not be used; reasons in %s", task.title, len(skipped), _listed(store))
-        said = {"show": self.show, "preprocessing": preprocessing.in_words(), "split": task.split}
+        said = {"resize_mode": self.resize_mode, "preprocessing": preprocessing.in_words(), "split": task.split}
         return self._read[1], self._read[2], {**said, "notes": list(task.notes)}
 
-    def _store(self, images: Images, preprocessing: Preprocessing) -> tuple[Store, set[str]]:
+    def _store(self, images: ImageSet, preprocessing: Preprocessing) -> tuple[Store, set[str]]:
         """The store of these images, whole, and the ids of those that could not be used."""
         content = [str(images.root.resolve()), self.model.identity.fingerprint, preprocessing.to_dict()]
         digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
@@ -241,7 +250,7 @@ class _Run:
                 return store, skipped
         path.parent.mkdir(parents=True, exist_ok=True)
         tower = self._image_tower(preprocessing)
-        embed(images.pairs, path, tower=tower, workers=self.workers, progress=self.progress)
+        embed(images.pairs, path, image_tower=tower, workers=self.workers, progress=self.progress)
         store = Store(path)
         return store, _skipped_ids(store)
 
@@ -257,7 +266,7 @@ class _Run:
         return ImageTower(tower.spec, tower.backbone, preprocessing, tower.config, weights=tower.weights)
 
 
-def shown(own: Preprocessing | None, show: Show, crop: float, border: int) -> Preprocessing:
+def resized(own: Preprocessing | None, resize_mode: ResizeMode, crop: float, border: int) -> Preprocessing:
     """How a tower's images are brought to its size.
 
     Raises:
@@ -265,14 +274,14 @@ def shown(own: Preprocessing | None, show: Show, crop: float, border: int) -> Pr
     """
     if own is None:
         raise UsageError("this model was tuned on imported vectors; a benchmark's images need a tower to embed them")
-    if show == "squash":
+    if resize_mode == "squash":
         own = replace(own, fit="squash", crop_fraction=1.0)
-    elif show == "crop":
+    elif resize_mode == "crop":
         own = replace(own, fit="crop", crop_fraction=crop)
     return replace(own, border=border)
 
 
-def _some(images: Images, ids: Sequence[str]) -> Images:
+def _some(images: ImageSet, ids: Sequence[str]) -> ImageSet:
     """Some of the images, with a store that grows from one draw to the next."""
     wanted = set(ids)
     pairs = replace(images.pairs, count=len(ids), _read=lambda: (p for p in images.pairs if p.id in wanted))
@@ -297,7 +306,7 @@ def _skipped_ids(store: Store) -> set[str]:
     return {json.loads(line)["id"] for line in file.read_text().splitlines()} if file.is_file() else set()
 
 
-def _images(images: Images, ids: Sequence[str]) -> list[Path | bytes]:
+def _images(images: ImageSet, ids: Sequence[str]) -> list[Path | bytes]:
     """Files or bytes of some images; read no further than needed."""
     wanted, found = set(ids), dict[str, Path | bytes]()
     for pair in images.pairs:

@@ -255,7 +255,7 @@ def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> 
     texts = store.texts(text_column)
     rows = list(range(len(texts)))
     if held_out_of is not None:  # its images; their texts may be asked for in another column
-        held_out = split_store(store, held_out_of.text_column, held_out_of.held_out, held_out_of.seed)[1]
+        held_out = split_store(store, held_out_of.text_column, held_out_of.val_fraction, held_out_of.seed)[1]
         rows = torch.unique(held_out.image_index).tolist()
     return link(rows, [texts[row] for row in rows])
 
@@ -299,7 +299,10 @@ def _zero_shot(
     rows = [row for row, label in enumerate(labels) if label]
     right = [(names.index(str(labels[row])),) for row in rows]
     answers = scoring.answer(
-        model.read_store(store)[rows], classes.vectors.to(model.device), right, logit_scale=classes.logit_scale
+        model.read_store(store)[rows],
+        classes.vectors.to(model.device),
+        right,
+        logit_multiplier=classes.logit_multiplier,
     )
     paths = store.column("path")
     result = classification_result(

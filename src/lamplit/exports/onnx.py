@@ -21,7 +21,7 @@ from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower, quiet_logging
 from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
-from lamplit.store.engines import TOLERANCE
+from lamplit.store.backends import TOLERANCE
 from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
@@ -74,7 +74,7 @@ def write(model: LiT, folder: Path, sample: Sample, *, int8: bool = False) -> Ex
         "format": FORMAT,
         "lamplit": __version__,
         "width": model.width,
-        "logit_scale": float(model.logit_scale),
+        "logit_scale": float(model.logit_multiplier),
         "logit_bias": None if model.logit_bias is None else float(model.logit_bias),
     }
     if model.image_tower is None:

@@ -79,7 +79,7 @@ def linear_image_head(model: LiT, target: str) -> Tensor:
     if model.center is not None:
         raise TowerError(
             "the model was tuned on a centred store: it subtracts a mean from unit vectors and normalises again, and "
-            f"{target} has a place for a matrix only; use --to onnx, or tune on a store made without --center"
+            f"{target} has a place for a matrix only; use --to onnx, or tune on a store made without --mean-center"
         )
     if model.image_head is None:
         return torch.eye(model.width)

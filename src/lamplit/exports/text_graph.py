@@ -19,13 +19,13 @@ from lamplit.errors import TowerError
 from lamplit.exports.onnx import write_text_graph
 from lamplit.exports.sample import SENTENCES
 from lamplit.model import LiT, load
-from lamplit.store.engines import TOLERANCE
+from lamplit.store.backends import TOLERANCE
 from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config
 from lamplit.towers.texts.word_reader import WordReader, map_weights, open_words, seal
 from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)
-MOST_BYTES = 1_900_000_000  # an ONNX file that still has its weights inside ends at 2 GiB
+MAX_BYTES = 1_900_000_000  # an ONNX file that still has its weights inside ends at 2 GiB
 _SMALL = 16  # bytes; numbers of the graph, not of the model
 # What tokenizers treat each in its own way; they have to do so without transformers.
 SCRIPTS = (
@@ -73,7 +73,7 @@ def write_words(folder: str | Path) -> bool:
 
 def _write(model: LiT, folder: Path, file: Path) -> None:
     assert model.text_tower is not None
-    if (folder / TEXT_TOWER).stat().st_size > MOST_BYTES:
+    if (folder / TEXT_TOWER).stat().st_size > MAX_BYTES:
         raise TowerError(f"{model.text_tower.spec} is too large for one ONNX file")
     write_text_graph(model.text_tower, file)
     notes = {"seal": seal(folder, read_config(folder)), "pad_id": str(model.text_tower.tokenizer.pad_id)}

@@ -20,7 +20,7 @@ _CPU_SIDE = 512  # at most: 512 × 512 float32 are 1 MB, and a tile stays in its
 _ACCELERATOR_SIDE = 4096
 
 Visit = Callable[[list[Tensor], int, int], None]
-Row = tuple[int, list[int]]  # a text block, and the image blocks it meets
+TileRow = tuple[int, list[int]]  # a text block, and the image blocks it meets
 
 
 class Tiles:
@@ -61,7 +61,7 @@ class Tiles:
         """
         numbers = range(len(self.blocks))
         if disjoint:  # a Latin square: in round r each text block j meets the image block j + r
-            rounds: list[list[Row]] = [[(j, [(j + shift) % len(numbers)]) for j in numbers] for shift in numbers]
+            rounds: list[list[TileRow]] = [[(j, [(j + shift) % len(numbers)]) for j in numbers] for shift in numbers]
         else:
             rounds = [[(j, list(numbers)) for j in numbers]]
         local = threading.local()
@@ -69,7 +69,7 @@ class Tiles:
         def prepare() -> None:
             local.buffers = self.ztxt.new_empty(3, self.side**2)
 
-        def visit_row(row: Row) -> None:
+        def visit_row(row: TileRow) -> None:
             j, images = row
             for i in images:
                 shape = [self.blocks[k].stop - self.blocks[k].start for k in (j, i)]
@@ -85,7 +85,7 @@ class Tiles:
 
 
 def _in_threads(
-    threads: int, prepare: Callable[[], None], visit_row: Callable[[Row], None], rounds: list[list[Row]]
+    threads: int, prepare: Callable[[], None], visit_row: Callable[[TileRow], None], rounds: list[list[TileRow]]
 ) -> None:
     inference = torch.is_inference_mode_enabled()  # a thread's own, like the gradient mode
 
@@ -93,7 +93,7 @@ def _in_threads(
         torch.set_num_threads(1)  # of this thread: its products are not to be split again
         prepare()
 
-    def work(row: Row) -> None:
+    def work(row: TileRow) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             visit_row(row)
 

@@ -88,7 +88,7 @@ def fit_temperature(cosines: Tensor, labels: Tensor) -> float:
 
 
 def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Find the scale and bias of independent labels, one pair for all classes: sigmoid(scale × cosine + bias).
+    """Find the scale and bias of multi-label classes, one pair for all classes: sigmoid(scale × cosine + bias).
 
     This is Platt's method (1999), a logistic regression on one number.
 
@@ -122,11 +122,11 @@ def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
     return scale, float(offset - slope * middle / spread)
 
 
-def keeping_threshold(cosines: Tensor, share: float = KEPT) -> float:
-    """Largest threshold that at least `share` of these cosines, (N,), reach; as low as can be without any."""
+def keeping_threshold(cosines: Tensor, keep_rate: float = KEPT) -> float:
+    """Largest threshold that at least `keep_rate` of these cosines, (N,), reach; as low as can be without any."""
     if not len(cosines):
         return -1.0
-    return float(cosines.double().sort().values[int((1 - share) * len(cosines) + 1e-9)]) - _HAIR
+    return float(cosines.double().sort().values[int((1 - keep_rate) * len(cosines) + 1e-9)]) - _HAIR
 
 
 def balanced_accuracy(given: Tensor, missed: Tensor, wrong: Tensor, refused: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def best_threshold(cosines: Tensor, truth: Tensor, gain: Callable[[Tensor, Tenso
     return float((order.values[best] + following[best]) / 2)
 
 
-def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float | None = None) -> float:
+def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, keep_rate: float | None = None) -> float:
     """Lowest cosine of the best class at which it is an answer; below it the answer is "none of these".
 
     Cosines are compared, not probabilities: a softmax shares out all it has among the classes it was given, and is as
@@ -167,20 +167,20 @@ def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, share: float |
         best: each image's highest cosine, (N,).
         right: whether that class is the right one, (N,) of bool.
         stranger: whether the image is known to be of none of the classes, (N,) of bool.
-        share: how many of the right answers must stay.
+        keep_rate: how many of the right answers must stay.
 
     Returns:
         The highest threshold that leaves the share. Where none is asked for, the one that tells strangers from right
         answers with the best balanced accuracy; and without strangers the one that leaves 95 %.
     """
-    if share is not None or not bool(stranger.any()) or not bool(right.any()):
-        return keeping_threshold(best[right], KEPT if share is None else share)
+    if keep_rate is not None or not bool(stranger.any()) or not bool(right.any()):
+        return keeping_threshold(best[right], KEPT if keep_rate is None else keep_rate)
     votes = right | stranger
     return best_threshold(best[votes], right[votes], balanced_accuracy)
 
 
 def label_thresholds(cosines: Tensor, truth: Tensor) -> list[float]:
-    """Lowest cosine at which each class is given, where labels are independent: the one with the best F1.
+    """Lowest cosine at which each class is given, of multi-label classes: the one with the best F1.
 
     (Balanced accuracy would give every image of many classes some that it has not.) A class with fewer than 5
     images, or of all of them, takes the one threshold that is best for all classes together.

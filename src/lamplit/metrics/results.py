@@ -76,7 +76,7 @@ def read_results(folder: str | Path) -> list[Result]:
     files = sorted(Path(folder).glob("*.json"))
     if not files:
         raise UsageError(
-            f"no results in {folder}; make some with: lamplit evaluate MODEL --on NAME=PATH --out {folder}"
+            f"no results in {folder}; make some with: lamplit evaluate MODEL --benchmark NAME=PATH --out {folder}"
         )
     return [_read(file) for file in files]
 

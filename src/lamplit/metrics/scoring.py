@@ -35,7 +35,7 @@ def answer(
     labels: Sequence[tuple[int, ...]],
     *,
     entry_class: Sequence[int] | None = None,
-    logit_scale: float = 1.0,
+    logit_multiplier: float = 1.0,
 ) -> Answers:
     """Classify N images by E entries.
 
@@ -44,24 +44,24 @@ def answer(
         entries: unit vectors of what they are compared with, (E, D).
         labels: the right classes of each image, at least one.
         entry_class: class of each entry, where a class has several: its best entry counts.
-        logit_scale: what cosines are multiplied by for the confidences.
+        logit_multiplier: what cosines are multiplied by for the confidences.
     """
     owners = None if entry_class is None else torch.tensor(entry_class)
     right = nn.utils.rnn.pad_sequence([torch.tensor(each) for each in labels], batch_first=True, padding_value=-1)
     size = max(1, _SCORES_AT_ONCE // len(entries))
-    parts = [_answer_some(zimg[i : i + size], entries, right[i : i + size], owners, logit_scale)
+    parts = [_answer_some(zimg[i : i + size], entries, right[i : i + size], owners, logit_multiplier)
              for i in range(0, len(zimg), size)]  # fmt: skip
     return Answers(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
 def _answer_some(
-    zimg: Tensor, entries: Tensor, right: Tensor, owners: Tensor | None, logit_scale: float
+    zimg: Tensor, entries: Tensor, right: Tensor, owners: Tensor | None, logit_multiplier: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores = cosines(zimg, entries)
     if owners is not None:
         scores = best_entries(scores, owners)
     highest, predictions = scores.max(1)
-    confidences = 1 / ((scores - highest[:, None]) * logit_scale).exp().sum(1)
+    confidences = 1 / ((scores - highest[:, None]) * logit_multiplier).exp().sum(1)
     return class_ranks(scores, right), predictions, confidences
 
 

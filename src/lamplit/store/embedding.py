@@ -20,7 +20,7 @@ from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.progress import progress_bar
-from lamplit.store.engines import Engine, EngineName, best_device, choose_engine
+from lamplit.store.backends import Backend, BackendName, best_device, choose_backend
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
@@ -34,8 +34,8 @@ class EmbedReport:
     """What one run of `embed` did, in images."""
 
     store: str
-    tower: str
-    engine: str = "none"
+    image_tower: str
+    backend: str = "none"
     embedded: int = 0
     updated: int = 0  # embedded again, because the image changed, or given new texts or another path
     unchanged: int = 0
@@ -51,14 +51,14 @@ def embed(
     source: str | Path | Pairs,
     out: str | Path,
     *,
-    tower: str | nn.Module | ImageTower,
-    tower_weights: str | Path | None = None,
+    image_tower: str | nn.Module | ImageTower,
+    image_tower_weights: str | Path | None = None,
     pool: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
-    center: bool = False,
+    mean_center: bool = False,
     prune: bool = False,
-    engine: EngineName = "auto",
+    backend: BackendName = "auto",
     batch_size: int = 64,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
@@ -79,14 +79,14 @@ def embed(
     Args:
         source: anything `read_pairs` reads, or the pairs themselves.
         out: the store to make or to add to.
-        tower: what `open_image_tower` opens, or an open tower.
-        tower_weights: weights file for the tower, or `"random"`.
+        image_tower: what `open_image_tower` opens, or an open tower.
+        image_tower_weights: weights file for the tower, or `"random"`.
         pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
         image_column: column with the images, where it is not found by its name.
         text_column: column (or columns, by commas) with the texts.
-        center: for a new store, subtract the mean of its vectors from every vector that is read from it.
+        mean_center: for a new store, subtract the mean of its vectors from every vector that is read from it.
         prune: delete the rows of images that are gone, at the end of a run that reached it.
-        engine: what runs the tower; `auto` measures.
+        backend: what runs the tower; `auto` measures.
         batch_size: images that are decoded and embedded together; torch on a CPU takes 16 of them at a time.
         workers: processes that decode ahead of the tower; with any, a script needs
             `if __name__ == "__main__":`.
@@ -104,11 +104,12 @@ def embed(
     pairs = (
         source if isinstance(source, Pairs) else read_pairs(source, image_column=image_column, text_column=text_column)
     )
-    if not isinstance(tower, ImageTower):
-        tower = open_image_tower(tower, weights=tower_weights, pool=pool)
-    elif pool is not None:
+    if pool is not None and isinstance(image_tower, ImageTower):
         raise UsageError("an open tower pools as it was opened; give pool= to open_image_tower")
-    writer = _Writer(out, tower, center)
+    tower = image_tower
+    if not isinstance(tower, ImageTower):
+        tower = open_image_tower(tower, weights=image_tower_weights, pool=pool)
+    writer = _Writer(out, tower, mean_center)
     report = EmbedReport(str(out), tower.spec)
     batches = read_batches(
         pairs,
@@ -119,11 +120,11 @@ def embed(
         stored=writer.places,
         max_pixels=max_pixels,
     )
-    run = _Tower(tower, engine, torch.device(device or best_device()), pairs.count, batch_size)
+    run = _Tower(tower, backend, torch.device(device or best_device()), pairs.count, batch_size)
     with progress_bar("embed", pairs.count, shown=progress) as advance:
         for batch in batches:
             if len(batch.images):
-                writer.add(batch, run(batch), run.engine)
+                writer.add(batch, run(batch), run.backend)
             writer.reuse(batch.stored)
             writer.keep(batch.unchanged)
             writer.seen.update(item.id for item in batch.skipped)
@@ -136,7 +137,7 @@ def embed(
     tower.backbone.to(memory_format=torch.contiguous_format)
     usable = report.embedded + report.moved + report.unchanged
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0)
-    report.engine = run.engine
+    report.backend = run.backend
     report.updated = writer.updated
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
@@ -163,27 +164,27 @@ def open_source(
         raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "images.lance"
-        report = embed(source, out, tower=tower, center=False, progress=progress)
+        report = embed(source, out, image_tower=tower, mean_center=False, progress=progress)
         yield Store(out), report.skipped
 
 
 class _Tower:
-    """Runs the tower on batches, by the engine that is picked on the first of them."""
+    """Runs the tower on batches, by the backend that is picked on the first of them."""
 
     def __init__(
-        self, tower: ImageTower, name: EngineName, device: torch.device, num_images: int | None, batch_size: int
+        self, tower: ImageTower, name: BackendName, device: torch.device, num_images: int | None, batch_size: int
     ) -> None:
         self.tower, self.name, self.device = tower, name, device
         self.num_images, self.batch_size = num_images, batch_size
-        self.engine = "none"
-        self._run: Engine | None = None
+        self.backend = "none"
+        self._run: Backend | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B, 3, height, width) uint8 images of the batch in, (B, D) float32 unit vectors out."""
         if self._run is None:
             # A batch that is not full is all there is.
             left = batch.size if batch.size < self.batch_size else self.num_images
-            self.engine, self._run, vectors = choose_engine(
+            self.backend, self._run, vectors = choose_backend(
                 self.tower, self.name, batch.images, num_images=left, device=self.device
             )
             return vectors
@@ -197,7 +198,7 @@ class _Writer:
         self.out = out
         self.center = center
         self.identity = tower.identity()
-        self.engine = "none"
+        self.backend = "none"
         self.updated = 0
         self.store: Store | None = None
         self.hashes: dict[str, str] = {}  # by id, as the store was when the run began
@@ -211,7 +212,7 @@ class _Writer:
             self.store = Store(out)
             self.store.require_tower(self.identity)
             if center and not self.store.centered:
-                raise StoreError(f"{out} was made without --center; give another --out to have a centred store")
+                raise StoreError(f"{out} was made without --mean-center; give another --out to have a centred store")
             # Stays at this version: two files that changed places give each other their vectors.
             self._before = Store(out)
             self.hashes = self._before.hashes()
@@ -219,9 +220,9 @@ class _Writer:
             self._paths = self._before.paths()
             self._stored_texts = self.store.texts_and_metadata()
 
-    def add(self, batch: Batch, vectors: Tensor, engine: str) -> None:
-        """Take embedded images, and which engine embedded them."""
-        self.engine = engine
+    def add(self, batch: Batch, vectors: Tensor, backend: str) -> None:
+        """Take embedded images, and which backend embedded them."""
+        self.backend = backend
         for pair, content_hash, vector in zip(batch.pairs, batch.hashes, vectors, strict=True):
             self.seen.add(pair.id)
             self._rows.append(_row(pair, content_hash, vector))
@@ -288,7 +289,7 @@ class _Writer:
                 self.out,
                 self.identity,
                 rows,
-                engine=self.engine,
+                backend=self.backend,
                 centered=self.center,
                 metadata_columns=list(names),
             )

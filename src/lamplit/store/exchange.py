@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lamplit.data.foreign_vectors import Vectors, read_vectors
+from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.images import Skipped
 from lamplit.data.parquet import BLOCK_ROWS
 from lamplit.errors import StoreError, UsageError
@@ -41,7 +41,7 @@ class ImportReport:
     """What `import_vectors` did, in images."""
 
     store: str
-    tower: str
+    image_tower: str
     width: int
     imported: int = 0
     texts: int = 0
@@ -55,7 +55,7 @@ class VectorsReport:
     """What `export_vectors` wrote."""
 
     folder: str
-    tower: str
+    image_tower: str
     width: int
     images: int
     parts: int
@@ -65,7 +65,7 @@ def import_vectors(
     source: str | Path,
     out: str | Path,
     *,
-    tower: str,
+    image_tower: str,
     pairs: str | Path | None = None,
     vector_column: str | None = None,
     image_column: str | None = None,
@@ -81,8 +81,8 @@ def import_vectors(
     Args:
         source: clip-retrieval's folder, a `.npy` file, or Parquet with a column of vectors; see `read_vectors`.
         out: the store to make; there must be none yet.
-        tower: the name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not opened;
-            stores of one name and width fit each other, and a model tuned on one reads them all.
+        image_tower: the name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
+            opened; stores of one name and width fit each other, and a model tuned on one reads them all.
         pairs: texts and images for a `.npy`, in its order.
         vector_column: column with the vectors, where it is not found by its name or as the only one.
         image_column: column with the images' paths, where it is not found by its name.
@@ -95,14 +95,16 @@ def import_vectors(
         UsageError: a named column does not exist, or the tower has no name.
     """
     started = time.monotonic()
-    if not tower.strip():
-        raise UsageError("the tower that made the vectors needs a name, such as --tower timm:vit_base_patch16_224")
+    if not image_tower.strip():
+        raise UsageError(
+            "the tower that made the vectors needs a name, such as --image-tower timm:vit_base_patch16_224"
+        )
     if Store.exists(out):
         raise StoreError(f"there is a store at {out} already; give another --out, or remove it")
     vectors = read_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
     )
-    report = ImportReport(str(out), tower, vectors.width)
+    report = ImportReport(str(out), image_tower, vectors.width)
     with progress_bar("import", vectors.count, shown=progress) as advance:
         blocks = _rows(vectors, report, advance)
         first = next(blocks, None)
@@ -110,9 +112,9 @@ def import_vectors(
             names = [*map(metadata_name, vectors.types), *(name for row in first for name in row.metadata)]
             Store.create(
                 out,
-                TowerIdentity.of_imported(tower, vectors.width),
+                TowerIdentity.of_imported(image_tower, vectors.width),
                 first,
-                engine="imported",
+                backend="imported",
                 metadata_columns=list(dict.fromkeys(names)),
                 metadata_types={metadata_name(name): kind for name, kind in vectors.types.items() if kind},
                 more=blocks,
@@ -159,7 +161,7 @@ def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: 
     return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
 
 
-def _rows(vectors: Vectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
+def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
     """Rows of the store, a block at a time; those that cannot be used go into the report."""
     number = 0
     for values, entries in vectors:

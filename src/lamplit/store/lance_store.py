@@ -55,7 +55,7 @@ class Store:
         if values["format"] > FORMAT:
             raise StoreError(f"{path} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it")
         self.tower = TowerIdentity.from_dict(values["tower"])
-        self.engine: str = values["engine"]
+        self.backend: str = values["engine"]
         self.centered: bool = values["centered"]
         self._center: list[float] | None = values["center"]
 
@@ -71,7 +71,7 @@ class Store:
         tower: TowerIdentity,
         rows: Sequence[Row],
         *,
-        engine: str,
+        backend: str,
         centered: bool = False,
         metadata_columns: Sequence[str] = (),
         metadata_types: Mapping[str, pa.DataType] | None = None,
@@ -84,7 +84,7 @@ class Store:
         values = {
             "format": FORMAT,
             "tower": tower.to_dict(),
-            "engine": engine,
+            "engine": backend,
             "centered": centered,
             "center": None,
         }
@@ -311,7 +311,7 @@ class Store:
             raise StoreError(
                 f"{self.path} was {'imported, made' if self.tower.imported else 'embedded'} by {self.tower.spec} "
                 f"(fingerprint {self.tower.fingerprint}), not by {tower.spec} (fingerprint {tower.fingerprint}): "
-                f"their vectors cannot be compared. {way_out} --tower {tower.spec} --out ANOTHER.lance"
+                f"their vectors cannot be compared. {way_out} --image-tower {tower.spec} --out ANOTHER.lance"
             )
 
     def _refresh(self) -> None:

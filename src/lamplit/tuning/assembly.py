@@ -17,7 +17,7 @@ from lamplit.data.crops import Crop, read_crops
 from lamplit.errors import LamplitError, TuneError
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
-from lamplit.store.engines import has_fast_bf16
+from lamplit.store.backends import has_fast_bf16
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.lock import weights_digest
@@ -58,7 +58,7 @@ class Assembly:
         center = None if settings.image_trains else store.center
         self.zimg = store.vectors(center)
         self.text_tower = open_text_tower(
-            settings.text,
+            settings.text_tower,
             width=store.tower.width,
             texts=texts,
             context_length=settings.context_length,
@@ -74,7 +74,7 @@ class Assembly:
         head = _identity(store.tower.width) if settings.image_head else None
         self.model = LiT(
             self.text_tower, store.tower, center=center, image_head=head, logit_bias=bias,
-            logit_scale=self.text_tower.trained_scale or 10.0,
+            logit_multiplier=self.text_tower.trained_scale or 10.0,
         ).to(device)  # fmt: skip
         self.locked: dict[str, nn.Module] = {}
         self.text_side = self._text_side(texts)
@@ -103,7 +103,7 @@ class Assembly:
         tower.backbone.to(memory_format=torch.channels_last)
         self.model.unlock(tower.to(self.device).requires_grad_(True))
         decay = settings.weight_decay if settings.image_weight_decay is None else settings.image_weight_decay
-        start = round(settings.image_start * self.total_steps)
+        start = round(settings.image_delay * self.total_steps)
         for group in parameter_groups(tower, weight_decay=decay):
             self.optimizer.add_param_group(group | {"lr": 0.0, "peak": settings.peak_image_lr, "start": start})
         # A tower from scratch has no statistics to keep; those of a pre-trained one stay, as when it was locked.
@@ -113,7 +113,7 @@ class Assembly:
         """Set the learning rates of a step (from 0); return them by their names in the log."""
         for group in self.optimizer.param_groups:
             total = self.total_steps - group["start"]
-            rise = round(self.settings.warmup * total)
+            rise = round(self.settings.warmup_ratio * total)
             # The first step of the paper's schedule has rate 0; counting from 1 puts it to use.
             place = step - group["start"] + 1
             factor = warmup_cosine(place, warmup_steps=rise, total_steps=total + 1) if place > 0 else 0.0
@@ -130,7 +130,7 @@ class Assembly:
 
     def loss(self, zimg: Tensor, ztxt: Tensor, *, image_ids: Tensor, text_ids: Tensor) -> Tensor:
         """Take the loss of a step on unit vectors, (B, D) each."""
-        scale, bias = self.model.logit_scale, self.model.logit_bias
+        scale, bias = self.model.logit_multiplier, self.model.logit_bias
         if bias is None:
             return softmax_loss(zimg, ztxt, scale, image_ids=image_ids, text_ids=text_ids)
         return sigmoid_loss(zimg, ztxt, scale, bias, image_ids=image_ids, text_ids=text_ids)

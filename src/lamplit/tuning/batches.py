@@ -27,7 +27,7 @@ class Batches:
         self.batch_size = min(settings.batch_size, len(pairs))
         self.steps_per_epoch = len(pairs) // self.batch_size
         self.total_steps = settings.steps or max(1, round(settings.epochs * self.steps_per_epoch))
-        self.eval_every = max(1, math.ceil(self.total_steps / settings.evaluations))
+        self.eval_every = max(1, math.ceil(self.total_steps / settings.num_evals))
         self._orders: dict[int, Tensor] = {}  # pairs of an epoch, shuffled
 
     def rows(self, step: int) -> Tensor:

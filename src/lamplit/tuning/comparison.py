@@ -26,8 +26,8 @@ METRICS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/re
 class Cell:
     """One choice of towers and mode: held-out metrics after the last step, one value for each seed."""
 
-    tower: str
-    text: str
+    image_tower: str
+    text_tower: str
     mode: str
     metrics: dict[str, list[float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The choice in few words."""
-        return f"{self.mode}  {_short(self.tower)}  {_short(self.text)}"
+        return f"{self.mode}  {_short(self.image_tower)}  {_short(self.text_tower)}"
 
     def mean(self, metric: str) -> float:
         """Mean over the seeds."""
@@ -62,8 +62,8 @@ def compare(
     source: str | Path | Store,
     out: str | Path,
     *,
-    towers: Sequence[str] = (),
-    texts: Sequence[str],
+    image_towers: Sequence[str] = (),
+    text_towers: Sequence[str],
     modes: Sequence[str],
     seeds: int = 3,
     settings: Mapping[str, Any] | None = None,
@@ -78,8 +78,8 @@ def compare(
     Args:
         source: pairs, which are embedded with each tower; or a store, whose own tower is the only one.
         out: folder of the comparison.
-        towers: image towers, as `open_image_tower` takes them; none for a store.
-        texts: text towers, as `open_text_tower` takes them.
+        image_towers: specs, as `open_image_tower` takes them; none for a store.
+        text_towers: specs, as `open_text_tower` takes them.
         modes: the paper's two letters, such as `Lu`, `LU`, `UU`, `uu`.
         seeds: runs of each choice.
         settings: other dials of `TuneSettings`, the same for all runs.
@@ -87,16 +87,16 @@ def compare(
         progress: show bars on stderr.
 
     Raises:
-        UsageError: the grid is empty, or names towers where there is a store.
+        UsageError: the grid is empty, or names image towers and the source is a store.
     """
     out = Path(out)
     settings = settings or {}
-    if not (texts and modes and seeds >= 1 and settings.get("held_out") != 0):
+    if not (text_towers and modes and seeds >= 1 and settings.get("val_fraction") != 0):
         raise UsageError("nothing to compare: give at least one text tower, one mode, one seed, and captions held out")
-    stores = _stores(source, out, towers, workers, progress)
+    stores = _stores(source, out, image_towers, workers, progress)
     comparison = Comparison(str(out), seeds, 0)
     for tower, store in stores.items():
-        for text in texts:
+        for text in text_towers:
             for mode in modes:
                 cell = Cell(tower, text, mode, {metric: [] for metric in METRICS})
                 try:
@@ -146,18 +146,18 @@ def _stores(
             raise UsageError(f"{store.path} is of one tower, {store.tower.spec}; to compare others give pairs")
         return {store.tower.spec: store}
     if not towers:
-        raise UsageError(f"{source} are pairs: give the towers to embed them with, --towers A,B")
+        raise UsageError(f"{source} are pairs: give the towers to embed them with, --image-towers A,B")
     stores = {}
     for tower in towers:
         path = out / "stores" / f"{_file(tower)}.lance"
         path.parent.mkdir(parents=True, exist_ok=True)
-        embed(source, path, tower=tower, workers=workers, progress=progress)
+        embed(source, path, image_tower=tower, workers=workers, progress=progress)
         stores[tower] = Store(path)
     return stores
 
 
 def _settings(text: str, mode: str, seed: int, others: Mapping[str, Any]) -> TuneSettings:
-    return TuneSettings(**{**others, "text": text, "mode": mode, "seed": seed})
+    return TuneSettings(**{**others, "text_tower": text, "mode": mode, "seed": seed})
 
 
 def _short(spec: str) -> str:

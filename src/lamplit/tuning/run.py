@@ -16,13 +16,13 @@ import torch
 from lamplit.errors import TuneError
 from lamplit.model import save_image_tower
 from lamplit.progress import progress_bar
-from lamplit.store.engines import best_device
+from lamplit.store.backends import best_device
 from lamplit.store.lance_store import Store
 from lamplit.tuning.assembly import Assembly
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
+from lamplit.tuning.closed_form import fit_head
 from lamplit.tuning.curves import draw_curves
-from lamplit.tuning.head_start import fit_head
 from lamplit.tuning.large_batch import backward_in_chunks
 from lamplit.tuning.run_folder import claim
 from lamplit.tuning.settings import TuneSettings
@@ -94,7 +94,7 @@ class _Run:
         hashes = store.column("hash")
         numbers = {content: number for number, content in enumerate(dict.fromkeys(hashes))}
         self.image_ids = torch.tensor([numbers[content] for content in hashes])
-        self.train, self.held_out = split_store(store, settings.text_column, settings.held_out, settings.seed)
+        self.train, self.held_out = split_store(store, settings.text_column, settings.val_fraction, settings.seed)
         self.batches = Batches(self.train, store.column("path"), settings)
         self.total_steps = self.batches.total_steps
         self.assembly = Assembly(
@@ -148,7 +148,7 @@ class _Run:
         (self.out / "log.jsonl").unlink(missing_ok=True)
         # The store's vectors say nothing of an image tower from scratch, and a published head needs no start.
         trained = self.assembly.text_tower.trained_scale is not None
-        fits = self.settings.head_start and self.settings.mode[0] != "u" and not trained
+        fits = self.settings.closed_form and self.settings.mode[0] != "u" and not trained
         if fits:
             chosen = self.train.text_index
             texts = [self.train.texts[i] for i in chosen.tolist()]
@@ -158,7 +158,7 @@ class _Run:
         metrics = self._evaluate(0)
         self.state["start"] = metrics
         with open_log(self.out / "log.jsonl") as log:
-            log({"step": 0, "held_out": metrics, "head_start": fits})
+            log({"step": 0, "held_out": metrics, "closed_form": fits})
         if metrics:
             origin = "the head start alone" if fits else "the published head" if trained else "an untrained head"
             logger.info(
@@ -188,9 +188,9 @@ class _Run:
         if not math.isfinite(value) or not math.isfinite(norm):
             raise TuneError(
                 f"the loss is {value} and the gradient's norm {norm} in step {step + 1}, at learning rate "
-                f"{rates['lr']:.1e} and logit scale {float(self.model.logit_scale.detach()):.1f}; nothing of this step "
-                f"was kept. Lower --lr (it peaks at {self.settings.peak_lr:.0e}) or give more --warmup, with another "
-                "--out"
+                f"{rates['lr']:.1e} and logit scale {float(self.model.logit_multiplier.detach()):.1f}; nothing of this "
+                f"step was kept. Lower --lr (it peaks at {self.settings.peak_lr:.0e}) or give more --warmup-ratio, "
+                "with another --out"
             )
         self.optimizer.step()
         self._warn_if_stuck(step, value)
@@ -199,7 +199,7 @@ class _Run:
             "epoch": round((step + 1) / self.batches.steps_per_epoch, 3),
             "loss": value,
             **rates,
-            "logit_scale": float(self.model.logit_scale.detach()),
+            "logit_scale": float(self.model.logit_multiplier.detach()),
             "grad_norm": norm,
             "pairs_per_second": round(len(rows) / (time.monotonic() - began), 1),
         }
@@ -271,7 +271,7 @@ class _Run:
             out=str(self.out),
             mode=self.settings.mode_used,
             image_tower=store.tower.spec,
-            text_tower=self.settings.text,
+            text_tower=self.settings.text_tower,
             training_pairs=len(self.train),
             held_out_pairs=len(self.held_out),
             held_out_captions=len(self.held_out.texts),

@@ -12,7 +12,7 @@ from lamplit.errors import UsageError
 class TuneSettings:
     """What a run does; saved with it, and compared when it is resumed."""
 
-    text: str
+    text_tower: str
     """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE (tiny, small, base, large, huge, giant)."""
     mode: Literal["auto", "LL", "LU", "Lu", "UL", "UU", "Uu", "uL", "uU", "uu"] = "auto"
     """The paper's two letters, image tower first: L locked, U pre-trained and tuned, u from scratch (section 3.3).
@@ -34,7 +34,7 @@ class TuneSettings:
     """Passes over the training pairs."""
     steps: int | None = None
     """Steps in all, instead of epochs."""
-    warmup: float = 0.1
+    warmup_ratio: float = 0.1
     """Part of the steps over which the learning rate rises."""
     grad_clip: float = 1.0
     """Largest norm of the gradient over all that trains."""
@@ -43,7 +43,7 @@ class TuneSettings:
     appendix H tries a tenth of the text's."""
     image_weight_decay: float | None = None
     """Of an image tower that trains; by default the text's."""
-    image_start: float = 0.0
+    image_delay: float = 0.0
     """Part of the steps before an image tower begins to train (the paper's appendix H, "delay"); its warm-up and its
     cosine begin there."""
     image_head: bool = False
@@ -53,11 +53,11 @@ class TuneSettings:
     the tower's own resizing. A store's vectors are of whole images, whatever this says."""
     context_length: int | None = None
     """Longest text in tokens; by default what the text tower was made for."""
-    held_out: float = 0.2
+    val_fraction: float = 0.2
     """Part of the distinct captions that is never seen; at most 5,000 of them."""
-    head_start: bool = True
+    closed_form: bool = True
     """Begin from a head in closed form (from the image tower's classifier and the training pairs)."""
-    evaluations: int = 10
+    num_evals: int = 10
     """How often held-out recall is measured; each time a checkpoint is written, too."""
     patience: int | None = None
     """Stop after so many evaluations without a better recall."""
@@ -78,14 +78,14 @@ class TuneSettings:
             "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares"),
             "epochs": (self.epochs > 0, "more than 0"),
             "steps": (self.steps is None or self.steps >= 1, "at least 1"),
-            "warmup": (0 <= self.warmup <= 1, "between 0 and 1"),
-            "held_out": (0 <= self.held_out < 1, "at least 0 and less than 1"),
-            "evaluations": (self.evaluations >= 1, "at least 1"),
+            "warmup_ratio": (0 <= self.warmup_ratio <= 1, "between 0 and 1"),
+            "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and less than 1"),
+            "num_evals": (self.num_evals >= 1, "at least 1"),
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "more than 0"),
             "image_lr": (self.image_lr is None or self.image_lr > 0, "more than 0"),
             "image_weight_decay": (self.image_weight_decay is None or self.image_weight_decay >= 0, "at least 0"),
-            "image_start": (0 <= self.image_start < 1, "at least 0 and less than 1"),
+            "image_delay": (0 <= self.image_delay < 1, "at least 0 and less than 1"),
             "grad_clip": (self.grad_clip > 0, "more than 0"),
             "lora": (self.lora is None or self.lora >= 1, "a rank of at least 1"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
@@ -98,13 +98,15 @@ class TuneSettings:
         for name, (holds, expected) in ranges.items():
             if not holds:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected {expected}")
-        if self.mode[-1] in "LU" and self.text.startswith("scratch:"):
-            raise UsageError(f"{self.text} has no pre-trained weights; mode {self.mode} needs a text tower that has")
+        if self.mode[-1] in "LU" and self.text_tower.startswith("scratch:"):
+            raise UsageError(
+                f"{self.text_tower} has no pre-trained weights; mode {self.mode} needs a text tower that has"
+            )
         if self.lora is not None and not (self.pretrained_text and self.text_trains):
             raise UsageError(
-                f"lora changes pre-trained weights that may change, and {self.text} has none in mode {self.mode}"
+                f"lora changes pre-trained weights that may change, and {self.text_tower} has none in mode {self.mode}"
             )
-        pixels = ("image_lr", "image_weight_decay", "image_start", "augment")
+        pixels = ("image_lr", "image_weight_decay", "image_delay", "augment")
         given = [name for name in pixels if getattr(self, name) != type(self).__dataclass_fields__[name].default]
         if given and not self.image_trains:
             raise UsageError(
@@ -125,7 +127,7 @@ class TuneSettings:
     @property
     def pretrained_text(self) -> bool:
         """Whether the text tower starts from pre-trained weights."""
-        return not self.mode.endswith("u") and not self.text.startswith("scratch:")
+        return not self.mode.endswith("u") and not self.text_tower.startswith("scratch:")
 
     @property
     def peak_lr(self) -> float:

@@ -13,7 +13,7 @@ from lamplit.errors import UsageError
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.store.lance_store import Store
 
-MOST_HELD_OUT = 5000  # distinct captions; more would only make every evaluation slower
+MAX_HELD_OUT = 5000  # distinct captions; more would only make every evaluation slower
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def split_store(store: Store, text_column: str, fraction: float, seed: int) -> t
     rows = [row for row, row_texts in enumerate(texts) if row_texts]
     first = [texts[row][0] for row in rows]
     distinct = len({text.casefold() for text in first})
-    part = min(fraction, MOST_HELD_OUT / distinct) if distinct else 0.0
+    part = min(fraction, MAX_HELD_OUT / distinct) if distinct else 0.0
     mask = held_out(first, part, seed).tolist()
     kept = [row for row, out in zip(rows, mask, strict=True) if out]
     unseen = {text.casefold() for row in kept for text in texts[row]}

@@ -21,9 +21,9 @@ from lamplit.model import LiT
 
 FORMAT = 1
 STRANGER = "none"  # the label of an image that is of none of the classes
-SEPARATOR = ";"  # of the labels of one image, where labels are independent
+SEPARATOR = ";"  # of the labels of one image, in a multi-label list
 _KIND = "lamplit classes"
-_MOST_BYTES = 2**28  # 256 MB: 20,000 classes of width 2,048
+_MAX_BYTES = 2**28  # 256 MB: 20,000 classes of width 2,048
 _LONGEST_NAME = 1000
 
 
@@ -32,21 +32,21 @@ class ClassList:
     """Classes that images can be told by, with no text tower.
 
     An image's answer is its nearest class, if the cosine reaches the class's threshold, and else "none of these".
-    Where labels are independent (`logit_bias` is a number), it is every class whose threshold is reached.
+    In a multi-label list (`logit_bias` is a number), it is every class whose threshold is reached.
     """
 
     names: list[str]
     templates: list[str]  # prompts that the vectors are made of
     vectors: Tensor  # unit, (C, D) float32, on the CPU
-    logit_scale: float
+    logit_multiplier: float  # of cosines, for probabilities
     space: str  # fingerprint of the joint space, see `LiT.space`
     image_tower: str
     text_tower: str
-    thresholds: list[float] | None = None  # lowest cosine of each class, (C,); the same one unless independent
+    thresholds: list[float] | None = None  # lowest cosine of each class, (C,); the same one unless multi-label
     logit_bias: float | None = None
 
     @property
-    def independent(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether an image may have several of the classes."""
         return self.logit_bias is not None
 
@@ -70,15 +70,15 @@ class ClassList:
     def probabilities(self, cosines: Tensor) -> Tensor:
         """Probability of each class, (N, C): of one among these (softmax), or of each by itself (sigmoid)."""
         if self.logit_bias is not None:
-            return (self.logit_scale * cosines + self.logit_bias).sigmoid()
-        return (self.logit_scale * cosines).softmax(-1)
+            return (self.logit_multiplier * cosines + self.logit_bias).sigmoid()
+        return (self.logit_multiplier * cosines).softmax(-1)
 
     def given(self, cosines: Tensor) -> Tensor:
         """Tell which classes are the answer, (N, C) of bool; an image without any is of none of these."""
         reached = torch.ones_like(cosines, dtype=torch.bool)
         if self.thresholds is not None:
             reached = cosines.double() >= torch.tensor(self.thresholds, dtype=torch.float64)
-        if self.independent:
+        if self.multi_label:
             return reached
         return reached & torch.nn.functional.one_hot(cosines.argmax(1), len(self.names)).bool()
 
@@ -90,7 +90,7 @@ class ClassList:
     def read_labels(self, cells: Sequence[object]) -> tuple[list[int], Tensor]:
         """Read a column of labels: names of classes, or `none` for an image of none of them.
 
-        A cell may be a list of names, or names between `;`, where labels are independent. Empty ones are of images
+        A cell may be a list of names, or names between `;`, in a multi-label list. Empty ones are of images
         that nobody labelled.
 
         Returns:
@@ -121,8 +121,8 @@ class ClassList:
         if not truth:
             raise UsageError("no image of the sample has a label")
         found = torch.stack(truth)
-        if not self.independent and bool((found.sum(1) > 1).any()):
-            raise UsageError("an image has several labels; classes that do not exclude each other need --independent")
+        if not self.multi_label and bool((found.sum(1) > 1).any()):
+            raise UsageError("an image has several labels; classes that do not exclude each other need --multi-label")
         return rows, found
 
     def _split(self, cell: object) -> list[str] | None:
@@ -130,7 +130,7 @@ class ClassList:
             return [str(label).strip() for label in cell]
         if cell is None or not str(cell).strip():
             return None
-        parts = str(cell).split(SEPARATOR) if self.independent else [str(cell)]
+        parts = str(cell).split(SEPARATOR) if self.multi_label else [str(cell)]
         return [part.strip() for part in parts if part.strip()]
 
     def save(self, file: str | Path) -> None:
@@ -141,7 +141,7 @@ class ClassList:
             "lamplit": __version__,
             "names": self.names,
             "templates": self.templates,
-            "logit_scale": self.logit_scale,
+            "logit_scale": self.logit_multiplier,
             "logit_bias": self.logit_bias,
             "thresholds": self.thresholds,
             "image_tower": self.image_tower,
@@ -160,8 +160,8 @@ class ClassList:
             UsageError: it is not that, or of a newer lamplit.
         """
         try:
-            if Path(file).stat().st_size > _MOST_BYTES:
-                raise ValueError(f"it has more than {_MOST_BYTES >> 20} MB")
+            if Path(file).stat().st_size > _MAX_BYTES:
+                raise ValueError(f"it has more than {_MAX_BYTES >> 20} MB")
             values = json.loads(Path(file).read_text(encoding="utf-8"), parse_constant=_refuse)
             if not isinstance(values, dict) or values.get("kind") != _KIND:
                 raise ValueError("it is not one")
@@ -201,13 +201,13 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
         thresholds = [_number(threshold, "thresholds") for threshold in thresholds]
     bias = values["logit_bias"]
     if bias is not None and thresholds is None:
-        raise ValueError("independent labels without thresholds")
+        raise ValueError("multi-label classes without thresholds")
     scale = _number(values["logit_scale"], "logit_scale")
     if scale <= 0:
         raise ValueError(f"logit_scale {scale}")
     said = {key: _text(values[key], key) for key in ("space", "image_tower", "text_tower")}
     return {
-        "names": names, "templates": templates, "vectors": vectors, "logit_scale": scale, "thresholds": thresholds,
+        "names": names, "templates": templates, "vectors": vectors, "logit_multiplier": scale, "thresholds": thresholds,
         "logit_bias": None if bias is None else _number(bias, "logit_bias"), **said,
     }  # fmt: skip
 

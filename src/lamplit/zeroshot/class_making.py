@@ -46,14 +46,14 @@ class CalibrationReport:
     images: int  # with one of the classes
     strangers: int  # labelled `none`
     unlabelled: int
-    independent: bool
+    multi_label: bool
     template_sets: dict[str, float]  # what each candidate reached, best first; empty where none were compared
-    accuracy: float  # nearest class; for independent labels the F1 of all labels
+    accuracy: float  # nearest class; for multi-label classes the F1 of all labels
     error_before: float | None  # expected calibration error with the model's own scale, if it has one of the kind
     error_after: float
     scale_before: float
     scale_after: float
-    threshold: float | None  # lowest cosine of an answer; independent labels have one for each class, in the list
+    threshold: float | None  # lowest cosine of an answer; multi-label classes have one for each class, in the list
     kept: float | None  # of right answers (of the labels that are there), how many reach the threshold
     rejected: float | None  # of strangers (of the labels that are not there), how many do not
     reliability: list[dict[str, float]]  # bins of the error after
@@ -68,8 +68,8 @@ def make_classes(
     templates: Sequence[str] | str | None = None,
     sample: str | Path | Store | None = None,
     label_column: str = "label",
-    independent: bool = False,
-    share: float | None = None,
+    multi_label: bool = False,
+    keep_rate: float | None = None,
     template_sets: Mapping[str, Sequence[str]] | None = None,
     progress: bool = False,
 ) -> tuple[ClassList, CalibrationReport | None]:
@@ -82,30 +82,30 @@ def make_classes(
             the paper's own search (appendix I.2, on 800 images).
         sample: store, or anything `read_pairs` reads; a few images of each class, and of what else will come.
         label_column: its column with the classes; `none` for images of none of them.
-        independent: an image may have several of the classes, or none.
-        share: of right answers that the threshold must leave; by default what balances both errors where the sample
+        multi_label: an image may have several of the classes, or none.
+        keep_rate: of right answers that the threshold must leave; by default what balances both errors where the sample
             has images of `none`, and else 95 %.
         template_sets: what `templates` chooses from; by default lamplit's own prompts and all of `protocols.names`.
         progress: show a bar on stderr while embedding.
 
     Returns:
         The list, and what the sample says of it. Without a sample the scale is the model's own, and no image is
-        "none of these"; independent labels then take a model of the sigmoid loss, and are given from 50 % on.
+        "none of these"; multi-label classes then take a model of the sigmoid loss, and are given from 50 % on.
 
     Raises:
         UsageError: classes, templates or labels that cannot be meant, or no sample where one is needed.
         StoreError: the sample was embedded by another tower, or lacks the column.
         TowerError: the model was loaded without a tower it needs.
     """
-    if share is not None and not 0 < share <= 1:
-        raise UsageError(f"a share of {share} of the right answers cannot stay; expected more than 0 and at most 1")
+    if keep_rate is not None and not 0 < keep_rate <= 1:
+        raise UsageError(f"keep_rate is {keep_rate}; expected more than 0 and at most 1")
     candidates = _candidates(templates, template_sets or _known_sets())
     if sample is None:
         if len(candidates) > 1:
             raise UsageError("templates are suggested by what they do on labelled images: give --sample SOURCE")
-        return _unseen(model, class_list(model, names, next(iter(candidates.values()))), independent), None
+        return _unseen(model, class_list(model, names, next(iter(candidates.values()))), multi_label), None
     lists = {name: class_list(model, names, texts) for name, texts in candidates.items()}
-    if independent:
+    if multi_label:
         bias = 0.0 if model.logit_bias is None else float(model.logit_bias.detach())
         lists = {name: replace(classes, logit_bias=bias) for name, classes in lists.items()}
     any_list = next(iter(lists.values()))
@@ -118,10 +118,10 @@ def make_classes(
     reached = dict(sorted(reached.items(), key=lambda item: -item[1]))
     best = next(iter(reached))
     classes, cosines = lists[best], lists[best].cosines(zimg)
-    fitted = _fit(classes, cosines, truth, share)
-    probabilities, held_out = _cross_fitted(classes, cosines, truth, share)
+    fitted = _fit(classes, cosines, truth, keep_rate)
+    probabilities, held_out = _cross_fitted(classes, cosines, truth, keep_rate)
     answers, right = _answers(classes, probabilities, truth)
-    judged = model.logit_bias is not None or not independent
+    judged = model.logit_bias is not None or not multi_label
     before = _answers(classes, classes.probabilities(cosines), truth)
     kept, rejected = _kept(classes, cosines, truth, held_out)
     has_class = truth.any(1)
@@ -130,14 +130,14 @@ def make_classes(
         images=int(has_class.sum()),
         strangers=int((~has_class).sum()),
         unlabelled=size - len(rows),
-        independent=independent,
+        multi_label=multi_label,
         template_sets=reached if len(lists) > 1 else {},
         accuracy=reached[best],
         error_before=expected_calibration_error(*before) if judged else None,
         error_after=expected_calibration_error(answers, right),
-        scale_before=classes.logit_scale,
-        scale_after=fitted.logit_scale,
-        threshold=None if independent or fitted.thresholds is None else fitted.thresholds[0],
+        scale_before=classes.logit_multiplier,
+        scale_after=fitted.logit_multiplier,
+        threshold=None if multi_label or fitted.thresholds is None else fitted.thresholds[0],
         kept=kept,
         rejected=rejected,
         reliability=reliability_bins(answers, right),
@@ -167,39 +167,39 @@ def _candidates(
     return {"given": templates}
 
 
-def _unseen(model: LiT, classes: ClassList, independent: bool) -> ClassList:
+def _unseen(model: LiT, classes: ClassList, multi_label: bool) -> ClassList:
     """What a class list is without a sample."""
-    if not independent:
+    if not multi_label:
         return classes
     if model.logit_bias is None:
         raise UsageError(
-            "this model was tuned with a softmax, which compares classes: independent ones need a labelled sample to "
+            "this model was tuned with a softmax, which compares classes: multi-label ones need a labelled sample to "
             "learn from what a cosine means; give --sample SOURCE"
         )
     bias = float(model.logit_bias.detach())
-    thresholds = [-bias / classes.logit_scale] * len(classes.names)
+    thresholds = [-bias / classes.logit_multiplier] * len(classes.names)
     return replace(classes, logit_bias=bias, thresholds=thresholds)
 
 
-def _fit(classes: ClassList, cosines: Tensor, truth: Tensor, share: float | None) -> ClassList:
+def _fit(classes: ClassList, cosines: Tensor, truth: Tensor, keep_rate: float | None) -> ClassList:
     """Fit temperature and thresholds to images: cosines (n, C) and which classes they have (n, C)."""
-    if classes.independent:
+    if classes.multi_label:
         scale, bias = fit_sigmoid(cosines, truth)
         thresholds = label_thresholds(cosines, truth)
-        return replace(classes, logit_scale=scale, logit_bias=bias, thresholds=thresholds)
+        return replace(classes, logit_multiplier=scale, logit_bias=bias, thresholds=thresholds)
     known = truth.any(1)
-    scale = classes.logit_scale
+    scale = classes.logit_multiplier
     if len(classes.names) > 1 and bool(known.any()):
         scale = fit_temperature(cosines[known], truth[known].long().argmax(1))
-    threshold = none_threshold(cosines.max(1).values, _is_right(cosines, truth), ~known, share)
-    return replace(classes, logit_scale=scale, thresholds=[threshold] * len(classes.names))
+    threshold = none_threshold(cosines.max(1).values, _is_right(cosines, truth), ~known, keep_rate)
+    return replace(classes, logit_multiplier=scale, thresholds=[threshold] * len(classes.names))
 
 
-def _cross_fitted(classes: ClassList, cosines: Tensor, truth: Tensor, share: float | None) -> tuple[Tensor, Tensor]:
+def _cross_fitted(classes: ClassList, cosines: Tensor, truth: Tensor, keep_rate: float | None) -> tuple[Tensor, Tensor]:
     """Probabilities and answers of each half by what is fitted to the other, both (n, C)."""
     probabilities, given = torch.zeros_like(cosines), torch.zeros_like(truth)
     for fit_on, judge in halves(len(cosines)):
-        half = _fit(classes, cosines[fit_on], truth[fit_on], share) if len(fit_on) else classes
+        half = _fit(classes, cosines[fit_on], truth[fit_on], keep_rate) if len(fit_on) else classes
         probabilities[judge], given[judge] = half.probabilities(cosines[judge]), half.given(cosines[judge])
     return probabilities, given
 
@@ -211,7 +211,7 @@ def _is_right(cosines: Tensor, truth: Tensor) -> Tensor:
 
 def _answers(classes: ClassList, probabilities: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Confidences and whether they were right: the best class of known images, or every label by itself."""
-    if classes.independent:
+    if classes.multi_label:
         return probabilities.flatten(), truth.flatten()
     known = truth.any(1)
     return probabilities[known].max(1).values, _is_right(probabilities[known], truth[known])
@@ -219,7 +219,7 @@ def _answers(classes: ClassList, probabilities: Tensor, truth: Tensor) -> tuple[
 
 def _kept(classes: ClassList, cosines: Tensor, truth: Tensor, given: Tensor) -> tuple[float | None, float | None]:
     """Share of what is right that is given, and of what is not there that is not."""
-    if classes.independent:
+    if classes.multi_label:
         there, strange, kept = truth.flatten(), ~truth.flatten(), given.flatten()
     else:
         there, strange, kept = _is_right(cosines, truth), ~truth.any(1), given.any(1)
@@ -231,7 +231,7 @@ def _kept(classes: ClassList, cosines: Tensor, truth: Tensor, given: Tensor) -> 
 
 def _goodness(classes: ClassList, cosines: Tensor, truth: Tensor) -> float:
     """What templates are compared by: accuracy, or the F1 of all labels."""
-    if not classes.independent:
+    if not classes.multi_label:
         return float(_is_right(cosines, truth)[truth.any(1)].double().mean())
     given = replace(classes, thresholds=label_thresholds(cosines, truth)).given(cosines)
     counts = [(given & truth).sum(), (truth & ~given).sum(), (given & ~truth).sum(), (~given & ~truth).sum()]

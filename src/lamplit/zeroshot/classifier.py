@@ -72,7 +72,7 @@ def average_prompts(
 
 def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
     """Softmax of the scaled cosines: (N, D) images and (C, D) classes in, (N, C) out."""
-    return (model.logit_scale.detach() * zimg @ classes.T).softmax(-1)
+    return (model.logit_multiplier.detach() * zimg @ classes.T).softmax(-1)
 
 
 def class_list(model: LiT, class_names: Sequence[str], templates: Sequence[str] | None = None) -> ClassList:
@@ -88,7 +88,7 @@ def class_list(model: LiT, class_names: Sequence[str], templates: Sequence[str] 
         list(class_names),
         list(templates),
         vectors,
-        float(model.logit_scale.detach()),
+        float(model.logit_multiplier.detach()),
         space=model.space,
         image_tower=model.identity.spec,
         text_tower=model.text_tower.spec if model.text_tower else "",

@@ -14,7 +14,7 @@ from typing import Any
 from lamplit.data.columns import strip
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.listings import expecting, list_of, listed_images, read_json, root_folder
-from lamplit.evaluation.protocols.tasks import Images, Retrieval, Task
+from lamplit.evaluation.protocols.tasks import ImageSet, Retrieval, Task
 
 _KARPATHY = "from Karpathy's caption_datasets.zip"
 _COCO = (
@@ -189,7 +189,7 @@ def _lines(file: Path) -> list[str]:
 def _retrieval(
     benchmark: str,
     title: str,
-    images: Images,
+    images: ImageSet,
     captions: Mapping[str, Sequence[str]],
     split: str,
     *,

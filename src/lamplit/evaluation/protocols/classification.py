@@ -13,7 +13,7 @@ from typing import Any
 
 from lamplit.data.pairs import IMAGE_SUFFIXES, Pair, Pairs
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.tasks import Classification, Images, Labelled
+from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled
 from lamplit.zeroshot.names import listed
 
 
@@ -93,7 +93,7 @@ def from_files(key: str, root: Path, labels: Mapping[str, tuple[int, ...]], *, b
     ids = list(labels)
     # An image is a path only when it is its turn: ImageNet has 1.28 million to train on.
     pairs = Pairs(str(root), len(ids), None, (), lambda: (Pair(name, root / name, (), {}) for name in ids))
-    return Labelled(Images(key, root, pairs, ids, border), labels)
+    return Labelled(ImageSet(key, root, pairs, ids, border), labels)
 
 
 def folders(root: Path) -> list[str]:

@@ -17,7 +17,7 @@ from lamplit.data.pairs import read_pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, from_files, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import label_of_synset, labels_of_flat_files, subset, timm_text
-from lamplit.evaluation.protocols.tasks import Images, Labelled, Task
+from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Task
 from lamplit.zeroshot.names import class_names, listed
 
 IMAGE_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -169,4 +169,4 @@ def _from_tables(root: Path, source: str) -> Labelled:
                 "with numbers from 0 to 999"
             )
         labels[pair.id] = (label,)
-    return Labelled(Images("imagenet-val", root, pairs, list(labels)), labels)
+    return Labelled(ImageSet("imagenet-val", root, pairs, list(labels)), labels)

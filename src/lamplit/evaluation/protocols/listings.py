@@ -10,7 +10,7 @@ from typing import Any
 
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.tasks import Images
+from lamplit.evaluation.protocols.tasks import ImageSet
 
 
 def root_folder(root: str | Path, layout: str) -> Path:
@@ -63,7 +63,7 @@ def list_of(value: Any, kind: type) -> list[Any]:
     return value
 
 
-def listed_images(key: str, root: Path, paths: Iterable[str]) -> Images:
+def listed_images(key: str, root: Path, paths: Iterable[str]) -> ImageSet:
     """Make the images of a task from the paths that a data set lists, relative to its root; each is its own id.
 
     Raises:
@@ -79,4 +79,4 @@ def listed_images(key: str, root: Path, paths: Iterable[str]) -> Images:
         first = f", first {missing[0]}" if missing else ""
         raise PairsError(f"{what} missing under {root}{first}; unpack the images there")
     pairs = Pairs(str(root), len(ids), None, (), lambda: (Pair(path, root / path, (), {}) for path in ids))
-    return Images(key, root, pairs, ids)
+    return ImageSet(key, root, pairs, ids)

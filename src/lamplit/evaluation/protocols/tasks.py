@@ -14,7 +14,7 @@ from lamplit.data.pairs import Pairs
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSet:
     """The images of a task. Tasks with the same `key` and `root` have the same images, and share a store.
 
     `ids` are those of all the pairs, so that a finished store is known without reading an image.
@@ -31,7 +31,7 @@ class Images:
 class Labelled:
     """Images whose classes are known: `labels` holds the right ones of each image by its id, often one."""
 
-    images: Images
+    images: ImageSet
     labels: Mapping[str, tuple[int, ...]]
 
 
@@ -63,7 +63,7 @@ class Retrieval:
 
     benchmark: str
     title: str
-    images: Images
+    images: ImageSet
     captions: Mapping[str, Sequence[str]]  # of each image that counts, by its id
     split: str
     language: str = "en"

@@ -18,7 +18,7 @@ from torchvision import datasets
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import MissingExtraError, PairsError
 from lamplit.evaluation.protocols.classification import by_folder, from_files, zero_shot
-from lamplit.evaluation.protocols.tasks import Images, Labelled, Task
+from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Task
 from lamplit.zeroshot.names import class_keys, class_names, listed, plain
 
 ALL = ("all images, because the data set has no official test split; VTAB draws one of its own",)
@@ -225,5 +225,5 @@ def _arrays(key: str, root: Path, dataset: Any, labels: Sequence[int]) -> Labell
 
     pairs = Pairs(str(root), len(ids), None, (), read)
     return Labelled(
-        Images(key, root, pairs, ids), {name: (int(label),) for name, label in zip(ids, labels, strict=True)}
+        ImageSet(key, root, pairs, ids), {name: (int(label),) for name, label in zip(ids, labels, strict=True)}
     )

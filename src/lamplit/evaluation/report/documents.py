@@ -14,7 +14,7 @@ from io import StringIO
 from typing import Any
 
 from lamplit.evaluation.report.figures import Figure, is_rank, shown
-from lamplit.evaluation.report.report_rows import Row, beside
+from lamplit.evaluation.report.report_rows import ReportRow, beside
 from lamplit.metrics.results import Result
 
 # How Papers with Code called them
@@ -41,7 +41,7 @@ _PAPER = {
 _NO_PAPER: dict[str, Any] = {"paper_title": "", "paper_url": "", "paper_date": None, "code_links": []}
 
 
-def flat(rows: Sequence[Row], figures: Sequence[Figure]) -> list[dict[str, Any]]:
+def flat(rows: Sequence[ReportRow], figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """One line per figure: what was measured, then what was published of the same, then the leaderboards' rest.
 
     The first five columns are those of a paper's page at Papers with Code.
@@ -79,7 +79,9 @@ def as_tables(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def as_markdown(results: Sequence[Result], rows: Sequence[Row], figures: Sequence[Figure], against: str | None) -> str:
+def as_markdown(
+    results: Sequence[Result], rows: Sequence[ReportRow], figures: Sequence[Figure], against: str | None
+) -> str:
     """Write the results beside their figures, the leaderboards' rows and the protocol of every result."""
     models = dict.fromkeys(row.model for row in rows)
     parts = ["# Results of " + ", ".join(map(_cell, models)), ""]
@@ -104,7 +106,7 @@ def as_markdown(results: Sequence[Result], rows: Sequence[Row], figures: Sequenc
     return "\n".join([*parts, ""])
 
 
-def leaderboard(rows: Sequence[Row], figures: Sequence[Figure]) -> list[tuple[str, ...]]:
+def leaderboard(rows: Sequence[ReportRow], figures: Sequence[Figure]) -> list[tuple[str, ...]]:
     """Task, dataset, metric, value and model of every row of Papers with Code, then the value of every model here."""
     measured = {(row.task, row.benchmark, row.metric, row.model): row.value for row in rows if row.language == "en"}
     models = dict.fromkeys(row.model for row in rows)
@@ -131,7 +133,7 @@ def protocol(result: Result) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), value) for name, value in lines if value]
 
 
-def _measured_line(row: Row) -> dict[str, Any]:
+def _measured_line(row: ReportRow) -> dict[str, Any]:
     line = _line(_TASKS.get(row.task, row.task), row.title, _METRICS.get(row.metric, row.metric), row.metric, row.value)
     of = row.reference
     return line | {

@@ -14,12 +14,12 @@ from markupsafe import Markup
 from lamplit._version import __version__
 from lamplit.evaluation.report import documents, plots
 from lamplit.evaluation.report.figures import Figure, is_rank, shown
-from lamplit.evaluation.report.report_rows import Row, beside
+from lamplit.evaluation.report.report_rows import ReportRow, beside
 from lamplit.metrics.results import Result
 
 _FOLDER = files("lamplit") / "evaluation" / "report"
 _WORST = 10  # classes that are named
-_MOST_IMAGES = 100  # of a page, at 2 to 4 KB each
+_MAX_IMAGES = 100  # of a page, at 2 to 4 KB each
 _IMAGE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]{1,40000}")
 
 
@@ -43,7 +43,7 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelSection:
     """One model in a section."""
 
     place: int  # of the model in the report, which chooses its colour and mark
@@ -62,15 +62,15 @@ class Section:
     name: str
     task: str
     classes: int
-    metrics: Sequence[tuple[str, Sequence[Row | None]]]  # of each metric, the row of each part
-    parts: Sequence[Part]
+    metrics: Sequence[tuple[str, Sequence[ReportRow | None]]]  # of each metric, the row of each part
+    parts: Sequence[ModelSection]
     published: Sequence[Figure]
     classes_plot: Markup | None
     recall_plot: Markup | None
     reliability_plot: Markup | None
 
 
-def render(results: Sequence[Result], rows: Sequence[Row], figures: Sequence[Figure], against: str | None) -> str:
+def render(results: Sequence[Result], rows: Sequence[ReportRow], figures: Sequence[Figure], against: str | None) -> str:
     """Render the page.
 
     Args:
@@ -103,16 +103,16 @@ def render(results: Sequence[Result], rows: Sequence[Row], figures: Sequence[Fig
     )
 
 
-def _summary(rows: Sequence[Row], models: Sequence[str]) -> list[tuple[Row, list[Row | None]]]:
+def _summary(rows: Sequence[ReportRow], models: Sequence[str]) -> list[tuple[ReportRow, list[ReportRow | None]]]:
     """Lines of the table of all results: one row of the line for its names, then that of each model."""
-    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    lines: dict[tuple[str, ...], dict[str, ReportRow]] = {}
     for row in rows:
         if row.shown:
             lines.setdefault((row.task, row.benchmark, row.language, row.metric), {})[row.model] = row
     return [(next(iter(line.values())), [line.get(model) for model in models]) for line in lines.values()]
 
 
-def _lines(rows: Sequence[Row], figures: Sequence[Figure], models: Sequence[str]) -> list[plots.Line]:
+def _lines(rows: Sequence[ReportRow], figures: Sequence[Figure], models: Sequence[str]) -> list[plots.Line]:
     made = []
     for first, line in _summary(rows, models):
         if is_rank(first.metric):
@@ -126,7 +126,7 @@ def _lines(rows: Sequence[Row], figures: Sequence[Figure], models: Sequence[str]
     return made
 
 
-def _label(row: Row) -> str:
+def _label(row: ReportRow) -> str:
     """A data set in few words, with its metric where this is not the plain accuracy."""
     metric = {"image_to_text/recall@1": "image → text", "text_to_image/recall@1": "text → image"}.get(
         row.metric, row.metric
@@ -135,7 +135,7 @@ def _label(row: Row) -> str:
 
 
 def _sections(
-    results: Sequence[Result], rows: Sequence[Row], figures: Sequence[Figure], models: Sequence[str]
+    results: Sequence[Result], rows: Sequence[ReportRow], figures: Sequence[Figure], models: Sequence[str]
 ) -> list[Section]:
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for row in rows:  # in their order
@@ -143,7 +143,7 @@ def _sections(
     for result in sorted(results, key=lambda result: models.index(result.model["name"])):
         groups[result.task, result.benchmark, result.language].append(result)
     num_pairs = sum(len(result.confusions) for result in results)
-    pairs = max(2, min(12, _MOST_IMAGES // max(1, sum(bool(result.confusions) for result in results))))
+    pairs = max(2, min(12, _MAX_IMAGES // max(1, sum(bool(result.confusions) for result in results))))
     made: list[Section] = []
     for (task, benchmark, language), group in groups.items():
         inside = [row for row in rows if (row.task, row.benchmark, row.language) == (task, benchmark, language)]
@@ -155,7 +155,7 @@ def _sections(
                 inside,
                 figures,
                 models,
-                _Examples(pairs, max(1, min(4, _MOST_IMAGES // max(1, num_pairs)))),
+                _Examples(pairs, max(1, min(4, _MAX_IMAGES // max(1, num_pairs)))),
             )
         )
     return made
@@ -170,7 +170,7 @@ class _Examples:
 def _section(
     key: str,
     group: Sequence[Result],
-    rows: Sequence[Row],
+    rows: Sequence[ReportRow],
     figures: Sequence[Figure],
     models: Sequence[str],
     examples: _Examples,
@@ -197,10 +197,10 @@ def _section(
     )
 
 
-def _part(place: int, result: Result, examples: _Examples) -> Part:
+def _part(place: int, result: Result, examples: _Examples) -> ModelSection:
     worst = sorted(result.per_class, key=lambda each: (float(each["accuracy"]), -each["images"], each["name"]))
     error = result.reliability.get("error")
-    return Part(
+    return ModelSection(
         place,
         result.model["name"],
         [Bar(str(each["name"]), 100 * float(each["accuracy"]), each["images"]) for each in worst[:_WORST]],
@@ -217,5 +217,5 @@ def _confusion(values: Mapping[str, Any], examples: _Examples) -> Confusion:
     return Confusion(str(values["class"]), str(values["predicted"]), values["images"], images)
 
 
-def _find(rows: Sequence[Row], metric: str, result: Result) -> Row | None:
+def _find(rows: Sequence[ReportRow], metric: str, result: Result) -> ReportRow | None:
     return next((row for row in rows if row.metric == metric and row.model == result.model["name"]), None)

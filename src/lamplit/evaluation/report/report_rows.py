@@ -15,7 +15,7 @@ TASKS = ("zero-shot classification", "few-shot classification", "image-text retr
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One metric of one result, and the figure it is compared with, if there is one."""
 
     task: str
@@ -84,7 +84,7 @@ def with_means(results: Sequence[Result]) -> list[Result]:
     return [*results, *added]
 
 
-def compare(results: Iterable[Result], figures: Sequence[Figure]) -> list[Row]:
+def compare(results: Iterable[Result], figures: Sequence[Figure]) -> list[ReportRow]:
     """Put every metric of every result beside its figure, in the order of the figures' benchmarks.
 
     A result is compared with the first figure of its own model, otherwise with the first of the benchmark.
@@ -100,16 +100,16 @@ def compare(results: Iterable[Result], figures: Sequence[Figure]) -> list[Row]:
     return [_row(result, metric, figures) for result in sorted(results, key=place) for metric in result.metrics]
 
 
-def beside(row: Row, figures: Sequence[Figure]) -> list[Figure]:
+def beside(row: ReportRow, figures: Sequence[Figure]) -> list[Figure]:
     """All figures that a row can be read beside; those of supervised models too, as in the paper's Table 1."""
     tasks = (row.task, SUPERVISED) if row.task == TASKS[0] else (row.task,)
     wanted = (row.benchmark, row.metric, row.language)
     return [f for f in figures if (f.benchmark, f.metric, f.language) == wanted and f.task in tasks]
 
 
-def _row(result: Result, metric: str, figures: Sequence[Figure]) -> Row:
+def _row(result: Result, metric: str, figures: Sequence[Figure]) -> ReportRow:
     measure, model = result.metrics[metric], result.model["name"]
-    row = Row(
+    row = ReportRow(
         result.task, result.benchmark, result.dataset, result.language, metric, metric == result.main_metric, model,
         measure.value, measure.low, measure.high, result.images,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from lamplit.errors import UsageError
 from lamplit.evaluation.report.documents import as_csv, as_markdown, as_tables, flat
 from lamplit.evaluation.report.figures import Figure, figures_of, read_figures
 from lamplit.evaluation.report.page import render
-from lamplit.evaluation.report.report_rows import Row, compare, with_means
+from lamplit.evaluation.report.report_rows import ReportRow, compare, with_means
 from lamplit.metrics.results import Result, read_results
 
 PAPER = "paper"
@@ -23,7 +23,7 @@ class Report:
 
     folder: str
     against: str | None  # whose figures the results stand beside, in words
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ReportRow] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
 
@@ -31,7 +31,7 @@ def write_report(folder: str | Path, *, against: str | Path | None = PAPER, out:
     """Write `report.md`, `report.csv`, `report.json` and `report.html` of all results in a folder.
 
     Args:
-        folder: what `lamplit evaluate --on` wrote.
+        folder: what `lamplit evaluate --benchmark` wrote.
         against: `paper`, the figures that the paper and its authors published; another folder of results; a CSV file
             of figures (see `lamplit.evaluation.report.figures`); or None, to compare with nothing.
         out: folder for the four files; by default `report` inside the results' folder.

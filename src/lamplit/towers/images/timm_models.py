@@ -43,7 +43,7 @@ def open_timm(name: str, weights: str | Path | None) -> Backbone:
     except (OSError, RuntimeError) as error:
         raise TowerError(
             f"the weights of {spec} could not be fetched ({first_line(error)}); give a file with "
-            "--tower-weights FILE, or ask for an untrained tower with --tower-weights random"
+            "--image-tower-weights FILE, or ask for an untrained tower with --image-tower-weights random"
         ) from error
     if weights is None or weights == "random":
         return _backbone(model, name, trained=weights is None)

@@ -25,8 +25,8 @@ from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.towers.images.backbone import Backbone, ClassHead, class_texts
 from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
 
-_MOST_DIFFERENCE = 0.05  # mean over an image, in units of its normalised pixels
-_MOST_SIDE = 4096  # pixels of an image's side; a hostile file could ask for any number
+_MAX_DIFFERENCE = 0.05  # mean over an image, in units of its normalised pixels
+_MAX_SIDE = 4096  # pixels of an image's side; a hostile file could ask for any number
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -127,15 +127,15 @@ def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
     except KeyError as error:
         raise TowerError(f"{spec} does not say how it wants its images; its processor has no {error}") from error
     except ZeroDivisionError as error:
-        raise TowerError(f"{spec} wants images of no size; expected sides up to {_MOST_SIDE}") from error
-    if not all(1 <= side / preprocessing.crop_fraction <= _MOST_SIDE for side in preprocessing.image_size):
-        raise TowerError(f"{spec} wants images of {preprocessing.image_size}; expected sides up to {_MOST_SIDE}")
+        raise TowerError(f"{spec} wants images of no size; expected sides up to {_MAX_SIDE}") from error
+    if not all(1 <= side / preprocessing.crop_fraction <= _MAX_SIDE for side in preprocessing.image_size):
+        raise TowerError(f"{spec} wants images of {preprocessing.image_size}; expected sides up to {_MAX_SIDE}")
     # A smooth image, so that a pixel's shift counts little and other colours, scales or crops much.
     small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
     expected = torch.as_tensor(np.asarray(processor(images=image)["pixel_values"][0]))
     found = preprocessing.reference(image)
-    if found.shape != expected.shape or (found - expected).abs().mean() > _MOST_DIFFERENCE:
+    if found.shape != expected.shape or (found - expected).abs().mean() > _MAX_DIFFERENCE:
         raise TowerError(
             f"{spec} prepares images in a way that lamplit does not know ({type(processor).__name__}); say what "
             "comes nearest with open_image_tower(..., preprocessing=Preprocessing(...))"

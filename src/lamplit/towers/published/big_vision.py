@@ -27,7 +27,7 @@ from lamplit.towers.texts.tokenizers import Tokenizer, read_vocabulary
 # What each of them has for a vocabulary
 NAMES = {"B16B": ".txt", "B16B_2": ".txt", "L16L": ".txt", "L16S": ".model", "L16Ti": ".model"}
 BUCKET = "https://storage.googleapis.com/vit_models/lit"  # the authors' own
-MOST_LOG_SCALE = 20.0  # theirs are near 4.4
+MAX_LOG_SCALE = 20.0  # theirs are near 4.4
 CONTEXT_LENGTH = 16  # what all of them were tuned with
 
 
@@ -64,14 +64,14 @@ class Published:
         self.preprocessing = Preprocessing((side, side), half, half, "bilinear", fit="squash", antialias=False)
 
     @property
-    def logit_scale(self) -> float:
+    def logit_multiplier(self) -> float:
         """What the model was tuned to multiply cosines by.
 
         Raises:
             TowerError: the file is damaged, or no such number can be meant.
         """
         log_scale = float(self._arrays.read(self._names["t"]))
-        if not abs(log_scale) < MOST_LOG_SCALE:  # not a number, either
+        if not abs(log_scale) < MAX_LOG_SCALE:  # not a number, either
             raise self._arrays.refuse(f"its t, the logarithm of a multiplier of cosines, is {log_scale}")
         return math.exp(log_scale)
 

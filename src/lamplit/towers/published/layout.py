@@ -21,7 +21,7 @@ from lamplit.towers.loading import plain_config
 Shapes = Mapping[str, tuple[int, ...]]
 BERT, TRANSFORMER = "txt/BertEncoder_0", "txt/Encoder_0"
 # An image is run through the tower to measure its width; a file of the right shapes must not make that take a day.
-MOST_PATCHES, MOST_PIXELS = 2**14, 2**12
+MAX_PATCHES, MAX_PIXELS = 2**14, 2**12
 _PREFIXES = ("opt/target/", "params/")  # of big_vision's training checkpoints
 _POSITIONS = ("img/pos_embedding", "img/Transformer/pos_embedding", "img/Transformer/posembed_input/pos_embedding")
 # A block's parts were once numbered through, and are now numbered by their kind.
@@ -123,7 +123,7 @@ def _read_image(shapes: Shapes) -> ImageLayout:
     if rows not in (grid**2, grid**2 + 1):
         raise TowerError(f"its {positions} has {rows} rows, which are no square of patches, with or without a class")
     image_size = grid * patch_size
-    if rows > MOST_PATCHES or image_size > MOST_PIXELS:
+    if rows > MAX_PATCHES or image_size > MAX_PIXELS:
         raise TowerError(f"its image tower sees {rows} patches of {patch_size} pixels, more than any ViT")
     plan: Plan = {
         "cls_token": Piece(("img/cls",), (1, 1, width), _as_it_is),

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lamplit.errors import TowerError, first_line
 
-MOST_ARRAYS = 10_000
-MOST_BYTES = 2**33  # of all arrays, unpacked; the largest published model has 2.6 GB
+MAX_ARRAYS = 10_000
+MAX_BYTES = 2**33  # of all arrays, unpacked; the largest published model has 2.6 GB
 _BFLOAT16 = np.dtype("V2")  # what numpy makes of it when it does not know the type
 # What zipfile, zlib and numpy raise on damaged files.
 _READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -41,7 +41,7 @@ class ArrayFile:
         try:
             with zipfile.ZipFile(path) as file:
                 members = file.infolist()
-                if len(members) > MOST_ARRAYS:
+                if len(members) > MAX_ARRAYS:
                     raise self.refuse(f"it has {len(members)} members")
                 self._headers = {
                     member.filename.removesuffix(".npy"): self._read_header(file, member) for member in members
@@ -52,8 +52,8 @@ class ArrayFile:
         if len(self.shapes) < len(members):
             raise self.refuse("it has two members of the same name")
         size = sum(math.prod(header.shape) * header.dtype.itemsize for header in self._headers.values())
-        if size > MOST_BYTES:
-            raise self.refuse(f"it unpacks to {size:,} bytes; at most {MOST_BYTES:,} are read")
+        if size > MAX_BYTES:
+            raise self.refuse(f"it unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read")
 
     def read(self, name: str) -> Tensor:
         """Read one array, as float32.

@@ -34,7 +34,7 @@ SIZES = {
 CONTEXT_LENGTH = 16  # "16 tokens everywhere" (appendix E)
 VOCABULARY_SIZE = 8192
 SPACE = "\u2581"  # how SentencePiece writes one
-MOST_CAPTIONS = 1_000_000  # more would not change a vocabulary of this size
+MAX_CAPTIONS = 1_000_000  # more would not change a vocabulary of this size
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _train(texts: Iterable[str], vocab_size: int, **options: Any) -> bytes:
             sentence_iterator=(text.encode("utf-8", "replace").decode() for text in texts),
             model_writer=model, model_type="bpe", vocab_size=vocab_size, hard_vocab_limit=False,
             character_coverage=1.0, unk_id=0, eos_id=1, bos_id=-1, pad_id=-1, max_sentence_length=100_000,
-            input_sentence_size=MOST_CAPTIONS, shuffle_input_sentence=False, minloglevel=2, **options,
+            input_sentence_size=MAX_CAPTIONS, shuffle_input_sentence=False, minloglevel=2, **options,
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(

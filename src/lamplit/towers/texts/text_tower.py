@@ -226,7 +226,7 @@ def open_published_text_tower(
         published.fill(tower.encoder, text.plan)
     if width is None:
         published.fill(tower.head, head_plan)
-        tower.trained_scale = published.logit_scale
+        tower.trained_scale = published.logit_multiplier
     return tower
 
 

@@ -17,7 +17,7 @@ from lamplit.errors import TowerError
 
 PAD, UNKNOWN, CLASS = "[PAD]", "[UNK]", "[CLS]"
 VOCABULARY_FILE = "vocab.txt"
-MOST_BYTES = 100  # a longer word is unknown
+MAX_BYTES = 100  # a longer word is unknown
 # Unicode's Default_Ignorable_Code_Point, which `unicodedata` has not.
 _IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -104,7 +104,7 @@ class WordPiece:
 
     def _pieces(self, word: str) -> list[int]:
         unknown = [self._ids[UNKNOWN]]
-        if len(word.encode("utf-8", "surrogatepass")) > MOST_BYTES:
+        if len(word.encode("utf-8", "surrogatepass")) > MAX_BYTES:
             return unknown
         ids: list[int] = []
         start = 0

@@ -1,7 +1,7 @@
 """What runs a locked tower: torch, torch.compile or ONNX Runtime, whichever is fastest here and agrees.
 
 A locked tower is a constant function, so it may be compiled once and for all; convolutional towers gain four
-times on a CPU. An engine whose vectors differ from torch's is refused, however fast.
+times on a CPU. A backend whose vectors differ from torch's is refused, however fast.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lamplit.towers.images.pooling import pool_features
 from lamplit.towers.lock import Locked
 from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
 
-EngineName = Literal["auto", "torch", "compile", "onnx"]
-Engine = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
+BackendName = Literal["auto", "torch", "compile", "onnx"]
+Backend = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) float32 unit vectors out, on the CPU
 
-SAMPLE = 8  # images that engines are compared on
+SAMPLE = 8  # images that backends are compared on
 CPU_IMAGES = 16  # in one pass of torch; its activations pass through the cache, and more images are no faster
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
-# Seconds that the eager tower must have before it for the start of another engine to pay.
+# Seconds that the eager tower must have before it for the start of another backend to pay.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
 
 
@@ -48,30 +48,30 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_engine(
-    tower: ImageTower, name: EngineName, images: Tensor, *, num_images: int | None, device: torch.device
-) -> tuple[str, Engine, Tensor]:
+def choose_backend(
+    tower: ImageTower, name: BackendName, images: Tensor, *, num_images: int | None, device: torch.device
+) -> tuple[str, Backend, Tensor]:
     """Pick what runs `tower`; return its name, it, and the vectors of `images` (the first batch).
 
-    `auto` times torch on the first batch, and tries another engine where the images left make its start pay. An
-    engine is taken if it agrees with torch to `TOLERANCE` on real images and is faster on them.
+    `auto` times torch on the first batch, and tries another backend where the images left make its start pay. An
+    backend is taken if it agrees with torch to `TOLERANCE` on real images and is faster on them.
 
     Args:
         tower: what is to run.
-        name: the engine asked for.
+        name: the backend asked for.
         images: (B, 3, height, width) uint8 images.
         num_images: how many there are in all, if that is known.
         device: where torch runs.
 
     Raises:
-        TowerError: an engine asked for by name disagrees with torch or cannot run this tower.
+        TowerError: a backend asked for by name disagrees with torch or cannot run this tower.
     """
-    torch_engine = _torch_engine(tower, device)
+    torch_backend = _torch_backend(tower, device)
     began = time.perf_counter()
-    vectors = torch_engine(images)
+    vectors = torch_backend(images)
     seconds = time.perf_counter() - began
     if name == "torch":
-        return "torch", torch_engine, vectors
+        return "torch", torch_backend, vectors
     sample, expected = images[:SAMPLE], vectors[:SAMPLE]
     if name != "auto":
         return name, _start(name, tower, sample, device, expected), vectors
@@ -84,30 +84,30 @@ def choose_engine(
         if left < _START_PAYS[other] and not ready:
             continue
         try:
-            engine = _start(other, tower, sample, device, expected)
+            backend = _start(other, tower, sample, device, expected)
         except TowerError as error:
             logging.getLogger(__name__).warning("%s", error)
             continue
-        if _seconds(engine, sample) < _seconds(torch_engine, sample):
-            return other, engine, vectors
-    return "torch", torch_engine, vectors
+        if _seconds(backend, sample) < _seconds(torch_backend, sample):
+            return other, backend, vectors
+    return "torch", torch_backend, vectors
 
 
-def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Engine:
-    """Start an engine that gives `expected` for `sample`."""
+def _start(name: str, tower: ImageTower, sample: Tensor, device: torch.device, expected: Tensor) -> Backend:
+    """Start a backend that gives `expected` for `sample`."""
     # Every error of torch's compilers is a RuntimeError.
     errors: tuple[type[Exception], ...] = (RuntimeError, *onnx_errors())
     try:
         compiles = name == "compile"
-        engine = _torch_engine(tower, device, compiled=True) if compiles else _onnx_engine(tower, sample)
-        vectors = engine(sample)
+        backend = _torch_backend(tower, device, compiled=True) if compiles else _onnx_backend(tower, sample)
+        vectors = backend(sample)
     except errors as error:
-        raise TowerError(f"engine {name} cannot run {tower.spec}: {first_line(error)}") from error
+        raise TowerError(f"backend {name} cannot run {tower.spec}: {first_line(error)}") from error
     _require_agreement(name, vectors, expected)
-    return engine
+    return backend
 
 
-def _torch_engine(tower: ImageTower, device: torch.device, *, compiled: bool = False) -> Engine:
+def _torch_backend(tower: ImageTower, device: torch.device, *, compiled: bool = False) -> Backend:
     locked = Locked(tower).to(device)
     # channels_last gains 1.4 times on convolutions, costs nothing elsewhere, and changes no value's meaning.
     tower.backbone.to(memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ class _Features(nn.Module):
         return pool_features(self.backbone, images, self.pool)
 
 
-def _onnx_engine(tower: ImageTower, sample: Tensor) -> Engine:
+def _onnx_backend(tower: ImageTower, sample: Tensor) -> Backend:
     file = _onnx_file(tower)
     threads = torch.get_num_threads()
     session = open_onnx(file, threads) if file.is_file() else None
@@ -174,11 +174,11 @@ def _onnx_file(tower: ImageTower) -> Path:
 def _require_agreement(name: str, vectors: Tensor, expected: Tensor) -> None:
     difference = float((vectors - expected).abs().max())
     if not difference <= TOLERANCE:
-        raise TowerError(f"engine {name} differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not used")
+        raise TowerError(f"backend {name} differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not used")
 
 
-def _seconds(engine: Engine, sample: Tensor) -> float:
-    """Time an engine that has run before."""
+def _seconds(backend: Backend, sample: Tensor) -> float:
+    """Time a backend that has run before."""
     began = time.perf_counter()
-    engine(sample)
+    backend(sample)
     return time.perf_counter() - began

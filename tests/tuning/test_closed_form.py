@@ -12,8 +12,8 @@ from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.scratch import Encoded
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
-from lamplit.tuning import head_start
-from lamplit.tuning.head_start import fit_head
+from lamplit.tuning import closed_form
+from lamplit.tuning.closed_form import fit_head
 
 WORDS, FEATURES, WIDTH = 60, 24, 40
 
@@ -140,7 +140,7 @@ def test_only_so_many_pairs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     chosen = torch.randperm(len(expected.texts))[:50]
     fit_head(expected.tower, expected.zimg[chosen], [expected.texts[i] for i in chosen.tolist()], None)
-    monkeypatch.setattr(head_start, "MOST_PAIRS", 50)
+    monkeypatch.setattr(closed_form, "MAX_PAIRS", 50)
     torch.manual_seed(0)
     fit_head(world.tower, world.zimg, world.texts, None)
     assert torch.equal(world.tower.head.weight, expected.tower.head.weight)

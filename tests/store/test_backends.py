@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from lamplit.cache import cache_folder
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError
-from lamplit.store import engines
-from lamplit.store.engines import TOLERANCE, choose_engine
+from lamplit.store import backends
+from lamplit.store.backends import TOLERANCE, choose_backend
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import weights_digest
 
@@ -51,10 +51,10 @@ def reference(tower: ImageTower, images: Tensor) -> Tensor:
         return F.normalize(tower.eval()(images), dim=-1)
 
 
-def start(tower: ImageTower, name: engines.EngineName, num_images: int | None = 10) -> tuple[str, engines.Engine]:
-    chosen, engine, vectors = choose_engine(tower, name, random_images(4), num_images=num_images, device=CPU)
+def start(tower: ImageTower, name: backends.BackendName, num_images: int | None = 10) -> tuple[str, backends.Backend]:
+    chosen, backend, vectors = choose_backend(tower, name, random_images(4), num_images=num_images, device=CPU)
     assert torch.allclose(vectors, reference(tower, random_images(4)), atol=1e-5)
-    return chosen, engine
+    return chosen, backend
 
 
 def onnx_file(tower: ImageTower) -> Path:
@@ -86,37 +86,37 @@ def exported(made_once: Path) -> ImageTower:
 
 def test_batch_of_any_size_is_taken_in_parts() -> None:
     tower = make_tower(0)
-    _, engine = start(tower, "torch")
-    for count in (1, engines.CPU_IMAGES, 2 * engines.CPU_IMAGES + 3):
-        vectors = engine(random_images(count, seed=1))
+    _, backend = start(tower, "torch")
+    for count in (1, backends.CPU_IMAGES, 2 * backends.CPU_IMAGES + 3):
+        vectors = backend(random_images(count, seed=1))
         assert torch.allclose(vectors, reference(tower, random_images(count, seed=1)), atol=1e-6)
 
 
 def test_torch_gives_unit_vectors() -> None:
     tower = make_tower(0)
-    name, engine = start(tower, "torch")
+    name, backend = start(tower, "torch")
     assert name == "torch"
-    vectors = engine(random_images(7))
+    vectors = backend(random_images(7))
     assert vectors.shape == (7, 24)
     assert vectors.dtype == torch.float32
     assert not vectors.requires_grad
     assert (vectors - reference(tower, random_images(7))).abs().max() < 1e-6
 
 
-def test_engine_leaves_the_tower_as_it_was() -> None:
+def test_backend_leaves_the_tower_as_it_was() -> None:
     tower = make_tower(0)
     before = weights_digest(tower)
-    _, engine = start(tower, "torch")
+    _, backend = start(tower, "torch")
     tower.train()
-    assert torch.equal(engine(random_images(7)), engine(random_images(7)))  # no dropout
+    assert torch.equal(backend(random_images(7)), backend(random_images(7)))  # no dropout
     assert weights_digest(tower) == before
 
 
 def test_onnx_agrees_on_batches_of_any_size(exported: ImageTower) -> None:
-    name, engine = start(exported, "onnx")
+    name, backend = start(exported, "onnx")
     assert name == "onnx"
     for count in (1, 2, 4, 7):
-        vectors = engine(random_images(count, seed=count))
+        vectors = backend(random_images(count, seed=count))
         assert vectors.shape == (count, 24)
         assert (vectors - reference(exported, random_images(count, seed=count))).abs().max() < 1e-5
 
@@ -133,31 +133,31 @@ def test_onnx_of_another_tower_is_refused(exported: ImageTower, caplog: pytest.L
     """As if the cache had been tampered with: the vectors give it away."""
     tower = make_tower(1)
     onnx_file(tower).write_bytes(onnx_file(exported).read_bytes())
-    with pytest.raises(TowerError, match="engine onnx differs from torch by"):
+    with pytest.raises(TowerError, match="backend onnx differs from torch by"):
         start(tower, "onnx")
 
     with caplog.at_level(logging.WARNING, logger="lamplit"):
-        name, engine = start(tower, "auto", num_images=400)
+        name, backend = start(tower, "auto", num_images=400)
     assert name == "torch"
     assert "differs from torch" in caplog.text
-    assert (engine(random_images(3)) - reference(tower, random_images(3))).abs().max() < 1e-6
+    assert (backend(random_images(3)) - reference(tower, random_images(3))).abs().max() < 1e-6
 
 
 def test_tolerance_is_on_unit_vectors() -> None:
     expected = F.normalize(torch.randn(5, 24), dim=-1)
-    engines._require_agreement("other", expected + 0.9 * TOLERANCE, expected)
+    backends._require_agreement("other", expected + 0.9 * TOLERANCE, expected)
     for wrong in (expected + 1.1 * TOLERANCE, expected * float("nan"), expected.flip(0)):
-        with pytest.raises(TowerError, match="engine other differs"):
-            engines._require_agreement("other", wrong, expected)
+        with pytest.raises(TowerError, match="backend other differs"):
+            backends._require_agreement("other", wrong, expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"no model" * 50, None])
 def test_damaged_onnx_file_is_made_again(exported: ImageTower, content: bytes | None) -> None:
     file = onnx_file(exported)
     file.write_bytes(file.read_bytes()[:2000] if content is None else content)
-    name, engine = start(exported, "onnx")
+    name, backend = start(exported, "onnx")
     assert name == "onnx"
-    assert (engine(random_images(3)) - reference(exported, random_images(3))).abs().max() < 1e-5
+    assert (backend(random_images(3)) - reference(exported, random_images(3))).abs().max() < 1e-5
 
 
 def test_tower_that_onnx_cannot_hold(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,7 +171,7 @@ def test_tower_that_onnx_cannot_hold(monkeypatch: pytest.MonkeyPatch, caplog: py
     tower = open_image_tower(Odd(), preprocessing=Preprocessing((48, 48), HALF, HALF))
     with pytest.raises(TowerError, match="cannot be exported to ONNX"):
         start(tower, "onnx")
-    monkeypatch.setitem(engines._START_PAYS, "onnx", 0.0)
+    monkeypatch.setitem(backends._START_PAYS, "onnx", 0.0)
     with caplog.at_level(logging.WARNING, logger="lamplit"):
         name, _ = start(tower, "auto")
     assert name == "torch"
@@ -197,9 +197,9 @@ def test_auto_takes_what_is_faster() -> None:
     tower = open_image_tower(Slow(), preprocessing=Preprocessing((48, 48), HALF, HALF))
     assert start(tower, "auto", num_images=40)[0] == "torch"  # half a second: no export pays
     assert not onnx_file(tower).exists()
-    name, engine = start(tower, "auto", num_images=40_000)
+    name, backend = start(tower, "auto", num_images=40_000)
     assert name == "onnx"
-    assert (engine(random_images(3)) - reference(tower, random_images(3))).abs().max() < 1e-5
+    assert (backend(random_images(3)) - reference(tower, random_images(3))).abs().max() < 1e-5
     assert start(tower, "auto", num_images=400)[0] == "onnx"  # now that its file is there
     assert start(tower, "auto", num_images=40)[0] == "torch"  # too few for even a comparison to pay
 
@@ -207,10 +207,10 @@ def test_auto_takes_what_is_faster() -> None:
 @pytest.mark.slow
 def test_compile_agrees() -> None:
     tower = make_tower(0)
-    name, engine = start(tower, "compile")
+    name, backend = start(tower, "compile")
     assert name == "compile"
     for count in (1, 4, 7):
-        assert (engine(random_images(count)) - reference(tower, random_images(count))).abs().max() < 1e-5
+        assert (backend(random_images(count)) - reference(tower, random_images(count))).abs().max() < 1e-5
 
 
 @pytest.mark.slow
@@ -218,5 +218,5 @@ def test_compile_agrees() -> None:
 def test_onnx_agrees_for_timm_towers(name: str) -> None:
     tower = open_image_tower(f"timm:{name}", weights="random")
     sample = torch.randint(0, 256, (4, 3, *tower.preprocessing.image_size), dtype=torch.uint8)
-    _, engine, _ = choose_engine(tower, "onnx", sample, num_images=4, device=CPU)
-    assert (engine(sample[:3]) - reference(tower, sample[:3])).abs().max() < TOLERANCE
+    _, backend, _ = choose_backend(tower, "onnx", sample, num_images=4, device=CPU)
+    assert (backend(sample[:3]) - reference(tower, sample[:3])).abs().max() < TOLERANCE

@@ -26,7 +26,7 @@ from lamplit.tuning.sides import text_features
 SHRINKAGE = 10.0  # of the covariance, in units of its mean variance
 RIDGE = 2.0  # in units of the mean squared feature
 PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
-MOST_PAIRS = 50_000  # more would not change the fit
+MAX_PAIRS = 50_000  # more would not change the fit
 
 
 @torch.no_grad()
@@ -40,8 +40,8 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
         class_head: the image tower's classifier, where there is one.
     """
     device = text_tower.head.weight.device
-    if len(texts) > MOST_PAIRS:
-        chosen = torch.randperm(len(texts))[:MOST_PAIRS]
+    if len(texts) > MAX_PAIRS:
+        chosen = torch.randperm(len(texts))[:MAX_PAIRS]
         zimg, texts = zimg[chosen], [texts[i] for i in chosen.tolist()]
     zimg = zimg.to(device)
     features = text_features(text_tower, texts)
