@@ -27,6 +27,7 @@ from lamplit._version import __version__
 from lamplit.data.images import convert_image, decode_image, open_bytes
 from lamplit.errors import TowerError, UsageError
 from lamplit.store.lance_store import Store
+from lamplit.towers.devices import pick_device
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, load_image_tower, open_published_image_tower
 from lamplit.towers.loading import load_whole
@@ -214,6 +215,7 @@ class _TextPart(nn.Module):
 def load(
     folder: str | Path,
     *,
+    device: str | torch.device | None = None,
     towers: Literal["both", "text", "image"] = "both",
     image_tower: nn.Module | None = None,
 ) -> LiT:
@@ -222,6 +224,7 @@ def load(
     Args:
         folder: what `LiT.save` or a tuning run wrote; or `lit:NAME_OR_FILE`, one of the models that the paper's authors
             published (`lit:B16B_2`, say), from its own .npz file.
+        device: torch device; by default the accelerator, if there is one.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
         image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an
             open tower with its own weights, of which nothing can prove that it made the vectors.
@@ -231,7 +234,7 @@ def load(
         TowerError: its weights do not fit, or are not there.
     """
     if str(folder).startswith("lit:"):
-        return _load_published(str(folder), towers)
+        return _load_published(str(folder), towers).to(pick_device(device))
     folder = Path(folder)
     config = read_config(folder)
     identity: TowerIdentity = config["image_tower"]
@@ -255,7 +258,26 @@ def load(
         else:
             raise _without_image_tower(identity)
     model.name = folder.absolute().name
-    return model.eval()
+    return model.to(pick_device(device)).eval()
+
+
+def as_model(
+    model: str | Path | LiT,
+    *,
+    device: str | torch.device | None = None,
+    towers: Literal["both", "text", "image"] = "both",
+) -> LiT:
+    """Load the model at a path, or `lit:NAME`; an open one is returned as it is, where it is.
+
+    Raises:
+        UsageError: no model there, or a device for a model that is open already.
+        TowerError: its weights do not fit, or are not there.
+    """
+    if not isinstance(model, LiT):
+        return load(model, device=device, towers=towers)
+    if device is not None and torch.device(device) != model.device:
+        raise UsageError(f"the model is open on {model.device}; move it with model.to({str(device)!r})")
+    return model
 
 
 def merge_lora(folder: str | Path, out: str | Path) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import save_model
 
 from lamplit.cli import main as cli
-from lamplit.cli import tables
+from lamplit.cli import tables, training
 from lamplit.retrieval.collection import SMALL, measured_recall
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.lance_store import Store
@@ -201,7 +201,7 @@ def test_debug_behind_two_dashes_is_a_word(lamplit: Lamplit) -> None:
 
 
 def test_options_of_tune_are_the_settings() -> None:
-    parameters = inspect.signature(cli.tune).parameters
+    parameters = inspect.signature(training.tune).parameters
     options = {
         name: parameter.default
         for name, parameter in parameters.items()

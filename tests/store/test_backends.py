@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamplit.cache import cache_folder
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError
+from lamplit.files import cache_folder
 from lamplit.store import backends
 from lamplit.store.backends import TOLERANCE, choose_backend
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower

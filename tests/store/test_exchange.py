@@ -402,8 +402,8 @@ def test_folder_with_something_in_it(tmp_path: Path, store: Store) -> None:
 
 
 def test_interrupted_export_leaves_no_folder(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "clip.partial" / "img_emb").mkdir(parents=True)  # as a killed one leaves it
-    (tmp_path / "clip.partial" / "img_emb" / "img_emb_7.npy").touch()
+    (tmp_path / ".clip.999999999.partial" / "img_emb").mkdir(parents=True)  # as a killed one leaves it
+    (tmp_path / ".clip.999999999.partial" / "img_emb" / "img_emb_7.npy").touch()
     with monkeypatch.context() as patch:
         patch.setattr(store, "take", _pull_the_plug)
         with pytest.raises(StoreError, match="pulled out"):

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.cache import cache_folder
 from lamplit.cli import main as cli
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation.evaluator import evaluate
+from lamplit.files import cache_folder
 from lamplit.inspection import describe
 from lamplit.model import LiT, load
 from lamplit.store.lance_store import Store

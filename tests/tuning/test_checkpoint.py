@@ -11,7 +11,7 @@ from torch import nn
 
 from lamplit.errors import TuneError
 from lamplit.towers.lock import Locked
-from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
+from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
 from lamplit.tuning.optimizers import Adafactor, build_optimizer
 
 Name = Literal["adamw", "adafactor"]
@@ -135,13 +135,6 @@ def test_file_of_mere_weights_is_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "last.safetensors")
     with pytest.raises(TuneError, match="belongs to another model"):
         load_checkpoint(tmp_path / "last.safetensors", run.model, run.optimizer)
-
-
-def test_write_whole_replaces(tmp_path: Path) -> None:
-    for text in ("first, and long", "größer"):
-        write_whole(tmp_path / "report.json", text)
-    assert (tmp_path / "report.json").read_text(encoding="utf-8") == "größer"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def log_of(file: Path) -> list[dict[str, Any]]:

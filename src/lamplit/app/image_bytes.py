@@ -6,9 +6,7 @@ import io
 import stat
 from pathlib import Path
 
-from torchvision.transforms.v2.functional import to_pil_image
-
-from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError
 
 MAX_FILE = 200 * 2**20  # bytes
@@ -28,8 +26,6 @@ def as_jpeg(file: Path, side: int) -> bytes:
         raise ImageError("not a file")
     if described.st_size > MAX_FILE:
         raise ImageError(f"{described.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
-    image = to_pil_image(decode_image(open_bytes(file)))
-    image.thumbnail((side, side))
     encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=88)
+    read_thumbnail(file, side).save(encoded, "JPEG", quality=88)
     return encoded.getvalue()

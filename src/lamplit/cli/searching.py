@@ -1,4 +1,4 @@
-"""The commands `lamplit search`, `index` and `duplicates`."""
+"""The command `lamplit search`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -75,32 +75,6 @@ def search(
         from lamplit.exports.text_graph import write_words
 
         write_words(model)  # for the next time
-
-
-def index(
-    store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
-    as_json: AsJson = False,
-) -> None:
-    """Build an approximate index (IVF) into a store of many millions; print the recall it gives."""
-    from lamplit.retrieval.indexing import build_index
-
-    show(build_index(lamplit.Store(store)), tables.index_report, as_json)
-
-
-def duplicates(
-    store: Annotated[str, typer.Argument(help="What lamplit embed or import made.")],
-    threshold: Annotated[float | None, typer.Option(help="Lowest cosine of a pair; by default 0.95.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A PNG to draw the biggest groups into.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List groups of images that are the same or nearly so; nothing is deleted."""
-    options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
-    groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
-    if sheet is not None:
-        from lamplit.retrieval.contact_sheet import duplicates_sheet
-
-        duplicates_sheet(groups, sheet)
-    show(groups, tables.duplicates, as_json)
 
 
 def _stdin() -> Iterator[str]:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import lamplit
 from lamplit.cli import tables
 from lamplit.errors import MissingExtraError, UsageError
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from lamplit.data.images import Skipped
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it is not found by its name.")]
+TextColumns = Annotated[str | None, typer.Option("--text-column", help="Column with the texts; several by commas.")]
+Device = Annotated[str | None, typer.Option(help="torch device; by default the accelerator, if there is one.")]
 stderr = Console(stderr=True)
 
 _ANSWER_WITHIN = 0.5  # seconds; nearly every terminal says what it is, and at once
@@ -141,3 +145,10 @@ def read_lines(file: Path) -> list[str]:
 def default_workers() -> int:
     """Processes that leave a core for the tower."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+def chosen_classes(classes: str | None, file: Path | None) -> list[str] | lamplit.ClassList:
+    """Class names, or the list that `lamplit classes` wrote."""
+    if file is not None and file.suffix == ".json" and classes is None:
+        return lamplit.ClassList.load(file)
+    return class_names(classes, file)

@@ -9,11 +9,10 @@ from typing import Any
 
 from PIL import Image
 from rich.console import Console
-from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.cli import tables
 from lamplit.cli.terminal import erase_line
-from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError
 from lamplit.retrieval.searcher import Hit
 
@@ -41,7 +40,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 def _thumbnail(hit: Hit, kind: Any) -> Any:
     try:
-        image = _middle(to_pil_image(decode_image(open_bytes(Path(hit.path)))))
+        image = _middle(read_thumbnail(Path(hit.path), _LONGEST * _PIXELS))
     except ImageError:
         return ""
     image.thumbnail((_PIXELS, _PIXELS))

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lamplit.cache import cache_folder
 from lamplit.data import makers
 from lamplit.errors import UsageError
+from lamplit.files import cache_folder
 
 CATALOG = {
     "stamps": "701 images of things, captions in 78 languages (Tux Paint; GPL-2)",

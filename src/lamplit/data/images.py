@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.workers import as_it_is, start_worker, worker_context
@@ -164,6 +165,17 @@ def convert_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor
         return _pixels(image)
     except _DECODE_ERRORS as error:
         raise ImageError(_reason(error, b"", max_pixels)) from error
+
+
+def read_thumbnail(image: Path | bytes, side: int) -> Image.Image:
+    """Read an image and make it small: at most `side` x `side` pixels, RGB, its transparent parts on white.
+
+    Raises:
+        ImageError: with the reason in a few words.
+    """
+    small: Image.Image = to_pil_image(decode_image(open_bytes(image)))
+    small.thumbnail((side, side))
+    return small
 
 
 def open_bytes(image: Path | bytes) -> bytes:

@@ -16,13 +16,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lamplit.cache import cache_folder
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.evaluator import classification_result, retrieval_result, said_of, versions
 from lamplit.evaluation.protocols.known import read_tasks
 from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled, Retrieval, Task
 from lamplit.evaluation.text_vectors import TextVectors
+from lamplit.files import cache_folder
 from lamplit.metrics import scoring
 from lamplit.metrics.probe import SEEDS, draw, ridge_accuracy
 from lamplit.metrics.results import Result, measure

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit._version import __version__
-from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError, StoreError, UsageError
 from lamplit.metrics import scoring
 from lamplit.metrics.calibration import expected_calibration_error, reliability_bins
@@ -225,10 +224,9 @@ def classification_result(
 def thumbnail(source: Path | bytes) -> str:
     """Make a small JPEG as a data URI; empty where the image cannot be read any more."""
     try:
-        image = to_pil_image(decode_image(open_bytes(source)))
+        image = read_thumbnail(source, THUMBNAIL)
     except ImageError:
         return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lamplit.errors import TowerError
 from lamplit.exports.onnx import write_text_graph
 from lamplit.exports.sample import SENTENCES
+from lamplit.files import replacing
 from lamplit.model import LiT, load
 from lamplit.store.backends import TOLERANCE
 from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config
@@ -55,10 +56,9 @@ def write_words(folder: str | Path) -> bool:
     if model.text_tower is None or model.text_tower.lora is not None:
         return False
     logger.info("preparing %s to be searched without torch, once", folder)
-    partial = folder / f".{TEXT_GRAPH}.{os.getpid()}.onnx"
     try:
-        _write(model.eval().requires_grad_(False), folder, partial)
-        partial.replace(file)
+        with replacing(file) as partial:
+            _write(model.eval().requires_grad_(False), folder, partial)
     except OSError as error:  # a full disk
         logger.info("%s was not written: %s", file, error)
         return False
@@ -66,8 +66,6 @@ def write_words(folder: str | Path) -> bool:
         logger.info("%s; %s goes on to be searched with torch", error, folder)
         file.touch()
         return False
-    finally:
-        partial.unlink(missing_ok=True)
     return True
 
 

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.cache import cache_folder
+from lamplit.files import cache_folder, replacing
 from lamplit.retrieval.nearest import BitPlanes, Vectors, choose_kept
 from lamplit.store.lance_store import Store
 from lamplit.unit_vectors import as_array, normalize
@@ -136,9 +134,8 @@ def _read(folder: Path, store: Store) -> Collection | None:
 def _write(folder: Path, name: str, store: Store, project: Project) -> None:
     """Derive the files of a store, all of them or none."""
     logger.info("preparing %d images for search, once", len(store))
-    partial = folder / f".{uuid4().hex}.partial"
-    partial.mkdir(parents=True)
-    try:
+    with replacing(folder / name) as partial:
+        partial.mkdir()
         place = np.empty(len(store), np.int64)
         place[store.order] = np.arange(len(store))
         vectors: np.memmap[Any, Any] | None = None
@@ -159,12 +156,7 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         words.flush()
         (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
         logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
-        target = folder / name
-        shutil.rmtree(target, ignore_errors=True)  # it is damaged, or it would have been read
-        os.replace(partial, target)
-        _forget(folder, store.state)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _forget(folder, store.state)
 
 
 def _forget(folder: Path, state: str) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.transforms.v2.functional import to_pil_image
 
-from lamplit.data.images import decode_image, open_bytes
+from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.duplicates import DuplicateGroup
@@ -54,9 +53,8 @@ def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None
 
 def _place(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:
     try:
-        image = to_pil_image(decode_image(open_bytes(Path(hit.path))))
+        image = read_thumbnail(Path(hit.path), _CELL)
     except ImageError:
         ImageDraw.Draw(sheet).rectangle((left, top, left + _CELL, top + _CELL), fill="lightgray")
         return
-    image.thumbnail((_CELL, _CELL))
     sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))

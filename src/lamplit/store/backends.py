@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamplit.cache import cache_folder
 from lamplit.errors import TowerError, first_line
+from lamplit.files import cache_folder
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.images.pooling import pool_features
 from lamplit.towers.lock import Locked
@@ -34,18 +34,6 @@ CPU_IMAGES = 16  # in one pass of torch; its activations pass through the cache,
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
 # Seconds that the eager tower must have before it for the start of another backend to pay.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
-
-
-def best_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than float32 here; on a CPU without hardware for it, it is six times slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_backend(

@@ -20,9 +20,10 @@ from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.progress import progress_bar
-from lamplit.store.backends import Backend, BackendName, best_device, choose_backend
+from lamplit.store.backends import Backend, BackendName, choose_backend
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
+from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
@@ -120,7 +121,7 @@ def embed(
         stored=writer.places,
         max_pixels=max_pixels,
     )
-    run = _Tower(tower, backend, torch.device(device or best_device()), pairs.count, batch_size)
+    run = _Tower(tower, backend, pick_device(device), pairs.count, batch_size)
     with progress_bar("embed", pairs.count, shown=progress) as advance:
         for batch in batches:
             if len(batch.images):

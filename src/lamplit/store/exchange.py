@@ -6,7 +6,6 @@ Both ways in the layout of clip-retrieval, which autofaiss and embedding-reader 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,9 +24,10 @@ from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.images import Skipped
 from lamplit.data.parquet import BLOCK_ROWS
 from lamplit.errors import StoreError, UsageError
+from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
 from lamplit.store.embedding import list_skipped
-from lamplit.store.lance_store import Store
+from lamplit.store.lance_store import Store, as_store
 from lamplit.store.rows import COLUMNS, Row, metadata_name
 from lamplit.towers.identity import TowerIdentity
 
@@ -143,21 +143,17 @@ def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: 
         StoreError: the store cannot be read.
         UsageError: there is something in the folder.
     """
-    store = store if isinstance(store, Store) else Store(store)
+    store = as_store(store)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; give another, so that parts of two stores do not mix")
     parts = [range(start, min(start + part_rows, len(store))) for start in range(0, len(store), part_rows)]
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted export has left
-    for name in ("img_emb", "metadata"):
-        (partial / name).mkdir(parents=True)
-    for number, rows in enumerate(parts):
-        # Readers sort the names as text, so the numbers are of one length.
-        _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}")
-    if folder.is_dir():
-        folder.rmdir()
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        for name in ("img_emb", "metadata"):
+            (partial / name).mkdir(parents=True)
+        for number, rows in enumerate(parts):
+            # Readers sort the names as text, so the numbers are of one length.
+            _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}")
     return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
 
 

@@ -347,6 +347,15 @@ class Store:
         return self._table.to_table(columns=names).sort_by("id")
 
 
+def as_store(store: str | Path | Store) -> Store:
+    """Open the store at a path; an open one is returned as it is.
+
+    Raises:
+        StoreError: there is no store at the path, or a newer lamplit wrote it.
+    """
+    return store if isinstance(store, Store) else Store(store)
+
+
 def _open_table(path: str | Path) -> Any:
     if Path(path).is_file():  # Lance would try for seconds
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamplit.errors import TowerError, first_line
+from lamplit.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,11 +64,9 @@ def write_onnx(
     """
     import torch  # who opens a file alone does without
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     example = tuple(inputs.values())
     names = tuple({place: length.__name__ for place, length in each.items()} for each in axes)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replacing(file) as partial:
         warnings.simplefilter("ignore")  # the exporter warns of its own future
         try:
             program = torch.export.export(module, example, dynamic_shapes=tuple(map(dict, axes)))
@@ -76,8 +74,5 @@ def write_onnx(
                 program, example, partial, dynamo=True, external_data=False, verbose=False,
                 dynamic_shapes=names, input_names=list(inputs), output_names=["vectors"],
             )  # fmt: skip
-            partial.replace(file)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
-        finally:
-            partial.unlink(missing_ok=True)

@@ -17,8 +17,8 @@ from lamplit.data.crops import Crop, read_crops
 from lamplit.errors import LamplitError, TuneError
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
-from lamplit.store.backends import has_fast_bf16
 from lamplit.store.lance_store import Store
+from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import open_text_tower

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamplit.errors import TuneError
+from lamplit.files import replacing, write_text
 
 
 def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
@@ -29,14 +29,10 @@ def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                 numbers.setdefault(str(index), {})[name] = value
     for name, state in _random_states().items():
         tensors[f"random.{name}"] = state
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
     # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.
     described = {"lamplit": json.dumps({"progress": progress, "numbers": numbers})}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, described)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, described)
 
 
 def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -74,13 +70,6 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     return progress
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file atomically."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
 @contextmanager
 def open_log(file: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Open a log to add to: what this yields appends one line of JSON, at once."""
@@ -104,7 +93,7 @@ def cut_log(file: Path, step: int) -> float:
         if values["step"] <= step:
             kept.append(line)
             seconds = values.get("seconds", seconds)
-    write_whole(file, "".join(line + "\n" for line in kept))
+    write_text(file, "".join(line + "\n" for line in kept))
     return seconds
 
 

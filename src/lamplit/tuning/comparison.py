@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lamplit.errors import UsageError
+from lamplit.files import write_text
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
-from lamplit.tuning.checkpoint import write_whole
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 
@@ -112,7 +112,7 @@ def compare(
                     for metric in METRICS:
                         cell.metrics[metric].append(report.last[metric])
                 comparison.cells.append(cell)
-                write_whole(out / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
+                write_text(out / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
     if not comparison.cells:
         raise UsageError(f"nothing could be compared: {'; '.join(comparison.impossible)}")
     draw_comparison(comparison, out / "comparison.png")

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from lamplit.errors import TuneError
+from lamplit.files import write_text
 from lamplit.model import save_image_tower
 from lamplit.progress import progress_bar
-from lamplit.store.backends import best_device
-from lamplit.store.lance_store import Store
+from lamplit.store.lance_store import Store, as_store
+from lamplit.towers.devices import pick_device
 from lamplit.tuning.assembly import Assembly
 from lamplit.tuning.batches import Batches
-from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, write_whole
+from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
 from lamplit.tuning.closed_form import fit_head
 from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.large_batch import backward_in_chunks
@@ -65,12 +66,12 @@ def tune(
         UsageError: the folder holds a run with other settings, or there is too little to tune on.
         TuneError: the loss is no longer finite, or the image tower or its images are not there to be tuned.
     """
-    store = store if isinstance(store, Store) else Store(store)
+    store = as_store(store)
     out = Path(out)
     done = claim(out, store, settings)
     if done is not None:
         return done
-    where = torch.device(device) if device else best_device()
+    where = pick_device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         run = _Run(store, out, settings, where, memory_budget, workers)
@@ -231,7 +232,7 @@ class _Run:
         elif self.assembly.image_tower is not None:
             save_image_tower(self.assembly.image_tower, self.out)
         draw_curves(self.out / "log.jsonl", self.out / "curves.png")
-        write_whole(self.out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
+        write_text(self.out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
         return report
 
     def _skipped_note(self) -> str:

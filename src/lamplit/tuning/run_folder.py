@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lamplit.errors import UsageError
+from lamplit.files import write_text
 from lamplit.store.lance_store import Store
-from lamplit.tuning.checkpoint import write_whole
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.tune_report import TuneReport
 
@@ -32,7 +32,7 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     elif (out / "config.json").is_file():
         raise UsageError(f"{out} holds a model that is not a run of lamplit tune; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(content, indent=2) + "\n")
+    write_text(file, json.dumps(content, indent=2) + "\n")
     return None
 
 

@@ -16,9 +16,9 @@ from timm.layers import GELUTanh
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from lamplit.cache import cache_folder, download
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
+from lamplit.files import cache_folder, download
 from lamplit.towers.loading import load_strictly
 from lamplit.towers.published.layout import Plan, read_layout, today
 from lamplit.towers.published.npz import ArrayFile

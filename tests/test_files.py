@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import FolderHandler, serve
 
-from lamplit.cache import cache_folder, download
+from lamplit.files import cache_folder, download, replacing, write_text
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,3 +60,41 @@ def test_what_is_not_there_leaves_nothing(tmp_path: Path) -> None:
     ):
         download(f"{address}/a.npz", tmp_path / "cache" / "a.npz")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_write_text_replaces(tmp_path: Path) -> None:
+    for text in ("first, and long", "größer"):
+        write_text(tmp_path / "report.json", text)
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == "größer"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_replacing_gives_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "weights") as partial:
+            partial.touch(mode=0o600)
+        assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_replacing_leaves_the_old_where_writing_fails(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    for name in ("a", "folder"):
+        with pytest.raises(FileNotFoundError), replacing(tmp_path / name) as partial:
+            (partial / "nowhere").touch()
+    assert (tmp_path / "a").read_text() == "old"
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["old"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "folder"]
+
+
+def test_replacing_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with replacing(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]

@@ -1,0 +1,134 @@
+"""The commands of stores: `lamplit data get`, `embed`, `import`, `index`, `duplicates` and `info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lamplit
+from lamplit.cli import tables
+from lamplit.cli.terminal import (
+    AsJson,
+    Device,
+    ImageColumn,
+    TextColumns,
+    default_workers,
+    print_line,
+    show,
+)
+from lamplit.errors import UsageError
+
+
+def data_get(
+    name: Annotated[str, typer.Argument(help="stamps, openclipart, emoji or fashion-mnist.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to; by default the user's cache.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a data set and print the path of its pairs file."""
+    pairs = lamplit.fetch(name, folder)
+    print_line(json.dumps({"pairs": str(pairs)}) if as_json else pairs)
+
+
+def embed(
+    source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
+    image_tower: Annotated[
+        str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
+    ],
+    out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
+    image_tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, mean, map or cls+mean; by default what the tower's own head uses.")
+    ] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    mean_center: Annotated[
+        bool, typer.Option("--mean-center", help="Subtract the mean vector: a centred store.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
+    ] = False,
+    backend: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are embedded together.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Images of more are skipped unseen.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed images once with a locked tower; run again for what is new, changed or moved."""
+    limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+    if backend not in ("auto", "torch", "compile", "onnx"):
+        raise UsageError(f"there is no backend {backend!r}; expected auto, torch, compile or onnx")
+    report = lamplit.embed(
+        source, out, image_tower=image_tower, image_tower_weights=image_tower_weights, pool=pool,
+        image_column=image_column, text_column=text_column, mean_center=mean_center, prune=prune, backend=backend,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
+    )  # fmt: skip
+    _prepare_store(out)
+    show(report, tables.embed_report, as_json)
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
+    image_tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
+    pairs: Annotated[str | None, typer.Option(help="Texts and images for a .npy, in its order.")] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
+    ] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of vectors that are there already; no image is opened."""
+    report = lamplit.import_vectors(
+        source, out, image_tower=image_tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
+        text_column=text_column, progress=True,
+    )  # fmt: skip
+    _prepare_store(out)
+    show(report, tables.import_report, as_json)
+
+
+def index(
+    store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
+    as_json: AsJson = False,
+) -> None:
+    """Build an approximate index (IVF) into a store of many millions; print the recall it gives."""
+    from lamplit.retrieval.indexing import build_index
+
+    show(build_index(lamplit.Store(store)), tables.index_report, as_json)
+
+
+def duplicates(
+    store: Annotated[str, typer.Argument(help="What lamplit embed or import made.")],
+    threshold: Annotated[float | None, typer.Option(help="Lowest cosine of a pair; by default 0.95.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A PNG to draw the biggest groups into.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List groups of images that are the same or nearly so; nothing is deleted."""
+    options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
+    if sheet is not None:
+        from lamplit.retrieval.contact_sheet import duplicates_sheet
+
+        duplicates_sheet(groups, sheet)
+    show(groups, tables.duplicates, as_json)
+
+
+def info(
+    path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a model or a store is."""
+    from lamplit.inspection import describe
+
+    show(describe(path), tables.info, as_json)
+
+
+def _prepare_store(store: str) -> None:
+    from lamplit.retrieval.collection import prepare
+
+    prepare(lamplit.Store(store))
