@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from conftest import COLORS, SHAPES, draw
 from PIL import ExifTags, Image
 from pyarrow import parquet
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 from lamplit.data.images import decode_image
 from lamplit.data.pairs import read_pairs
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.errors import PairsError, StoreError, TowerError
+from lamplit.errors import PairsError, StoreError, TowerError, UsageError
 from lamplit.store import embedding
 from lamplit.store.embedding import EmbedReport, embed
 from lamplit.store.lance_store import Store
@@ -638,3 +640,50 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert content(Store(killed)) == content(Store(whole))
     assert Store(killed).column("id") == [row["path"] for row in rows]
     assert (Store(killed).vectors() - Store(whole).vectors()).abs().max() < ONE_FP16_STEP
+
+
+class Elsewhere(nn.Module):
+    """A module that says where its weight is when it runs, and gives vectors on the CPU, which `meta` cannot."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 2)
+        self.devices: list[str] = []
+        self.fails_at = fails_at
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.devices.append(self.convolution.weight.device.type)
+        if len(self.devices) == self.fails_at:
+            raise RuntimeError("out of memory")
+        return torch.ones(len(images), 4)
+
+
+@pytest.mark.parametrize("fails_at", [None, 3])
+def test_tower_of_the_callers_comes_back(source: Path, out: Path, fails_at: int | None) -> None:
+    module = Elsewhere(fails_at).train()
+    tower = open_image_tower(module, preprocessing=Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3))
+    module.train()
+    weight, data = module.convolution.weight, module.convolution.weight.data_ptr()
+    failing = nullcontext() if fails_at is None else pytest.raises(RuntimeError, match="out of memory")
+    with failing:
+        embed(source.parent, out, image_tower=tower, backend="torch", device="meta", batch_size=4)
+    assert set(module.devices[1:]) == {"meta"}  # the first is that of opening
+    assert module.convolution.weight is weight
+    assert (weight.device.type, weight.data_ptr(), weight.requires_grad) == ("cpu", data, True)
+    assert weight.is_contiguous()
+    assert module.training
+
+
+def test_two_stores_with_one_backbone(source: Path, out: Path, tmp_path: Path) -> None:
+    """As `evaluate` with two benchmarks does: a new tower, with another preprocessing, around the same backbone."""
+    module = Elsewhere()
+    for number, size in enumerate(((8, 8), (10, 10))):
+        tower = ImageTower("module:one", module, Preprocessing(size, (0.5,) * 3, (0.5,) * 3), {"library": "module"})
+        embed(source, tmp_path / f"{number}.lance", image_tower=tower, backend="torch", device="meta")
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+    assert module.devices.count("cpu") == 2  # what measures the width of each tower
+
+
+def test_onnx_runs_on_the_cpu_alone(source: Path, out: Path, image_tower: ImageTower) -> None:
+    with pytest.raises(UsageError, match="backend onnx runs on the CPU, not on meta"):
+        embed(source, out, image_tower=image_tower, backend="onnx", device="meta")

@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lamplit.progress import progress_bar
 from lamplit.store.backends import Backend, BackendName, choose_backend
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
+from lamplit.towers.borrowing import borrowed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
@@ -80,7 +81,8 @@ def embed(
     Args:
         source: anything `read_pairs` reads, or the pairs themselves.
         out: the store to make or to add to.
-        image_tower: what `open_image_tower` opens, or an open tower.
+        image_tower: what `open_image_tower` opens, or an open tower. A tower of yours is moved to `device` and locked
+            while this runs, and is given back as it was.
         image_tower_weights: weights file for the tower, or `"random"`.
         pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
         image_column: column with the images, where it is not found by its name.
@@ -107,35 +109,37 @@ def embed(
     )
     if pool is not None and isinstance(image_tower, ImageTower):
         raise UsageError("an open tower pools as it was opened; give pool= to open_image_tower")
-    tower = image_tower
-    if not isinstance(tower, ImageTower):
-        tower = open_image_tower(tower, weights=image_tower_weights, pool=pool)
-    writer = _Writer(out, tower, mean_center)
-    report = EmbedReport(str(out), tower.spec)
-    batches = read_batches(
-        pairs,
-        tower.preprocessing,
-        batch_size=batch_size,
-        workers=workers,
-        known=writer.hashes,
-        stored=writer.places,
-        max_pixels=max_pixels,
-    )
-    run = _Tower(tower, backend, pick_device(device), pairs.count, batch_size)
-    with progress_bar("embed", pairs.count, shown=progress) as advance:
-        for batch in batches:
-            if len(batch.images):
-                writer.add(batch, run(batch), run.backend)
-            writer.reuse(batch.stored)
-            writer.keep(batch.unchanged)
-            writer.seen.update(item.id for item in batch.skipped)
-            report.embedded += len(batch.images)
-            report.moved += len(batch.stored)
-            report.unchanged += len(batch.unchanged)
-            report.skipped += batch.skipped
-            advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
-    # Convolutions ran channels last; the tower is the caller's, and safetensors takes it only as it was.
-    tower.backbone.to(memory_format=torch.contiguous_format)
+    where = pick_device("cpu" if backend == "onnx" and device is None else device)
+    if backend == "onnx" and where.type != "cpu":
+        raise UsageError(f"backend onnx runs on the CPU, not on {where}; leave the device out, or choose backend torch")
+    with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
+        tower = image_tower
+        if not isinstance(tower, ImageTower):
+            tower = open_image_tower(tower, weights=image_tower_weights, pool=pool)
+        writer = _Writer(out, tower, mean_center)
+        report = EmbedReport(str(out), tower.spec)
+        batches = read_batches(
+            pairs,
+            tower.preprocessing,
+            batch_size=batch_size,
+            workers=workers,
+            known=writer.hashes,
+            stored=writer.places,
+            max_pixels=max_pixels,
+        )
+        run = _Tower(tower, backend, where, pairs.count, batch_size)
+        with progress_bar("embed", pairs.count, shown=progress) as advance:
+            for batch in batches:
+                if len(batch.images):
+                    writer.add(batch, run(batch), run.backend)
+                writer.reuse(batch.stored)
+                writer.keep(batch.unchanged)
+                writer.seen.update(item.id for item in batch.skipped)
+                report.embedded += len(batch.images)
+                report.moved += len(batch.stored)
+                report.unchanged += len(batch.unchanged)
+                report.skipped += batch.skipped
+                advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
     usable = report.embedded + report.moved + report.unchanged
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0)
     report.backend = run.backend

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,16 @@ class ImageTower(nn.Module):
         if self.pool is not None:
             require_pool(spec, self.pool, self.find_pools()[0])
         with torch.no_grad():  # what comes out is the only thing that every library agrees on
-            blank = torch.zeros(1, 3, *preprocessing.image_size, dtype=torch.uint8)
+            blank = torch.zeros(1, 3, *preprocessing.image_size, dtype=torch.uint8, device=self.device)
             self.width = self(blank).shape[1]
         if class_head is not None and class_head.vectors.shape[1] != self.width:
             self.class_head = None  # the classifier reads something else than the pooled features
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower is: the device of its first parameter or buffer, the CPU if it has none."""
+        held = next(chain(self.backbone.parameters(), self.backbone.buffers()), None)
+        return torch.device("cpu") if held is None else held.device
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) uint8 images in, (B, width) pooled features out, not normalised."""
@@ -75,7 +82,7 @@ class ImageTower(nn.Module):
     def find_pools(self) -> tuple[list[str], str | None]:
         """Poolings that this tower can be opened with, and which of them is its library's own, if it is one of them."""
         noise = torch.rand(2, 3, *self.preprocessing.image_size, generator=torch.Generator().manual_seed(0))
-        return find_pools(self.backbone, noise)
+        return find_pools(self.backbone, noise.to(self.device))
 
     def identity(self) -> TowerIdentity:
         """Say what this tower is; the fingerprint covers weights, preprocessing and architecture."""

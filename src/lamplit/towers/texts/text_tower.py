@@ -24,7 +24,8 @@ from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, load_tokenizer
 
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
-PASS_COST = {"cpu": 32, "cuda": 2048, "mps": 1024}
+PASS_COST = {"cpu": 32, "cuda": 2048}
+_OTHER_PASS_COST = 1024  # of every other accelerator, such as MPS
 
 
 class TextTower(nn.Module):
@@ -86,7 +87,7 @@ class TextTower(nn.Module):
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.head.weight.device
         parts, start = [], 0
-        for size in length_groups([lengths[i] for i in order], PASS_COST[device.type]):
+        for size in length_groups([lengths[i] for i in order], PASS_COST.get(device.type, _OTHER_PASS_COST)):
             parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
             start += size
         back = torch.empty(len(order), dtype=torch.long, device=device)
