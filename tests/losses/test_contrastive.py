@@ -371,3 +371,24 @@ def test_shapes_are_checked():
         sigmoid_loss(rows[:0], rows[:0], scale, scale)
     with pytest.raises(UsageError, match=r"text_ids has the shape \(2,\)"):
         softmax_loss(rows, rows, scale, text_ids=torch.arange(2))
+
+
+@LOSSES
+def test_a_compiled_step_gives_the_same(kind):
+    zimg, features = pairs(12, 5)
+    weight = torch.eye(5, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(10.0, dtype=torch.float64)
+    bias = torch.tensor(-2.0, dtype=torch.float64)
+
+    def step():
+        ztxt = F.normalize(features @ weight * 2, dim=1)
+        return softmax_loss(zimg, ztxt, scale) if kind == "softmax" else sigmoid_loss(zimg, ztxt, scale, bias)
+
+    outcomes = []
+    for run in (step, torch.compile(step, backend="aot_eager")):  # where the tiles' writes in place once failed
+        value = run()
+        outcomes.append((value.item(), *torch.autograd.grad(value, weight)))
+    torch._dynamo.reset()
+    (value, gradient), (compiled_value, compiled_gradient) = outcomes
+    assert compiled_value == pytest.approx(value, abs=1e-12)
+    assert torch.allclose(compiled_gradient, gradient, atol=1e-12)

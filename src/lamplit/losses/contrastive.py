@@ -32,6 +32,7 @@ _KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 
 _LINEAR_FROM = 115.0  # 2 ** 115 is a float32, and log2(1 + 2 ** 115) is 115 even in float64
 
 
+@torch.compiler.disable  # its tiles are written in place, which no compiler of torch can follow
 def softmax_loss(
     zimg: Tensor,
     ztxt: Tensor,
@@ -40,23 +41,28 @@ def softmax_loss(
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
 ) -> Tensor:
-    """Average cross entropy of finding each image's text and each text's image (CLIP, LiT).
+    """Compute the mean cross entropy of finding each image's text and each text's image (LiT, CLIP).
 
-    Rows i and j are positives of each other where their image ids or their text ids are equal; the target of
-    a row is uniform over its positives. Without ids each row's only positive is its own.
+    Rows i and j are positives of each other if their image ids or their text ids are equal; the target of
+    a row is uniform over its positives. Without ids a row's only positive is itself. A compiled step calls this
+    function as it is (`torch.compiler.disable`).
 
     Args:
         zimg: unit vectors of the images, (B, D).
         ztxt: unit vectors of their texts, (B, D).
-        logit_scale: the multiplier of the cosines itself (not its logarithm), a scalar.
-        image_ids: integers, (B,); equal where two rows show the same image.
-        text_ids: integers, (B,); equal where two rows have the same text.
+        logit_scale: the multiplier of the cosines, not its logarithm (open_clip: `logit_scale.exp()`); a scalar.
+        image_ids: integers, (B,); equal if two rows show the same image.
+        text_ids: integers, (B,); equal if two rows have the same text.
 
     Returns:
         The loss, a scalar; float64 for float64 vectors, else float32.
 
     Raises:
-        UsageError: if the shapes do not fit.
+        UsageError: the shapes do not fit.
+
+    Example:
+        >>> loss = softmax_loss(zimg, ztxt, model.logit_multiplier)
+        >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
     loss: Tensor = _SoftmaxLoss.apply(*_gradient_side_last(zimg, ztxt), scale)
@@ -67,6 +73,7 @@ def softmax_loss(
     return loss
 
 
+@torch.compiler.disable  # its tiles are written in place, which no compiler of torch can follow
 def sigmoid_loss(
     zimg: Tensor,
     ztxt: Tensor,
@@ -76,21 +83,28 @@ def sigmoid_loss(
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
 ) -> Tensor:
-    """Binary cross entropy of every image with every text: sums over texts, mean of images (SigLIP).
+    """Compute the binary cross entropy of every image with every text: sum over texts, mean over images (SigLIP).
+
+    Rows that share an image or a text are positives of each other. A compiled step calls this function as it is
+    (`torch.compiler.disable`).
 
     Args:
         zimg: unit vectors of the images, (B, D).
         ztxt: unit vectors of their texts, (B, D).
-        logit_scale: the multiplier of the cosines itself (not its logarithm), a scalar.
+        logit_scale: the multiplier of the cosines, not its logarithm (open_clip: `logit_scale.exp()`); a scalar.
         logit_bias: what is added to every logit, a scalar.
-        image_ids: integers, (B,); equal where two rows show the same image.
-        text_ids: integers, (B,); equal where two rows have the same text.
+        image_ids: integers, (B,); equal if two rows show the same image.
+        text_ids: integers, (B,); equal if two rows have the same text.
 
     Returns:
         The loss, a scalar; float64 for float64 vectors, else float32.
 
     Raises:
-        UsageError: if the shapes do not fit.
+        UsageError: the shapes do not fit.
+
+    Example:
+        >>> loss = sigmoid_loss(zimg, ztxt, model.logit_multiplier, bias)
+        >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
     bias = logit_bias.reshape(()).to(zimg.dtype)
@@ -153,7 +167,7 @@ class _Positives:
 
 
 def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> _Positives | None:
-    """Find the rows with more than one positive; None where there are none."""
+    """Find the rows with more than one positive; None if there is none."""
     groups: list[Tensor] = []
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if ids is not None:
@@ -170,7 +184,7 @@ def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor |
     rows = (counts > 1).nonzero().squeeze(1)
     if len(rows) == 0:
         return None
-    # Groups never reach outside `rows`: whoever shares a group has that positive too.
+    # Groups never reach outside `rows`: every row of a group has the others as positives.
     return _Positives(rows, counts[rows].to(zimg.dtype), [_number_groups(group[rows]) for group in groups])
 
 
@@ -283,11 +297,11 @@ def _add_softmax_weights(
     """Add up the gradients of both directions' log-sums, less the pairs' own logits.
 
     Args:
-        gradients: where to.
+        gradients: what is added to.
         log_sums: of the whole rows, of texts and of images, (2, B).
         own_weights: of the pairs themselves, (B,).
         shift: as `_log_sums` returned it.
-        kept: likewise; not changed, for there may be another backward pass.
+        kept: as `_log_sums` returned them; not changed, because there may be another backward pass.
     """
     tiles = gradients.tiles
     dtype = tiles.ztxt.dtype
