@@ -374,6 +374,7 @@ def test_shapes_are_checked():
 
 
 @LOSSES
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it itself
 def test_a_compiled_step_gives_the_same(kind):
     zimg, features = pairs(12, 5)
     weight = torch.eye(5, dtype=torch.float64, requires_grad=True)
