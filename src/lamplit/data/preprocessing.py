@@ -9,13 +9,25 @@ seconds to import, and so the functions that need them do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from lamplit.fields import Fields
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+# What a file may ask for; a damaged one could ask for any amount of memory.
+MAX_SIDE = 2**14
+MIN_CROP_FRACTION = 0.01
+_CHOICES = {
+    "interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
+    "fit": ("crop", "squash"),
+    "center": ("round", "floor"),
+}
 
 
 @dataclass(frozen=True)
@@ -142,9 +154,34 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Undo `to_dict` after a trip through JSON, which turns tuples into lists."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        """Undo `to_dict` after a trip through JSON, which turns tuples into lists.
+
+        Raises:
+            FieldError: a value is missing, unknown, or cannot be meant; the text names its key.
+        """
+        return cls.from_fields(Fields(values))
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Do what `from_dict` does with an object inside a file; errors name the whole key."""
+        fields.require_known([field.name for field in dataclasses.fields(cls)])
+        read = dict(fields.values)
+        height, width = read["image_size"] = tuple(fields.numbers("image_size", 2))
+        if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in (height, width)):
+            raise fields.error("image_size", f"height and width in whole pixels, 1 to {MAX_SIDE}")
+        read["mean"], read["std"] = tuple(fields.numbers("mean", 3)), tuple(fields.numbers("std", 3))
+        if not all(read["std"]):
+            raise fields.error("std", "three numbers other than 0")
+        for key in ("interpolation", "fit", "center"):
+            if key in read:
+                fields.choice(key, _CHOICES[key])
+        if "crop_fraction" in read and not MIN_CROP_FRACTION <= fields.number("crop_fraction") <= 1:
+            raise fields.error("crop_fraction", f"a number from {MIN_CROP_FRACTION} to 1")
+        if "antialias" in read:
+            fields.flag("antialias")
+        if "border" in read:
+            fields.integer("border")
+        return cls(**read)
 
 
 def _sample(image: Tensor, height: int, width: int) -> Tensor:

@@ -32,7 +32,6 @@ _KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 
 _LINEAR_FROM = 115.0  # 2 ** 115 is a float32, and log2(1 + 2 ** 115) is 115 even in float64
 
 
-@torch.compiler.disable  # its tiles are written in place, which no compiler of torch can follow
 def softmax_loss(
     zimg: Tensor,
     ztxt: Tensor,
@@ -44,8 +43,7 @@ def softmax_loss(
     """Compute the mean cross entropy of finding each image's text and each text's image (LiT, CLIP).
 
     Rows i and j are positives of each other if their image ids or their text ids are equal; the target of
-    a row is uniform over its positives. Without ids a row's only positive is itself. A compiled step calls this
-    function as it is (`torch.compiler.disable`).
+    a row is uniform over its positives. Without ids a row's only positive is itself.
 
     Args:
         zimg: unit vectors of the images, (B, D).
@@ -65,7 +63,7 @@ def softmax_loss(
         >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
-    loss: Tensor = _SoftmaxLoss.apply(*_gradient_side_last(zimg, ztxt), scale)
+    loss: Tensor = _run_uncompiled(_SoftmaxLoss, *_gradient_side_last(zimg, ztxt), scale)
     positives = _shared_positives(zimg, image_ids, text_ids)
     if positives is not None:
         own = _dot(zimg[positives.rows], ztxt[positives.rows])
@@ -73,7 +71,6 @@ def softmax_loss(
     return loss
 
 
-@torch.compiler.disable  # its tiles are written in place, which no compiler of torch can follow
 def sigmoid_loss(
     zimg: Tensor,
     ztxt: Tensor,
@@ -85,8 +82,7 @@ def sigmoid_loss(
 ) -> Tensor:
     """Compute the binary cross entropy of every image with every text: sum over texts, mean over images (SigLIP).
 
-    Rows that share an image or a text are positives of each other. A compiled step calls this function as it is
-    (`torch.compiler.disable`).
+    Rows that share an image or a text are positives of each other.
 
     Args:
         zimg: unit vectors of the images, (B, D).
@@ -108,7 +104,7 @@ def sigmoid_loss(
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
     bias = logit_bias.reshape(()).to(zimg.dtype)
-    loss: Tensor = _SigmoidLoss.apply(*_gradient_side_last(zimg, ztxt), scale, bias)
+    loss: Tensor = _run_uncompiled(_SigmoidLoss, *_gradient_side_last(zimg, ztxt), scale, bias)
     positives = _shared_positives(zimg, image_ids, text_ids)
     if positives is not None:
         own = _dot(zimg[positives.rows], ztxt[positives.rows])
@@ -116,6 +112,11 @@ def sigmoid_loss(
         # -log_sigmoid(x) is -log_sigmoid(-x) - x: a positive differs from a negative by its own logit.
         loss = loss - (scale * others + bias * (positives.counts - 1).sum()) / len(zimg)
     return loss
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # no compiler of torch follows tiles written in place
+def _run_uncompiled(function: type[torch.autograd.Function], *inputs: Tensor) -> Any:
+    return function.apply(*inputs)
 
 
 def _prepare(zimg: Tensor, ztxt: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:

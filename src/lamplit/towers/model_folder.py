@@ -1,12 +1,12 @@
-"""The folder of a saved model: the names of its files, and what it says of itself."""
+"""The folder of a saved model: the names of its files, and its description, `config.json`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lamplit.errors import UsageError
+from lamplit.fields import FieldError, Fields
 from lamplit.towers.identity import TowerIdentity
 
 FORMAT = 1
@@ -21,7 +21,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the description of a saved model; its `image_tower` is a `TowerIdentity`.
 
     Raises:
-        UsageError: there is none, it is damaged, or a newer lamplit wrote it.
+        UsageError: there is none, it is damaged (the message names the key), or a newer lamplit wrote it.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -29,9 +29,41 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote, or lit:NAME"
         )
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
-        if config["format"] > FORMAT:
-            raise UsageError(f"{file} has format {config['format']}; this lamplit reads up to {FORMAT}: upgrade it")
-        return config | {"image_tower": TowerIdentity.from_dict(config["image_tower"])}
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{file} is not the config.json of a model that lamplit tune wrote") from error
+        fields = Fields.parse(file.read_bytes())
+        if fields.integer("format", least=1) > FORMAT:
+            raise UsageError(
+                f"{file} has format {fields.integer('format')}; this lamplit reads up to {FORMAT}: upgrade it"
+            )
+        identity = TowerIdentity.from_fields(fields.inside("image_tower"))
+        _check(fields, identity)
+    except FieldError as error:
+        raise UsageError(
+            f"{file} is not the config.json of a model that lamplit tune wrote, or damaged: {error}"
+        ) from error
+    return (
+        {key: None for key in ("center", "image_head", "logit_bias")} | dict(fields.values) | {"image_tower": identity}
+    )
+
+
+def _check(fields: Fields, identity: TowerIdentity) -> None:
+    """Check what a model says about its parts, so that nobody needs to who reads it."""
+    if fields.has("center"):
+        fields.numbers("center", identity.width)
+    if fields.has("image_head"):
+        fields.integer("image_head", least=1)
+    if fields.has("logit_bias"):
+        fields.number("logit_bias")
+    if "text_tower" not in fields.values:
+        raise FieldError("text_tower is missing; expected null or an object")
+    if not fields.has("text_tower"):
+        return
+    text = fields.inside("text_tower")
+    text.text("spec")
+    text.choice("pooling", ("cls", "mean", "last"))
+    for key in ("context_length", "width", "feature_width"):
+        text.integer(key, least=1)
+    text.inside("config").choice("library", ("scratch", "transformers"))
+    if text.has("lora"):
+        text.integer("lora", least=1)
+    if text.has("tokenizer"):
+        text.inside("tokenizer").choice("kind", ("transformers", "sentencepiece", "wordpiece"))

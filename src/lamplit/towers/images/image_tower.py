@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.errors import TowerError, UsageError, first_line
+from lamplit.errors import TowerError, UsageError
+from lamplit.fields import FieldError, Fields
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.backbone import Backbone, ClassHead
 from lamplit.towers.images.pooling import find_pools, pool_features, require_pool
@@ -25,6 +26,7 @@ from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_demo
 from lamplit.towers.images.transformers_models import build_transformers, open_transformers
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import weights_digest
+from lamplit.towers.model_folder import read_config
 from lamplit.towers.published.big_vision import Published, build_backbone
 
 
@@ -161,17 +163,27 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
     Raises:
         TowerError: the tower is a module that only its owner can build.
     """
-    config = identity.config
-    if config["library"] == "timm":
-        backbone = build_timm(config["name"])
-    elif config["library"] == "transformers":
-        backbone = build_transformers(config)
-    elif config["library"] == "lit":
-        backbone = build_backbone(**{key: value for key, value in config.items() if key not in ("library", "pool")})
-    else:
-        raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
+    config = Fields(identity.config, "config")
+    try:
+        library = config.text("library")
+        if library == "timm":
+            backbone = build_timm(config.text("name"))
+        elif library == "transformers":
+            config.inside("config").text("model_type")
+            backbone = build_transformers(identity.config)
+        elif library == "lit":
+            sizes = {
+                key: config.integer(key) if config.has(key) else None
+                for key in config.values
+                if key not in ("library", "pool")
+            }
+            backbone = build_backbone(**sizes)  # type: ignore[arg-type]  # what may be None is the layout's to know
+        else:
+            raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
+    except FieldError as error:
+        raise TowerError(f"the description of {identity.spec} is damaged: {error}") from error
     assert identity.preprocessing is not None, "unknown only where there are vectors alone, and no library"
-    return ImageTower(identity.spec, backbone, identity.preprocessing, config)
+    return ImageTower(identity.spec, backbone, identity.preprocessing, identity.config)
 
 
 def load_image_tower(identity: TowerIdentity, weights: Path, module: nn.Module | None = None) -> ImageTower:
@@ -200,9 +212,9 @@ def _open_saved(
 ) -> ImageTower:
     spec = f"model:{folder.resolve()}"
     try:
-        identity = TowerIdentity.from_dict(json.loads((folder / "config.json").read_text())["image_tower"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise TowerError(f"{folder} is not the folder of a saved model: {first_line(error)}") from error
+        identity: TowerIdentity = read_config(folder)["image_tower"]
+    except UsageError as error:
+        raise TowerError(str(error)) from error
     changed = (preprocessing or identity.preprocessing, pool or identity.pool)
     if weights is not None or changed != (identity.preprocessing, identity.pool):
         raise UsageError(f"{spec} has its own weights, preprocessing and pooling; they cannot be replaced")
