@@ -31,7 +31,7 @@ from lamplit.data.images import decode_image
 from lamplit.data.pairs import read_pairs
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import PairsError, StoreError, TowerError, UsageError
-from lamplit.store import embedding
+from lamplit.store import store_writer
 from lamplit.store.embedding import EmbedReport, embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
@@ -308,7 +308,7 @@ def test_prune_in_a_table_with_many_commits(
     folder: Path, out: Path, image_tower: ImageTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are found by their place; deleted rows before them must not shift it."""
-    monkeypatch.setattr(embedding, "COMMIT_ROWS", 3)
+    monkeypatch.setattr(store_writer, "COMMIT_ROWS", 3)
     embed_with(image_tower, folder, out, batch_size=2)
     before = by_id(Store(out))
     files = named(folder)
@@ -369,7 +369,7 @@ def test_commits_do_not_matter(
     source: Path, out: Path, image_tower: ImageTower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     embed_with(image_tower, source, out)
-    monkeypatch.setattr(embedding, "COMMIT_ROWS", rows)
+    monkeypatch.setattr(store_writer, "COMMIT_ROWS", rows)
     embed_with(image_tower, source, tmp_path / "other.lance", batch_size=2)
     draw("ring", "orange", 30).save(source.parent / read_csv(source)[2]["path"])
     assert counts(embed_with(image_tower, source, tmp_path / "other.lance", batch_size=2)) == (1, 1, 11, 0)
@@ -381,7 +381,7 @@ def test_interrupted_run_goes_on(
     source: Path, out: Path, image_tower: ImageTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error in the middle; `kill -9` is below."""
-    monkeypatch.setattr(embedding, "COMMIT_ROWS", 20)
+    monkeypatch.setattr(store_writer, "COMMIT_ROWS", 20)
     lines = [json.dumps(row) for row in read_csv(source)] * 10  # the same image again gets an id of its own
     file = source.with_suffix(".jsonl")
     file.write_text("\n".join([*lines[:110], "{broken", *lines[110:]]))
@@ -576,7 +576,7 @@ import lamplit.store.embedding
 from lamplit.cli.main import main
 
 if __name__ == "__main__":
-    lamplit.store.embedding.COMMIT_ROWS = 8
+    lamplit.store.store_writer.COMMIT_ROWS = 8
     main()
 """
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError
-from lamplit.store.lance_store import FORMAT, Store
+from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
+from lamplit.store.store_metadata import FORMAT
 from lamplit.towers.identity import TowerIdentity
 
 WIDTH = 6
@@ -62,9 +63,11 @@ def test_round_trip(path: Path) -> None:
         assert store.column("path") == ["a.png", "b.png"]
         assert store.column("shape") == [None, "ring"]
         assert store.texts() == [[], ["one", "two"]]
-        assert store.hashes() == {"a": "hash 2", "b": "hash 1"}
-        assert store.paths() == {"a": store.rows([0])[0]["path"], "b": store.rows([1])[0]["path"]}
-        assert store.texts_and_metadata() == {"a": ([], {"shape": None}), "b": (["one", "two"], {"shape": "ring"})}
+        assert store.rows() == store.rows([0, 1])
+        assert [(row["id"], row["hash"], row["texts"], row["shape"]) for row in store.rows()] == [
+            ("a", "hash 2", [], None),
+            ("b", "hash 1", ["one", "two"], "ring"),
+        ]
         assert torch.equal(store.vectors(), stored([2, 1]))
 
 
@@ -346,3 +349,62 @@ def test_store_opens_with_pyarrow_and_survives_a_copy(path: Path, tmp_path: Path
     create(path, [row("a", 1), row("b", 2)])
     shutil.copytree(path, tmp_path / "copy.lance")
     assert torch.equal(Store(tmp_path / "copy.lance").vectors(), stored([1, 2]))
+
+
+def test_repr_is_a_line(path: Path) -> None:
+    assert repr(create(path, [row("a"), row("b")])) == f"<Store {path.name}: 2 × {TOWER.width} by {TOWER.spec}>"
+
+
+def test_order_from_a_file(path: Path) -> None:
+    store = create(path, [row("b", 1), row("a", 2), row("c", 3)])
+    kept, digest = store.order.copy(), store.version_digest
+    other = Store(path)
+    other.use_order(kept)
+    assert [found["id"] for found in other.rows([0, 1, 2])] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="order of 3 rows"):
+        other.use_order(kept[:2])
+    other.append([row("0", 4)])  # which forgets the old order
+    assert [found["id"] for found in other.rows([0, 1, 2, 3])] == ["0", "a", "b", "c"]
+    assert other.version_digest != digest
+
+
+def change_metadata(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    table = lance.dataset(str(path))
+    values = json.loads(table.schema.metadata[b"lamplit"])
+    change(values)
+    table.update_schema_metadata({"lamplit": json.dumps(values)})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda values: values.pop("format"), "format is missing"),
+        (lambda values: values.pop("tower"), "tower is missing"),
+        (lambda values: values.update(tower=[1]), r"tower is \[1\]; expected an object"),
+        (lambda values: values["tower"].update(width="4"), "tower.width is '4'"),
+        (lambda values: values["tower"].update(spec="half \ud83d"), "tower.spec holds half of a surrogate pair"),
+        (lambda values: values["tower"]["preprocessing"].pop("mean"), "tower.preprocessing.mean is missing"),
+        (lambda values: values.pop("engine"), "engine is missing"),
+        (lambda values: values.update(centered=1), "centered is 1; expected true or false"),
+        (lambda values: values.update(center=[1.0]), r"center is \[1.0\]; expected a list of"),
+    ],
+)
+def test_damaged_metadata_names_store_and_key(path: Path, change: Any, told: str) -> None:
+    create(path, [row("a")])
+    change_metadata(path, change)
+    with pytest.raises(StoreError, match=f"the metadata of {path} is damaged: {told}"):
+        Store(path)
+
+
+def test_metadata_that_is_no_json(path: Path) -> None:
+    create(path, [row("a")])
+    lance.dataset(str(path)).update_schema_metadata({"lamplit": "[" * 100_000})
+    with pytest.raises(StoreError, match="is damaged: it is not JSON"):
+        Store(path)
+
+
+def test_width_that_does_not_fit_the_vectors(path: Path) -> None:
+    create(path, [row("a")])
+    change_metadata(path, lambda values: values["tower"].update(width=TOWER.width + 1))
+    with pytest.raises(StoreError, match=f"its vectors are .*, but tower.width is {TOWER.width + 1}"):
+        Store(path)

@@ -58,16 +58,16 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
     if len(store) <= small:
         return Collection(_in_memory(store, project))
     for folder in _folders(store):
-        opened = _read(folder / f"{store.state}-{name}", store)
+        opened = _read(folder / f"{store.version_digest}-{name}", store)
         if opened is not None:
             return opened
     for folder in _folders(store):
         try:
-            _write(folder, f"{store.state}-{name}", store, project)
+            _write(folder, f"{store.version_digest}-{name}", store, project)
         except OSError as error:  # not ours to write in, or full
             logger.warning("no files for search in %s: %s", folder, error)
             continue
-        opened = _read(folder / f"{store.state}-{name}", store)
+        opened = _read(folder / f"{store.version_digest}-{name}", store)
         if opened is not None:
             return opened
     vectors = _in_memory(store, project)
@@ -91,7 +91,7 @@ def measured_recall(store: Store) -> float | None:
     """Tell the recall@10 of a search by a model without an image head; nothing where it has not been measured."""
     if len(store) <= SMALL:
         return 1.0
-    files = [folder / f"{store.state}-{store.tower.space(_center(store))}" for folder in _folders(store)]
+    files = [folder / f"{store.version_digest}-{store.tower.space(_center(store))}" for folder in _folders(store)]
     return next((opened.recall for file in files if (opened := _read(file, store)) is not None), None)
 
 
@@ -124,7 +124,7 @@ def _read(folder: Path, store: Store) -> Collection | None:
             return None
         if {len(vectors), len(order)} != {len(store)}:
             return None
-        store.order = order
+        store.use_order(order)
         first, second = described["kept"]
         return Collection(vectors, BitPlanes(words, scale), (int(first), int(second)), float(described["recall"]))
     except (OSError, ValueError, LookupError, TypeError, EOFError):
@@ -156,7 +156,7 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         words.flush()
         (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
         logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
-    _forget(folder, store.state)
+    _forget(folder, store.version_digest)
 
 
 def _forget(folder: Path, state: str) -> None:

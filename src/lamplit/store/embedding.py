@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
-from lamplit.data.pairs import Pair, Pairs, read_pairs
+from lamplit.data.pairs import Pairs, read_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
+from lamplit.files import write_text
 from lamplit.progress import progress_bar
 from lamplit.store.backends import Backend, BackendName, choose_backend
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row, metadata_name
+from lamplit.store.store_writer import StoreWriter
 from lamplit.towers.borrowing import borrowed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
-COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
-COMMIT_ROWS = 4096
-
 
 @dataclass
 class EmbedReport:
-    """What one run of `embed` did, in images."""
+    """What one run of `embed` did; all counts are of images.
+
+    Attributes:
+        store: path of the store.
+        image_tower: spec of the tower.
+        backend: what ran the tower: torch, compile or onnx; none if no image had to be embedded.
+        embedded: went through the tower.
+        updated: rows that were replaced, because the image, its texts, its metadata or its path changed.
+        unchanged: were stored with the same content.
+        moved: same content under a new path; the stored vector is reused.
+        missing: rows that stay in the store although their files are gone from the source's folder.
+        pruned: such rows, deleted.
+        skipped: could not be used, with the reasons.
+        skipped_file: where these are listed, one JSON object a line; None if there are none.
+        seconds: wall-clock time of the run.
+    """
 
     store: str
     image_tower: str
     backend: str = "none"
     embedded: int = 0
-    updated: int = 0  # embedded again, because the image changed, or given new texts or another path
+    updated: int = 0
     unchanged: int = 0
-    moved: int = 0  # of another path with the same content: given the vector that is stored
-    missing: int = 0  # rows that stay in the store though their files are gone from the source's folder
-    pruned: int = 0  # such rows, deleted
+    moved: int = 0
+    missing: int = 0
+    pruned: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     skipped_file: str | None = None
     seconds: float = 0.0
@@ -64,7 +74,7 @@ def embed(
     batch_size: int = 64,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: bool = False,
 ) -> EmbedReport:
     """Embed the images of `source` into the store `out`, each once.
@@ -73,10 +83,9 @@ def embed(
     moved, renamed or copied is known by its content, and gets the vector that is stored. Images that cannot be
     used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
 
-    Nothing is deleted but by `prune`, and then only a row of which three things are true: the source does not name
-    it, its id and path are those of a file in the source's folder (of a table: the folder that the table is in), and
-    there is no such file any more. So the rows of other sources in the same store stay, also those of archives and
-    of the hub.
+    Only `prune` deletes rows. It deletes a row if three things are true: the source does not name it, its id and path
+    are those of a file in the source's folder (for a table: the folder that the table is in), and that file is gone.
+    So rows of other sources, of archives and of the hub stay.
 
     Args:
         source: anything `read_pairs` reads, or the pairs themselves.
@@ -85,65 +94,57 @@ def embed(
             while this runs, and is given back as it was.
         image_tower_weights: weights file for the tower, or `"random"`.
         pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
-        image_column: column with the images, where it is not found by its name.
-        text_column: column (or columns, by commas) with the texts.
+        image_column: column with the images; by default found by its name.
+        text_column: column (or columns, with commas between) with the texts; by default found by its name.
         mean_center: for a new store, subtract the mean of its vectors from every vector that is read from it.
-        prune: delete the rows of images that are gone, at the end of a run that reached it.
-        backend: what runs the tower; `auto` measures.
+        prune: delete the rows of images that are gone, at the end of a run that read the source to its end.
+        backend: what runs the tower: `torch`, `compile`, `onnx` (on the CPU), or `auto`, which measures. On Linux,
+            torch on the CPU makes this process keep freed memory for itself (malloc's trim threshold).
         batch_size: images that are decoded and embedded together; torch on a CPU takes 16 of them at a time.
-        workers: processes that decode ahead of the tower; with any, a script needs
-            `if __name__ == "__main__":`.
-        max_pixels: images of more are skipped unseen.
+        workers: processes that decode ahead of the tower; with any, a script needs `if __name__ == "__main__":`.
+        max_pixels: larger images are skipped without decoding them.
         device: torch device; by default the accelerator, if there is one.
         progress: show a bar on stderr.
 
+    Returns:
+        Counts of what was embedded, reused and skipped.
+
     Raises:
         PairsError: the source cannot be read.
-        TowerError: the tower cannot be opened.
+        TowerError: the tower cannot be opened, or the backend cannot run it.
         StoreError: the store belongs to another tower, or no image could be embedded.
-        UsageError: there is no such pooling, or the tower is open already.
+        UsageError: there is no such pooling, the tower is open already, or the backend does not run on the device.
+
+    Example:
+        >>> report = lamplit.embed("photos/", "photos.lance", image_tower="timm:vit_base_patch16_224")
+        >>> report.embedded, len(report.skipped)
+        (1200, 3)
     """
     started = time.monotonic()
-    pairs = (
-        source if isinstance(source, Pairs) else read_pairs(source, image_column=image_column, text_column=text_column)
-    )
-    if pool is not None and isinstance(image_tower, ImageTower):
-        raise UsageError("an open tower pools as it was opened; give pool= to open_image_tower")
-    where = pick_device("cpu" if backend == "onnx" and device is None else device)
-    if backend == "onnx" and where.type != "cpu":
-        raise UsageError(f"backend onnx runs on the CPU, not on {where}; leave the device out, or choose backend torch")
+    pairs = source
+    if not isinstance(pairs, Pairs):
+        pairs = read_pairs(pairs, image_column=image_column, text_column=text_column)
+    chosen_device = _device_for(backend, device)
     with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
-        tower = image_tower
-        if not isinstance(tower, ImageTower):
-            tower = open_image_tower(tower, weights=image_tower_weights, pool=pool)
-        writer = _Writer(out, tower, mean_center)
-        report = EmbedReport(str(out), tower.spec)
+        tower = _as_image_tower(image_tower, image_tower_weights, pool)
+        writer = StoreWriter(out, tower.identity(), centered=mean_center)
         batches = read_batches(
             pairs,
             tower.preprocessing,
             batch_size=batch_size,
             workers=workers,
-            known=writer.hashes,
-            stored=writer.places,
+            known=writer.before.hashes,
+            stored=writer.before.row_by_hash,
             max_pixels=max_pixels,
         )
-        run = _Tower(tower, backend, where, pairs.count, batch_size)
+        report = EmbedReport(str(out), tower.spec)
+        runner = _Runner(tower, backend, chosen_device, pairs.count, batch_size)
         with progress_bar("embed", pairs.count, shown=progress) as advance:
-            for batch in batches:
-                if len(batch.images):
-                    writer.add(batch, run(batch), run.backend)
-                writer.reuse(batch.stored)
-                writer.keep(batch.unchanged)
-                writer.seen.update(item.id for item in batch.skipped)
-                report.embedded += len(batch.images)
-                report.moved += len(batch.stored)
-                report.unchanged += len(batch.unchanged)
-                report.skipped += batch.skipped
+            for batch in _written(batches, runner, writer, report):
                 advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
     usable = report.embedded + report.moved + report.unchanged
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0)
-    report.backend = run.backend
-    report.updated = writer.updated
+    report.backend, report.updated = runner.backend, writer.updated
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
         found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"
@@ -155,9 +156,15 @@ def embed(
 
 @contextmanager
 def open_source(
-    source: str | Path | Store, tower: nn.Module | None, *, progress: bool = False
+    source: str | Path | Store,
+    tower: nn.Module | None,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = False,
 ) -> Iterator[tuple[Store, list[Skipped]]]:
-    """Open a store; or embed anything `read_pairs` reads, with a model's own image tower, into one that is not kept.
+    """Open a store; or embed anything `read_pairs` reads, with a model's own image tower, into a temporary one.
+
+    Yields the store, and the images that were skipped.
 
     Raises:
         TowerError: the source is not a store, and the model is open without its image tower.
@@ -169,146 +176,8 @@ def open_source(
         raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "images.lance"
-        report = embed(source, out, image_tower=tower, mean_center=False, progress=progress)
+        report = embed(source, out, image_tower=tower, device=device, progress=progress)
         yield Store(out), report.skipped
-
-
-class _Tower:
-    """Runs the tower on batches, by the backend that is picked on the first of them."""
-
-    def __init__(
-        self, tower: ImageTower, name: BackendName, device: torch.device, num_images: int | None, batch_size: int
-    ) -> None:
-        self.tower, self.name, self.device = tower, name, device
-        self.num_images, self.batch_size = num_images, batch_size
-        self.backend = "none"
-        self._run: Backend | None = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """(B, 3, height, width) uint8 images of the batch in, (B, D) float32 unit vectors out."""
-        if self._run is None:
-            # A batch that is not full is all there is.
-            left = batch.size if batch.size < self.batch_size else self.num_images
-            self.backend, self._run, vectors = choose_backend(
-                self.tower, self.name, batch.images, num_images=left, device=self.device
-            )
-            return vectors
-        return self._run(batch.images)
-
-
-class _Writer:
-    """Collects rows and commits them, each commit atomic: what is in the store is whole and there once."""
-
-    def __init__(self, out: str | Path, tower: ImageTower, center: bool) -> None:
-        self.out = out
-        self.center = center
-        self.identity = tower.identity()
-        self.backend = "none"
-        self.updated = 0
-        self.store: Store | None = None
-        self.hashes: dict[str, str] = {}  # by id, as the store was when the run began
-        self.places: dict[str, int] = {}  # by hash, in `_before`
-        self.seen: set[str] = set()  # ids that the source has
-        self._rows: list[Row] = []
-        self._last_commit = time.monotonic()
-        self._stored_texts: dict[str, tuple[list[str], dict[str, Any]]] = {}
-        self._paths: dict[str, str] = {}
-        if Store.exists(out):
-            self.store = Store(out)
-            self.store.require_tower(self.identity)
-            if center and not self.store.centered:
-                raise StoreError(f"{out} was made without --mean-center; give another --out to have a centred store")
-            # Stays at this version: two files that changed places give each other their vectors.
-            self._before = Store(out)
-            self.hashes = self._before.hashes()
-            self.places = {content: place for place, content in enumerate(self._before.column("hash"))}
-            self._paths = self._before.paths()
-            self._stored_texts = self.store.texts_and_metadata()
-
-    def add(self, batch: Batch, vectors: Tensor, backend: str) -> None:
-        """Take embedded images, and which backend embedded them."""
-        self.backend = backend
-        for pair, content_hash, vector in zip(batch.pairs, batch.hashes, vectors, strict=True):
-            self.seen.add(pair.id)
-            self._rows.append(_row(pair, content_hash, vector))
-        self._commit_if_due()
-
-    def reuse(self, stored: list[tuple[Pair, str]]) -> None:
-        """Take images whose content the store has under other ids, with the vectors that are there."""
-        if not stored:
-            return
-        vectors = self._before.vectors_at([self.places[content_hash] for _, content_hash in stored])
-        for (pair, content_hash), vector in zip(stored, vectors, strict=True):
-            self.seen.add(pair.id)
-            self._rows.append(_row(pair, content_hash, vector))
-        self._commit_if_due()
-
-    def keep(self, pairs: list[Pair]) -> None:
-        """Take images whose vectors are in the store; write those whose texts, metadata or path are new."""
-        for pair in pairs:
-            self.seen.add(pair.id)
-            texts, metadata = self._stored_texts[pair.id]
-            row = _row(pair, self.hashes[pair.id], None)
-            if (row.path, row.texts, row.metadata) == (self._paths[pair.id], texts, metadata):
-                continue  # most often; to find what the columns keep of a row takes far longer
-            same = (row.path, row.texts) == (self._paths[pair.id], texts)
-            if not (same and self._before.as_stored(row.metadata) == metadata):
-                self._rows.append(row)
-        self._commit_if_due()
-
-    def finish(self, root: Path | None, *, prune: bool) -> tuple[int, int]:
-        """Commit what is left; count the rows that are missing below `root` and stay, and those that went."""
-        self._commit()
-        if self.store is None:
-            return 0, 0
-        missing = self._missing(root)
-        if prune:  # after the commit: what was moved has its new row before it loses the old one
-            self.store.delete(missing)
-        self.store.finish()
-        return (0, len(missing)) if prune else (len(missing), 0)
-
-    def _missing(self, root: Path | None) -> list[str]:
-        if root is None:
-            return []
-        folder = os.path.abspath(root)
-
-        def is_ours(name: str, path: str) -> bool:
-            below = os.path.relpath(path, folder).replace(os.sep, "/")
-            return not below.startswith("../") and re.sub(r"(#\d+)*$", "", name) in (below, path)
-
-        gone = ((name, path) for name, path in self._paths.items() if name not in self.seen and os.path.isabs(path))
-        return [name for name, path in gone if is_ours(name, path) and not os.path.lexists(path)]
-
-    def _commit_if_due(self) -> None:
-        if len(self._rows) >= COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
-            self._commit()
-
-    def _commit(self) -> None:
-        rows, self._rows = self._rows, []
-        self._last_commit = time.monotonic()
-        if not rows:
-            return
-        if self.store is None:
-            names = dict.fromkeys(name for row in rows for name in row.metadata)
-            self.store = Store.create(
-                self.out,
-                self.identity,
-                rows,
-                backend=self.backend,
-                centered=self.center,
-                metadata_columns=list(names),
-            )
-            return
-        changed = [row for row in rows if row.id in self.hashes]
-        self.updated += len(changed)
-        self.store.append([row for row in rows if row.id not in self.hashes])
-        self.store.replace(changed)
-
-
-def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
-    path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
-    metadata = {metadata_name(name): value for name, value in pair.metadata.items()}
-    return Row(pair.id, path, content_hash, list(pair.texts), vector, metadata)
 
 
 def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
@@ -317,5 +186,61 @@ def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
     if not skipped:
         file.unlink(missing_ok=True)
         return None
-    file.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
+    write_text(file, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
     return str(file)
+
+
+def _device_for(backend: BackendName, device: str | torch.device | None) -> torch.device:
+    chosen = pick_device("cpu" if backend == "onnx" and device is None else device)
+    if backend == "onnx" and chosen.type != "cpu":
+        raise UsageError(
+            f"backend onnx runs on the CPU, not on {chosen}; leave the device out, or choose backend torch"
+        )
+    return chosen
+
+
+def _as_image_tower(tower: str | nn.Module, weights: str | Path | None, pool: str | None) -> ImageTower:
+    if not isinstance(tower, ImageTower):
+        return open_image_tower(tower, weights=weights, pool=pool)
+    if weights is not None or pool is not None:
+        raise UsageError("an open tower has its weights and its pooling; give weights= and pool= to open_image_tower")
+    return tower
+
+
+class _Runner:
+    """Runs the tower on batches, by the backend that is chosen on the first of them."""
+
+    def __init__(
+        self, tower: ImageTower, name: BackendName, device: torch.device, num_images: int | None, batch_size: int
+    ) -> None:
+        self.backend = "none"
+        self._tower, self._name, self._device = tower, name, device
+        self._num_images, self._batch_size = num_images, batch_size
+        self._run: Backend | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Embed the (B, 3, height, width) uint8 images of a batch; return (B, D) float32 unit vectors on the CPU."""
+        if self._run is not None:
+            return self._run(batch.images)
+        # A batch that is not full is the last one.
+        left = batch.size if batch.size < self._batch_size else self._num_images
+        self.backend, self._run, vectors = choose_backend(
+            self._tower, self._name, batch.images, num_images=left, device=self._device
+        )
+        return vectors
+
+
+def _written(batches: Iterable[Batch], runner: _Runner, writer: StoreWriter, report: EmbedReport) -> Iterator[Batch]:
+    """Embed and write batches, and count what is in them; yield each when that is done."""
+    for batch in batches:
+        if len(batch.images):
+            vectors = runner(batch)
+            writer.add(batch.pairs, batch.hashes, vectors, runner.backend)
+        writer.reuse(batch.stored)
+        writer.keep(batch.unchanged)
+        writer.seen.update(item.id for item in batch.skipped)
+        report.embedded += len(batch.images)
+        report.moved += len(batch.stored)
+        report.unchanged += len(batch.unchanged)
+        report.skipped += batch.skipped
+        yield batch

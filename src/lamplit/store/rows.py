@@ -1,4 +1,4 @@
-"""Rows of a store, and what Arrow makes of them."""
+"""Rows of a store, and the Arrow tables they become."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS = ("id", "path", "hash", "texts", "vector")  # every other column is the user's metadata
+FIXED_COLUMNS = {"id": pa.string(), "path": pa.string(), "hash": pa.string(), "texts": pa.list_(pa.string())}
+COLUMNS = (*FIXED_COLUMNS, "vector")  # every other column is the user's metadata
 
 
 @dataclass
 class Row:
-    """One image of the store; `vector` is (D,) with unit length, or nothing to keep a stored one."""
+    """One image of the store; `vector` is (D,) with unit length, or None to keep the one that is stored."""
 
     id: str
     path: str
@@ -27,15 +28,15 @@ class Row:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@lru_cache(maxsize=4096)  # asked of every cell
+@lru_cache(maxsize=4096)  # it is called for every cell
 def metadata_name(name: str) -> str:
-    """Name a column of the pairs' own as a store can: `id` becomes `id_`, `a.b` becomes `a_b`."""
+    """Return a name that a store can give to a column of the pairs: `id` becomes `id_`, `a.b` becomes `a_b`."""
     name = name.replace(".", "_").replace("`", "_")
     return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
 
 
 def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows as a table of a store's schema, with all columns or some."""
+    """Make a table of a store's schema from rows, with all columns or some."""
     columns = columns or schema.names
     arrays = {
         "id": pa.array([row.id for row in rows], pa.string()),
@@ -44,7 +45,7 @@ def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | No
         "texts": pa.array([list(row.texts) for row in rows], pa.list_(pa.string())),
     }
     if "vector" in columns:
-        import torch  # who reads a store alone needs none
+        import torch  # not needed to read a store, and slow to import
 
         flat = torch.cat([row.vector for row in rows if row.vector is not None]).to(torch.float16).numpy()
         arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
@@ -57,7 +58,7 @@ def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | No
 
 
 def column_type(values: Sequence[Any]) -> pa.DataType:
-    """Find a type for a column by its first values; text, where they are of several kinds or none yet."""
+    """Find the type of a column from its first values; text if they are of several kinds, or all missing."""
     try:
         kind = pa.array(values).type
     except (pa.ArrowException, OverflowError):
@@ -68,7 +69,7 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 
 
 def fitted(value: Any, kind: pa.DataType) -> Any:
-    """Return `value` as `kind`; one that does not fit becomes text where text is kept, else nothing."""
+    """Return `value` as `kind`; one that does not fit becomes text in a column of text, else None."""
     try:
         return pa.scalar(value, kind).as_py()
     except (pa.ArrowException, OverflowError, TypeError, ValueError):

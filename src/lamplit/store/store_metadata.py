@@ -1,0 +1,73 @@
+"""What a store says about itself, kept as JSON in the metadata of its table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Self
+
+import pyarrow as pa
+
+from lamplit.errors import StoreError
+from lamplit.fields import FieldError, Fields
+from lamplit.store.rows import COLUMNS
+from lamplit.towers.identity import TowerIdentity
+
+FORMAT = 1
+KEY = "lamplit"
+
+
+@dataclass(frozen=True)
+class StoreMetadata:
+    """Which tower made the vectors of a store, and how.
+
+    Attributes:
+        tower: the image tower.
+        backend: what ran the tower; `imported` if the vectors were made elsewhere.
+        centered: whether the mean of the vectors is to be subtracted from each vector that is read.
+        center: that mean, (D,); None until it is fixed.
+    """
+
+    tower: TowerIdentity
+    backend: str
+    centered: bool
+    center: list[float] | None = None
+
+    def to_json(self) -> str:
+        """Return the text that is kept in the table."""
+        # "engine" is the backend: a key of the format, older than the name.
+        values = {
+            "format": FORMAT,
+            "tower": self.tower.to_dict(),
+            "engine": self.backend,
+            "centered": self.centered,
+            "center": self.center,
+        }
+        return json.dumps(values)
+
+    @classmethod
+    def read(cls, schema: pa.Schema, path: str) -> Self:
+        """Read and check the metadata of the table at `path`, and that its columns fit.
+
+        Raises:
+            StoreError: lamplit did not make the table, a newer one did, or something is damaged: the message names it.
+        """
+        text = (schema.metadata or {}).get(KEY.encode())
+        if text is None:
+            raise StoreError(f"{path} is a Lance table, but not one that lamplit embed made")
+        try:
+            fields = Fields.parse(text)
+            if (found := fields.integer("format", least=1)) > FORMAT:
+                raise StoreError(f"{path} has format {found}; this lamplit reads up to {FORMAT}: upgrade it")
+            tower = TowerIdentity.from_fields(fields.inside("tower"))
+            center = fields.numbers("center", tower.width) if fields.has("center") else None
+            read = cls(tower, fields.text("engine"), fields.flag("centered"), center)
+        except FieldError as error:
+            raise StoreError(
+                f"the metadata of {path} is damaged: {error}; embed its images into another store"
+            ) from error
+        if missing := [name for name in COLUMNS if name not in schema.names]:
+            raise StoreError(f"{path} is damaged: it has no column {missing[0]}")
+        if (kind := schema.field("vector").type) != pa.list_(pa.float16(), tower.width):
+            raise StoreError(f"{path} is damaged: its vectors are {kind}, but tower.width is {tower.width}")
+        return read
