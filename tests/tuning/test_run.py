@@ -129,7 +129,7 @@ def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path)
     assert TuneReport(**json.loads((out / "report.json").read_text())) == run
     kept = json.loads((out / "settings.json").read_text())
     assert kept == asdict(made()) | {
-        "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
+        "format": 1, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
     }  # fmt: skip
     with Image.open(out / "curves.png") as image_file:
         assert image_file.format == "PNG"
