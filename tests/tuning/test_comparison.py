@@ -28,7 +28,7 @@ def test_grid_over_towers_and_modes(image_folder: Path, text_folder: Path, tmp_p
         seeds=2,
         settings=SETTINGS,
     )
-    assert [(cell.tower, cell.text, cell.mode) for cell in result.cells] == [
+    assert [(cell.image_tower, cell.text_tower, cell.mode) for cell in result.cells] == [
         (demos[0], text, "LU"), (demos[0], text, "LL"),
     ]  # fmt: skip
     assert result.impossible == []
@@ -61,10 +61,12 @@ def test_what_cannot_be_compared_is_refused(
     store: Store, image_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     text = f"hf:{text_folder}"
-    with pytest.raises(UsageError, match=r"is of one tower, timm:test_vit; to compare others give pairs"):
+    with pytest.raises(UsageError, match="has vectors of timm:test_vit alone; to compare other towers, give pairs"):
         compare(store, tmp_path, image_towers=["timm:test_vit"], text_towers=[text], modes=["LU"])
     with pytest.raises(UsageError, match="give the towers to embed them with, --image-towers A,B"):
         compare(image_folder / "pairs.csv", tmp_path, text_towers=[text], modes=["LU"])
+    with pytest.raises(UsageError, match="unknown settings learning_rate; TuneSettings lists the known ones"):
+        compare(store, tmp_path, text_towers=[text], modes=["LU"], settings={"learning_rate": 1.0})
     with pytest.raises(UsageError, match="nothing to compare: give at least one text tower"):
         compare(store, tmp_path, text_towers=[], modes=["LU"])
     with pytest.raises(UsageError, match="nothing could be compared: LU  test_vit  tiny: scratch:tiny has no pre-"):

@@ -15,15 +15,16 @@ from conftest import interrupted_at
 from safetensors.torch import load_file, save_model
 
 import lamplit
-from lamplit.data.crops import Crop
 from lamplit.errors import StoreError, TowerError, TuneError, UsageError
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.tuning.assembly import Assembly
+from lamplit.tuning.building import build_run
 from lamplit.tuning.large_batch import Part
+from lamplit.tuning.loop import Run
+from lamplit.tuning.optimizers import set_rates
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.tune_report import TuneReport
@@ -173,28 +174,21 @@ def test_statistics_of_a_pretrained_tower_stay(
     assert bool(moved) == moves
 
 
-def assembly_of(store: Store, settings: TuneSettings, total_steps: int = 8) -> Assembly:
-    return Assembly(
-        store, settings, [texts[0] for texts in store.texts()],
-        batch_size=16, total_steps=total_steps, device=torch.device("cpu"),
-    )  # fmt: skip
+def run_of(store: Store, settings: TuneSettings, out: Path) -> Run:
+    return build_run(store, out, settings, torch.device("cpu"))
 
 
-def test_gradients_flow_to_both_sides_only_where_both_train(vit_store: Store, made: Settings) -> None:
+def test_gradients_flow_to_both_sides_only_where_both_train(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     for mode in MODES:
-        assembly = assembly_of(vit_store, made(mode))
-        rows = torch.arange(4)
-        if assembly.settings.image_trains:
-            side: Any = assembly.image_side
-            crops = [Crop(assembly.paths[row], None) for row in range(4)]
-            side.open(iter([crops]), 0)
-            assert side.read() == [0, 1, 2, 3]
-        images, texts = assembly.sides(rows, rows, 0)
+        run = run_of(vit_store, made(mode), tmp_path)
+        run.image_side.open(run.batches.crops(0), 0)
+        images, kept = run.image_side.part(run.train.image_index[run.batches.rows(0)], 0)
+        assert kept.tolist() == list(range(16))
         assert isinstance(images, Part) == (mode[0] != "L")
-        assert isinstance(texts, Part), "the text head always trains"
+        assert isinstance(run.text_side.part(torch.arange(4)), Part), "the text head always trains"
 
 
-def test_rates_of_each_tower(vit_store: Store, made: Settings) -> None:
+def test_rates_of_each_tower(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     settings = made(
         "UU",
         lr=1e-3,
@@ -205,14 +199,14 @@ def test_rates_of_each_tower(vit_store: Store, made: Settings) -> None:
         image_delay=0.5,
         steps=16,
     )
-    assembly = assembly_of(vit_store, settings, total_steps=16)
-    rates = [assembly.set_rates(step) for step in range(16)]
+    optimizer = run_of(vit_store, settings, tmp_path).optimizer
+    rates = [set_rates(optimizer, step, 16, settings.warmup_ratio) for step in range(16)]
     assert [rate["image_lr"] for rate in rates[:8]] == [0.0] * 8
     assert max(rate["lr"] for rate in rates) == pytest.approx(1e-3, rel=0.02)
     assert rates[3]["lr"] == pytest.approx(1e-3, rel=0.02), "after a quarter of the run"
     assert max(rate["image_lr"] for rate in rates) == pytest.approx(1e-4, rel=0.1)
     assert rates[9]["image_lr"] == pytest.approx(1e-4, rel=0.1), "after a quarter of what is left"
-    decays = {(group["peak"], group["weight_decay"]) for group in assembly.optimizer.param_groups}
+    decays = {(group["peak"], group["weight_decay"]) for group in optimizer.param_groups}
     assert decays == {(1e-3, 0.1), (1e-3, 0.0), (1e-4, 0.01), (1e-4, 0.0)}
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from lamplit.errors import UsageError
-from lamplit.tuning.recipes import read_recipe, recipe_names
-from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.settings import TuneSettings, list_recipes, read_recipe, recipe_settings
 
 NAMES = ["cc12m", "private-4b", "public-b16b-2", "public-l16l", "yfcc-clip"]
-# Of table 13 and appendix D of the paper: optimizer, learning rate, weight decay, steps of 16,384, mode.
+# Table 13 and appendix D of the paper: optimizer, learning rate, weight decay, steps of 16,384, mode.
 PAPER = {
     "private-4b": ("adafactor", 1e-3, 0.0, 55_000, "Lu"),
     "cc12m": ("adamw", 1e-3, 1e-4, 12_000, "LU"),
@@ -21,7 +20,7 @@ PAPER = {
 
 
 def test_the_papers_runs_are_there() -> None:
-    assert recipe_names() == NAMES == sorted(PAPER)
+    assert list_recipes() == NAMES == sorted(PAPER)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +57,7 @@ def test_every_key_is_explained_or_plain(name: str) -> None:
         assert f"{recipe['paper']['weight_decay']:.0e}".replace("e-04", "e-4") in line
 
 
-def test_recipe_of_ones_own(tmp_path: Path) -> None:
+def test_own_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[settings]\ntext_tower = "demo:minilm"\nlr = 1e-4\n')
     assert read_recipe(str(file)) == {"settings": {"text_tower": "demo:minilm", "lr": 1e-4}}
@@ -67,13 +66,17 @@ def test_recipe_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("[settings]\nlearning_rate = 1\n", "keys that mean nothing: settings.learning_rate; known: text_tower, mode"),
+        ("[settings]\nlearning_rate = 1\n", "unknown keys: settings.learning_rate; known: text_tower, mode"),
         ("[setings]\nlr = 1\n", "has no \\[settings\\]"),
-        ("[settings]\n[extra]\n", "keys that mean nothing: extra"),
+        ("[settings]\n[extra]\n", "unknown keys: extra"),
         ("lr: 3", "is not TOML"),
+        (
+            "[settings]\nwarmup = 0.1\nhead_start = true\n",
+            "rename them: warmup is now warmup_ratio, head_start is now closed_form",
+        ),
     ],
 )
-def test_what_a_recipe_has_not_is_refused(content: str, told: str, tmp_path: Path) -> None:
+def test_unknown_keys_are_refused(content: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(content)
     with pytest.raises(UsageError, match=told):
@@ -81,7 +84,18 @@ def test_what_a_recipe_has_not_is_refused(content: str, told: str, tmp_path: Pat
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(
-        UsageError, match="there is no recipe 'cc3m'; expected a TOML file, or one of cc12m, private-4b"
-    ):
+    with pytest.raises(UsageError, match="there is no recipe cc3m; expected a TOML file, or one of cc12m, private-4b"):
         read_recipe("cc3m")
+
+
+def test_given_settings_win_over_the_recipe(tmp_path: Path) -> None:
+    settings = TuneSettings.from_recipe("cc12m", batch_size=64, closed_form=True, steps=None)
+    assert (settings.batch_size, settings.closed_form, settings.steps) == (64, True, None)
+    assert (settings.lr, settings.context_length) == (1e-3, 16)
+    file = tmp_path / "mine.toml"
+    file.write_text("[settings]\nlr = 1e-4\n")
+    assert TuneSettings.from_recipe(file, text_tower="demo:minilm") == TuneSettings("demo:minilm", lr=1e-4)
+    with pytest.raises(UsageError, match="names no text tower; give text_tower="):
+        TuneSettings.from_recipe(file)
+    assert recipe_settings(None, lr=0.5) == {"lr": 0.5}
+    assert recipe_settings(file, epochs=2.0) == {"lr": 1e-4, "epochs": 2.0}

@@ -110,7 +110,7 @@ def test_head_start_is_measured_before_the_first_step(
     assert report.start["image_to_text/recall@1"] > 0.9
     assert run.start["image_to_text/recall@1"] < 0.1
     assert log_of(report.out)[0] == {"step": 0, "held_out": report.start, "closed_form": True}
-    assert "before step 0, the head start alone gives image_to_text/recall@1 1.000" in caplog.text
+    assert "before step 0, the closed-form head gives image_to_text/recall@1 1.000" in caplog.text
 
 
 def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path)
     assert TuneReport(**json.loads((out / "report.json").read_text())) == run
     kept = json.loads((out / "settings.json").read_text())
     assert kept == asdict(made()) | {
-        "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
+        "format": 1, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
     }  # fmt: skip
     with Image.open(out / "curves.png") as image_file:
         assert image_file.format == "PNG"

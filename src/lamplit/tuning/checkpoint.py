@@ -1,4 +1,4 @@
-"""What a run needs to go on, in files that are there whole or not at all."""
+"""Checkpoint and log of a run: what it needs to go on, in files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lamplit.errors import TuneError
 from lamplit.files import replacing, write_text
+
+_OLD_KEYS = {"head_start": "closed_form"}  # of the log of an earlier version
 
 
 def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
@@ -36,7 +38,7 @@ def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Bring model, optimizer and random state back to where `file` was written; return its `progress`.
+    """Restore model, optimizer and random state from `file`; return its `progress`.
 
     Raises:
         TuneError: the file cannot be read, or belongs to another model.
@@ -72,7 +74,7 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 @contextmanager
 def open_log(file: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Open a log to add to: what this yields appends one line of JSON, at once."""
+    """Open a log to append to; the function that this yields writes one line of JSON at once."""
     with file.open("a", encoding="utf-8") as opened:
 
         def write(values: dict[str, Any]) -> None:
@@ -82,23 +84,27 @@ def open_log(file: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield write
 
 
-def cut_log(file: Path, step: int) -> float:
-    """Drop what was logged after `step`: those steps are taken again. Return the seconds the run had taken."""
-    kept, seconds = [], 0.0
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a log, an older one under today's names; an empty list if there is no file."""
+    lines = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
             values = json.loads(line)
         except json.JSONDecodeError:  # the line that was being written when the run was killed
             break
-        if values["step"] <= step:
-            kept.append(line)
-            seconds = values.get("seconds", seconds)
-    write_text(file, "".join(line + "\n" for line in kept))
-    return seconds
+        lines.append({_OLD_KEYS.get(key, key): value for key, value in values.items()})
+    return lines
+
+
+def cut_log(file: Path, step: int) -> float:
+    """Drop the lines after `step`, whose steps are taken again; return the seconds that the run had taken."""
+    kept = [values for values in read_log(file) if values["step"] <= step]
+    write_text(file, "".join(json.dumps(values) + "\n" for values in kept))
+    return next((float(values["seconds"]) for values in reversed(kept) if "seconds" in values), 0.0)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that a run changes; what is locked is not among them."""
+    """Return the tensors that a run changes; locked ones are not among them."""
     kept = model.state_dict().keys()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     statistics = {name: buffer for name, buffer in model.named_buffers() if name in kept}  # BatchNorm's
@@ -106,7 +112,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _laid_out_as(parameter: Tensor, state: Tensor) -> Tensor:
-    """Lay a moment out in memory as its parameter: torch's fused optimizers read both in one sweep, unchecked."""
+    """Lay a moment out in memory as its parameter: torch's fused optimizers read both in one sweep and do not check."""
     if state.shape != parameter.shape:
         return state
     return torch.empty_like(parameter, dtype=state.dtype).copy_(state)

@@ -1,4 +1,4 @@
-"""Which towers, which text model, which lock mode: the grid of runs on one set of pairs, with its spread over seeds."""
+"""Compare image towers, text towers and lock modes: a grid of runs on the same pairs, with its spread over seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from lamplit.errors import UsageError
 from lamplit.files import write_text
 from lamplit.store.embedding import embed
-from lamplit.store.lance_store import Store
+from lamplit.store.lance_store import Store, as_store
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 
@@ -34,28 +34,28 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The choice in few words."""
+        """A short name of the choice."""
         return f"{self.mode}  {_short(self.image_tower)}  {_short(self.text_tower)}"
 
     def mean(self, metric: str) -> float:
-        """Mean over the seeds."""
+        """Return the mean of a metric over the seeds."""
         return statistics.fmean(self.metrics[metric])
 
     def spread(self, metric: str) -> float:
-        """Standard deviation over the seeds; 0 for a single one."""
+        """Return the standard deviation of a metric over the seeds; 0 for one seed."""
         values = self.metrics[metric]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 @dataclass
 class Comparison:
-    """What a grid of runs found."""
+    """The results of a grid of runs."""
 
     out: str
     seeds: int
     captions: int  # held out, in the run of the first seed
     cells: list[Cell] = field(default_factory=list)
-    impossible: list[str] = field(default_factory=list)  # a text tower from scratch has no pre-trained weights, say
+    impossible: list[str] = field(default_factory=list)  # choices that cannot be run, and why
 
 
 def compare(
@@ -67,33 +67,45 @@ def compare(
     modes: Sequence[str],
     seeds: int = 3,
     settings: Mapping[str, Any] | None = None,
+    device: str | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    """Tune every choice of image tower, text tower and mode, and measure what each finds.
+    """Tune every choice of image tower, text tower and lock mode, and measure the recall of each.
 
-    Every seed has its own split into what is tuned on and what is held out, the same for all choices. Run again,
-    it goes on where it was; the folder `out` keeps the stores, the runs, `comparison.json` and `comparison.png`.
+    Every seed has its own split into training and held-out pairs, the same for all choices. Run again, it goes on
+    where it was. The folder `out` keeps the stores, the runs, `comparison.json` and `comparison.png`.
 
     Args:
         source: pairs, which are embedded with each tower; or a store, whose own tower is the only one.
         out: folder of the comparison.
-        image_towers: specs, as `open_image_tower` takes them; none for a store.
+        image_towers: specs, as `open_image_tower` takes them; empty for a store.
         text_towers: specs, as `open_text_tower` takes them.
-        modes: the paper's two letters, such as `Lu`, `LU`, `UU`, `uu`.
+        modes: lock modes, two letters of the paper each, such as `Lu`, `LU`, `UU`, `uu`.
         seeds: runs of each choice.
-        settings: other dials of `TuneSettings`, the same for all runs.
+        settings: other settings by the names of `TuneSettings`, the same for all runs.
+        device: torch device; by default the accelerator, if there is one.
         workers: processes that decode images.
         progress: show bars on stderr.
 
+    Returns:
+        A cell for each choice with its metrics, and the choices that cannot be run.
+
     Raises:
-        UsageError: the grid is empty, or names image towers and the source is a store.
+        UsageError: the grid is empty, a setting is unknown, or image towers are named and the source is a store.
+
+    Example:
+        >>> found = lamplit.compare("stamps.lance", "grid", text_towers=["demo:minilm"], modes=["LU", "LL"], seeds=2)
+        >>> found.cells[0].mean("image_to_text/recall@1")
     """
     out = Path(out)
     settings = settings or {}
+    unknown = settings.keys() - TuneSettings.__dataclass_fields__.keys()
+    if unknown:
+        raise UsageError(f"unknown settings {', '.join(sorted(unknown))}; TuneSettings lists the known ones")
     if not (text_towers and modes and seeds >= 1 and settings.get("val_fraction") != 0):
         raise UsageError("nothing to compare: give at least one text tower, one mode, one seed, and captions held out")
-    stores = _stores(source, out, image_towers, workers, progress)
+    stores = _stores(source, out, image_towers, device, workers, progress)
     comparison = Comparison(str(out), seeds, 0)
     for tower, store in stores.items():
         for text in text_towers:
@@ -106,7 +118,7 @@ def compare(
                     continue
                 for run in runs:
                     folder = out / "runs" / f"{_file(tower)}-{_file(text)}-{mode}-{run.seed}"
-                    report = tune(store, folder, run, workers=workers, progress=progress)
+                    report = tune(store, folder, run, device=device, workers=workers, progress=progress)
                     comparison.captions = comparison.captions or report.held_out_captions
                     cell.seconds.append(report.seconds)
                     for metric in METRICS:
@@ -126,9 +138,9 @@ def draw_comparison(comparison: Comparison, image: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for offset, metric, color in ((0.2, METRICS[0], "tab:blue"), (-0.2, METRICS[2], "tab:orange")):
-        places = [place + offset for place in range(len(cells))]
+        heights = [row + offset for row in range(len(cells))]
         means, spreads = ([getattr(cell, kind)(metric) for cell in cells] for kind in ("mean", "spread"))
-        axis.barh(places, means, height=0.38, xerr=spreads, color=color, label=metric, error_kw={"capsize": 2})
+        axis.barh(heights, means, height=0.38, xerr=spreads, color=color, label=metric, error_kw={"capsize": 2})
     axis.set_yticks(range(len(cells)), [cell.name for cell in cells])
     axis.axvline(1 / comparison.captions, color="grey", linestyle=":", label="chance")
     axis.set_xlabel(f"held-out recall, mean and deviation of {comparison.seeds} seeds")
@@ -138,12 +150,14 @@ def draw_comparison(comparison: Comparison, image: Path) -> None:
 
 
 def _stores(
-    source: str | Path | Store, out: Path, towers: Sequence[str], workers: int, progress: bool
+    source: str | Path | Store, out: Path, towers: Sequence[str], device: str | None, workers: int, progress: bool
 ) -> dict[str, Store]:
     if isinstance(source, Store) or Store.exists(source):
-        store = source if isinstance(source, Store) else Store(source)
+        store = as_store(source)
         if towers:
-            raise UsageError(f"{store.path} is of one tower, {store.tower.spec}; to compare others give pairs")
+            raise UsageError(
+                f"{store.path} has the vectors of one tower, {store.tower.spec}; to compare others, give pairs"
+            )
         return {store.tower.spec: store}
     if not towers:
         raise UsageError(f"{source} are pairs: give the towers to embed them with, --image-towers A,B")
@@ -151,7 +165,7 @@ def _stores(
     for tower in towers:
         path = out / "stores" / f"{_file(tower)}.lance"
         path.parent.mkdir(parents=True, exist_ok=True)
-        embed(source, path, image_tower=tower, workers=workers, progress=progress)
+        embed(source, path, image_tower=tower, device=device, workers=workers, progress=progress)
         stores[tower] = Store(path)
     return stores
 

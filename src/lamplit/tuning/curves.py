@@ -1,12 +1,13 @@
-"""An image of a run: loss, learning rate, logit scale and held-out recall over the steps."""
+"""Curves of a run as an image: loss, learning rate, logit scale and held-out recall over the steps."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from lamplit.tuning.checkpoint import read_log
 
 _RECALLS = (
     "image_to_text/recall@1",
@@ -18,7 +19,7 @@ _RECALLS = (
 
 def draw_curves(log: Path, image: Path) -> None:
     """Draw a run's `log.jsonl` as a PNG."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = read_log(log)
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if line.get("held_out")]
     figure = Figure(figsize=(10, 6), layout="constrained")

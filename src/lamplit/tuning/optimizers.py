@@ -129,6 +129,28 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
+def set_rates(optimizer: Optimizer, step: int, total_steps: int, warmup_ratio: float) -> dict[str, float]:
+    """Set the learning rates of a step, counted from 0.
+
+    Args:
+        optimizer: each of its groups has a `peak`, the step of its `start`, and the name of its `rate`.
+        step: the step that comes.
+        total_steps: steps of the run.
+        warmup_ratio: the part of a group's steps over which its rate rises.
+
+    Returns:
+        The rates by their names.
+    """
+    for group in optimizer.param_groups:
+        total = total_steps - group["start"]
+        # The first step of the paper's schedule has rate 0; counting from 1 puts it to use.
+        count = step - group["start"] + 1
+        warmup_steps = round(warmup_ratio * total)
+        factor = warmup_cosine(count, warmup_steps=warmup_steps, total_steps=total + 1) if count > 0 else 0.0
+        group["lr"] = group["peak"] * factor
+    return {group["rate"]: group["lr"] for group in optimizer.param_groups}
+
+
 def parameter_groups(
     parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
 ) -> list[dict[str, Any]]:

@@ -1,21 +1,30 @@
-"""The folder of a run: what it is a run of, and whether it is finished."""
+"""The folder of a run: which store and settings it belongs to, and whether the run is finished."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
 from lamplit.store.lance_store import Store
-from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.settings import OLD_NAMES, TuneSettings
 from lamplit.tuning.tune_report import TuneReport
+
+FORMAT = 1  # of settings.json; the first lamplit wrote none
+_OLD_NAMES = OLD_NAMES | {"pictures": "images"}
 
 
 def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
-    """Note in the run's folder what it is a run of; return the report if that run is finished."""
+    """Write the store and settings of a run into its folder; return the report if that run is finished.
+
+    Raises:
+        UsageError: the folder holds a run with other settings or of a newer lamplit, or another model.
+    """
     content = {
+        "format": FORMAT,
         "store": store.path if "://" in store.path else str(Path(store.path).resolve()),
         "images": len(store),
         "tower": store.tower.fingerprint,
@@ -23,12 +32,15 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     }
     file = out / "settings.json"
     if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [f"{k} was {before.get(k)!r} and is {content[k]!r}" for k in content if before.get(k) != content[k]]
+        before = read_settings(file)
+        changed = [
+            f"{key} was {before.get(key)!r} and is {value!r}" for key, value in content.items()
+            if before.get(key) != value
+        ]  # fmt: skip
         if changed:
             raise UsageError(f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out")
         if (out / "report.json").is_file():
-            return TuneReport(**json.loads((out / "report.json").read_text()))
+            return TuneReport(**json.loads((out / "report.json").read_text(encoding="utf-8")))
     elif (out / "config.json").is_file():
         raise UsageError(f"{out} holds a model that is not a run of lamplit tune; give another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -36,12 +48,37 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     return None
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read the `settings.json` of a run, an older one under today's names.
+
+    Returns:
+        `format`, `store`, `images`, `tower`, and the fields of `TuneSettings`.
+
+    Raises:
+        UsageError: the file is damaged, or a newer lamplit wrote it.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON ({error}); give another --out, or delete the folder") from error
+    if values.get("format", FORMAT) > FORMAT:
+        raise UsageError(f"{file} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it")
+    named = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
+    known = TuneSettings.__dataclass_fields__.keys() | {"format", "store", "images", "tower"}
+    unknown = named.keys() - known
+    if unknown:
+        raise UsageError(f"{file} has unknown settings {', '.join(sorted(unknown))}; tune again with another --out")
+    # A setting that is younger than the file had its default.
+    defaults = {name: field.default for name, field in TuneSettings.__dataclass_fields__.items()}
+    return defaults | named | {"format": FORMAT}
+
+
 def settings_of_run(model: Path, store: str) -> TuneSettings | None:
-    """Return the settings of the run that left `model`, if it was tuned on `store`."""
+    """Return the settings of the run that left `model`, if it was tuned on `store`; else None."""
     file = model / "settings.json"
     if not file.is_file():
         return None
-    values = json.loads(file.read_text())
-    where = Path(values.pop("store"))
-    del values["images"], values["tower"]
-    return TuneSettings(**values) if where.resolve() == Path(store).resolve() else None
+    values = read_settings(file)
+    if Path(values["store"]).resolve() != Path(store).resolve():
+        return None
+    return TuneSettings(**{name: values[name] for name in TuneSettings.__dataclass_fields__})

@@ -1,81 +1,121 @@
-"""The dials of a tuning run, each beside the reason for its default."""
+"""Settings of a tuning run, one by one or from a recipe: a TOML file of them."""
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError
+
+_FOLDER = files("lamplit") / "tuning" / "paper"
+_TABLES = {"title", "source", "paper", "settings"}
+OLD_NAMES = {  # of settings in run folders and recipes of earlier versions
+    "text": "text_tower",
+    "warmup": "warmup_ratio",
+    "held_out": "val_fraction",
+    "evaluations": "num_evals",
+    "head_start": "closed_form",
+    "image_start": "image_delay",
+}
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """What a run does; saved with it, and compared when it is resumed."""
+    """Settings of a tuning run; saved with it, and compared when it is resumed.
+
+    Raises:
+        UsageError: a setting has a value out of its range, or two settings contradict each other.
+
+    Example:
+        >>> TuneSettings("demo:minilm", mode="LU", epochs=5).peak_lr
+        1e-05
+    """
 
     text_tower: str
-    """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE (tiny, small, base, large, huge, giant)."""
+    """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE with SIZE one of tiny, small, base, large,
+    huge, giant."""
     mode: Literal["auto", "LL", "LU", "Lu", "UL", "UU", "Uu", "uL", "uU", "uu"] = "auto"
-    """The paper's two letters, image tower first: L locked, U pre-trained and tuned, u from scratch (section 3.3).
-    With L first, vectors of the store are read, else its images. auto: L with U, or u where the text tower is new."""
+    """Lock mode: two letters as in the paper (section 3.3), image tower first. L is pre-trained and locked, U
+    pre-trained and tuned, u trained from scratch. auto is LU, or Lu if the text tower is a scratch one."""
     text_column: str = "texts"
-    """Column of the store with the texts; another language's, say."""
+    """Column of the store with the texts; another column may hold another language."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """The paper's loss, or SigLIP's."""
+    """Contrastive loss: softmax as in the paper, or sigmoid as in SigLIP."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """AdamW, or Adafactor as the paper uses it for large towers."""
+    """Optimizer: adamw, or adafactor as the paper uses it for large towers."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-3 from scratch (the paper's), 1e-5 for a pre-trained text tower, and ten
-    times that with LoRA, whose matrices begin at nothing."""
+    """Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's), 1e-5
+    for a pre-trained text tower, and 1e-4 with LoRA."""
     weight_decay: float = 0.1
-    """In torch's sense (times the learning rate); the paper's 1e-4 at 1e-3 is 0.1 here."""
+    """Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a learning rate of
+    1e-3 is 0.1 here."""
     batch_size: int = 1024
-    """Pairs in one loss; larger is better (section 5.5), and memory does not limit it."""
+    """Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it."""
     epochs: float = 20.0
     """Passes over the training pairs."""
     steps: int | None = None
-    """Steps in all, instead of epochs."""
+    """Number of steps; replaces the number of epochs."""
     warmup_ratio: float = 0.1
-    """Part of the steps over which the learning rate rises."""
+    """Fraction of the steps over which the learning rate rises."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient over all that trains."""
+    """Largest norm of the gradient over all parameters that train; a larger gradient is scaled down."""
     image_lr: float | None = None
-    """Peak rate of an image tower that trains; by default 1e-3 from scratch and 1e-5 pre-trained. The paper's
-    appendix H tries a tenth of the text's."""
+    """Peak learning rate of an image tower that trains. By default 1e-5 pre-trained and 1e-3 from scratch; the paper's
+    appendix H tries a tenth of the text tower's."""
     image_weight_decay: float | None = None
-    """Of an image tower that trains; by default the text's."""
+    """Weight decay of an image tower that trains. By default that of the text tower."""
     image_delay: float = 0.0
-    """Part of the steps before an image tower begins to train (the paper's appendix H, "delay"); its warm-up and its
-    cosine begin there."""
+    """Fraction of the steps before the image tower begins to train, with its warm-up (the paper's appendix H)."""
     image_head: bool = False
-    """A linear layer behind the image tower, from the identity on; the paper's best setting has none."""
+    """Train a linear layer behind the image tower, initialised to the identity. The paper's best setting has none."""
     augment: Literal["none", "inception"] = "none"
-    """What is done to images that are read in training: the paper's Inception crop (5 % to 100 % of the area), or
-    the tower's own resizing. A store's vectors are of whole images, whatever this says."""
+    """Augmentation of images for an image tower that trains: the paper's Inception crop (5 % to 100 % of the area), or
+    none. A locked image tower reads the store's vectors, which are of whole images."""
     context_length: int | None = None
-    """Longest text in tokens; by default what the text tower was made for."""
+    """Longest text in tokens. By default what the text tower was made for."""
     val_fraction: float = 0.2
-    """Part of the distinct captions that is never seen; at most 5,000 of them."""
+    """Fraction of the distinct captions that is held out to measure recall; at most 5,000 captions."""
     closed_form: bool = True
-    """Begin from a head in closed form (from the image tower's classifier and the training pairs)."""
+    """Initialise the text head in closed form, from the image tower's classifier and the training pairs."""
     num_evals: int = 10
-    """How often held-out recall is measured; each time a checkpoint is written, too."""
+    """How often held-out recall is measured, and a checkpoint written, in the run."""
     patience: int | None = None
-    """Stop after so many evaluations without a better recall."""
+    """Stop after this many evaluations without a better held-out recall. By default never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 autocast where the processor has it in hardware; elsewhere it is slower."""
+    """Floating-point format: auto is bf16 autocast if the processor computes it in hardware, else fp32."""
     lora: int | None = None
-    """Rank of low-rank changes to the text tower, which train in the place of its weights; nothing for full tuning."""
+    """Rank of low-rank changes (LoRA) to the text tower, which train instead of its weights. By default all weights
+    train."""
     seed: int = 0
-    """Of the split, the order of the pairs and dropout."""
+    """Random seed of the split, the order of the pairs, and dropout."""
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+    @classmethod
+    def from_recipe(cls, recipe: str | Path, **given: Any) -> Self:
+        """Make settings from a recipe; what is `given` wins.
+
+        Args:
+            recipe: a name out of `list_recipes`, or a TOML file of your own.
+            given: settings by name, instead of the recipe's.
 
         Raises:
-            UsageError: naming the setting and its range.
+            UsageError: there is no such recipe, or a setting has no such value.
+
+        Example:
+            >>> TuneSettings.from_recipe("cc12m", batch_size=4096).batch_size
+            4096
         """
+        values = recipe_settings(recipe, **given)
+        if "text_tower" not in values:
+            raise UsageError(f"recipe {recipe} names no text tower; give text_tower=, --text-tower in the command")
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
         ranges = {
-            "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares"),
+            "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares pairs"),
             "epochs": (self.epochs > 0, "more than 0"),
             "steps": (self.steps is None or self.steps >= 1, "at least 1"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "between 0 and 1"),
@@ -104,10 +144,10 @@ class TuneSettings:
             )
         if self.lora is not None and not (self.pretrained_text and self.text_trains):
             raise UsageError(
-                f"lora changes pre-trained weights that may change, and {self.text_tower} has none in mode {self.mode}"
+                f"lora needs pre-trained weights that may train, and {self.text_tower} has none in mode {self.mode}"
             )
-        pixels = ("image_lr", "image_weight_decay", "image_delay", "augment")
-        given = [name for name in pixels if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        image_only = ("image_lr", "image_weight_decay", "image_delay", "augment")
+        given = [name for name in image_only if getattr(self, name) != type(self).__dataclass_fields__[name].default]
         if given and not self.image_trains:
             raise UsageError(
                 f"{', '.join(given)} is for an image tower that trains, and in mode {self.mode} it is locked; "
@@ -116,12 +156,12 @@ class TuneSettings:
 
     @property
     def image_trains(self) -> bool:
-        """Whether the image tower changes, so that images are read."""
+        """Whether the image tower trains, so that images are read."""
         return self.mode[0] in "Uu"
 
     @property
     def text_trains(self) -> bool:
-        """Whether the text encoder changes; its head always does."""
+        """Whether the text encoder trains; its head always does."""
         return not self.mode.endswith("L")
 
     @property
@@ -131,16 +171,68 @@ class TuneSettings:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate of all but the image tower, after warm-up."""
+        """Learning rate of all but the image tower, after warm-up."""
         default = 1e-3 if not self.pretrained_text else 1e-5 if self.lora is None else 1e-4
         return self.lr if self.lr is not None else default
 
     @property
     def peak_image_lr(self) -> float:
-        """The learning rate of the image tower, after its warm-up."""
+        """Learning rate of the image tower, after its warm-up."""
         return self.image_lr if self.image_lr is not None else 1e-5 if self.mode[0] == "U" else 1e-3
 
     @property
     def mode_used(self) -> str:
-        """The two letters, where `mode` leaves them open."""
+        """The two letters of the lock mode, also if `mode` is auto."""
         return self.mode if self.mode != "auto" else "LU" if self.pretrained_text else "Lu"
+
+
+def list_recipes() -> list[str]:
+    """List the names of the recipes that come with lamplit: the paper's runs."""
+    return sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """Read a recipe.
+
+    Args:
+        recipe: a name out of `list_recipes`, or a TOML file of your own.
+
+    Returns:
+        Its `title`, its `source`, what the `paper` says in its own units, and the `settings` of a run; a recipe of
+        your own needs `settings` only.
+
+    Raises:
+        UsageError: there is no such recipe, or it has unknown keys.
+
+    Example:
+        >>> read_recipe("cc12m")["settings"]["mode"]
+        'LU'
+    """
+    file = Path(recipe) if str(recipe).endswith(".toml") else _FOLDER / f"{recipe}.toml"
+    if not file.is_file():
+        raise UsageError(f"there is no recipe {recipe!s}; expected a TOML file, or one of {', '.join(list_recipes())}")
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {recipe} is not TOML: {error}") from error
+    settings = values.get("settings")
+    known = TuneSettings.__dataclass_fields__
+    if not isinstance(settings, dict):
+        raise UsageError(f"recipe {recipe} has no [settings]; they are what lamplit tune takes: {', '.join(known)}")
+    renamed = [f"{key} is now {OLD_NAMES[key]}" for key in settings if key in OLD_NAMES]
+    if renamed:
+        raise UsageError(f"recipe {recipe} has settings of an earlier lamplit; rename them: {', '.join(renamed)}")
+    unknown = [key for key in values if key not in _TABLES]
+    unknown += [f"settings.{key}" for key in settings if key not in known]
+    if unknown:
+        raise UsageError(f"recipe {recipe} has unknown keys: {', '.join(unknown)}; known: {', '.join(known)}")
+    return values
+
+
+def recipe_settings(recipe: str | Path | None, **given: Any) -> dict[str, Any]:
+    """Return the settings of a recipe by name, if there is one; what is `given` wins.
+
+    Raises:
+        UsageError: there is no such recipe, or it has unknown keys.
+    """
+    return (read_recipe(recipe)["settings"] if recipe is not None else {}) | given

@@ -1,118 +1,215 @@
-"""The two sides of a step: images and texts, each from a tower that trains or from vectors that do not change."""
+"""The two sides of a step, images and texts: each is encoded by a tower that trains, or read from constant vectors."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lamplit.data.crops import Crop, read_crops
+from lamplit.data.crops import Crop, Crops, read_crops
+from lamplit.errors import TuneError
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.large_batch import Part, cut_texts
+from lamplit.tuning.split import Links
 
 CHUNK_PIXELS = 32 * 224 * 224
-Encode = Callable[[Tensor], Tensor]
+EVALUATION_BATCH = 64
+Precision = Callable[[], AbstractContextManager[Any]]  # enters the autocast of a run
 
 
-class Constants:
-    """What a locked tower gave, read from memory; a head behind it may train.
+class ImageSide(ABC):
+    """The images of a step, in the joint space.
+
+    Attributes:
+        tower: the image tower, or None if it cannot be opened.
+        head: maps unit vectors of the tower to the joint space, or None if they are in it.
+        skipped: reasons why images could not be read, by path.
+    """
+
+    def __init__(self, tower: ImageTower | None, head: nn.Module | None) -> None:
+        self.tower, self.head = tower, head
+        self.skipped: dict[str, str] = {}
+
+    @abstractmethod
+    def open(self, crops: Iterator[Sequence[Crop]], workers: int) -> None:
+        """Prepare the coming steps: `crops` has the images of each, in their order."""
+
+    @abstractmethod
+    def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
+        """Return the images of the next step.
+
+        Args:
+            rows: (B,) rows of the store.
+            step: number of the step, from 0.
+
+        Returns:
+            (b, D) unit vectors or what gives them, and (b,) indices into `rows` of the images that could be read.
+
+        Raises:
+            TuneError: fewer than two images could be read.
+        """
+
+    @abstractmethod
+    def vectors(self, links: Links) -> tuple[Tensor, Links]:
+        """Return (n, D) unit vectors of the linked images as the model gives them now, and links to these.
+
+        Raises:
+            TuneError: none of the images could be read.
+        """
+
+    @abstractmethod
+    def require_lock(self) -> None:
+        """Raise TuneError if a locked tower has changed."""
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the tower's weights as they are now; empty without a tower."""
+        return "" if self.tower is None else self.tower.identity().fingerprint
+
+    def skipped_note(self) -> str:
+        """Say how many images were skipped, and why the first three were."""
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(self.skipped.items())[:3])
+        return (
+            f"{len(self.skipped)} images could not be read and were left out ({reasons}); all are listed in report.json"
+        )
+
+
+class ConstantImages(ImageSide):
+    """Vectors of a locked tower, read from memory; a head behind them may train.
 
     Args:
-        vectors: (N, D) unit vectors, or features where there is a head.
-        head: maps (n, D) to the joint space.
+        zimg: (N, D) unit vectors of all rows of the store.
+        tower: the tower that made them, or None.
+        head: maps (n, D) to the joint space, or None.
         device: where the head is.
     """
 
-    def __init__(self, vectors: Tensor, head: nn.Module | None, device: torch.device) -> None:
-        self.vectors, self.head, self.device = vectors, head, device
+    def __init__(self, zimg: Tensor, tower: ImageTower | None, head: nn.Module | None, device: torch.device) -> None:
+        super().__init__(tower, head)
+        self.zimg, self.device = zimg, device
+        self._lock = None if tower is None else _Lock("image tower", tower)
 
-    def take(self, rows: Tensor) -> Part | Tensor:
-        """Return the vectors of (B,) rows, or what maps them into the joint space."""
-        vectors = self.vectors[rows].to(self.device)
-        return vectors if self.head is None else Part(self.head, [vectors], torch.arange(len(rows)))
+    def open(self, crops: Iterator[Sequence[Crop]], workers: int) -> None:
+        """Do nothing: there are no files to read."""
+
+    def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
+        """Return the vectors of (B,) rows, or what maps them to the joint space, and the indices of all rows."""
+        return _constant_part(self.zimg[rows].to(self.device), self.head), torch.arange(len(rows))
+
+    @torch.no_grad()
+    def vectors(self, links: Links) -> tuple[Tensor, Links]:
+        """Return (n, D) unit vectors of the linked images, and links to these."""
+        rows, index = torch.unique(links.image_index, return_inverse=True)
+        zimg = _project(self.zimg[rows].to(self.device), self.head)
+        return zimg, Links(links.texts, index, links.text_index)
+
+    def require_lock(self) -> None:
+        """Raise TuneError if the tower has changed."""
+        if self._lock is not None:
+            self._lock.require()
 
 
-class Texts:
-    """Tokens, through a text tower that trains."""
-
-    def __init__(self, tokens: list[list[int]], encode: Callable[[list[list[int]]], Tensor]) -> None:
-        self.tokens, self.encode = tokens, encode
-
-    def take(self, rows: Tensor) -> Part:
-        """Return (B,) texts to encode."""
-        return cut_texts(self.encode, [self.tokens[i] for i in rows.tolist()])
-
-
-class Images:
-    """Images from their files, through an image tower that trains.
+class EncodedImages(ImageSide):
+    """Images from their files, through a tower that trains.
 
     Args:
         tower: maps uint8 images to features.
-        head: maps unit features to the joint space, where there is one.
+        head: maps unit features to the joint space, or None.
+        paths: the image file of each row of the store.
+        precision: the autocast in which the tower runs.
         device: where the tower is.
-        trains_statistics: whether BatchNorm normalises by the images at hand, as a tower from scratch must.
+        start: the step from which the tower trains; before it, images are constants.
+        trains_statistics: whether BatchNorm normalises by the batch, as a tower from scratch must.
     """
 
+    tower: ImageTower
+
     def __init__(
-        self, tower: ImageTower, head: nn.Module | None, device: torch.device, *, trains_statistics: bool
+        self,
+        tower: ImageTower,
+        head: nn.Module | None,
+        paths: list[str],
+        *,
+        precision: Precision,
+        device: torch.device,
+        start: int,
+        trains_statistics: bool,
     ) -> None:
-        self.tower, self.head, self.device = tower, head, device
-        self.trains_statistics = trains_statistics
-        self.skipped: dict[str, str] = {}  # reasons, by path
-        self._crops: Iterator[tuple[Tensor, list[int], dict[str, str]]] | None = None
-        self._images = torch.empty(0)
+        super().__init__(tower, head)
+        self.paths, self.precision, self.device = paths, precision, device
+        self.start, self.trains_statistics = start, trains_statistics
+        self._crops: Iterator[Crops] | None = None
 
-    def open(self, batches: Iterator[Sequence[Crop]], workers: int) -> None:
-        """Begin to read what the coming steps will ask for."""
-        self._crops = read_crops(batches, self.tower.preprocessing, workers=workers)
+    def open(self, crops: Iterator[Sequence[Crop]], workers: int) -> None:
+        """Begin to read the images of the coming steps."""
+        self._crops = read_crops(crops, self.tower.preprocessing, workers=workers)
 
-    def read(self) -> list[int]:
-        """Read the next batch; return the places in it whose images could be read."""
+    def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
+        """Read the images of the next step, and return them to encode; as vectors if the tower does not train yet."""
         assert self._crops is not None
-        self._images, good, reasons = next(self._crops)
+        images, good, reasons = next(self._crops)
         self.skipped |= reasons
-        return good
-
-    def take(self, encode: Encode, *, trains: bool) -> Part | Tensor:
-        """Return the images that were read, to encode; without their tower as long as it does not train.
-
-        Args:
-            encode: maps (n, 3, height, width) images to (n, D) features.
-            trains: whether the tower changes in this step.
-        """
+        if len(good) < 2:
+            raise TuneError(f"fewer than two images of step {step + 1} could be read. {self.skipped_note()}")
         height, width = self.tower.preprocessing.image_size
-        most = max(2, CHUNK_PIXELS // (height * width))
-        chunks = self._images.tensor_split(-(-len(self._images) // most))
-        order = torch.arange(len(self._images))
-        if trains:
+        per_chunk = max(2, CHUNK_PIXELS // (height * width))
+        chunks = images.tensor_split(-(-len(images) // per_chunk))
+        kept = torch.tensor(good)
+        if step >= self.start:
             self._set_train()
-            return Part(lambda chunk: self._joint(encode(chunk)), chunks, order, self._again(encode))
+            return Part(self._to_joint_space, chunks, torch.arange(len(good)), self._encode_again), kept
         self.tower.eval()
         with torch.no_grad():
-            vectors = F.normalize(torch.cat([encode(chunk) for chunk in chunks]), dim=-1)
-        return vectors if self.head is None else Part(self.head, [vectors], order)
+            zimg = F.normalize(torch.cat([self._encode(chunk) for chunk in chunks]), dim=-1)
+        return _constant_part(zimg, self.head), kept
 
-    def _joint(self, features: Tensor) -> Tensor:
+    @torch.no_grad()
+    def vectors(self, links: Links) -> tuple[Tensor, Links]:
+        """Encode the linked images; those that cannot be read are left out of the links."""
+        rows, index = torch.unique(links.image_index, return_inverse=True)
+        parts, good = [], torch.zeros(len(rows), dtype=torch.bool)
+        batches = [[Crop(self.paths[row], None) for row in part.tolist()] for part in rows.split(EVALUATION_BATCH)]
+        self.tower.eval()
+        for number, crops in enumerate(read_crops(batches, self.tower.preprocessing, workers=0)):
+            self.skipped |= crops.reasons
+            if crops.good:
+                good[torch.tensor(crops.good) + EVALUATION_BATCH * number] = True
+                parts.append(_project(F.normalize(self._encode(crops.images), dim=-1), self.head))
+        if not parts:
+            raise TuneError(f"none of {len(rows)} held-out images could be read, {self.paths[int(rows[0])]} first")
+        kept = good[index]
+        moved = (good.cumsum(0) - 1)[index[kept]]
+        return torch.cat(parts), Links(links.texts, moved, links.text_index[kept])
+
+    def require_lock(self) -> None:
+        """Do nothing: the tower may change."""
+
+    def _encode(self, images: Tensor) -> Tensor:
+        with self.precision():
+            features: Tensor = self.tower(images.to(self.device))
+        return features.float()
+
+    def _to_joint_space(self, images: Tensor) -> Tensor:
+        features = self._encode(images)
         vectors: Tensor = features if self.head is None else self.head(F.normalize(features, dim=-1))
         return vectors
 
-    def _again(self, encode: Encode) -> Encode:
+    def _encode_again(self, images: Tensor) -> Tensor:
         """Encode a second time: BatchNorm has counted these images already."""
-
-        def run(chunk: Tensor) -> Tensor:
-            counting = [layer for layer in self._batch_norms() if layer.track_running_stats]
-            for layer in counting:
-                layer.track_running_stats = False
-            vectors = self._joint(encode(chunk))
-            for layer in counting:
-                layer.track_running_stats = True
-            return vectors
-
-        return run
+        counting = [layer for layer in self._batch_norms() if layer.track_running_stats]
+        for layer in counting:
+            layer.track_running_stats = False
+        vectors = self._to_joint_space(images)
+        for layer in counting:
+            layer.track_running_stats = True
+        return vectors
 
     def _set_train(self) -> None:
         self.tower.train()
@@ -124,12 +221,95 @@ class Images:
         return [module for module in self.tower.modules() if isinstance(module, _BatchNorm)]
 
 
+class TextSide(ABC):
+    """The texts of a step, in the joint space."""
+
+    @abstractmethod
+    def part(self, texts: Tensor) -> Part | Tensor:
+        """Return what gives (B, D) vectors of (B,) texts, by their indices."""
+
+    @abstractmethod
+    def require_lock(self) -> None:
+        """Raise TuneError if a locked encoder has changed."""
+
+
+class ConstantTexts(TextSide):
+    """Features of a locked encoder, computed once; the head behind them trains.
+
+    Args:
+        tower: the text tower.
+        texts: the distinct texts that are tuned on.
+    """
+
+    def __init__(self, tower: TextTower, texts: Sequence[str]) -> None:
+        self.features = text_features(tower, texts).cpu()
+        self.head = tower.head
+        self._lock = _Lock("text tower", tower.encoder)
+
+    def part(self, texts: Tensor) -> Part | Tensor:
+        """Return what maps the features of (B,) texts to the joint space."""
+        return _constant_part(self.features[texts].to(self.head.weight.device), self.head)
+
+    def require_lock(self) -> None:
+        """Raise TuneError if the encoder has changed."""
+        self._lock.require()
+
+
+class EncodedTexts(TextSide):
+    """Tokens, through a text tower that trains.
+
+    Args:
+        tower: maps lists of token ids to vectors.
+        tokens: token ids of each text.
+        precision: the autocast in which the tower runs.
+    """
+
+    def __init__(self, tower: TextTower, tokens: list[list[int]], precision: Precision) -> None:
+        self.tower, self.tokens, self.precision = tower, tokens, precision
+
+    def part(self, texts: Tensor) -> Part | Tensor:
+        """Return (B,) texts to encode."""
+        return cut_texts(self._encode, [self.tokens[i] for i in texts.tolist()])
+
+    def require_lock(self) -> None:
+        """Do nothing: the encoder may change."""
+
+    def _encode(self, tokens: list[list[int]]) -> Tensor:
+        with self.precision():
+            vectors: Tensor = self.tower(tokens)
+        return vectors
+
+
 @torch.no_grad()
 def text_features(tower: TextTower, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-    """Features of texts before the tower's head, as it stands, (M, feature width)."""
+    """Compute (M, feature width) features of texts, before the tower's head."""
     was_training = tower.training
     tower.eval()
     tokens = tower.tokenize(texts)
     parts = [tower.features(tokens[i : i + batch_size]).float() for i in range(0, len(tokens), batch_size)]
     tower.train(was_training)
     return torch.cat(parts)
+
+
+class _Lock:
+    """A module that must not change, with the digest of its weights when the run began."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module.requires_grad_(False)
+        self.digest = weights_digest(module)
+
+    def require(self) -> None:
+        now = weights_digest(self.module)
+        if now != self.digest:
+            raise TuneError(
+                f"the locked {self.name} changed: its weights had the fingerprint {self.digest} and have {now}. "
+                "This is a defect of lamplit; please report it"
+            )
+
+
+def _constant_part(vectors: Tensor, head: nn.Module | None) -> Part | Tensor:
+    return vectors if head is None else Part(head, [vectors], torch.arange(len(vectors)))
+
+
+def _project(zimg: Tensor, head: nn.Module | None) -> Tensor:
+    return zimg if head is None else F.normalize(head(zimg), dim=-1)

@@ -1,0 +1,228 @@
+"""The loop of a run: steps, evaluations and checkpoints, to the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamplit.errors import TuneError
+from lamplit.files import write_text
+from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
+from lamplit.model import LiT, save_image_tower
+from lamplit.progress import progress_bar
+from lamplit.tuning.batches import Batches
+from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
+from lamplit.tuning.closed_form import fit_head
+from lamplit.tuning.curves import draw_curves
+from lamplit.tuning.large_batch import backward_in_chunks
+from lamplit.tuning.optimizers import set_rates
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.sides import ImageSide, TextSide
+from lamplit.tuning.split import Links, held_out_recall
+from lamplit.tuning.tune_report import TuneReport
+
+logger = logging.getLogger(__name__)
+CHECKPOINT_SECONDS = 600.0  # at most this much work is lost when the process is killed
+_CHANCE_LOSS_FRACTION = 0.98  # above this fraction of ln(batch size) a model guesses
+
+
+@dataclass
+class RunState:
+    """How far a run is; kept in its checkpoint."""
+
+    step: int = 0
+    best: float = -1.0  # mean recall of the model that was saved
+    best_step: int = 0
+    stale: int = 0  # evaluations since then
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)  # metrics before the first step
+    mean_loss: float | None = None  # moving average
+
+
+@dataclass
+class Run:
+    """A tuning run, from its first step or its last checkpoint.
+
+    Attributes:
+        zimg: (N, D) unit vectors of all rows of the store.
+        image_ids: (N,) numbers of the rows' contents; equal images have one.
+    """
+
+    out: Path
+    settings: TuneSettings
+    device: torch.device
+    model: LiT
+    optimizer: torch.optim.Optimizer
+    train: Links
+    held_out: Links
+    zimg: Tensor
+    image_ids: Tensor
+    batches: Batches
+    image_side: ImageSide
+    text_side: TextSide
+    report: TuneReport
+    state: RunState = field(default_factory=RunState)
+
+    def go(self, *, memory_budget: int | None, workers: int, progress: bool) -> TuneReport:
+        """Go through all steps; return the report."""
+        checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
+        if checkpoint.is_file():
+            self.state = RunState(**load_checkpoint(checkpoint, self.model, self.optimizer))
+            seconds = cut_log(self.out / "log.jsonl", self.state.step)
+        else:
+            self._start()
+        self.image_side.open(self.batches.crops(self.state.step), workers)
+        started = time.monotonic() - seconds
+        total_steps = self.batches.total_steps
+        with progress_bar("tune", total_steps, shown=progress) as advance, open_log(self.out / "log.jsonl") as log:
+            advance(self.state.step, "")
+            saved = time.monotonic()
+            for step in range(self.state.step, total_steps):
+                if self._out_of_patience():
+                    break
+                line = self._step(step, memory_budget)
+                log(line | {"seconds": round(time.monotonic() - started, 3)})
+                self.state.step = step + 1
+                if (step + 1) % self.batches.eval_every == 0 or step + 1 == total_steps:
+                    metrics = self._evaluate(step + 1)
+                    log({"step": step + 1, "held_out": metrics})
+                    saved = -CHECKPOINT_SECONDS  # after a measurement one is always due
+                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                    save_checkpoint(checkpoint, self.model, self.optimizer, asdict(self.state))
+                    saved = time.monotonic()
+                advance(1, self._note(line))
+        self.image_side.require_lock()
+        self.text_side.require_lock()
+        return self._finish(time.monotonic() - started)
+
+    def _start(self) -> None:
+        """Fit the head, and measure where that leads before any step."""
+        (self.out / "log.jsonl").unlink(missing_ok=True)
+        assert self.model.text_tower is not None
+        # The store's vectors do not come from an image tower from scratch, and a published head is trained already.
+        trained = self.model.text_tower.trained_scale is not None
+        fits = self.settings.closed_form and self.settings.mode[0] != "u" and not trained
+        if fits:
+            texts = [self.train.texts[i] for i in self.train.text_index.tolist()]
+            tower = self.image_side.tower
+            class_head = None if tower is None else tower.class_head
+            fit_head(self.model.text_tower, self.zimg[self.train.image_index], texts, class_head)
+        self.state.start = metrics = self._evaluate(0)
+        with open_log(self.out / "log.jsonl") as log:
+            log({"step": 0, "held_out": metrics, "closed_form": fits})
+        if metrics:
+            head = "the closed-form head" if fits else "the published head" if trained else "an untrained head"
+            logger.info(
+                "before step 0, %s gives image_to_text/recall@1 %.3f and recall@5 %.3f on held-out captions",
+                head, metrics["image_to_text/recall@1"], metrics["image_to_text/recall@5"],
+            )  # fmt: skip
+
+    def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
+        """Take one step, counted from 0; return its line of the log."""
+        began = time.monotonic()
+        rates = set_rates(self.optimizer, step, self.batches.total_steps, self.settings.warmup_ratio)
+        rows = self.batches.rows(step)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        images, kept = self.image_side.part(self.train.image_index[rows], step)
+        rows = rows[kept]
+        texts = self.train.text_index[rows]
+        image_ids = self.image_ids[self.train.image_index[rows]].to(self.device)
+        loss = backward_in_chunks(
+            [images, self.text_side.part(texts)],
+            partial(_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device)),
+            device=self.device, memory_budget=memory_budget,
+        )  # fmt: skip
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.settings.grad_clip))
+        value = float(loss)
+        if not math.isfinite(value) or not math.isfinite(norm):
+            raise TuneError(
+                f"the loss is {value} and the gradient's norm {norm} in step {step + 1}, at learning rate "
+                f"{rates['lr']:.1e} and logit scale {float(self.model.logit_multiplier.detach()):.1f}; nothing of this "
+                f"step was kept. Lower --lr (it peaks at {self.settings.peak_lr:.0e}) or give more --warmup-ratio, "
+                "with another --out"
+            )
+        self.optimizer.step()
+        self._warn_if_guessing(step, value)
+        return {
+            "step": step + 1,
+            "epoch": round((step + 1) / self.batches.steps_per_epoch, 3),
+            "loss": value,
+            **rates,
+            "logit_scale": float(self.model.logit_multiplier.detach()),
+            "grad_norm": norm,
+            "pairs_per_second": round(len(rows) / (time.monotonic() - began), 1),
+        }
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Measure held-out recall; save the model if it is the best so far."""
+        metrics: dict[str, float] = {}
+        if self.held_out.texts:
+            zimg, links = self.image_side.vectors(self.held_out)
+            metrics = held_out_recall(zimg, self.model.encode_texts(links.texts), links)
+        score = metrics.get("mean_recall", float(step))  # if nothing is held out, the last model is the best
+        state = self.state
+        if score > state.best:
+            state.best, state.best_step, state.stale, state.best_metrics = score, step, 0, metrics
+            self.model.save(self.out)
+        else:
+            state.stale += 1
+        state.last_metrics = metrics
+        return metrics
+
+    def _finish(self, seconds: float) -> TuneReport:
+        report, state = self.report, self.state
+        report.start, report.best, report.last = state.start, state.best_metrics, state.last_metrics
+        report.best_step, report.steps, report.seconds = state.best_step, state.step, round(seconds, 2)
+        report.fingerprint_after = self.image_side.fingerprint()
+        report.skipped = self.image_side.skipped
+        if report.skipped:
+            logger.warning("%s", self.image_side.skipped_note())
+        if self.image_side.tower is not None and not self.settings.image_trains:
+            save_image_tower(self.image_side.tower, self.out)  # one that trains was saved with the best model
+        draw_curves(self.out / "log.jsonl", self.out / "curves.png")
+        write_text(self.out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
+        return report
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and bool(self.held_out.texts) and self.state.stale >= patience
+
+    def _note(self, line: dict[str, Any]) -> str:
+        note = f"loss {line['loss']:.3f}  lr {line['lr']:.1e}  scale {line['logit_scale']:.1f}"
+        metrics = self.state.last_metrics
+        recall = f"  recall@1 {metrics['image_to_text/recall@1']:.3f}" if metrics else ""
+        return f"{note}  {line['pairs_per_second']:.0f} pairs/s{recall}"
+
+    def _warn_if_guessing(self, step: int, loss: float) -> None:
+        """Warn once if after a quarter of the run the loss is still that of guessing."""
+        before = loss if self.state.mean_loss is None else self.state.mean_loss
+        mean = self.state.mean_loss = 0.9 * before + 0.1 * loss
+        size = self.batches.batch_size
+        guessing = math.log(size)
+        is_due = self.settings.loss == "softmax" and step + 1 == max(20, self.batches.total_steps // 4)
+        if is_due and mean > _CHANCE_LOSS_FRACTION * guessing:
+            logger.warning(
+                "after %d steps the loss is %.2f; guessing among %d pairs gives ln(%d) = %.2f, so the text tower has "
+                "learnt nothing yet. Check that texts and images belong together (lamplit info STORE shows some), "
+                "then try a learning rate three times higher or lower than %.0e",
+                step + 1, mean, size, size, guessing, self.settings.peak_lr,
+            )  # fmt: skip
+
+
+def _loss(model: LiT, zimg: Tensor, ztxt: Tensor, *, image_ids: Tensor, text_ids: Tensor) -> Tensor:
+    """Take the loss of (B, D) unit vectors of images and texts."""
+    if model.logit_bias is None:
+        return softmax_loss(zimg, ztxt, model.logit_multiplier, image_ids=image_ids, text_ids=text_ids)
+    return sigmoid_loss(zimg, ztxt, model.logit_multiplier, model.logit_bias, image_ids=image_ids, text_ids=text_ids)
