@@ -101,7 +101,7 @@ class Assembly:
         assert tower is not None
         # Convolutions train 1.2 to 1.6 times faster so on a CPU, and nothing else changes.
         tower.backbone.to(memory_format=torch.channels_last)
-        self.model.unlock(tower.to(self.device).requires_grad_(True))
+        self.model.attach_trainable_image_tower(tower.to(self.device))
         decay = settings.weight_decay if settings.image_weight_decay is None else settings.image_weight_decay
         start = round(settings.image_delay * self.total_steps)
         for group in parameter_groups(tower, weight_decay=decay):

@@ -65,6 +65,8 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `context_length`; never fewer than one."""
+        if isinstance(texts, str):
+            raise UsageError("tokenize takes a list of texts; a str would be read as its letters")
         return [ids or [self.tokenizer.pad_id] for ids in self.tokenizer.encode(texts, self.context_length)]
 
     def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:
@@ -86,7 +88,7 @@ class TextTower(nn.Module):
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.head.weight.device
         parts, start = [], 0
-        for size in length_groups([lengths[i] for i in order], PASS_COST[device.type]):
+        for size in length_groups([lengths[i] for i in order], PASS_COST.get(device.type, PASS_COST["cuda"])):
             parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
             start += size
         back = torch.empty(len(order), dtype=torch.long, device=device)
