@@ -500,7 +500,7 @@ def test_second_device(text_folder: Path, image_file: Path, tmp_path: Path) -> N
     tower = open_image_tower(own, preprocessing=Preprocessing((32, 32), half, half))
     make_model(tower, text_folder, center=torch.zeros(8), image_head=nn.Linear(8, 6), logit_bias=1.0).save(tmp_path)
     own.devices.clear()
-    own.train()
+    own.train().requires_grad_(True)
     weight = own.linear.weight
 
     model = load(tmp_path, device="meta", image_tower=own)

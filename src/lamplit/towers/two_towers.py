@@ -110,7 +110,7 @@ class TwoTowers(nn.Module):
             >>> zimg, ztxt, logit_multiplier = model(["owl.png", "hat.png"], ["an owl", "a hat"])
             >>> logits = logit_multiplier * zimg @ ztxt.T
         """
-        resize = self._image_preprocessing().resize
+        resize = self.image_preprocessing().resize
         given, is_one_image = list_images(images)
         written, is_one_text = list_texts(texts)
         if not given or not written:
@@ -196,7 +196,7 @@ class TwoTowers(nn.Module):
             >>> model.encode_images("owl.png").shape
             torch.Size([1280])
         """
-        resize = self._image_preprocessing().resize
+        resize = self.image_preprocessing().resize
         given, is_one = list_images(images)
         parts = [torch.empty(0, self.width, device=self.device)]
         with progress_bar("images", len(given), shown=progress) as advance:
@@ -272,7 +272,12 @@ class TwoTowers(nn.Module):
         ztxt = ztxt[0] if is_one else ztxt
         return as_array(ztxt) if as_numpy else ztxt
 
-    def _image_preprocessing(self) -> Preprocessing:
+    def image_preprocessing(self) -> Preprocessing:
+        """Return how the image tower takes its images.
+
+        Raises:
+            TowerError: the model is open without its image tower.
+        """
         if self.image_tower is None or self.identity.preprocessing is None:
             raise without_image_tower(self.identity)
         return self.identity.preprocessing
