@@ -35,15 +35,17 @@ def main() -> None:
     (OUT / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample), encoding="utf-8")
 
     model = lamplit.load(QUICKSTART / "model")
-    classes, report = lamplit.make_classes(model, CLASSES, templates=TEMPLATES, sample=OUT / "sample.jsonl")
+    classes = lamplit.make_classes(model, CLASSES, templates=TEMPLATES, sample=OUT / "sample.jsonl")
+    report = classes.report
+    assert report is not None, "there is a sample"
     classes.save(OUT / "classes.json")
-    print(f"sample: {report.images} images of a class, {report.strangers} of none")
+    print(f"sample: {report.images} images of a class, {report.out_of_class} of none")
     print(f"nearest class right: {report.accuracy:.2f}, before any is refused as none of these")
     print(f"calibration error {report.error_before:.2f} before, {report.error_after:.2f} after")
 
     # From here on no text tower is needed: the file holds the vectors of the classes.
     model, classes = lamplit.load(QUICKSTART / "model", towers="image"), lamplit.ClassList.load(OUT / "classes.json")
-    predictions, _ = lamplit.classify(model, [row["image"] for row in others], classes)
+    predictions = lamplit.classify(model, [row["image"] for row in others], classes)
     answers = [prediction.given[0] if prediction.given else "none" for prediction in predictions]
     told = Counter((row["label"], row["label"] == answer) for row, answer in zip(others, answers, strict=True))
     for label in [*CLASSES, "none"]:

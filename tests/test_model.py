@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 from lamplit.data.images import decode_image
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError, TowerError, UsageError
-from lamplit.model import FORMAT, LiT, load
+from lamplit.model import FORMAT, LiT, as_model, load, merge_lora
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
 from lamplit.towers.texts.text_tower import open_text_tower
@@ -76,11 +78,23 @@ def test_images_by_hand(model: LiT, image_tower: ImageTower, image_file: Path) -
     assert torch.equal(model.encode_images([image_file]), expected)
 
 
-def test_every_way_to_give_a_image(model: LiT, image_file: Path) -> None:
+def test_images_in_every_form(model: LiT, image_file: Path) -> None:
     with Image.open(image_file) as opened:
-        given = [image_file, str(image_file), image_file.read_bytes(), opened]
+        pixels = np.array(opened.convert("RGB"))
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        given = [image_file, str(image_file), image_file.read_bytes(), opened, pixels, tensor]
         vectors = model.encode_images(given)
     assert (vectors - vectors[0]).abs().max() < 1e-6
+    for image in given:
+        assert torch.equal(model.encode_images(image), model.encode_images([image])[0])
+    batches = (
+        np.stack([pixels, pixels]),
+        torch.stack([tensor, tensor]),
+        np.array([str(image_file)] * 2),
+        iter(given[:2]),
+    )
+    for batch in batches:
+        assert (model.encode_images(batch) - vectors[:2]).abs().max() < 1e-6
 
 
 def test_alpha_is_composited_on_white(model: LiT) -> None:
@@ -133,6 +147,140 @@ def test_nothing_to_encode(model: LiT) -> None:
 
 
 @pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (3, "images are a int; expected a path, encoded bytes, a PIL image, a uint8 array"),
+        (None, "images are a NoneType"),
+        ({"a.png": 1}, "images are a dict"),
+        ([3], "an image is a int; expected a path"),
+        ([None], "an image is a NoneType"),
+        (np.zeros((4, 4, 3)), "an image is a array of float64; expected uint8"),
+        (torch.zeros(3, 4, 4), "an image is a tensor of float32; expected uint8"),
+        (np.zeros((4, 4), np.uint8), r"an image is a array of shape \(4, 4\); expected \(H, W, 3\)"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"an image is a tensor of shape \(4, 4, 3\); expected \(3, H, W\)"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], r"shape \(2, 4, 4, 3\)"),
+    ],
+)
+def test_images_of_wrong_type(model: LiT, image: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model.encode_images(image)
+
+
+def test_array_without_pixels_or_too_many(model: LiT) -> None:
+    with pytest.raises(ImageError, match="no pixels"):
+        model.encode_images(np.zeros((0, 4, 3), np.uint8))
+    vast = np.broadcast_to(np.zeros(3, np.uint8), (20_000, 20_000, 3))
+    with pytest.raises(ImageError, match=r"400\.0 megapixels"):
+        model.encode_images(vast)
+
+
+def test_one_text_is_not_a_list_of_letters(model: LiT) -> None:
+    one = model.encode_texts("a red ring")
+    assert one.shape == (64,)
+    assert torch.equal(one, model.encode_texts(["a red ring"])[0])
+    assert torch.equal(model.encode_texts(("a red ring",)), one[None])
+    assert model.text_tower is not None
+    with pytest.raises(UsageError, match="takes a list of texts"):
+        model.text_tower.tokenize("a red ring")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (3, "texts are a int; expected a str, or a list of str"),
+        (b"ring", "texts are a bytes"),
+        ({"ring"}, "texts are a set"),
+        (["ring", 3.5], "text 1 is 3.5, a float; expected a str"),
+        (["ring", None], "text 1 is None, a NoneType"),
+        ([["ring"]], r"text 0 is \['ring'\], a list"),
+    ],
+)
+def test_texts_of_wrong_type(model: LiT, texts: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model.encode_texts(texts)
+
+
+def test_as_numpy(model: LiT, image_file: Path) -> None:
+    for vectors, expected in [
+        (model.encode_images(image_file, as_numpy=True), model.encode_images(image_file)),
+        (model.encode_texts(TEXTS, as_numpy=True), model.encode_texts(TEXTS)),
+    ]:
+        assert isinstance(vectors, np.ndarray)
+        assert vectors.dtype == np.float32
+        assert np.array_equal(vectors, expected.numpy())
+
+
+def test_progress_goes_to_stderr(model: LiT, image_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.encode_images([image_file, image_file], progress=True)
+    model.encode_texts(TEXTS, progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "images" in captured.err
+    assert "4/4" in captured.err
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_below_one(model: LiT, image_file: Path, batch_size: int) -> None:
+    with pytest.raises(UsageError, match=f"batch_size is {batch_size}; expected at least 1"):
+        model.encode_images([image_file], batch_size=batch_size)
+    with pytest.raises(UsageError, match="batch_size"):
+        model.encode_texts(TEXTS, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("parts", ["plain", "center and head"])
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16", "double"])
+def test_encode_in_other_precision(
+    image_tower: ImageTower, text_folder: Path, image_file: Path, precision: str, parts: str
+) -> None:
+    options: dict[str, Any] = {}
+    if parts != "plain":
+        torch.manual_seed(1)
+        options = {"center": torch.full((64,), 0.01), "image_head": nn.Linear(64, 64)}
+    model = make_model(deepcopy(image_tower), text_folder, **options)
+    expected = model.encode_images(image_file), model.encode_texts(TEXTS)
+    if precision == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.encode_images(image_file), model.encode_texts(TEXTS)
+    else:
+        model.to(getattr(torch, precision))
+        found = model.encode_images(image_file), model.encode_texts(TEXTS)
+    for vectors, exact in zip(found, expected, strict=True):
+        assert vectors.dtype == torch.float32
+        assert (vectors.norm(dim=-1) - 1).abs().max() < 1e-6
+        assert (vectors * exact).sum(-1).min() > (1 - 1e-6 if precision == "double" else 0.999)
+
+
+def test_forward_has_gradients(image_tower: ImageTower, text_folder: Path, image_folder: Path) -> None:
+    files = sorted(image_folder.glob("*.png"))[:4]
+    model = make_model(image_tower, text_folder, image_head=nn.Linear(64, 64))
+    zimg, ztxt, logit_multiplier = model(files, TEXTS)
+    assert torch.allclose(zimg, model.encode_images(files), atol=1e-6)
+    assert torch.allclose(ztxt, model.encode_texts(TEXTS), atol=1e-6)
+    loss = F.cross_entropy(logit_multiplier * zimg @ ztxt.T, torch.arange(4))
+    loss.backward()
+    assert model.text_tower is not None
+    assert model.image_head is not None
+    for parameter in (model.log_scale, model.text_tower.head.weight, model.image_head.weight):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in image_tower.parameters())
+    output = model(files[0], "red")
+    assert (output.zimg.shape, output.ztxt.shape, output.logit_multiplier.shape) == ((64,), (64,), ())
+    with pytest.raises(UsageError, match="at least one image and one text"):
+        model([], TEXTS)
+
+
+def test_preprocess(model: LiT, image_tower: ImageTower, image_file: Path) -> None:
+    pixels = model.preprocess(image_file)
+    assert pixels.shape == (3, 160, 160)
+    assert pixels.dtype == torch.float32
+    zimg = F.normalize(image_tower.backbone(pixels[None]), dim=-1)
+    assert torch.allclose(zimg[0], model.encode_images(image_file), atol=1e-6)
+    with pytest.raises(UsageError, match="an image is a int"):
+        model.preprocess(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("image_file", "reason"), [(b"", "empty file"), (b"no image", "not an image"), ("/no/such.png", "file not found")]
 )
 def test_image_that_cannot_be_used(model: LiT, image_file: Any, reason: str) -> None:
@@ -149,15 +297,21 @@ def test_batches_do_not_matter(model: LiT, image_folder: Path) -> None:
     assert (model.encode_texts(TEXTS[::-1]).flip(0) - expected).abs().max() < 1e-6
 
 
-def test_texts_are_read_without_dropout_and_train_mode_comes_back(model: LiT) -> None:
+def test_encode_in_eval_mode_and_train_mode_comes_back(model: LiT, image_file: Path) -> None:
     expected = model.encode_texts(TEXTS)
     model.train()
-    assert torch.equal(model.encode_texts(TEXTS), expected)
     assert model.text_tower is not None
-    assert model.text_tower.training
+    model.text_tower.head.eval()
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(model.encode_texts(TEXTS), expected)
+    model.encode_images(image_file)
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(UsageError, match="batch_size"):
+        model.encode_texts(TEXTS, batch_size=0)
+    assert [module.training for module in model.modules()] == modes
 
 
-def test_texts_that_are_cut_are_told(model: LiT, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_texts_are_logged(model: LiT, caplog: pytest.LogCaptureFixture) -> None:
     model.encode_texts(TEXTS)
     assert caplog.messages == []
     model.encode_texts(["red " * 40, "red"])
@@ -174,6 +328,34 @@ def test_image_tower_is_locked(model: LiT, image_file: Path) -> None:
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trainable
     assert all(name.startswith(("text_tower.", "log_scale")) for name in trainable)
+
+
+def test_any_module_is_locked(image_tower: ImageTower) -> None:
+    tower = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 64)).train()
+    model = LiT(None, image_tower.identity(), tower).train()
+    assert isinstance(model.image_tower, Locked)
+    assert model.unlocked_image_tower is tower
+    assert not any(module.training for module in tower.modules())
+    assert LiT(None, image_tower.identity(), Locked(tower)).unlocked_image_tower is tower
+
+
+def test_trainable_image_tower(image_tower: ImageTower) -> None:
+    for model in (
+        LiT(None, image_tower.identity(), deepcopy(image_tower), trainable_image_tower=True),
+        LiT(None, image_tower.identity()),
+    ):
+        model.attach_trainable_image_tower(deepcopy(image_tower))
+        assert isinstance(model.image_tower, ImageTower)
+        assert all(parameter.requires_grad for parameter in model.image_tower.parameters())
+        model.train()
+        assert model.image_tower.training
+
+
+def test_repr(model: LiT, saved: Path) -> None:
+    assert re.fullmatch(r"<LiT unnamed: hf:\S+ reads timm:test_vit, 64 wide, on cpu>", repr(model))
+    image = load(saved, towers="image", device="cpu")
+    assert repr(image) == f"<LiT {saved.name}: no text tower reads timm:test_vit, 64 wide, on cpu>"
+    assert repr(LiT(None, image.identity)).endswith("reads timm:test_vit (not opened), 64 wide, on cpu>")
 
 
 def test_center_is_subtracted_from_images_only(image_tower: ImageTower, text_folder: Path, image_file: Path) -> None:
@@ -222,6 +404,134 @@ def test_scalars_and_center_are_kept(
     assert again.center is not None
     assert torch.equal(again.center, center)
     assert torch.equal(again.encode_images([image_file]), model.encode_images([image_file]))
+
+
+def test_loaded_model_has_no_gradients(saved: Path) -> None:
+    model = load(saved)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert (model.logit_multiplier * model.encode_texts(TEXTS)).numpy().shape == (4, 64)
+    assert LiT.load(saved, towers="text").image_tower is None
+
+
+def test_run_folder(copy: Path) -> None:
+    assert load(copy).run_folder is None
+    (copy / "settings.json").write_text("{}")
+    assert load(copy).run_folder == copy
+
+
+def test_load_refuses(saved: Path) -> None:
+    with pytest.raises(UsageError, match="towers is 'txt'; expected one of both, text, image"):
+        load(saved, towers="txt")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="there is no device 'gpu' here"):
+        load(saved, device="gpu")
+    with pytest.raises(UsageError, match="the model is a int; expected a folder"):
+        as_model(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="brings its own image tower"):
+        load("lit:B16B", image_tower=nn.Identity())
+
+
+def test_save_keeps_model(image_tower: ImageTower, text_folder: Path, tmp_path: Path) -> None:
+    model = make_model(image_tower, text_folder)
+    tuned = deepcopy(image_tower)
+    model.attach_trainable_image_tower(tuned)
+    with torch.no_grad():
+        next(tuned.parameters()).add_(1)
+    before = model.identity
+    model.save(tmp_path / "model")
+    assert model.identity is before
+    again = load(tmp_path / "model")
+    assert again.identity.spec == f"model:{tmp_path / 'model'}"
+    assert again.identity.fingerprint == tuned.identity().fingerprint != before.fingerprint
+
+
+def test_save_whole_or_not_at_all(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(copy)
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+
+    def fail(module: nn.Module, file: str) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("lamplit.model.save_model", fail)
+    with pytest.raises(OSError, match="no space"):
+        model.save(copy)
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+
+
+def test_save_refuses_what_could_not_be_loaded(image_tower: ImageTower, text_folder: Path, tmp_path: Path) -> None:
+    model = make_model(deepcopy(image_tower), text_folder).bfloat16()
+    with pytest.raises(TowerError, match="its weights or their precision were changed"):
+        model.save(tmp_path / "model")
+    plain = LiT(None, image_tower.identity(), nn.Flatten())
+    with pytest.raises(TowerError, match=r"a Flatten says nothing .* lamplit\.open_image_tower"):
+        plain.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_merge_lora_needs_lora(model: LiT, saved: Path, tmp_path: Path) -> None:
+    for given in (saved, model):
+        with pytest.raises(UsageError, match="has no LoRA to merge"):
+            merge_lora(given, tmp_path / "merged")
+    with pytest.raises(UsageError, match="holds a model"):
+        merge_lora(model, saved)
+
+
+# devices
+
+
+class Recorder(nn.Module):
+    """An image tower that knows where its images were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 8)
+        self.devices: list[torch.device] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.devices.append(images.device)
+        output: Tensor = self.linear(images.mean((2, 3)))
+        return output
+
+
+def test_second_device(text_folder: Path, image_file: Path, tmp_path: Path) -> None:
+    """`meta` has no numbers, but tensors of another device cannot be mixed with its own."""
+    half = (0.5, 0.5, 0.5)
+    own = Recorder()
+    tower = open_image_tower(own, preprocessing=Preprocessing((32, 32), half, half))
+    make_model(tower, text_folder, center=torch.zeros(8), image_head=nn.Linear(8, 6), logit_bias=1.0).save(tmp_path)
+    own.devices.clear()
+    own.train().requires_grad_(True)
+    weight = own.linear.weight
+
+    model = load(tmp_path, device="meta", image_tower=own)
+
+    assert model.device.type == "meta"
+    assert {part.device.type for part in [*model.parameters(), *model.buffers()]} == {"meta"}
+    tokens: list[torch.device] = []
+    assert model.text_tower is not None
+    model.text_tower.encoder.register_forward_pre_hook(
+        lambda module, args, options: tokens.append(options["input_ids"].device), with_kwargs=True
+    )
+    assert model.encode_texts(["red", "ring"]).device.type == "meta"  # of one length: BERT looks into masks
+    assert model.encode_images([image_file] * 2).device.type == "meta"
+    zimg, _, logit_multiplier = model(image_file, "red")
+    assert (zimg.device.type, logit_multiplier.device.type) == ("meta", "meta")
+    assert {device.type for device in tokens} == {"meta"}
+    tower = model.unlocked_image_tower
+    assert isinstance(tower, ImageTower)
+    assert isinstance(tower.backbone, Recorder)
+    assert {device.type for device in tower.backbone.devices[-2:]} == {"meta"}
+    # The caller's own tower is where and what it was.
+    assert own.linear.weight is weight
+    assert (weight.device.type, weight.requires_grad, own.training, own.devices) == ("cpu", True, True, [])
+
+
+def test_open_model_stays_where_it_is(saved: Path) -> None:
+    model = load(saved, device="cpu")
+    assert as_model(model) is as_model(model, device="cpu") is model
+    with pytest.raises(UsageError, match=r"the model is open on cpu; move it with model\.to\('meta'\)"):
+        as_model(model, device="meta")
+    assert as_model(saved, "cpu", "text").image_tower is None
 
 
 def test_scratch_text_tower(image_tower: ImageTower, tmp_path: Path) -> None:

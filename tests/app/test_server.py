@@ -270,7 +270,7 @@ def test_classes_are_the_librarys(client: TestClient, model: LiT, store: Store, 
     templates = ["A {}.", "{}"]
     form = {"classes": CLASSES, "templates": templates}
     [sent] = client.post("/classify", files={"images": (file.name, file.read_bytes())}, data=form).json()["images"]
-    [[expected], _] = lamplit.classify(model, [file], CLASSES, templates=templates)
+    [expected] = lamplit.classify(model, [file], CLASSES, templates=templates)
     assert [share["name"] for share in sent["classes"]] == expected.classes
     assert [share["probability"] for share in sent["classes"]] == pytest.approx(expected.probabilities, abs=1e-5)
     assert sent["none_of_these"] is None

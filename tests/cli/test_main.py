@@ -419,7 +419,7 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, image_fol
     assert shown[0].startswith("templates: the best is taken, and its figure flatters")
     assert f"accuracy, nearest class\t{report['accuracy']:.3f}" in shown
     assert f"calibration error\t{report['error_before']:.3f} before, {report['error_after']:.3f} after" in shown
-    assert "strangers refused\t" in shown
+    assert "out-of-class images refused\t" in shown
     for score in report["per_class"]:
         mistake = f"{score['mistaken_for']} ({score['mistakes']})" if score["mistakes"] else ""
         precision = "" if score["precision"] is None else f"{score['precision']:.3f}"

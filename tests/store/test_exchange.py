@@ -334,7 +334,7 @@ def test_given_an_image_tower(
     zimg = model.encode_images([image_file])
     assert zimg.shape == (1, 32)
     assert torch.isclose(zimg.norm(), torch.tensor(1.0))
-    predictions, _ = lamplit.classify(model, [image_file], ["ring", "cross"])
+    predictions = lamplit.classify(model, [image_file], ["ring", "cross"])
     assert len(predictions) == 1
     with pytest.raises(ImageError):
         model.encode_images([b"no image"])

@@ -494,7 +494,7 @@ def test_it_evaluates_and_classifies(published_store: Path, folder: Path, image_
     assert set(found.metrics) >= {"text_to_image/recall@1", "image_to_text/recall@1"}
     [found] = evaluate(model, image_folder / "pairs.csv")
     assert found.images == 60
-    [prediction], _ = lamplit.classify(model, [next(image_folder.glob("*.png"))], ["circle", "square", "ring"])
+    [prediction] = lamplit.classify(model, [next(image_folder.glob("*.png"))], ["circle", "square", "ring"])
     assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
 
 

@@ -62,7 +62,7 @@ def test_several_labels_where_they_are_independent() -> None:
     assert truth.int().tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 0]]
     with pytest.raises(UsageError, match=r"an image has several labels; .* need --multi-label"):
         corner_list().read_labels([["ring", "circle"]])
-    with pytest.raises(UsageError, match="labels that are none of the classes: ring; circle"):
+    with pytest.raises(UsageError, match="labels that are not among the classes: ring; circle"):
         corner_list().read_labels(["ring; circle"])
 
 
@@ -117,27 +117,27 @@ def to(key: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (to("kind", "other"), "it is not one"),
+        (to("kind", "other"), "it is something else"),
         (to("format", 2), "it has format 2; this lamplit reads up to 1: upgrade it"),
         (without("vectors"), "'vectors'"),
-        (to("names", []), "its names are none"),
-        (to("names", ["a", "a", "b"]), "not all different"),
-        (to("names", "abc"), "names is no list"),
-        (to("names", ["a", "b", 3]), "names has something"),
-        (to("names", ["a", "b", "c" * 1001]), "names has something"),
+        (to("names", []), "it has no names, or one of them twice"),
+        (to("names", ["a", "a", "b"]), "one of them twice"),
+        (to("names", "abc"), "names is not a list"),
+        (to("names", ["a", "b", 3]), "names has something other than texts"),
+        (to("names", ["a", "b", "c" * 1001]), "names has something other than texts"),
         (to("templates", [None]), "templates has something"),
         (to("width", 2**40), "width 1099511627776"),
         (to("width", "3"), "width '3'"),
-        (to("width", 4), "36 bytes of vectors, where 3 classes of width 4"),
+        (to("width", 4), "36 bytes of vectors; 3 classes of width 4 have 48"),
         (to("vectors", "!!!!"), "base64"),
         (to("vectors", [1.0]), ""),
         (to("vectors", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"), "not of length 1"),
         (to("vectors", "AADAfwAAAAAAAAAAAAAAAAAAgD8AAAAAAAAAAAAAAAAAAIA/"), "not of length 1"),  # one is nan
-        (to("thresholds", [0.1]), "not one threshold for each class"),
-        (to("thresholds", [0.1, 0.1, "x"]), "thresholds has something that is no number"),
+        (to("thresholds", [0.1]), "the number of thresholds is not that of the classes"),
+        (to("thresholds", [0.1, 0.1, "x"]), "thresholds has something other than numbers"),
         (to("logit_bias", 1.0), "multi-label classes without thresholds"),
         (to("logit_scale", 0), "logit_scale 0.0"),
-        (to("logit_scale", float("nan")), "NaN is no number"),
+        (to("logit_scale", float("nan")), "NaN is not a number"),
         (to("logit_scale", 10**400), ""),
         (to("logit_scale", True), "logit_scale has something"),
         (to("space", None), "space has something"),
@@ -168,6 +168,24 @@ def test_large_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**28 + 1)
     with pytest.raises(UsageError, match="it has more than 256 MB"):
         ClassList.load(tmp_path / "classes.json")
+
+
+def test_file_of_format_1(model_path: Path) -> None:
+    """The file has the form that lamplit 0.1.0 wrote before `logit_scale` became `logit_multiplier` in Python."""
+    read = ClassList.load(Path(__file__).parents[1] / "fixtures" / "classes-format-1.json")
+    assert (read.names, read.templates) == (["ring", "Größe"], ["{}", "A {}."])
+    assert (read.logit_multiplier, read.logit_bias, read.thresholds) == (12.5, None, [0.25, 0.25])
+    assert (read.space, read.image_tower, read.text_tower) == ("a" * 32, "timm:test_vit", "hf:bert")
+    assert read.vectors.tolist() == [[1, 0, 0], [0, pytest.approx(0.6), pytest.approx(-0.8)]]
+    assert read.report is None
+
+
+def test_repr() -> None:
+    assert repr(corner_list()) == (
+        "<ClassList of 3: circle, square, ring; one per image, no thresholds, for images of timm:x>"
+    )
+    many = corner_list(names=list("abcdef"), thresholds=[0.0] * 6, logit_bias=0.0)
+    assert repr(many) == "<ClassList of 6: a, b, c and 3 more; multi-label, thresholds, for images of timm:x>"
 
 
 # --- Which images it reads

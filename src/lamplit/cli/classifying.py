@@ -13,8 +13,10 @@ import lamplit
 from lamplit.cli import tables
 from lamplit.cli.terminal import (
     AsJson,
+    Device,
     chosen_classes,
     class_names,
+    default_workers,
     files_of,
     list_skipped,
     print_line,
@@ -23,36 +25,44 @@ from lamplit.cli.terminal import (
 )
 from lamplit.errors import UsageError
 
+_WORTH_WORKERS = 512  # images; a worker takes seconds to start
+
 
 def classes(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published model.")],
     out: Annotated[Path, typer.Option(help="The class list to write, such as classes.json.")],
-    classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names, with commas between them.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
     templates: Annotated[
         str | None,
-        typer.Option(help="Prompts with {}, one per line; a set's name; or suggest, the best on the sample."),
+        typer.Option(
+            help="File of prompts with {}, one per line; the name of a set; or suggest: the best on --sample."
+        ),
     ] = None,
-    sample: Annotated[str | None, typer.Option(help="Labelled images: store, folder or file of pairs.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Labelled images: a store, folder or file of pairs.")] = None,
     label_column: Annotated[
-        str, typer.Option(help="Its column with class names, or none for images of none of them.")
+        str, typer.Option(help="Column of --sample with the class of each image; none: it is of none of them.")
     ] = "label",
     multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="An image may have several of the classes; labels by ;.")
+        bool, typer.Option("--multi-label", help="An image may have several classes; labels with ; between them.")
     ] = False,
     keep_rate: Annotated[
         float | None,
-        typer.Option(help="Right answers that must stay; by default as many as balances both errors, or 0.95."),
+        typer.Option(
+            help="Share of right answers that must reach the threshold; by default what balances both errors, or 0.95."
+        ),
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a list of your classes, calibrated on labelled images; classify then needs no text tower."""
     prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
-    made, report = lamplit.make_classes(
-        lamplit.load(model), class_names(classes, classes_file), templates=prompts, sample=sample,
-        label_column=label_column, multi_label=multi_label, keep_rate=keep_rate, progress=True,
+    made = lamplit.make_classes(
+        model, class_names(classes, classes_file), templates=prompts, sample=sample, label_column=label_column,
+        multi_label=multi_label, keep_rate=keep_rate, device=device, progress=True,
     )  # fmt: skip
     made.save(out)
+    report = made.report
     if report is None:
         print_line(json.dumps({"classes": str(out)}) if as_json else out)
     else:
@@ -61,25 +71,31 @@ def classes(
 
 
 def classify(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published model.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    classes: Annotated[str | None, typer.Option(help="Class names, by commas.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names, with commas between them.")] = None,
     classes_file: Annotated[
-        Path | None, typer.Option(help="Class names, one per line; or .json that lamplit classes wrote.")
+        Path | None, typer.Option(help="Class names, one per line; or the .json file that lamplit classes wrote.")
     ] = None,
-    templates: Annotated[Path | None, typer.Option(help="Prompts with {}, one per line.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
+    templates: Annotated[Path | None, typer.Option(help="File of prompts with {}, one per line.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each image to print.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded together.")] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that decode images; by default half the cores for many images, else none."),
+    ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images by words."""
-    chosen = chosen_classes(classes, classes_file)
-    saved = isinstance(chosen, lamplit.ClassList)
     files = [file for image in images for file in (files_of(image) if image.is_dir() else [image])]
-    predictions, skipped = lamplit.classify(
-        lamplit.load(model, towers="image" if saved else "both"), files, chosen,
-        templates=read_lines(templates) if templates else None, top=top,
+    if workers is None:
+        workers = default_workers() if len(files) >= _WORTH_WORKERS else 0
+    result = lamplit.classify(
+        model, files, chosen_classes(classes, classes_file), templates=read_lines(templates) if templates else None,
+        top=top, batch_size=batch_size, workers=workers, device=device, progress=len(files) > batch_size,
     )  # fmt: skip
-    list_skipped(skipped)
-    if not predictions:
+    list_skipped(result.skipped)
+    if not result.predictions:
         raise UsageError(f"none of {len(files)} images could be used")
-    show(predictions, tables.predictions, as_json)
+    show(result.predictions, tables.predictions, as_json)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lamplit.store.exchange import ImportReport, VectorsReport
     from lamplit.tuning.comparison import Comparison
     from lamplit.tuning.tune_report import TuneReport
-    from lamplit.zeroshot.class_making import CalibrationReport
+    from lamplit.zeroshot.calibration_report import CalibrationReport
     from lamplit.zeroshot.classifier import Prediction
 
 SHOWN_CLASSES = 100  # more are in the JSON file
@@ -144,17 +144,19 @@ def calibration(report: CalibrationReport) -> list[Table]:
         made.append(_table("set", "on the sample", title=title))
         for name, value in report.template_sets.items():
             _add_row(made[0], name, f"{value:.3f}")
-    strangers = f"{report.strangers} of none of the classes, {report.unlabelled} without a label"
+    others = f"{report.out_of_class} of none of the classes, {report.unlabelled} without a label"
     rows = {
         "sample": report.sample,
-        "images": f"{report.images} of the classes, {strangers}",
+        "images": f"{report.images} of the classes, {others}",
         "skipped": len(report.skipped),
         "F1 of the labels" if report.multi_label else "accuracy, nearest class": f"{report.accuracy:.3f}",
         "logit scale": f"{report.scale_before:.1f} before, {report.scale_after:.1f} after",
         "calibration error": f"{_share(report.error_before) or 'unknown'} before, {_share(report.error_after)} after",
         "threshold": "one for each class" if report.threshold is None else f"cosine {report.threshold:.4f}",
         "labels that are there, given" if report.multi_label else "right answers that stay": _share(report.kept),
-        "labels that are not, not given" if report.multi_label else "strangers refused": _share(report.rejected),
+        "labels that are not, not given" if report.multi_label else "out-of-class images refused": _share(
+            report.rejected
+        ),
     }
     table = _table(
         "class", "images", "precision", "recall", "mostly mistaken for", title="answers, each half by the other"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -17,12 +19,13 @@ class Locked(nn.Module):
     """
 
     def __init__(self, tower: nn.Module) -> None:
+        """Lock `tower` itself, not a copy: from now on it is in eval mode and has no gradients."""
         super().__init__()
         self.tower = tower.requires_grad_(False).eval()
         self.training = False
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode; `model.train()` reaches every module but the ones in here."""
+        """Stay in eval mode: `model.train()` changes every module but those in here."""
         return super().train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -32,11 +35,24 @@ class Locked(nn.Module):
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
         """Run the tower; the output never carries a graph."""
-        # Whoever holds the tower itself may have called .train() on it; .requires_grad_() on a parent sets the
+        # Somebody who holds the tower itself may have called .train() on it; .requires_grad_() on a parent sets the
         # parameters without asking their modules.
         self.tower.eval().requires_grad_(False)
         output: Tensor = self.tower(inputs)
         return output
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode; afterwards each part of `module` has the mode that it had."""
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -167,7 +167,7 @@ def _train_image_tower(
     """Put an image tower that trains into the model and the optimizer, with rates and decay of its own."""
     # Convolutions train 1.2 to 1.6 times faster so on a CPU, and nothing else changes.
     tower.backbone.to(memory_format=torch.channels_last)
-    model.unlock(tower.to(model.device).requires_grad_(True))
+    model.attach_trainable_image_tower(tower.to(model.device))
     decay = settings.weight_decay if settings.image_weight_decay is None else settings.image_weight_decay
     start = round(settings.image_delay * total_steps)
     for group in parameter_groups(tower, weight_decay=decay):

@@ -1,4 +1,4 @@
-"""A class list: names with their vectors, and where their answers end. One file, `classes.json`, and no text tower."""
+"""A class list: names, their vectors and thresholds in one file, `classes.json`, which needs no text tower."""
 
 from __future__ import annotations
 
@@ -17,33 +17,46 @@ from torch import Tensor
 
 from lamplit._version import __version__
 from lamplit.errors import TowerError, UsageError
+from lamplit.files import write_text
 from lamplit.model import LiT
+from lamplit.zeroshot.calibration_report import CalibrationReport
+from lamplit.zeroshot.names import listed
 
 FORMAT = 1
-STRANGER = "none"  # the label of an image that is of none of the classes
-SEPARATOR = ";"  # of the labels of one image, in a multi-label list
+NONE_LABEL = "none"  # the label of an out-of-class image: one of none of the classes
+SEPARATOR = ";"  # between the labels of one image, in a multi-label list
 _KIND = "lamplit classes"
 _MAX_BYTES = 2**28  # 256 MB: 20,000 classes of width 2,048
-_LONGEST_NAME = 1000
+_MAX_NAME_LENGTH = 1000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClassList:
-    """Classes that images can be told by, with no text tower.
+    """Classes that images are classified by, with no text tower.
 
-    An image's answer is its nearest class, if the cosine reaches the class's threshold, and else "none of these".
-    In a multi-label list (`logit_bias` is a number), it is every class whose threshold is reached.
+    An image's answer is its nearest class if the cosine reaches the class's threshold, and else "none of these".
+    In a multi-label list (`logit_bias` is a number) it is every class whose threshold is reached.
+
+    Example:
+        >>> classes = lamplit.make_classes("runs/stamps", ["bird", "fish"])
+        >>> classes.save("classes.json")
     """
 
     names: list[str]
-    templates: list[str]  # prompts that the vectors are made of
-    vectors: Tensor  # unit, (C, D) float32, on the CPU
-    logit_multiplier: float  # of cosines, for probabilities
+    templates: list[str]  # the prompts that were averaged into the vectors
+    vectors: Tensor  # unit vectors, (C, D) float32, on the CPU
+    logit_multiplier: float  # multiplies cosines before they become probabilities
     space: str  # fingerprint of the joint space, see `LiT.space`
     image_tower: str
     text_tower: str
     thresholds: list[float] | None = None  # lowest cosine of each class, (C,); the same one unless multi-label
-    logit_bias: float | None = None
+    logit_bias: float | None = None  # None for classes that exclude each other
+    report: CalibrationReport | None = None  # what the labelled sample said; not saved
+
+    def __repr__(self) -> str:
+        shown = f"{listed(self.names, 3)}; {'multi-label' if self.multi_label else 'one per image'}"
+        thresholds = "no thresholds" if self.thresholds is None else "thresholds"
+        return f"<ClassList of {len(self.names)}: {shown}, {thresholds}, for images of {self.image_tower}>"
 
     @property
     def multi_label(self) -> bool:
@@ -51,10 +64,10 @@ class ClassList:
         return self.logit_bias is not None
 
     def require_model(self, model: LiT) -> None:
-        """Refuse the images of another tower.
+        """Check that the model's images are in the list's space.
 
         Raises:
-            TowerError: naming both.
+            TowerError: they are not; the message names both towers.
         """
         if model.space != self.space:
             raise TowerError(
@@ -68,13 +81,13 @@ class ClassList:
         return zimg.detach().float().cpu() @ self.vectors.T
 
     def probabilities(self, cosines: Tensor) -> Tensor:
-        """Probability of each class, (N, C): of one among these (softmax), or of each by itself (sigmoid)."""
+        """Turn (N, C) cosines into probabilities: softmax over the classes, or a sigmoid for each if multi-label."""
         if self.logit_bias is not None:
             return (self.logit_multiplier * cosines + self.logit_bias).sigmoid()
         return (self.logit_multiplier * cosines).softmax(-1)
 
     def given(self, cosines: Tensor) -> Tensor:
-        """Tell which classes are the answer, (N, C) of bool; an image without any is of none of these."""
+        """Tell which classes are the answer, (N, C) of bool; an image without one is "none of these"."""
         reached = torch.ones_like(cosines, dtype=torch.bool)
         if self.thresholds is not None:
             reached = cosines.double() >= torch.tensor(self.thresholds, dtype=torch.float64)
@@ -83,23 +96,23 @@ class ClassList:
         return reached & torch.nn.functional.one_hot(cosines.argmax(1), len(self.names)).bool()
 
     def classify(self, zimg: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify (N, D) images: `probabilities` and `given`, both (N, C)."""
+        """Classify (N, D) image vectors: their `probabilities` and which classes are `given`, both (N, C)."""
         cosines = self.cosines(zimg)
         return self.probabilities(cosines), self.given(cosines)
 
     def read_labels(self, cells: Sequence[object]) -> tuple[list[int], Tensor]:
-        """Read a column of labels: names of classes, or `none` for an image of none of them.
+        """Read a column of labels: names of classes, or `none` for an out-of-class image.
 
-        A cell may be a list of names, or names between `;`, in a multi-label list. Empty ones are of images
-        that nobody labelled.
+        In a multi-label list a cell may be a list of names, or names with `;` between them. Empty cells belong to
+        images that nobody labelled.
 
         Returns:
-            The rows that are labelled, n of them, and which classes each has, (n, C) of bool.
+            The n rows that are labelled, and which classes each of them has, (n, C) of bool.
 
         Raises:
-            UsageError: a label is no class of the list, or an image has two although they exclude each other.
+            UsageError: a label is not in the list, or an image has two although they exclude each other.
         """
-        place = {name: i for i, name in enumerate(self.names)}
+        class_index = {name: i for i, name in enumerate(self.names)}
         rows, truth, unknown = [], [], Counter[str]()
         for row, cell in enumerate(cells):
             labels = self._split(cell)
@@ -107,16 +120,16 @@ class ClassList:
                 continue
             classes = torch.zeros(len(self.names), dtype=torch.bool)
             for label in labels:
-                if label in place:
-                    classes[place[label]] = True
-                elif label != STRANGER:
+                if label in class_index:
+                    classes[class_index[label]] = True
+                elif label != NONE_LABEL:
                     unknown[label] += 1
             rows.append(row)
             truth.append(classes)
         if unknown:
             raise UsageError(
-                f"labels that are none of the classes: {', '.join(sorted(unknown)[:10])} ({unknown.total()} in all); "
-                f"add them to the classes, or label images of none of them {STRANGER!r}"
+                f"labels that are not among the classes: {', '.join(sorted(unknown)[:10])} ({unknown.total()} in all); "
+                f"add them to the classes, or label out-of-class images {NONE_LABEL!r}"
             )
         if not truth:
             raise UsageError("no image of the sample has a label")
@@ -134,14 +147,14 @@ class ClassList:
         return [part.strip() for part in parts if part.strip()]
 
     def save(self, file: str | Path) -> None:
-        """Write the list; what `load` reads is the same to the bit."""
+        """Write the list, without its report, whole or not at all; what `load` reads is the same to the bit."""
         values = {
             "kind": _KIND,
             "format": FORMAT,
             "lamplit": __version__,
             "names": self.names,
             "templates": self.templates,
-            "logit_scale": self.logit_multiplier,
+            "logit_scale": self.logit_multiplier,  # its name in format 1
             "logit_bias": self.logit_bias,
             "thresholds": self.thresholds,
             "image_tower": self.image_tower,
@@ -150,21 +163,21 @@ class ClassList:
             "width": self.vectors.shape[1],
             "vectors": b64encode(self.vectors.numpy().astype("<f4").tobytes()).decode(),  # float32, little-endian
         }
-        Path(file).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(Path(file), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read a list that `save` wrote.
 
         Raises:
-            UsageError: it is not that, or of a newer lamplit.
+            UsageError: the file is missing, damaged or something else, or a newer lamplit wrote it.
         """
         try:
             if Path(file).stat().st_size > _MAX_BYTES:
                 raise ValueError(f"it has more than {_MAX_BYTES >> 20} MB")
             values = json.loads(Path(file).read_text(encoding="utf-8"), parse_constant=_refuse)
             if not isinstance(values, dict) or values.get("kind") != _KIND:
-                raise ValueError("it is not one")
+                raise ValueError("it is something else")
             if values["format"] > FORMAT:
                 raise ValueError(f"it has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it")
             return cls(**_checked(values))
@@ -175,21 +188,21 @@ class ClassList:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    """Take the fields of a file that anybody may have written; every one is what it should be, or an error."""
+    """Check every field of a file that anybody may have written; return them as arguments of `ClassList`."""
     names, templates = _texts(values, "names"), _texts(values, "templates")
     if not names or len(set(names)) < len(names):
-        raise ValueError("its names are none, or not all different")
+        raise ValueError("it has no names, or one of them twice")
     width = values["width"]
     if not isinstance(width, int) or not 0 < width <= 2**16:
         raise ValueError(f"width {width!r}")
     data = b64decode(values["vectors"], validate=True)
     if len(data) != 4 * len(names) * width:
         raise ValueError(
-            f"{len(data)} bytes of vectors, where {len(names)} classes of width {width} have another number"
+            f"{len(data)} bytes of vectors; {len(names)} classes of width {width} have {4 * len(names) * width}"
         )
     vectors = torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32).reshape(len(names), width))
     if not bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all()):
@@ -197,7 +210,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     thresholds = values["thresholds"]
     if thresholds is not None:
         if not isinstance(thresholds, list) or len(thresholds) != len(names):
-            raise ValueError("it has not one threshold for each class")
+            raise ValueError("the number of thresholds is not that of the classes")
         thresholds = [_number(threshold, "thresholds") for threshold in thresholds]
     bias = values["logit_bias"]
     if bias is not None and thresholds is None:
@@ -205,26 +218,26 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     scale = _number(values["logit_scale"], "logit_scale")
     if scale <= 0:
         raise ValueError(f"logit_scale {scale}")
-    said = {key: _text(values[key], key) for key in ("space", "image_tower", "text_tower")}
+    origin = {key: _text(values[key], key) for key in ("space", "image_tower", "text_tower")}
     return {
         "names": names, "templates": templates, "vectors": vectors, "logit_multiplier": scale, "thresholds": thresholds,
-        "logit_bias": None if bias is None else _number(bias, "logit_bias"), **said,
+        "logit_bias": None if bias is None else _number(bias, "logit_bias"), **origin,
     }  # fmt: skip
 
 
 def _texts(values: dict[str, Any], key: str) -> list[str]:
     if not isinstance(values[key], list):
-        raise TypeError(f"{key} is no list")
+        raise TypeError(f"{key} is not a list")
     return [_text(value, key) for value in values[key]]
 
 
 def _text(value: object, key: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
-        raise ValueError(f"{key} has something that is no text of up to {_LONGEST_NAME} letters")
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME_LENGTH:
+        raise ValueError(f"{key} has something other than texts of 1 to {_MAX_NAME_LENGTH} letters")
     return value
 
 
 def _number(value: object, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} has something that is no number")
+        raise ValueError(f"{key} has something other than numbers")
     return float(value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -12,25 +12,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.data.images import Skipped
+from lamplit.data.images import Skipped, read_batches
+from lamplit.data.inputs import ImageInput, decode_input, list_images, list_texts
+from lamplit.data.pairs import Pair
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError, UsageError
-from lamplit.model import ImageInput, LiT
+from lamplit.model import LiT, as_model
+from lamplit.progress import progress_bar
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES, fill
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one image, with their probabilities among all classes asked for.
+    """The best classes of one image, with their probabilities among all classes asked for."""
 
-    `given` are those that reach their threshold, best first, and empty for "none of these"; nothing where the classes
-    came without thresholds.
+    path: str  # or "image 3" if the fourth image is not a file
+    classes: list[str]  # best first
+    probabilities: list[float]  # of these classes, 0 to 1
+    given: list[str] | None = None  # classes that reach their threshold; empty: none of these; None: no thresholds
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """What `classify` found. Iterating and `len` go over the predictions.
+
+    Example:
+        >>> result = lamplit.classify("runs/stamps", ["owl.png", "carp.png"], ["bird", "fish"])
+        >>> [prediction.classes[0] for prediction in result]
+        ['bird', 'fish']
     """
 
-    path: str
-    classes: list[str]  # best first
-    probabilities: list[float]
-    given: list[str] | None = None
+    predictions: list[Prediction]  # of the images that could be used, in the order given
+    skipped: list[Skipped]  # images that could not be used, each with the reason
+    class_names: list[str]
+    probabilities: Tensor = field(repr=False)  # (N, C) float32 on the CPU: a row a prediction, a column a class name
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.predictions)
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __getitem__(self, row: int) -> Prediction:
+        return self.predictions[row]
 
 
 def class_vectors(model: LiT, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
@@ -39,6 +64,7 @@ def class_vectors(model: LiT, class_names: Sequence[str], templates: Sequence[st
     Raises:
         UsageError: no classes, no templates, the same class twice, or a template without `{}`.
     """
+    class_names = _list_names(class_names)
     if not class_names:
         raise UsageError("no classes to choose from; give --classes a,b,c or --classes-file FILE")
     if not templates:
@@ -60,11 +86,11 @@ def average_prompts(
         templates: prompts with `{}`, at least one.
     """
     prompts = [[prompt for name in names for prompt in fill(name, templates)] for names in class_names]
-    place: dict[str, int] = {}
+    row: dict[str, int] = {}
     for prompt in chain.from_iterable(prompts):
-        place.setdefault(prompt, len(place))
-    ztxt = encode(list(place))
-    flat = torch.tensor([place[prompt] for prompt in chain.from_iterable(prompts)], device=ztxt.device)
+        row.setdefault(prompt, len(row))
+    ztxt = encode(list(row))
+    flat = torch.tensor([row[prompt] for prompt in chain.from_iterable(prompts)], device=ztxt.device)
     owner = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(each) for each in prompts]))
     sums = ztxt.new_zeros(len(prompts), ztxt.shape[1]).index_add_(0, owner.to(ztxt.device), ztxt[flat])
     return F.normalize(sums, dim=-1)
@@ -75,17 +101,18 @@ def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
     return (model.logit_multiplier.detach() * zimg @ classes.T).softmax(-1)
 
 
-def class_list(model: LiT, class_names: Sequence[str], templates: Sequence[str] | None = None) -> ClassList:
-    """Make a list of classes as the model has them: no thresholds, its own logit scale, one class excludes another.
+def class_list(model: LiT, class_names: Sequence[str], templates: str | Sequence[str] | None = None) -> ClassList:
+    """Make a list of classes as the model has them: no thresholds, its own logit multiplier, one class an image.
 
     Raises:
         UsageError: no classes, no templates, the same class twice, or a template without `{}`.
         TowerError: the model was loaded without its text tower.
     """
-    templates = DEFAULT_TEMPLATES if templates is None else templates
-    vectors = class_vectors(model, class_names, templates).cpu()
+    templates = [templates] if isinstance(templates, str) else DEFAULT_TEMPLATES if templates is None else templates
+    names = _list_names(class_names)
+    vectors = class_vectors(model, names, templates).cpu()
     return ClassList(
-        list(class_names),
+        names,
         list(templates),
         vectors,
         float(model.logit_multiplier.detach()),
@@ -96,42 +123,116 @@ def class_list(model: LiT, class_names: Sequence[str], templates: Sequence[str] 
 
 
 def classify(
-    model: LiT,
-    images: Sequence[ImageInput],
+    model: str | Path | LiT,
+    images: ImageInput | Iterable[ImageInput],
     classes: Sequence[str] | ClassList,
     *,
-    templates: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     top: int = 5,
-) -> tuple[list[Prediction], list[Skipped]]:
-    """Classify images; those that cannot be used come back in the second list, with the reason.
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+    device: str | torch.device | None = None,
+) -> ClassifyResult:
+    """Classify images; those that cannot be used are skipped and listed with the reason.
 
     Args:
-        model: needs its image tower alone where `classes` is a class list.
-        images: files, encoded bytes or PIL images.
-        classes: names, or a list of `make_classes`.
-        templates: prompts, with `{}` for the class name, where names are given.
-        top: how many classes to tell of each image.
+        model: a folder, `lit:NAME`, or an open model. It needs its image tower alone if `classes` is a class list.
+        images: one image or several, as `LiT.encode_images` takes them.
+        classes: names, or what `make_classes` or `ClassList.load` returned.
+        templates: prompts with `{}` for the class name, or one of them; only with names.
+        top: how many classes each prediction has.
+        batch_size: images that are decoded and encoded together.
+        workers: processes that decode files ahead of the tower; with any, a script needs
+            `if __name__ == "__main__":`. Images that are no files are decoded in this process.
+        progress: show a bar on stderr.
+        device: torch device of a model to be loaded; by default the accelerator, if there is one.
+
+    Returns:
+        Predictions, skipped images, and the probabilities of all classes.
 
     Raises:
-        UsageError: no classes, no templates, the same class twice, a template without `{}`, or templates for a class
-            list, which has its own.
+        UsageError: no classes, no templates, the same class twice, a template without `{}`, templates for a class
+            list, which has its own, or something that is no image.
         TowerError: the model was loaded without a tower it needs, or the list is for images of another tower.
+
+    Example:
+        >>> lamplit.classify("runs/stamps", "owl.png", ["bird", "fish"])[0].classes
+        ['bird', 'fish']
     """
+    if batch_size < 1 or top < 1:
+        raise UsageError(f"batch_size is {batch_size} and top is {top}; expected at least 1")
+    opened = as_model(model, device, towers="image" if isinstance(classes, ClassList) else "both")
     if not isinstance(classes, ClassList):
-        classes = class_list(model, classes, templates)
+        classes = class_list(opened, classes, templates)
     elif templates is not None:
         raise UsageError("a class list has templates of its own; make another one for other templates")
-    classes.require_model(model)
-    predictions, skipped = [], []
-    for number, image in enumerate(images):
-        name = str(image) if isinstance(image, str | Path) else f"image {number}"
-        try:
-            [probabilities], [given] = classes.classify(model.encode_images([image]))
-        except ImageError as error:
-            skipped.append(Skipped(name, name, str(error)))
-            continue
-        order = probabilities.argsort(descending=True).tolist()
-        reached = None if classes.thresholds is None else [classes.names[i] for i in order if given[i]]
-        shown = order[:top]
-        predictions.append(Prediction(name, [classes.names[i] for i in shown], probabilities[shown].tolist(), reached))
-    return predictions, skipped
+    classes.require_model(opened)
+    given, _ = list_images(images)
+    preprocessing = opened.image_preprocessing()
+    predictions, skipped, parts = [], [], [torch.empty(0, len(classes.names))]
+    with progress_bar("classify", len(given), shown=progress) as advance:
+        for rows, pixels, bad in _batches(given, preprocessing, batch_size, workers):
+            skipped += bad
+            if rows:
+                probabilities, reached = classes.classify(opened.encode_pixels(pixels))
+                parts.append(probabilities)
+                for row, *each in zip(rows, probabilities, reached, strict=True):
+                    predictions.append(_prediction(_name(given[row], row), classes, *each, top=top))
+            advance(len(rows) + len(bad), f"{len(skipped)} skipped" if skipped else "")
+    return ClassifyResult(predictions, skipped, list(classes.names), torch.cat(parts))
+
+
+def _list_names(class_names: Iterable[str]) -> list[str]:
+    names, is_one = list_texts(class_names)
+    if is_one:
+        raise UsageError(f"the classes are one text, {class_names!r}; expected a list of names, such as ['cat', 'dog']")
+    return names
+
+
+def _prediction(path: str, classes: ClassList, probabilities: Tensor, given: Tensor, *, top: int) -> Prediction:
+    order = probabilities.argsort(descending=True).tolist()
+    reached = None if classes.thresholds is None else [classes.names[i] for i in order if given[i]]
+    shown = order[:top]
+    return Prediction(path, [classes.names[i] for i in shown], probabilities[shown].tolist(), reached)
+
+
+_Batch = tuple[list[int], Tensor, list[Skipped]]  # rows that are good, their pixels (n, 3, height, width), the others
+
+
+def _batches(
+    images: Sequence[ImageInput], preprocessing: Preprocessing, batch_size: int, workers: int
+) -> Iterator[_Batch]:
+    """Decode and resize images in batches: files in worker processes, if there are any, other images here."""
+    files = [
+        Pair(str(row), Path(image) if isinstance(image, str) else image, (), {})
+        for row, image in enumerate(images)
+        if isinstance(image, str | Path | bytes)
+    ]
+    if len(files) < len(images):
+        yield from _batches_here(images, preprocessing, batch_size)
+        return
+    for batch in read_batches(files, preprocessing, batch_size=batch_size, workers=workers):
+        bad = [_skipped(images[int(item.id)], int(item.id), item.reason) for item in batch.skipped]
+        yield [int(pair.id) for pair in batch.pairs], batch.images, bad
+
+
+def _batches_here(images: Sequence[ImageInput], preprocessing: Preprocessing, batch_size: int) -> Iterator[_Batch]:
+    for start in range(0, len(images), batch_size):
+        rows, pixels, bad = [], [torch.empty(0, 3, *preprocessing.image_size, dtype=torch.uint8)], []
+        for row, image in enumerate(images[start : start + batch_size], start):
+            try:
+                pixels.append(preprocessing.resize(decode_input(image))[None])
+                rows.append(row)
+            except ImageError as error:
+                bad.append(_skipped(image, row, str(error)))
+        yield rows, torch.cat(pixels), bad
+
+
+def _name(image: ImageInput, row: int) -> str:
+    return str(image) if isinstance(image, str | Path) else f"image {row}"
+
+
+def _skipped(image: ImageInput, row: int, reason: str) -> Skipped:
+    name = _name(image, row)
+    return Skipped(name, name, reason)

@@ -72,7 +72,11 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) uint8 images in, (B, width) pooled features out, not normalised."""
-        features = pool_features(self.backbone, self.preprocessing.normalize(images), self.pool)
+        pixels = self.preprocessing.normalize(images)
+        weight = next(self.backbone.parameters(), None)
+        if weight is not None:  # of a model in half precision
+            pixels = pixels.to(weight.dtype)
+        features = pool_features(self.backbone, pixels, self.pool)
         if features.ndim != 2:
             raise TowerError(
                 f"{self.spec} gives features of shape {tuple(features.shape)}; a tower gives one vector per "

@@ -66,6 +66,8 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `context_length`; never fewer than one."""
+        if isinstance(texts, str):
+            raise UsageError("tokenize takes a list of texts; a str would be read as its letters")
         return [ids or [self.tokenizer.pad_id] for ids in self.tokenizer.encode(texts, self.context_length)]
 
     def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:

@@ -1,0 +1,88 @@
+"""What callers give for images and texts: one or many, in several forms; a wrong one is refused with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from io import IOBase
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lamplit.data.images import convert_image, decode_image, open_bytes
+from lamplit.errors import ImageError, UsageError
+
+ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
+_FORMS = "a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)"
+
+
+def list_images(images: ImageInput | Iterable[ImageInput]) -> tuple[list[ImageInput], bool]:
+    """List the images, and tell whether one alone was given rather than several.
+
+    Args:
+        images: one image, several, or a batch: (N, H, W, 3) as an array, (N, 3, H, W) as a tensor.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # a column of paths
+        return list(images.ravel().tolist()), False
+    if isinstance(images, np.ndarray | Tensor):
+        return (list(images), False) if images.ndim == 4 else ([images], True)
+    if isinstance(images, str | Path | bytes | Image.Image):
+        return [images], True
+    if isinstance(images, Iterable) and not isinstance(images, Mapping | Set | IOBase | bytearray):
+        return list(images), False
+    raise UsageError(f"images are a {type(images).__name__}; expected {_FORMS}, or a list of these")
+
+
+def decode_input(image: ImageInput) -> Tensor:
+    """Turn one image into (3, H, W) uint8 RGB on the CPU.
+
+    Raises:
+        ImageError: the image is damaged, empty, too large, or not there.
+        UsageError: it is no image at all, or has the wrong type of numbers or the wrong shape.
+    """
+    if isinstance(image, Image.Image):
+        return convert_image(image)
+    if isinstance(image, str | Path | bytes):
+        return decode_image(open_bytes(Path(image) if isinstance(image, str) else image))
+    if isinstance(image, np.ndarray):
+        _require_pixels("array", image.dtype, image.shape, channels=2, expected="(H, W, 3)")
+        return convert_image(Image.fromarray(image))
+    if isinstance(image, Tensor):
+        _require_pixels("tensor", image.dtype, tuple(image.shape), channels=0, expected="(3, H, W)")
+        return convert_image(Image.fromarray(image.detach().permute(1, 2, 0).contiguous().cpu().numpy()))
+    raise UsageError(f"an image is a {type(image).__name__}; expected {_FORMS}")
+
+
+def list_texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
+    """List the texts, and tell whether one alone was given: a str is one text, not a list of letters.
+
+    Raises:
+        UsageError: it is neither a str nor several.
+    """
+    if isinstance(texts, str):
+        return [texts], True
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping | Set | bytes | bytearray | IOBase | Tensor):
+        raise UsageError(f"texts are a {type(texts).__name__}; expected a str, or a list of str")
+    listed = list(texts)
+    for row, text in enumerate(cast("list[object]", listed)):
+        if not isinstance(text, str):
+            raise UsageError(f"text {row} is {text!r:.50}, a {type(text).__name__}; expected a str")
+    return listed, False
+
+
+def _require_pixels(kind: str, dtype: object, shape: tuple[int, ...], *, channels: int, expected: str) -> None:
+    name = str(dtype).removeprefix("torch.")
+    if name != "uint8":
+        raise UsageError(
+            f"an image is a {kind} of {name}; expected uint8, from 0 to 255, as it is before it is scaled or normalised"
+        )
+    if len(shape) != 3 or shape[channels] != 3:
+        raise UsageError(f"an image is a {kind} of shape {shape}; expected {expected}, or a list or batch of such")
+    if 0 in shape:
+        raise ImageError("no pixels")
