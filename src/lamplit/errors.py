@@ -10,9 +10,12 @@ LamplitError
 └── MissingExtraError   an optional part that is not installed
 """
 
+from importlib import import_module
+from typing import Any
+
 
 def first_line(error: Exception) -> str:
-    """What a library says first; the rest is mostly advice for another reader."""
+    """Return the first line of an error of another library; the rest is mostly advice for its own users."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -47,6 +50,29 @@ class TuneError(LamplitError):
 class MissingExtraError(LamplitError):
     """An optional part is not installed."""
 
-    def __init__(self, package: str, extra: str | None = None) -> None:
+    def __init__(self, package: str, extra: str | None = None, *, problem: str = "is not installed") -> None:
         wanted = package if extra is None else f"'lamplit[{extra}]'"
-        super().__init__(f"{package} is not installed; type: pip install {wanted}")
+        super().__init__(f"{package} {problem}; type: pip install {wanted}")
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional module, or raise an error that says which extra brings it.
+
+    Args:
+        module: the name to import, such as `matplotlib.figure`.
+        extra: the extra of lamplit that installs it.
+
+    Raises:
+        MissingExtraError: the module, or one that it needs, is not installed or cannot be imported.
+
+    Example:
+        >>> require("json", "plots").dumps([1])
+        '[1]'
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or module).partition(".")[0], extra) from error
+    except ImportError as error:
+        problem = f"is installed, but cannot be imported ({first_line(error)})"
+        raise MissingExtraError(module.partition(".")[0], extra, problem=problem) from error

@@ -159,7 +159,10 @@ def test_flat_images_without_labels(flat: Path, monkeypatch: pytest.MonkeyPatch)
     write_devkit(flat)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "scipy.io", None)
-        assert message("imagenet", flat, MissingExtraError) == "scipy is not installed; type: pip install scipy"
+        assert (
+            message("imagenet", flat, MissingExtraError)
+            == "scipy is not installed; type: pip install 'lamplit[benchmarks]'"
+        )
     (flat / "ILSVRC2012_devkit_t12/data/meta.mat").unlink()
     assert "numbers the classes in an order of its own, and " in message("imagenet", flat)
     (flat / "val.txt").write_text("ILSVRC2012_val_00000001.JPEG 1000\n")

@@ -195,7 +195,9 @@ def test_flowers102(image_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert training(task)["flowers-102/jpg/image_00003.jpg"] == 1
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "scipy.io", None)
-        with pytest.raises(MissingExtraError, match=r"^scipy is not installed; type: pip install scipy$"):
+        with pytest.raises(
+            MissingExtraError, match=r"^scipy is not installed; type: pip install 'lamplit\[benchmarks\]'$"
+        ):
             read_tasks("flowers102", tmp_path)
     (tmp_path / "flowers-102/imagelabels.mat").write_bytes(b"changed")
     assert "torchvision cannot read Flowers102" in message("flowers102", tmp_path)

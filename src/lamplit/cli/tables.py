@@ -116,7 +116,9 @@ def comparison(result: Comparison) -> list[Table]:
         seconds = f"{sum(cell.seconds) / len(cell.seconds):.0f}"
         _add_row(table, cell.mode, cell.image_tower, cell.text_tower, *values, seconds)
     rows = {"chance": f"{1 / result.captions:.4f}"}
-    rows |= {"plot": f"{result.out}/comparison.png", "left out": "\n".join(result.impossible) or "nothing"}
+    if (plot := Path(result.out, "comparison.png")).is_file():
+        rows["plot"] = str(plot)
+    rows["left out"] = "\n".join(result.impossible) or "nothing"
     return [table, *info(rows)]
 
 

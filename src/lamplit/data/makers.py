@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from lamplit.data.images import decode_image
 from lamplit.data.packages import fetch_debian_package, fetch_npm_package
-from lamplit.errors import ImageError, MissingExtraError
+from lamplit.errors import ImageError, require
 
 LONGEST_SIDE = 512  # pixels; towers look at 224 to 384
 MAX_USES = 10  # of a title; one shared by more images names a collection ("gramastar"), not what is seen
@@ -189,10 +189,7 @@ def render_svg(path: Path) -> bytes:
         MissingExtraError: the renderer is not installed.
         ImageError: it is no SVG that can be rendered.
     """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise MissingExtraError("resvg-py", "demo") from error
+    resvg_py = require("resvg_py", "demo")
     try:
         # Widths in points are nothing without a resolution.
         data = resvg_py.svg_to_bytes(svg_path=str(path), width=LONGEST_SIDE, dpi=96, skip_system_fonts=True)

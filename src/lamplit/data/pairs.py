@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 import re
@@ -15,12 +14,9 @@ from itertools import chain, islice
 from pathlib import Path, PurePath
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
@@ -33,7 +29,8 @@ from lamplit.data.columns import (
     strip,
     text_cells,
 )
-from lamplit.data.readers import TABLE_SUFFIXES, table_rows, tar_samples
+from lamplit.data.hub import HubRows
+from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
 from lamplit.errors import PairsError, UsageError
 
 # SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
@@ -41,7 +38,7 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
 ))  # fmt: skip
-READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException, DatasetsError)
+READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
 # Rows looked at to find the columns: the first may lack one.
 NUM_FIRST_ROWS = 100
 
@@ -186,7 +183,7 @@ def _open_tables(
 ) -> Pairs:
     first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
     image, texts = _find_columns(name, first, image_column, text_column, need_images)
-    counts = [_count_rows(file) for file in files]
+    counts = [count_rows(file) for file in files]
 
     def read() -> Iterator[Pair]:
         # Ids are relative to the source; a table deeper in it names paths relative to itself.
@@ -200,40 +197,23 @@ def _open_tables(
     return Pairs(name, count, image or None, texts, read, root)
 
 
-def _count_rows(file: Path) -> int | None:
-    """Count rows without making anything of them; nothing where even that would read an image's bytes."""
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        return int(parquet.read_metadata(file).num_rows)
-    if suffix == ".jsonl":
-        with file.open("rb") as lines:
-            return sum(not line.isspace() for line in lines)
-    if suffix in (".csv", ".tsv"):
-        with file.open(encoding="utf-8-sig", newline="", errors="replace") as lines:
-            return sum(bool(row) for row in csv.reader(lines, delimiter="," if suffix == ".csv" else "\t")) - 1
-    return None
-
-
 def _open_hub(name: str, image_column: str | None, text_column: str | None, need_images: bool, split: str) -> Pairs:
-    download = datasets.DownloadConfig(max_retries=1)
     try:
-        data = datasets.load_dataset(name, split=split, streaming=True, download_config=download).decode(False)
-        first = list(islice(data, 1))
+        rows = HubRows(name, split)
+        first = list(islice(rows, 1))
     except READ_ERRORS as error:
         raise PairsError(
             f"{name} is no file or folder here, and the Hugging Face hub does not give it: {_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
     image, texts = _find_columns(name, first, image_column, text_column, need_images)
-    splits = data.info.splits or {}
-    count = splits[split].num_examples if split in splits else None
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
-        for number, row in enumerate(data):
+        for number, row in enumerate(rows):
             yield _pair(row, image, texts, Path(), PurePath(), str(number), seen)
 
-    return Pairs(name, count, image or None, texts, read)
+    return Pairs(name, rows.count, image or None, texts, read)
 
 
 def _open_tars(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lamplit.data.columns import Cells, find_image_column, find_text_columns, metadata_cells, text_cells
+from lamplit.data.readers import to_rows
 from lamplit.errors import PairsError, UsageError
 
 BLOCK_ROWS = 4096
@@ -57,7 +58,7 @@ class Columns:
     def entries(self, batch: pa.RecordBatch) -> list[Entry]:
         """Say of each row what is not its vector."""
         taken = (self.image, *self.texts)
-        rows = batch.select([name for name in batch.schema.names if name != self.vector]).to_pylist()
+        rows = to_rows(batch.select([name for name in batch.schema.names if name != self.vector]))
         return [Entry(_path_cell(row.get(self.image)), self._texts(row), metadata_cells(row, taken)) for row in rows]
 
     def _texts(self, row: Cells) -> tuple[str, ...]:

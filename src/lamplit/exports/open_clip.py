@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.errors import MissingExtraError, TowerError, first_line
+from lamplit.errors import TowerError, first_line, require
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import (
     bare_head,
@@ -43,10 +43,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
         TowerError: open_clip has no place for what a tower does, or the vectors differ by more than 1e-5.
         MissingExtraError: open_clip is not installed.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtraError("open_clip_torch", "export") from error
+    open_clip = require("open_clip", "export")
     image, text = find_image_tower(model), find_text_tower(model)
     report = ExportReport("open-clip", str(folder), sample.origin)
     config = {

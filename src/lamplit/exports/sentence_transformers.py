@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamplit.errors import MissingExtraError, TowerError, first_line
+from lamplit.errors import TowerError, first_line, require
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config
 from lamplit.exports.sample import Sample, require_agreement, text_tolerance
@@ -27,10 +27,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
         TowerError: the tower is not of transformers, or the vectors differ by more than 1e-5.
         MissingExtraError: sentence-transformers is not installed.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError("sentence-transformers", "export") from error
+    sentence_transformers = require("sentence_transformers", "export")
     tower = find_text_tower(model)
     assert sample.ztxt is not None
     find_transformers_config(tower, "sentence-transformers")
@@ -38,7 +35,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
     try:
         with quiet_transformers():
             _modules(tower).save(str(folder), create_model_card=False)
-            opened = SentenceTransformer(str(folder), device="cpu")
+            opened = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
             vectors = opened.encode(sample.texts, convert_to_tensor=True, show_progress_bar=False)
     except READ_ERRORS as error:
         raise TowerError(f"sentence-transformers cannot hold {tower.spec}: {first_line(error)}") from error

@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from lamplit.errors import UsageError
 from lamplit.files import write_text
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store, as_store
+from lamplit.tuning.curves import new_figure
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 
@@ -132,10 +130,11 @@ def compare(
 
 
 def draw_comparison(comparison: Comparison, image: Path) -> None:
-    """Draw recall@1 both ways for every choice, with its spread over the seeds, as a PNG."""
+    """Draw recall@1 both ways for every choice, with the spread over seeds, as a PNG, if matplotlib is installed."""
     cells = sorted(comparison.cells, key=lambda cell: cell.mean(METRICS[0]))
-    figure = Figure(figsize=(9, 1.2 + 0.42 * len(cells)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.2 + 0.42 * len(cells))
+    if figure is None:
+        return
     axis = figure.subplots()
     for offset, metric, color in ((0.2, METRICS[0], "tab:blue"), (-0.2, METRICS[2], "tab:orange")):
         heights = [row + offset for row in range(len(cells))]

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from lamplit.errors import MissingExtraError, PairsError
+from lamplit.errors import PairsError, require
 from lamplit.zeroshot.names import listed
 
 
@@ -95,11 +95,7 @@ def _read_devkit(file: Path) -> dict[int, int]:
             f"{file} numbers the classes in an order of its own, and {meta}, which tells it, is missing; "
             "unpack it from ILSVRC2012_devkit_t12.tar.gz"
         )
-    try:
-        from scipy.io import loadmat  # no dependency of lamplit: only few data sets need it
-    except ImportError as error:
-        raise MissingExtraError("scipy") from error
-    table = loadmat(meta, squeeze_me=True)["synsets"]
+    table = require("scipy.io", "benchmarks").loadmat(meta, squeeze_me=True)["synsets"]
     of_own = {
         int(own): label_of_synset()[synset]
         for own, synset in zip(table["ILSVRC2012_ID"], table["WNID"], strict=True)

@@ -186,7 +186,7 @@ def _open(kind: Any, root: Path, marker: str, **options: Any) -> Any:
     try:
         return kind(root, download=False, **options)
     except ImportError as error:
-        raise MissingExtraError("scipy") from error
+        raise MissingExtraError("scipy", "benchmarks") from error
     except (RuntimeError, OSError, ValueError, LookupError) as error:
         reason = str(error).split(" You can use download")[0].rstrip(".")
         raise PairsError(f"torchvision cannot read {kind.__name__} in {root}: {reason}") from error

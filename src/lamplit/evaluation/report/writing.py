@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamplit.errors import UsageError
+from lamplit.errors import UsageError, require
 from lamplit.evaluation.report.documents import as_csv, as_markdown, as_tables, flat
 from lamplit.evaluation.report.figures import Figure, figures_of, read_figures
-from lamplit.evaluation.report.page import render
 from lamplit.evaluation.report.report_rows import ReportRow, compare, with_means
 from lamplit.metrics.results import Result, read_results
 
@@ -39,7 +38,12 @@ def write_report(folder: str | Path, *, against: str | Path | None = PAPER, out:
     Raises:
         UsageError: there are no results, or `against` is nothing of the kind, or `out` is a folder of results, where
             `report.json` would be taken for one.
+        MissingExtraError: jinja2, markupsafe or matplotlib is not installed.
     """
+    for module in ("jinja2", "markupsafe", "matplotlib"):
+        require(module, "report")
+    from lamplit.evaluation.report.page import render
+
     folder = Path(folder)
     target = folder / "report" if out is None else Path(out)
     if target.resolve() == folder.resolve() or (against and target.resolve() == Path(against).resolve()):

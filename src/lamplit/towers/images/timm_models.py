@@ -64,7 +64,8 @@ def open_demo(name: str) -> Backbone:
     try:
         module = import_module(package)
     except ImportError as error:
-        raise MissingExtraError(package.replace("_", "-")) from error
+        extra = "demo" if name == "efficientnet-lite0" else None  # the larger two are packages of their own
+        raise MissingExtraError(package.replace("_", "-"), extra) from error
     [model_file] = Path(str(module.__file__)).parent.glob("models/*.pth")
     model = timm.create_model(DEMO_TOWERS[name], pretrained=False)
     own, given = model.state_dict(), read_weights(model_file)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lamplit.errors import MissingExtraError
+from lamplit.errors import require
 
 # The change is multiplied by ALPHA / rank = 2 whatever the rank, so that a learning rate serves every rank.
 ALPHA_PER_RANK = 2
@@ -27,15 +27,12 @@ def add_lora(encoder: nn.Module, rank: int) -> nn.Module:
     Raises:
         MissingExtraError: `peft` is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "lora") from error
-    config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
+    peft = require("peft", "lora")
+    config = peft.LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
     with warnings.catch_warnings():
         # Of GPT-2's kernels, which peft turns round itself, and of names that it reads of transformers.
         warnings.simplefilter("ignore")
-        adapted: nn.Module = get_peft_model(encoder, config)
+        adapted: nn.Module = peft.get_peft_model(encoder, config)
     return adapted
 
 

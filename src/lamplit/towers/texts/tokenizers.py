@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from sentencepiece import SentencePieceProcessor
-
-from lamplit.errors import TowerError, first_line
+from lamplit.errors import TowerError, first_line, require
 from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
 
 if TYPE_CHECKING:  # it takes seconds to import, and a search needs none of it
@@ -102,13 +100,14 @@ class SentencePiece:
             and their web demo of the S and Ti towers do, so it is the default.
 
     Raises:
+        MissingExtraError: `sentencepiece` is not installed.
         TowerError: it is not a SentencePiece model, or has no `</s>`.
     """
 
     def __init__(self, model: bytes, *, lowercase: bool = True) -> None:
         self.model = model
         self.lowercase = lowercase
-        self._processor = SentencePieceProcessor()
+        self._processor = require("sentencepiece", "sentencepiece").SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from lamplit.data import readers
+from lamplit.data.readers import count_rows, table_rows
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_bytes(content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("a,b\r\n1,2\r\n", [{"a": "1", "b": "2"}]),
+        ("\ufeffa,b\n007,NA\n", [{"a": "007", "b": "NA"}]),
+        ("a,,b\n1\n", [{"a": "1", "Unnamed: 1": "", "b": ""}]),
+        ('a,b\n"x\ny","say ""hi"""\n', [{"a": "x\ny", "b": 'say "hi"'}]),
+        ('\na,b\n\n1,2\n  \n"",\n', [{"a": "1", "b": "2"}, {"a": "", "b": ""}]),
+        ('a\n""\n', [{"a": ""}]),
+        ("", []),
+    ],
+)
+def test_csv_rows(tmp_path: Path, content: str, rows: list[dict[str, str]]) -> None:
+    for suffix, text in ((".csv", content), (".tsv", content.replace(",", "\t"))):
+        file = write(tmp_path / f"a{suffix}", text)
+        assert list(table_rows(file)) == rows
+        assert count_rows(file) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2,3\n", "expected 2 cells in line 2, as in the header, and found 3"),
+        ('a,b\n1,2\n3,"4\n5,6\n', "a quote in the row that begins in line 3 is never closed"),
+        ("a,a\n1,2\n", "two columns have one name: a, a"),
+        ("a,b\n" + "x" * 200_000 + ",1\n", "line 2 is not a row .field larger than field limit"),
+    ],
+)
+def test_csv_rows_refuse_damage(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(table_rows(write(tmp_path / "a.csv", content)))
+
+
+def test_parquet_times_have_microseconds(tmp_path: Path) -> None:
+    nanoseconds = 1_577_934_245_678_901_234
+    times = pa.array([nanoseconds, None], pa.timestamp("ns", "UTC"))
+    table = pa.table({"when": times, "nested": pa.array([[{"at": nanoseconds}], None], _nested("ns"))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    first, second = table_rows(tmp_path / "a.parquet")
+    assert first["when"].isoformat() == "2020-01-02T03:04:05.678901+00:00"
+    assert first["nested"][0]["at"].isoformat() == "2020-01-02T03:04:05.678901"
+    assert second == {"when": None, "nested": None}
+
+
+def _nested(unit: str) -> pa.DataType:
+    return pa.list_(pa.struct([("at", pa.timestamp(unit))]))
+
+
+def test_parquet_is_read_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def rows_of(batch: pa.RecordBatch) -> list[dict[str, object]]:
+        sizes.append(batch.nbytes)
+        return list(batch.to_pylist())
+
+    monkeypatch.setattr(readers, "to_rows", rows_of)
+    images = [os.urandom(2**20) for _ in range(40)]
+    parquet.write_table(pa.table({"image": images}), tmp_path / "a.parquet", use_dictionary=False)
+    assert [row["image"] for row in table_rows(tmp_path / "a.parquet")] == images
+    assert max(sizes) < 2**25
+    assert len(sizes) > 2
+
+
+def test_parquet_refuses_equal_names(tmp_path: Path) -> None:
+    parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="two columns have one name: a, a"):
+        list(table_rows(tmp_path / "a.parquet"))
+
+
+def test_tables_need_no_home(tmp_path: Path) -> None:
+    """A container that runs as a user without a home reads every table."""
+    write(tmp_path / "a.csv", "image\na.png\n")
+    write(tmp_path / "a.jsonl", json.dumps({"image": "a.png"}) + "\n")
+    parquet.write_table(pa.table({"image": ["a.png"]}), tmp_path / "a.parquet")
+    hidden = ("HOME", "USERPROFILE", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment["HOME"] = str(write(tmp_path / "home", ""))  # nothing can be written into a file
+    code = (
+        "import sys; from lamplit.data.pairs import read_pairs\n"
+        "print([pair.id for name in sys.argv[1:] for pair in read_pairs(name)], 'datasets' in sys.modules)"
+    )
+    files = [str(tmp_path / f"a.{suffix}") for suffix in ("csv", "jsonl", "parquet")]
+    result = subprocess.run([sys.executable, "-c", code, *files], env=environment, capture_output=True, text=True)
+    assert result.stdout == "['a.png', 'a.png', 'a.png'] False\n", result.stderr
