@@ -68,6 +68,7 @@ class LiT(nn.Module):
     ) -> None:
         super().__init__()
         self.name = "unnamed"  # what results call it; `load` knows better
+        self.run_folder: Path | None = None  # folder of the run that left the model; set by `load`
         self.identity = identity
         self.text_tower = text_tower
         self.image_tower = Locked(image_tower) if isinstance(image_tower, ImageTower) else image_tower
@@ -258,6 +259,7 @@ def load(
         else:
             raise _without_image_tower(identity)
     model.name = folder.absolute().name
+    model.run_folder = folder if (folder / "settings.json").is_file() else None
     return model.to(pick_device(device)).eval()
 
 

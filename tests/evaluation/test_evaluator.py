@@ -6,6 +6,7 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lamplit.metrics.results import Result, read_results
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
+from lamplit.tuning.run_folder import claim
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import split_store
 from lamplit.zeroshot.classifier import class_list, class_vectors
@@ -64,9 +66,16 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
     assert same([found], evaluate(model, Path(store.path)))
 
 
-def test_held_out_only(model: LiT, store: Store) -> None:
-    settings = TuneSettings("demo:minilm", val_fraction=0.3, seed=3)
-    [found] = evaluate(model, store, held_out_of=settings)
+def tuned_on(store: Store, model_path: Path, folder: Path, **settings: Any) -> LiT:
+    """Open the model as one that a run with these settings left in `folder`."""
+    claim(folder, store, TuneSettings("demo:minilm", **settings))
+    shutil.copytree(model_path, folder, dirs_exist_ok=True)
+    return lamplit.load(folder)
+
+
+def test_held_out_only(model_path: Path, store: Store, tmp_path: Path) -> None:
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.3, seed=3)
+    [found] = evaluate(model, store)
     links = split_store(store, "texts", 0.3, 3)[1]
     assert found.protocol["split"].startswith("captions held out of the run")
     assert (found.images, found.captions) == (18, 18)
@@ -74,16 +83,31 @@ def test_held_out_only(model: LiT, store: Store) -> None:
     assert found.metrics["image_to_text/recall@1"].value == pytest.approx(recall_by_hand(store, model, pairs, 1))
 
 
-def test_column_is_the_one_of_the_run_unless_asked_for_another(model: LiT, store: Store) -> None:
-    english = TuneSettings("demo:minilm", val_fraction=0.3)
-    german = TuneSettings("demo:minilm", val_fraction=0.3, text_column="german")
-    asked = evaluate(model, store, held_out_of=german, text_column="german")
-    assert same(evaluate(model, store, held_out_of=german), asked)
+def test_splits(model_path: Path, store: Store, image_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = tuned_on(store, model_path, run, val_fraction=0.2)
+    captions = {split: evaluate(model, store, split=split)[0].captions for split in ("auto", "held_out", "all")}
+    assert captions == {"auto": 12, "held_out": 12, "all": 60}
+    assert evaluate(run, store.path)[0].captions == 12, "paths are taken too"
+    for elsewhere in (image_folder / "pairs.csv", lamplit.load(model_path)):
+        asked = (model, elsewhere) if isinstance(elsewhere, Path) else (elsewhere, store)
+        assert evaluate(*asked)[0].captions == 60
+        with pytest.raises(UsageError, match=r"was not tuned on .*: --split all"):
+            evaluate(*asked, split="held_out")
+    with pytest.raises(UsageError, match="there is no split 'train'; expected one of: auto, held_out, all"):
+        evaluate(model, store, split="train")  # type: ignore[arg-type]
+
+
+def test_column_is_the_one_of_the_run_unless_asked_for_another(model_path: Path, store: Store, tmp_path: Path) -> None:
+    english = tuned_on(store, model_path, tmp_path / "english", val_fraction=0.3)
+    model = tuned_on(store, model_path, tmp_path / "german", val_fraction=0.3, text_column="german")
+    asked = evaluate(model, store, text_column="german")
+    assert same(evaluate(model, store), asked)
     held_out_rows = split_store(store, "texts", 0.3, 0)[1].image_index.tolist()
-    [found] = evaluate(model, store, held_out_of=english, text_column="german")
+    [found] = evaluate(english, store, text_column="german")
     pairs = [(row, store.texts("german")[row][0]) for row in held_out_rows]
     assert found.metrics["image_to_text/recall@5"].value == pytest.approx(recall_by_hand(store, model, pairs, 5))
-    assert values(found) != values(evaluate(model, store, held_out_of=english)[0])
+    assert values(found) != values(evaluate(english, store)[0])
 
 
 def check_zero_shot(found: Result, store: Store, model: LiT, names: list[str], templates: list[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from lamplit.errors import ImageError, StoreError, UsageError
 from lamplit.metrics import scoring
 from lamplit.metrics.calibration import expected_calibration_error, reliability_bins
 from lamplit.metrics.results import Measure, Result
-from lamplit.model import LiT
+from lamplit.model import LiT, as_model
 from lamplit.store.embedding import open_source
 from lamplit.store.lance_store import Store
+from lamplit.tuning.run_folder import settings_of_run
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import Links, link, split_store
 from lamplit.zeroshot.class_list import ClassList
@@ -35,32 +36,37 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 logger = logging.getLogger(__name__)
 THUMBNAIL = 96  # pixels
 EXAMPLES = 3  # images of each confusion
+Split = Literal["auto", "held_out", "all"]
 
 
 def evaluate(
-    model: LiT,
+    model: str | Path | LiT,
     source: str | Path | Store,
     *,
+    split: Split = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | ClassList | None = None,
     templates: str | Sequence[str] = DEFAULT_TEMPLATES,
-    held_out_of: TuneSettings | None = None,
     out: str | Path | None = None,
+    device: str | None = None,
     progress: bool = False,
 ) -> list[Result]:
     """Evaluate a model on a store, or on anything `read_pairs` reads (embedded first, and not kept).
 
     Args:
-        model: needs its image tower only where the source is not a store.
+        model: an open model, its folder, or `lit:NAME`. It needs its image tower only if the source is not a store.
         source: store, folder, or file of pairs.
-        text_column: column with the texts, for retrieval; by default the one of `held_out_of`, or else `texts`.
+        split: which captions retrieval is measured on. `held_out`: those that the run which made the model held out
+            of this store; `all`: every caption; `auto`: the held-out ones if the model was tuned on this store, else
+            all.
+        text_column: column with the texts, for retrieval; by default the one that was tuned on, or else `texts`.
         label_column: column with the class names, for zero-shot classification.
         class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
             default all that the label column has.
         templates: prompts, with `{}` for the class name, or the name of a set of them.
-        held_out_of: settings of the run that made the model on this store: only its held-out captions count.
         out: folder for one JSON file per result, with small images of what was confused.
+        device: torch device of a model that is not open yet; by default the accelerator, if there is one.
         progress: show a bar on stderr while embedding.
 
     Returns:
@@ -68,12 +74,23 @@ def evaluate(
 
     Raises:
         StoreError: the store was embedded by another tower, or lacks a column.
-        UsageError: there is neither text nor label to evaluate with.
+        UsageError: there is neither text nor label to evaluate with, or held-out captions are asked for and the model
+            was not tuned on this store.
+
+    Example:
+        >>> [result] = lamplit.evaluate("runs/stamps", "stamps.lance")
+        >>> result.metrics["image_to_text/recall@1"].value
+        0.388
     """
+    if split not in get_args(Split):
+        raise UsageError(f"there is no split {split!r}; expected one of: {', '.join(get_args(Split))}")
     prompts = template_set(templates) if isinstance(templates, str) else templates
+    is_store = isinstance(source, Store) or Store.exists(source)
+    model = as_model(model, device=device, towers="text" if is_store else "both")
     with open_source(source, model.unlocked_image_tower, progress=progress) as (store, skipped):
+        run = _run_of_split(model, store, split)
         results = _measure(
-            model, store, text_column, label_column, class_names, prompts, held_out_of, thumbnails=out is not None
+            model, store, text_column, label_column, class_names, prompts, run, thumbnails=out is not None
         )
     for item in skipped:
         logger.warning("skipped %s: %s", item.path, item.reason)
@@ -86,6 +103,19 @@ def evaluate(
     return results
 
 
+def _run_of_split(model: LiT, store: Store, split: Split) -> TuneSettings | None:
+    """Return the settings of the run whose held-out captions are measured; None if all captions are."""
+    if split == "all":
+        return None
+    settings = None if model.run_folder is None else settings_of_run(model.run_folder, store.path)
+    if settings is None and split == "held_out":
+        raise UsageError(
+            f"{model.name} was not tuned on {store.path}, so no captions of it are held out; "
+            "measure all of them: --split all (in Python: split='all')"
+        )
+    return settings
+
+
 def _measure(
     model: LiT,
     store: Store,
@@ -93,16 +123,16 @@ def _measure(
     label_column: str | None,
     class_names: Sequence[str] | ClassList | None,
     templates: Sequence[str],
-    held_out_of: TuneSettings | None,
+    run: TuneSettings | None,
     *,
     thumbnails: bool,
 ) -> list[Result]:
     store.require_tower(model.identity)
-    text_column = text_column or (held_out_of.text_column if held_out_of else "texts")
+    text_column = text_column or (run.text_column if run else "texts")
     results = []
-    links = _links(store, text_column, held_out_of)
+    links = _links(store, text_column, run)
     if len(links):
-        results.append(_retrieval(model, store, links, text_column, held_out_of is not None))
+        results.append(_retrieval(model, store, links, text_column, run is not None))
     if label_column is not None:
         results.append(_zero_shot(model, store, label_column, class_names, templates, thumbnails))
     if not results:
@@ -249,11 +279,11 @@ def versions() -> dict[str, str]:
     return {"lamplit": __version__, **{name: version(name) for name in libraries}}
 
 
-def _links(store: Store, text_column: str, held_out_of: TuneSettings | None) -> Links:
+def _links(store: Store, text_column: str, run: TuneSettings | None) -> Links:
     texts = store.texts(text_column)
     rows = list(range(len(texts)))
-    if held_out_of is not None:  # its images; their texts may be asked for in another column
-        held_out = split_store(store, held_out_of.text_column, held_out_of.val_fraction, held_out_of.seed)[1]
+    if run is not None:  # its images; their texts may be asked for in another column
+        held_out = split_store(store, run.text_column, run.val_fraction, run.seed)[1]
         rows = torch.unique(held_out.image_index).tolist()
     return link(rows, [texts[row] for row in rows])
 
