@@ -24,8 +24,9 @@ from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelle
 from lamplit.evaluation.text_vectors import TextVectors
 from lamplit.files import cache_folder
 from lamplit.metrics import scoring
+from lamplit.metrics.bootstrap import measure
 from lamplit.metrics.probe import SEEDS, draw, ridge_accuracy
-from lamplit.metrics.results import Result, measure
+from lamplit.metrics.results import Result
 from lamplit.model import LiT, load
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store

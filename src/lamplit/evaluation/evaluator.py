@@ -21,7 +21,7 @@ from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError, StoreError, UsageError
 from lamplit.metrics import scoring
 from lamplit.metrics.calibration import expected_calibration_error, reliability_bins
-from lamplit.metrics.results import Measure, Result
+from lamplit.metrics.results import Result
 from lamplit.model import LiT, as_model
 from lamplit.store.embedding import open_source
 from lamplit.store.lance_store import Store
@@ -171,15 +171,13 @@ def retrieval_result(
     started = time.monotonic()
     ztxt = model.encode_texts(texts) if ztxt is None else ztxt
     metrics, curves = scoring.retrieval(zimg.to(ztxt.device), ztxt, *links)
-    recalls = [metric.value for name, metric in metrics.items() if "recall@" in name]
-    mean = sum(recalls) / len(recalls)
     return Result(
         "image-text retrieval",
         benchmark,
         dataset,
         language,
         "image_to_text/recall@1",
-        metrics | {"mean_recall": Measure(mean, mean, mean)},
+        metrics,
         model=said_of(model),
         protocol=protocol,
         images=len(zimg),
@@ -230,7 +228,7 @@ def classification_result(
         dataset,
         language,
         "accuracy@1",
-        scoring.accuracies(answers, labels, len(names)),
+        scoring.accuracies(answers, labels),
         model=said_of(model),
         protocol=protocol,
         images=len(labels),

@@ -9,13 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from lamplit.errors import UsageError
 
 FORMAT = 1
-RESAMPLES = 1000
 TaskName = Literal["zero-shot classification", "few-shot classification", "image-text retrieval"]
 
 
@@ -90,31 +86,3 @@ def _read(file: Path) -> Result:
         return Result(**values)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is not a result that lamplit evaluate wrote: {error}") from error
-
-
-def measure(values: ArrayLike, *, statistic: Literal["mean", "median"] = "mean", seed: int = 0) -> Measure:
-    """Mean or median of one value per image or query, with its 95 % percentile bootstrap interval.
-
-    Of 1,000 resamples only how often each distinct value comes is drawn, which is multinomial: right or wrong answers
-    have two, whatever their number.
-    """
-    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
-    total = counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, RESAMPLES)
-    summary = _means if statistic == "mean" else _medians
-    low, high = np.percentile(summary(distinct, drawn), [2.5, 97.5])
-    return Measure(float(summary(distinct, counts[None])[0]), float(low), float(high))
-
-
-def _means(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of each row of counts (R, U) of the sorted values (U,)."""
-    means: NDArray[np.float64] = counts @ distinct / counts.sum(1)
-    return means
-
-
-def _medians(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Median of each row, the mean of the two middle values where there are two."""
-    reached, total = counts.cumsum(1), counts.sum(1, keepdims=True)
-    middle = [(reached > place).argmax(1) for place in ((total - 1) // 2, total // 2)]
-    medians: NDArray[np.float64] = (distinct[middle[0]] + distinct[middle[1]]) / 2
-    return medians
