@@ -15,7 +15,8 @@ from PIL import Image
 
 import lamplit
 from lamplit.errors import StoreError, TowerError, UsageError
-from lamplit.evaluation.evaluator import evaluate, thumbnail
+from lamplit.evaluation.evaluator import evaluate
+from lamplit.evaluation.result_building import thumbnail
 from lamplit.metrics.results import Result, read_results
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
@@ -56,6 +57,7 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
         assert found.metrics[f"image_to_text/recall@{k}"].value == pytest.approx(recall_by_hand(store, model, pairs, k))
     assert (found.images, found.captions, found.skipped) == (60, 60, 0)
     assert (found.task, found.dataset, found.language) == ("image-text retrieval", store.path, "own")
+    assert (found.split, found.column) == ("all", "texts")
     assert found.protocol["split"] == "all captions, column texts"
     assert found.model["image_tower"] == model.identity.spec
     recalls = [value for name, value in values(found).items() if "/recall@" in name]
@@ -77,7 +79,9 @@ def test_held_out_only(model_path: Path, store: Store, tmp_path: Path) -> None:
     model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.3, seed=3)
     [found] = evaluate(model, store)
     links = split_store(store, "texts", 0.3, 3)[1]
-    assert found.protocol["split"].startswith("captions held out of the run")
+    assert found.split == "held_out"
+    assert found.protocol["split"] == "captions held out of the run that made the model, column texts"
+    assert found.protocol["notes"] == ["the run chose its best checkpoint by these captions"]
     assert (found.images, found.captions) == (18, 18)
     pairs = [(row, store.texts()[row][0]) for row in links.image_index.tolist()]
     assert found.metrics["image_to_text/recall@1"].value == pytest.approx(recall_by_hand(store, model, pairs, 1))
@@ -174,6 +178,13 @@ def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[s
     return Store.create(own, model.identity, rows, backend="torch", metadata_columns=["kind", "empty"])
 
 
+def test_equal_captions_are_said(model: LiT, tmp_path: Path) -> None:
+    store = made_up_store(tmp_path / "a.lance", model, [["A ring"], ["a ring"], ["a cross"]], ["ring", "ring", "cross"])
+    [found] = evaluate(model, store)
+    assert (found.images, found.captions) == (3, 2)
+    assert found.protocol["notes"] == ["captions that are equal but for their case are one: 3 pairs"]
+
+
 def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:
     store = made_up_store(tmp_path / "a.lance", model, [[], ["a ring"], [], []], ["ring", None, "cross", "ring"])
     retrieval, found = evaluate(model, store, label_column="kind")
@@ -242,6 +253,27 @@ def test_written_results_are_read_again_with_images_of_what_was_confused(
             assert head == "data:image/jpeg;base64"
             assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
     assert all(not c["examples"] for c in evaluate(model, store, label_column="shape")[1].confusions)
+
+
+def test_results_stay_beside_each_other(model: LiT, model_path: Path, store: Store, tmp_path: Path) -> None:
+    """Two columns, two stores of one name, two models of one name, and one measurement made again."""
+    other_store, other_model = tmp_path / "b" / Path(store.path).name, tmp_path / "b" / model_path.name
+    shutil.copytree(store.path, other_store)
+    shutil.copytree(model_path, other_model)
+    tuned = lamplit.load(other_model)
+    assert tuned.text_tower is not None
+    with torch.no_grad():
+        tuned.text_tower.head.bias += 0.1
+    out = tmp_path / "results"
+    for _ in range(2):
+        evaluate(model, store, out=out)
+        evaluate(model, store, text_column="german", out=out)
+        evaluate(model, other_store, out=out)
+        evaluate(tuned, store, out=out)
+    found = read_results(out)
+    assert len(found) == 4
+    assert len({result.model["fingerprint"] for result in found}) == 2
+    assert {result.model["name"] for result in found} == {model_path.name}
 
 
 def test_thumbnail_of_a_image_that_is_gone(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def evaluate(
         )  # fmt: skip
     if benchmark:
         results += lamplit.run_benchmarks(
-            model, dict(_assigned(each) for each in benchmark), resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
-            canonical=canonical, few_shot=few_shot, out=out,
+            model, [_assigned(each) for each in benchmark], resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
+            canonical=canonical, few_shot=few_shot, out=out, device=device,
             workers=default_workers() if workers is None else workers, progress=True,
         )  # fmt: skip
     if not results:
