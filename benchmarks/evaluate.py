@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import lamplit
-from lamplit.evaluation.evaluator import classification_result
+from lamplit.evaluation.result_building import Subject, classification_result
 from lamplit.evaluation.text_vectors import TextVectors
 from lamplit.metrics import scoring
 from lamplit.model import LiT
@@ -150,9 +150,7 @@ def cached(options: Any, folder: Path, names: list[str], num_images: int) -> dic
     def evaluate() -> None:
         entries = average_prompts(known.encode, [[name] for name in names], PROMPTS)
         answers = scoring.answer(model.read_store(store), entries, labels, logit_multiplier=10.0)
-        classification_result(
-            model, answers, labels, names, benchmark="b", dataset="b", language="en", protocol={}
-        )  # fmt: skip
+        classification_result(Subject({"name": "b"}, "b", "b", "en", {}), answers, labels, names)
 
     title = f"{num_images:,} cached vectors, {len(names):,} classes, {80 * len(names):,} known prompts"
     figures = compare(title, in_turn({"lamplit": evaluate}, options.turns), ours="lamplit")

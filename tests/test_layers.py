@@ -13,8 +13,8 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 # From the ground up. A room is a module or a folder at the top of the package.
 FLOORS = [
-    {"errors", "_version"},
-    {"fields", "files", "progress", "unit_vectors", "losses", "metrics"},
+    {"errors", "files", "_version"},
+    {"progress", "unit_vectors", "losses", "metrics"},
     {"data"},
     {"towers"},
     {"store"},

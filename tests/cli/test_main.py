@@ -24,6 +24,7 @@ from safetensors.torch import save_model
 
 from lamplit.cli import main as cli
 from lamplit.cli import tables, training
+from lamplit.evaluation.evaluator import evaluate
 from lamplit.retrieval.collection import SMALL, measured_recall
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.lance_store import Store
@@ -294,7 +295,8 @@ def test_main_job(lamplit: Lamplit, image_folder: Path, tower_file: Path, text_f
     assert (retrieval["captions"], zero_shot["classes"]) == (12, 5)
     assert {name: metric["value"] for name, metric in retrieval["metrics"].items()} == pytest.approx(report["best"])
     assert "held out" in retrieval["protocol"]["split"]
-    [everything] = parsed(lamplit("evaluate", run, store, "--all", "--json"))
+    assert [result.captions for result in evaluate(run, store)] == [12], "the function measures what the command does"
+    [everything] = parsed(lamplit("evaluate", run, store, "--split", "all", "--json"))
     assert (everything["protocol"]["split"], everything["captions"]) == ("all captions, column texts", 60)
     shown = lamplit("evaluate", run, store, "--label-column", "shape", "--out", tmp_path / "results")
     assert f"accuracy@1\t{zero_shot['metrics']['accuracy@1']['value']:.3f}\t" in shown.out

@@ -13,7 +13,7 @@ import lamplit
 from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
-from lamplit.evaluation.benchmarks import resized, run_benchmarks
+from lamplit.evaluation.benchmarks import list_benchmarks, resized, run_benchmarks
 from lamplit.metrics.probe import draw, ridge_accuracy
 from lamplit.metrics.results import read_results
 from lamplit.model import LiT
@@ -134,6 +134,25 @@ def test_each_result_is_written(model: LiT, by_class: Path, tmp_path: Path) -> N
     [again] = read_results(tmp_path / "results")
     assert again.metrics == found[0].metrics
     assert all(e.startswith("data:image/jpeg;base64,") for c in again.confusions for e in c["examples"])
+
+
+def test_one_benchmark_twice(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    """Two data sets of one name, each with a result of its own."""
+    second = tmp_path / "elsewhere" / by_class.name
+    shutil.copytree(by_class, second)
+    shutil.rmtree(second / "ring")
+    pairs = [("folder", by_class), ("folder", second)]
+    found = run_benchmarks(model, pairs, out=tmp_path / "results", cache=tmp_path)
+    assert [result.images for result in found] == [60, 48]
+    assert sorted(result.images for result in read_results(tmp_path / "results")) == [48, 60]
+    run_benchmarks(model, pairs, out=tmp_path / "results", resize_mode="own", cache=tmp_path)
+    run_benchmarks(model, pairs, out=tmp_path / "results", templates=["{}"], cache=tmp_path)
+    run_benchmarks(model, pairs, out=tmp_path / "results", templates=["A {}."], cache=tmp_path)
+    assert len(read_results(tmp_path / "results")) == 8
+
+
+def test_list_benchmarks() -> None:
+    assert {"imagenet", "coco", "folder"} < set(list_benchmarks())
 
 
 def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from PIL import Image
 
 import lamplit
 from lamplit.errors import StoreError, TowerError, UsageError
-from lamplit.evaluation.evaluator import evaluate, thumbnail
+from lamplit.evaluation.evaluator import evaluate
+from lamplit.evaluation.result_building import thumbnail
 from lamplit.metrics.results import Result, read_results
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
+from lamplit.tuning.run_folder import claim
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import split_store
 from lamplit.zeroshot.classifier import class_list, class_vectors
@@ -54,6 +57,7 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
         assert found.metrics[f"image_to_text/recall@{k}"].value == pytest.approx(recall_by_hand(store, model, pairs, k))
     assert (found.images, found.captions, found.skipped) == (60, 60, 0)
     assert (found.task, found.dataset, found.language) == ("image-text retrieval", store.path, "own")
+    assert (found.split, found.column) == ("all", "texts")
     assert found.protocol["split"] == "all captions, column texts"
     assert found.model["image_tower"] == model.identity.spec
     recalls = [value for name, value in values(found).items() if "/recall@" in name]
@@ -64,26 +68,50 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
     assert same([found], evaluate(model, Path(store.path)))
 
 
-def test_held_out_only(model: LiT, store: Store) -> None:
-    settings = TuneSettings("demo:minilm", val_fraction=0.3, seed=3)
-    [found] = evaluate(model, store, held_out_of=settings)
+def tuned_on(store: Store, model_path: Path, folder: Path, **settings: Any) -> LiT:
+    """Open the model as one that a run with these settings left in `folder`."""
+    claim(folder, store, TuneSettings("demo:minilm", **settings))
+    shutil.copytree(model_path, folder, dirs_exist_ok=True)
+    return lamplit.load(folder)
+
+
+def test_held_out_only(model_path: Path, store: Store, tmp_path: Path) -> None:
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.3, seed=3)
+    [found] = evaluate(model, store)
     links = split_store(store, "texts", 0.3, 3)[1]
-    assert found.protocol["split"].startswith("captions held out of the run")
+    assert found.split == "held_out"
+    assert found.protocol["split"] == "captions held out of the run that made the model, column texts"
+    assert found.protocol["notes"] == ["the run chose its best checkpoint by these captions"]
     assert (found.images, found.captions) == (18, 18)
     pairs = [(row, store.texts()[row][0]) for row in links.image_index.tolist()]
     assert found.metrics["image_to_text/recall@1"].value == pytest.approx(recall_by_hand(store, model, pairs, 1))
 
 
-def test_column_is_the_one_of_the_run_unless_asked_for_another(model: LiT, store: Store) -> None:
-    english = TuneSettings("demo:minilm", val_fraction=0.3)
-    german = TuneSettings("demo:minilm", val_fraction=0.3, text_column="german")
-    asked = evaluate(model, store, held_out_of=german, text_column="german")
-    assert same(evaluate(model, store, held_out_of=german), asked)
+def test_splits(model_path: Path, store: Store, image_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = tuned_on(store, model_path, run, val_fraction=0.2)
+    captions = {split: evaluate(model, store, split=split)[0].captions for split in ("auto", "held_out", "all")}
+    assert captions == {"auto": 12, "held_out": 12, "all": 60}
+    assert evaluate(run, store.path)[0].captions == 12, "paths are taken too"
+    for elsewhere in (image_folder / "pairs.csv", lamplit.load(model_path)):
+        asked = (model, elsewhere) if isinstance(elsewhere, Path) else (elsewhere, store)
+        assert evaluate(*asked)[0].captions == 60
+        with pytest.raises(UsageError, match=r"was not tuned on .*: --split all"):
+            evaluate(*asked, split="held_out")
+    with pytest.raises(UsageError, match="there is no split 'train'; expected one of: auto, held_out, all"):
+        evaluate(model, store, split="train")  # type: ignore[arg-type]
+
+
+def test_column_is_the_one_of_the_run_unless_asked_for_another(model_path: Path, store: Store, tmp_path: Path) -> None:
+    english = tuned_on(store, model_path, tmp_path / "english", val_fraction=0.3)
+    model = tuned_on(store, model_path, tmp_path / "german", val_fraction=0.3, text_column="german")
+    asked = evaluate(model, store, text_column="german")
+    assert same(evaluate(model, store), asked)
     held_out_rows = split_store(store, "texts", 0.3, 0)[1].image_index.tolist()
-    [found] = evaluate(model, store, held_out_of=english, text_column="german")
+    [found] = evaluate(english, store, text_column="german")
     pairs = [(row, store.texts("german")[row][0]) for row in held_out_rows]
     assert found.metrics["image_to_text/recall@5"].value == pytest.approx(recall_by_hand(store, model, pairs, 5))
-    assert values(found) != values(evaluate(model, store, held_out_of=english)[0])
+    assert values(found) != values(evaluate(english, store)[0])
 
 
 def check_zero_shot(found: Result, store: Store, model: LiT, names: list[str], templates: list[str]) -> None:
@@ -148,6 +176,13 @@ def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[s
     ]
     own = path.with_name(f"own_{path.name}")
     return Store.create(own, model.identity, rows, backend="torch", metadata_columns=["kind", "empty"])
+
+
+def test_equal_captions_are_said(model: LiT, tmp_path: Path) -> None:
+    store = made_up_store(tmp_path / "a.lance", model, [["A ring"], ["a ring"], ["a cross"]], ["ring", "ring", "cross"])
+    [found] = evaluate(model, store)
+    assert (found.images, found.captions) == (3, 2)
+    assert found.protocol["notes"] == ["captions that are equal but for their case are one: 3 pairs"]
 
 
 def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:
@@ -218,6 +253,27 @@ def test_written_results_are_read_again_with_images_of_what_was_confused(
             assert head == "data:image/jpeg;base64"
             assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
     assert all(not c["examples"] for c in evaluate(model, store, label_column="shape")[1].confusions)
+
+
+def test_results_stay_beside_each_other(model: LiT, model_path: Path, store: Store, tmp_path: Path) -> None:
+    """Two columns, two stores of one name, two models of one name, and one measurement made again."""
+    other_store, other_model = tmp_path / "b" / Path(store.path).name, tmp_path / "b" / model_path.name
+    shutil.copytree(store.path, other_store)
+    shutil.copytree(model_path, other_model)
+    tuned = lamplit.load(other_model)
+    assert tuned.text_tower is not None
+    with torch.no_grad():
+        tuned.text_tower.head.bias += 0.1
+    out = tmp_path / "results"
+    for _ in range(2):
+        evaluate(model, store, out=out)
+        evaluate(model, store, text_column="german", out=out)
+        evaluate(model, other_store, out=out)
+        evaluate(tuned, store, out=out)
+    found = read_results(out)
+    assert len(found) == 4
+    assert len({result.model["fingerprint"] for result in found}) == 2
+    assert {result.model["name"] for result in found} == {model_path.name}
 
 
 def test_thumbnail_of_a_image_that_is_gone(tmp_path: Path) -> None:

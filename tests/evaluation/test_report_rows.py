@@ -63,7 +63,7 @@ def test_what_is_not_compared(changes: dict[str, str]) -> None:
     [row] = compare([result()], [figure(0.5, **changes)])
     assert row.reference is None
     assert (row.verdict, row.difference, row.distance) == ("", None, "")
-    assert row.shown, "the main metric is shown with nothing beside it"
+    assert row.in_summary, "the main metric is shown with nothing beside it"
     assert len(beside(row, [figure(0.5, **changes)])) == ("supervised" in changes.get("task", ""))
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from lamplit.cli import main as cli
 from lamplit.cli import tables
 from lamplit.errors import UsageError
-from lamplit.evaluation.evaluator import thumbnail
 from lamplit.evaluation.report.writing import Report, write_report
+from lamplit.evaluation.result_building import thumbnail
 from lamplit.metrics.results import Measure, Result, read_results
 
 EVIL = "<script>alert(1)</script>"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from lamplit.errors import UsageError
 from lamplit.metrics.ranking import (
@@ -158,6 +159,7 @@ def test_retrieval_metrics_by_hand():
         "text_to_image/recall@1": pytest.approx(1 / 3),  # ranks 2, 2 and 1
         "text_to_image/recall@2": 1.0,
         "text_to_image/median_rank": 2.0,
+        "mean_recall": pytest.approx((0.5 + 0.5 + 1 / 3 + 1) / 4),
     }
     names = retrieval_metrics(scores, torch.eye(3), links[:, 0], links[:, 1])
     assert {f"image_to_text/recall@{k}" for k in (1, 5, 10)} < set(names)
@@ -248,3 +250,13 @@ def test_class_scores_of_several_labels():
         ClassScore("b", 2, 1.0, 1.0, None, 0),
         ClassScore("c", 1, 0.0, 0.0, None, 0),
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_float_types(dtype: torch.dtype):
+    vectors = F.normalize(torch.randn(20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    links = torch.arange(20)
+    assert retrieval_metrics(vectors.to(dtype), vectors.to(dtype), links, links)["mean_recall"] == 1
+    assert torch.allclose(cosines(vectors.to(dtype), vectors.to(dtype)), vectors @ vectors.T, atol=0.02)
+    with pytest.raises(UsageError, match="expected unit vectors"):
+        cosines(2 * vectors.to(dtype), vectors.to(dtype))

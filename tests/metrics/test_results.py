@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lamplit.errors import UsageError
-from lamplit.metrics.results import Measure, Result, measure, read_results
+from lamplit.metrics.results import Measure, Result, read_results
 
 
 def result(**changed) -> Result:
@@ -29,17 +27,71 @@ def result(**changed) -> Result:
     return Result(**values | changed)
 
 
-def test_a_trip_through_a_file_changes_nothing(tmp_path: Path):
+FORMAT_1 = Path(__file__).parent / "format1"  # as lamplit wrote them before "picture" became "image", shortened
+
+
+def test_roundtrip_json(tmp_path: Path):
     written = result(per_class=[{"name": "<b>", "images": 3, "accuracy": 0.1}], recall_curve={"a": [0.1, 0.2]})
     file = written.write(tmp_path / "new")
-    assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.json"
+    assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.6684c9fc.json"
     assert read_results(tmp_path / "new") == [written]
 
 
-def test_same_measurement_overwrites_and_another_does_not(tmp_path: Path):
-    for language in ("en", "de", "en"):
-        result(language=language).write(tmp_path)
-    assert [found.language for found in read_results(tmp_path)] == ["de", "en"]
+OTHERS = [
+    {"language": "de"},
+    {"dataset": "/b/stamps.lance"},
+    {"source": "/elsewhere"},
+    {"column": "text_de"},
+    {"column": "text_fr", "split": "all"},
+    {"split": "held_out"},
+    {"model": {"name": "run", "fingerprint": "1" * 32}},
+    {"model": {"name": "run", "fingerprint": "2" * 32}},
+    {"protocol": {"templates": ["{}"], "notes": []}},
+    {"protocol": {"templates": "clip-80", "resize_mode": "crop", "notes": []}},
+    {"main_metric": "10-shot_accuracy"},
+]
+
+
+def test_results_do_not_overwrite_each_other(tmp_path: Path):
+    names = {result(**changed).write(tmp_path).name for changed in OTHERS}
+    assert len(names) == len(OTHERS) == len(read_results(tmp_path))
+    again = result(seconds=3.0, time="2026-01-01", protocol={"templates": "clip-80", "notes": ["late"]})
+    assert again.file_name == result().file_name, "the same measurement of the same model, made again"
+
+
+def test_file_name():
+    """Data set, column, split, language, task, model and its fingerprint; then digits of all that was asked."""
+    measured = result(
+        benchmark="stamps", dataset="/data/stamps.lance", column="text_de", split="held_out", language="own",
+        task="image-text retrieval", model={"name": "run", "fingerprint": "0123456789abcdef"},
+    )  # fmt: skip
+    assert re.fullmatch(
+        r"stamps\.text_de\.held_out\.own\.image-text\.run-01234567\.[0-9a-f]{8}\.json", measured.file_name
+    )
+    folder = result(benchmark="folder", dataset="my shapes")
+    assert folder.file_name.startswith("folder.my_shapes.en.zero-shot.")
+    assert len(result(benchmark="b" * 300, model={"name": "m" * 300}).file_name.encode()) < 255
+
+
+def test_format_1():
+    """Older files had other names for some fields, nested ones too."""
+    retrieval, zero_shot = read_results(FORMAT_1)
+    assert (retrieval.images, retrieval.captions, retrieval.split, retrieval.column) == (139, 125, "held_out", "texts")
+    assert (zero_shot.images, zero_shot.classes) == (701, 15)
+    assert (zero_shot.column, zero_shot.split) == ("category", "")
+    assert all(
+        row["images"] > 0 for row in (*zero_shot.per_class, *zero_shot.confusions, *zero_shot.reliability["bins"])
+    )
+    assert zero_shot.model["image_tower_fingerprint"] == "6cd941a6b86f8098e46e8c79b86ffaad"
+    assert "fingerprint" not in zero_shot.model, "nobody noted that of the model itself"
+
+
+def test_format_1_is_written_as_the_newest(tmp_path: Path):
+    for found in read_results(FORMAT_1):
+        found.write(tmp_path)
+    assert {json.loads(file.read_text())["format"] for file in tmp_path.iterdir()} == {2}
+    assert sorted(map(repr, read_results(tmp_path))) == sorted(map(repr, read_results(FORMAT_1)))
+    assert "pictures" not in "".join(file.read_text() for file in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "metrics": {"a": 3}}', "null"])
@@ -53,30 +105,6 @@ def test_newer_format_and_empty_folder(tmp_path: Path):
     with pytest.raises(UsageError, match="no results in"):
         read_results(tmp_path)
     file = result().write(tmp_path)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 3}))
     with pytest.raises(UsageError, match="newer lamplit"):
         read_results(tmp_path)
-
-
-@given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 7.0]), min_size=1, max_size=40))
-def test_measure_is_numpy_s_mean_and_median_within_its_interval(values):
-    for statistic in ("mean", "median"):
-        found = measure(values, statistic=statistic)
-        assert found.value == pytest.approx(getattr(np, statistic)(values))
-        assert min(values) <= found.low <= found.high <= max(values)
-        assert found == measure(values[::-1], statistic=statistic), "their order does not matter, and the seed is fixed"
-
-
-def test_interval_is_that_of_a_plain_bootstrap():
-    """Resampled one by one, as the textbook does it."""
-    values = np.random.default_rng(3).integers(1, 30, 200).astype(float)
-    drawn = np.random.default_rng(4).choice(values, (4000, 200))
-    for statistic, slow in (("mean", drawn.mean(1)), ("median", np.median(drawn, axis=1))):
-        found = measure(values, statistic=statistic)
-        low, high = np.percentile(slow, [2.5, 97.5])
-        assert found.low == pytest.approx(low, abs=0.5)
-        assert found.high == pytest.approx(high, abs=0.5)
-    wide = measure(np.repeat([0, 1], 50))
-    narrow = measure(np.repeat([0, 1], 5000))
-    assert (wide.low, wide.high) == pytest.approx((0.40, 0.60), abs=0.02)
-    assert (narrow.low, narrow.high) == pytest.approx((0.49, 0.51), abs=0.003)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lamplit.metrics import scoring
+from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.metrics.scoring import Answers, accuracies, answer, confusions, per_class, retrieval
 
 
@@ -84,7 +85,7 @@ def answers(ranks: list[int], predictions: list[int]) -> Answers:
 
 def test_accuracies_by_hand():
     """Class 0 has three images, two of them right; class 1 one, wrong by far; class 2 none."""
-    found = accuracies(answers([1, 1, 3, 6], [0, 0, 1, 0]), [(0,), (0,), (0,), (1,)], 3)
+    found = accuracies(answers([1, 1, 3, 6], [0, 0, 1, 0]), [(0,), (0,), (0,), (1,)])
     assert found["accuracy@1"].value == 0.5
     assert found["accuracy@5"].value == 0.75
     assert found["mean_class_accuracy"].value == pytest.approx((2 / 3 + 0) / 2)
@@ -100,7 +101,7 @@ def test_per_class_and_confusions_by_hand():
         {"name": "hen", "images": 1, "accuracy": 1.0},
     ]
     assert confusions(said, labels) == [(1, 2, [3]), (0, 1, [1, 2])]
-    assert confusions(said, labels, most=1) == [(1, 2, [3])]
+    assert confusions(said, labels, max_classes=1) == [(1, 2, [3])]
 
 
 def test_retrieval_by_hand():
@@ -115,6 +116,12 @@ def test_retrieval_by_hand():
     # Caption 0: image 1 (0.96) before 0 (0.8), so rank 2. Caption 1: rank 1. Caption 2: rank 1.
     assert metrics["text_to_image/recall@1"].value == pytest.approx(2 / 3)
     assert metrics["text_to_image/median_rank"].value == 1.0
+    mean = metrics["mean_recall"]
+    assert mean.value == pytest.approx((0.5 + 1 + 1 + 2 / 3 + 1 + 1) / 6)
+    assert mean.low < mean.value < mean.high
+    assert {name: each.value for name, each in metrics.items()} == pytest.approx(
+        retrieval_metrics(zimg, ztxt, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
+    )
     assert curves["image_to_text"][:3] == [0.5, 1.0, 1.0]
     assert curves["text_to_image"][:2] == pytest.approx([2 / 3, 1.0])
     assert len(curves["text_to_image"]) == 100

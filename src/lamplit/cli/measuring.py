@@ -11,6 +11,7 @@ import lamplit
 from lamplit.cli import tables
 from lamplit.cli.terminal import (
     AsJson,
+    Device,
     chosen_classes,
     default_workers,
     read_lines,
@@ -46,31 +47,35 @@ def evaluate(
     few_shot: Annotated[
         int | None, typer.Option(min=1, help="A linear probe on so many images of each class of a benchmark, too.")
     ] = None,
-    everything: Annotated[
-        bool,
-        typer.Option("--all", help="Use the captions the model was tuned on, too, where this is its store."),
-    ] = False,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Captions to measure: held_out (those the model's run kept back from tuning), all, or auto: held_out "
+            "if the model was tuned on this store, else all."
+        ),
+    ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for one JSON file per result; see lamplit report.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
 
-    On the store that the model was tuned on, held-out captions only.
+    On the store that the model was tuned on, only the captions held out of tuning are measured; see --split.
     """
     prompts = _templates(templates)
     results = []
     if source is not None:
         options: dict[str, Any] = {"templates": prompts} if prompts else {}
         results += lamplit.evaluate(
-            lamplit.load(model), source, text_column=text_column, label_column=label_column,
-            class_names=chosen_classes(None, classes_file) if classes_file else None, out=out, progress=True,
-            held_out_of=None if everything else _settings_of_run(model, source), **options,
+            model, source, split=split, text_column=text_column, label_column=label_column,  # type: ignore[arg-type]
+            class_names=chosen_classes(None, classes_file) if classes_file else None,
+            out=out, device=device, progress=True, **options,
         )  # fmt: skip
     if benchmark:
         results += lamplit.run_benchmarks(
-            model, dict(_assigned(each) for each in benchmark), resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
-            canonical=canonical, few_shot=few_shot, out=out,
+            model, [_assigned(each) for each in benchmark], resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
+            canonical=canonical, few_shot=few_shot, out=out, device=device,
             workers=default_workers() if workers is None else workers, progress=True,
         )  # fmt: skip
     if not results:
@@ -91,12 +96,6 @@ def report(
     """Put results beside the published figures: Markdown, CSV, JSON and one page."""
     written = lamplit.write_report(results, against=None if against == "none" else against, out=out)
     show(written, tables.results_report, as_json)
-
-
-def _settings_of_run(model: str, source: str) -> lamplit.TuneSettings | None:
-    from lamplit.tuning.run_folder import settings_of_run
-
-    return settings_of_run(Path(model), source)
 
 
 def _assigned(by_equals: str) -> tuple[str, str]:

@@ -243,7 +243,7 @@ def results_report(report: Report) -> list[Table]:
     headers = ("data set", "metric", "model", "value", "95 % interval", "published", "of", "difference", "interval")
     table = _table(*headers, title=f"beside {report.against}" if report.against else "results")
     for row in report.rows:
-        if row.shown:
+        if row.in_summary:
             _add_row(table, *row.words())
     return [table, *info({Path(file).suffix.removeprefix("."): file for file in report.files})]
 

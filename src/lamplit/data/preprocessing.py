@@ -14,7 +14,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from lamplit.fields import Fields
+from lamplit.data.fields import Fields
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,20 +11,23 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lamplit.errors import TowerError
+from lamplit.evaluation.model_metadata import require_text_tower, text_fingerprint
 from lamplit.model import LiT
-from lamplit.towers.lock import weights_digest
 
 
 class TextVectors:
-    """Encodes texts as `LiT.encode_texts` does, each only once: what is known is read from a Lance table.
+    """Encodes texts as `LiT.encode_texts` does, each only once: known vectors are read from a Lance table.
 
     Two processes may write at the same time: each commit is whole, and a text that comes twice has the same vector.
+
+    Args:
+        model: a model with its text tower.
+        folder: where the table is kept, one for each text tower.
     """
 
     def __init__(self, model: LiT, folder: Path) -> None:
         self.model = model
-        self.path = folder / f"{_fingerprint(model)}.lance"
+        self.path = folder / f"{text_fingerprint(require_text_tower(model))}.lance"
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """M texts in, (M, D) float32 unit vectors out."""
@@ -54,19 +54,3 @@ class TextVectors:
         table = pa.table({"text": pa.array(texts, pa.string()), "vector": column})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lance.write_dataset(table, str(self.path), mode="append" if self.path.exists() else "create")
-
-
-def _fingerprint(model: LiT) -> str:
-    """Cover all that a text's vector depends on: weights, architecture, pooling, context length and tokenizer."""
-    tower = model.text_tower
-    if tower is None:
-        raise TowerError("this model is open without its text tower; load it with towers='both'")
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(weights_digest(tower).encode())
-    digest.update(json.dumps(tower.describe(), sort_keys=True, default=str).encode())
-    with tempfile.TemporaryDirectory() as folder:
-        tower.save_tokenizer(Path(folder))
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()

@@ -1,11 +1,10 @@
 """Retrieval and classification metrics: pure functions on tensors.
 
-A tie counts against us in retrieval. A rank is 1 plus the number of wrong answers that score *at least* as high as the
-best right one, so a model that gives every answer the same score is last, not first; and a score that is not
-a number is never good.
+A tie counts against the model in retrieval. A rank is 1 plus the number of wrong answers that score *at least* as high
+as the best right one, so a model that gives every answer the same score is last, not first; and NaN is never good.
 
 Cosines are exact (`cosines`), so that neither the number computed at once nor the machine changes a rank, and equal
-texts tie whatever their place.
+texts tie in any row.
 
 Shapes: Q queries, G gallery, N images, M texts, D width, C classes, E entries, L links.
 """
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from lamplit.errors import UsageError
 
+RECALL_AT = (1, 5, 10)
 _GRID = 2.0**26
 # A tile of scores, 8 MB, stays in a cache: it is faster than one that does not, and a gallery of any length fits.
 _QUERIES_AT_ONCE, _GALLERY_AT_ONCE = 256, 4096
@@ -27,19 +27,19 @@ _LINKS_AT_ONCE = 8192
 
 
 def cosines(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Cosine of every query and gallery vector, the same to the last bit in any order and on any machine.
+    """Return the cosine of every query and gallery vector, the same to the last bit in any order on any machine.
 
     The vectors are rounded to multiples of 2^-26 (float32 has no finer ones from 1/8 on; it moves a cosine by 1e-8).
     Then every product, and every sum of products, is a multiple of 2^-52 below 2, which float64 holds: nothing more is
-    rounded. A product of matrices in float32 has other last digits for other numbers of rows; where two texts are
-    equal, these would decide which is first.
+    rounded. A product of matrices in float32 has other last digits for other numbers of rows; if two texts are equal,
+    these would decide which is first.
 
     Args:
-        queries: unit vectors, (Q, D).
+        queries: unit vectors, (Q, D), of any floating type.
         gallery: unit vectors, (G, D).
 
     Returns:
-        (Q, G) float64, on the queries' device, or on the CPU where that has no float64.
+        (Q, G) float64, on the queries' device, or on the CPU if that device has no float64 (Apple's MPS).
 
     Raises:
         UsageError: if a vector is not of unit length.
@@ -50,8 +50,9 @@ def cosines(queries: Tensor, gallery: Tensor) -> Tensor:
 
 
 def _check_unit(vectors: Tensor) -> None:
-    lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
-    if bool((lengths > 1.4).any()):  # beyond its square, 2, sums need a rounding; not a number passes
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=dtype)
+    if bool((lengths > 1.4).any()):  # beyond its square, 2, sums need a rounding; NaN passes
         raise UsageError(
             f"a vector has length {float(lengths.max()):.3g}; expected unit vectors (divide by the length)"
         )
@@ -64,14 +65,14 @@ def _on_grid(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares."""
+    """Precision, recall and the most common mistake of one class."""
 
     name: str
-    images: int  # that have it
-    precision: float | None  # of the images it was given to, how many have it; nothing where it was never given
-    recall: float | None  # of the images that have it, how many it was given to; nothing without images
-    mistaken_for: str | None = None  # what its missed images were called most often
-    mistakes: int = 0  # how many of them
+    images: int  # number of images that have the class
+    precision: float | None  # TP / (TP + FP); None if the class was never predicted
+    recall: float | None  # TP / (TP + FN); None if no image has the class
+    mistaken_for: str | None = None  # the most common prediction for images of the class that were missed
+    mistakes: int = 0  # number of images with that prediction
 
 
 def retrieval_ranks(
@@ -82,9 +83,9 @@ def retrieval_ranks(
     *,
     chunk_size: int = _QUERIES_AT_ONCE,
 ) -> Tensor:
-    """Rank of each query's best right answer in the gallery, from 1.
+    """Return the rank of each query's best right answer in the gallery, from 1.
 
-    Beside the vectors it takes some 30 MB, and 300 bytes for each query: a million each way fit.
+    Beside the vectors it needs some 30 MB, and 300 bytes for each query: a million queries each way fit.
 
     Args:
         queries: unit vectors, (Q, D).
@@ -103,7 +104,7 @@ def retrieval_ranks(
     _check_links(query_index, gallery_index, len(queries), len(gallery))
     _check_unit(queries)
     _check_unit(gallery)
-    links = torch.unique(query_index * len(gallery) + gallery_index)  # an answer that is given twice counts once
+    links = torch.unique(query_index * len(gallery) + gallery_index)  # a link that comes twice counts once
     rows, columns = links // len(gallery), links % len(gallery)
     right = torch.cat([
         (_on_grid(queries[some]) * _on_grid(gallery[answers])).sum(1)
@@ -115,7 +116,7 @@ def retrieval_ranks(
         _count_not_lower(chunk, gallery, bound)
         for chunk, bound in zip(torch.split(queries, chunk_size), torch.split(best, chunk_size), strict=True)
     ])  # fmt: skip
-    # What ties with the best right answer but is right itself is not in its way.
+    # An answer that ties with the best right one but is right itself does not count against it.
     own = torch.bincount(rows[~(right < best[rows])], minlength=len(queries))
     return (1 + counts - own).to(queries.device)
 
@@ -124,7 +125,7 @@ def _count_not_lower(queries: Tensor, gallery: Tensor, bound: Tensor) -> Tensor:
     queries = _on_grid(queries)
     counts = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
     for tile in torch.split(gallery, _GALLERY_AT_ONCE):
-        # "Not lower" instead of "at least as high": it also holds when one of the two is not a number.
+        # "Not lower" instead of "at least as high": it also holds if one of the two is NaN.
         lower = (queries @ _on_grid(tile).T < bound[:, None]).sum(1, dtype=torch.int32)
         counts += len(tile) - lower
     return counts
@@ -141,20 +142,49 @@ def _check_links(query_index: Tensor, gallery_index: Tensor, num_queries: int, n
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """Fraction of ranks that are at most k."""
+    """Return the fraction of ranks that are at most k."""
     return float((ranks <= k).double().mean())
 
 
-def recall_curve(ranks: Tensor, most: int = 100) -> Tensor:
-    """Recall at 1, 2 and so on up to `most`: (most,) float64."""
-    counts = torch.bincount(ranks.clamp(max=most + 1), minlength=most + 2)
-    return counts[1 : most + 1].cumsum(0).double() / len(ranks)
+def recall_curve(ranks: Tensor, max_k: int = 100) -> Tensor:
+    """Return recall at 1, 2 and so on up to `max_k`: (max_k,) float64."""
+    counts = torch.bincount(ranks.clamp(max=max_k + 1), minlength=max_k + 2)
+    return counts[1 : max_k + 1].cumsum(0).double() / len(ranks)
 
 
 def median_rank(ranks: Tensor) -> float:
-    """Middle rank, or the mean of the two middle ones."""
+    """Return the middle rank, or the mean of the two middle ones."""
     middle = ranks.sort().values[[(len(ranks) - 1) // 2, len(ranks) // 2]]
     return float(middle.double().mean())
+
+
+@dataclass(frozen=True)
+class PairRanks:
+    """Rank of the best right answer, from 1, of every query in both directions of retrieval."""
+
+    image_to_text: Tensor  # (N,), a text for each image
+    text_to_image: Tensor  # (M,), an image for each text
+
+    def directions(self) -> dict[str, Tensor]:
+        """Name the two directions as metrics do."""
+        return {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
+
+
+def rank_pairs(zimg: Tensor, ztxt: Tensor, image_index: Tensor, text_index: Tensor) -> PairRanks:
+    """Rank the right answers in both directions.
+
+    Args:
+        zimg: unit vectors of the distinct images, (N, D).
+        ztxt: unit vectors of the distinct texts, (M, D).
+        image_index: the images of the true pairs, (L,); an image may have several texts.
+        text_index: the texts of the true pairs, (L,); a text may have several images.
+
+    Raises:
+        UsageError: if an image or a text is in no pair.
+    """
+    return PairRanks(
+        retrieval_ranks(zimg, ztxt, image_index, text_index), retrieval_ranks(ztxt, zimg, text_index, image_index)
+    )
 
 
 def retrieval_metrics(
@@ -162,9 +192,9 @@ def retrieval_metrics(
     ztxt: Tensor,
     image_index: Tensor,
     text_index: Tensor,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = RECALL_AT,
 ) -> dict[str, float]:
-    """Recall at each k and median rank, both ways.
+    """Return recall at each k and median rank in both directions, and the mean of the recalls.
 
     Args:
         zimg: unit vectors of the distinct images, (N, D).
@@ -174,27 +204,30 @@ def retrieval_metrics(
         ks: how many answers are looked at.
 
     Returns:
-        `image_to_text/recall@1` and so on, `image_to_text/median_rank`, and the same of `text_to_image`.
+        `image_to_text/recall@1` and so on, `image_to_text/median_rank`, the same of `text_to_image`, and
+        `mean_recall`, the mean of all recalls.
 
     Raises:
         UsageError: if an image or a text is in no pair.
     """
-    directions = {
-        "image_to_text": retrieval_ranks(zimg, ztxt, image_index, text_index),
-        "text_to_image": retrieval_ranks(ztxt, zimg, text_index, image_index),
-    }
+    return summarize_ranks(rank_pairs(zimg, ztxt, image_index, text_index), ks)
+
+
+def summarize_ranks(ranks: PairRanks, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
+    """Return what `retrieval_metrics` does, from ranks that are known."""
     metrics: dict[str, float] = {}
-    for direction, ranks in directions.items():
-        metrics |= {f"{direction}/recall@{k}": recall_at(ranks, k) for k in ks}
-        metrics[f"{direction}/median_rank"] = median_rank(ranks)
-    return metrics
+    for direction, found in ranks.directions().items():
+        metrics |= {f"{direction}/recall@{k}": recall_at(found, k) for k in ks}
+        metrics[f"{direction}/median_rank"] = median_rank(found)
+    recalls = [value for name, value in metrics.items() if "/recall@" in name]
+    return metrics | {"mean_recall": sum(recalls) / len(recalls)}
 
 
 def best_entries(scores: Tensor, entry_class: Tensor) -> Tensor:
-    """Score of each class where a class has several entries: that of its best one.
+    """Return the score of each class, that of its best entry.
 
     Args:
-        scores: of every entry, (N, E).
+        scores: score of every entry, (N, E).
         entry_class: the class of each entry, (E,); every class from 0 to the highest has one.
 
     Returns:
@@ -213,18 +246,14 @@ def best_entries(scores: Tensor, entry_class: Tensor) -> Tensor:
     return bottom.scatter_reduce(1, entry_class.expand_as(scores), scores, "amax")
 
 
-def _several(labels: Tensor) -> Tensor:
-    return labels if labels.ndim == 2 else labels[:, None]
-
-
 def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """Rank of each image's best right class, from 1.
+    """Return the rank of each image's best right class, from 1.
 
-    Of classes that tie the first is the answer, as with `argmax` and so in every published figure: two pairs of CLIP's
+    If classes tie, the first is the answer, as with `argmax` and so in every published figure: two pairs of CLIP's
     names for ImageNet are the same word.
 
     Args:
-        scores: of every class, (N, C).
+        scores: score of every class, (N, C).
         labels: the right class of each image, (N,), or several, (N, L), filled up with -1.
 
     Returns:
@@ -234,7 +263,7 @@ def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
         UsageError: if an image has no right class, or one that does not exist.
     """
     count, classes = scores.shape
-    labels = _several(labels).to(scores.device)
+    labels = (labels if labels.ndim == 2 else labels[:, None]).to(scores.device)
     if bool(((labels < -1) | (labels >= classes)).any()):
         raise UsageError(f"labels go from {int(labels.min())} to {int(labels.max())}; there are {classes} classes")
     missing = (labels < 0).all(1).nonzero()
@@ -245,31 +274,31 @@ def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     best = scores.masked_fill(~right, -torch.inf).amax(1)
     first = (right & (scores == best[:, None])).int().argmax(1)
     ahead = (scores == best[:, None]) & (torch.arange(classes, device=scores.device) < first[:, None])
-    # "Not at most" instead of "higher": what is not a number is never good.
+    # "Not at most" instead of "higher": NaN is never good.
     return 1 + ((~(scores <= best[:, None]) | ahead) & ~right).sum(1)
 
 
 def class_scores(given: Tensor, truth: Tensor, names: Sequence[str]) -> list[ClassScore]:
-    """Precision, recall and the most common mistake of every class.
+    """Return precision, recall and the most common mistake of every class.
 
     Args:
         given: the classes that each image was given, (N, C) of bool; one, several or none.
-        truth: those that it has, (N, C) of bool; one, several or none.
-        names: of the classes, C.
+        truth: the classes that it has, (N, C) of bool; one, several or none.
+        names: names of the C classes.
     """
     missed, wrong = truth & ~given, given & ~truth
     # [i, j]: images of class i that were missed and called j, and behind the classes: called nothing at all.
     answers = torch.cat([wrong, ~given.any(1, keepdim=True)], dim=1)
     confused = missed.double().T @ answers.double()
     most = confused.max(1)
-    right, asked, there = ((given & truth).sum(0).tolist(), given.sum(0).tolist(), truth.sum(0).tolist())
+    right, predicted, total = ((given & truth).sum(0).tolist(), given.sum(0).tolist(), truth.sum(0).tolist())
     called = [*names, "none of these"]
     return [
         ClassScore(
             name,
-            there[i],
-            right[i] / asked[i] if asked[i] else None,
-            right[i] / there[i] if there[i] else None,
+            total[i],
+            right[i] / predicted[i] if predicted[i] else None,
+            right[i] / total[i] if total[i] else None,
             called[int(most.indices[i])] if most.values[i] else None,
             int(most.values[i]),
         )

@@ -1,7 +1,8 @@
-"""What was measured: one JSON file per model, data set and language, to be read again, cited and compared."""
+"""Results: one JSON file per model, data set and task, to be read again, cited and compared."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,19 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from lamplit.errors import UsageError
+from lamplit.files import write_text
 
-FORMAT = 1
-RESAMPLES = 1000
+FORMAT = 2
 TaskName = Literal["zero-shot classification", "few-shot classification", "image-text retrieval"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure between 0 and 1 (a rank, from 1) with its 95 % bootstrap interval over images or queries."""
+    """A figure between 0 and 1 (a rank, from 1) with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -33,14 +31,18 @@ class Result:
     """Everything about one measurement; `metrics[main_metric]` is what papers print."""
 
     task: TaskName
-    benchmark: str  # imagenet-v2
-    dataset: str  # ImageNet V2
-    language: str
+    benchmark: str  # name on the command line, such as imagenet-v2; for a store or pairs, the file's name
+    dataset: str  # as papers write it, such as ImageNet V2; for a store or pairs, the path
+    language: str  # code of the language of the texts; "own" for a store or pairs
     main_metric: str  # accuracy@1, image_to_text/recall@1
     metrics: Mapping[str, Measure]
-    model: Mapping[str, str]  # name, image_tower, fingerprint, text_tower
-    protocol: Mapping[str, Any]  # preprocessing, templates, class_names, canonicalized, split, notes
-    images: int
+    model: Mapping[str, str]  # name, fingerprint, image_tower, image_tower_fingerprint, text_tower
+    protocol: Mapping[str, Any]  # preprocessing, resize_mode, templates, canonicalized, split, notes
+    images: int  # images measured
+    source: str = ""  # where the data set lies
+    split: str = ""  # of a store: held_out (the run's held-out captions) or all
+    column: str = ""  # of a store: the column with the texts or the labels
+    variant: str = ""  # in a report: what tells it from others of the same model and data set; not in the file
     skipped: int = 0  # images of the data set that could not be used
     captions: int = 0
     classes: int = 0
@@ -48,27 +50,38 @@ class Result:
     # class, predicted, images, examples (small JPEGs as data URIs)
     confusions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     reliability: Mapping[str, Any] = field(default_factory=dict)  # error (ECE), bins of confidence, accuracy, images
-    recall_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of each direction, recall@1, @2, ...
-    versions: Mapping[str, str] = field(default_factory=dict)
+    recall_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # recall@1, @2, ... of each direction
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries
     time: str = ""  # ISO 8601, UTC
     seconds: float = 0.0
 
     @property
     def file_name(self) -> str:
-        """`imagenet-v2.en.zero-shot.MODEL.json`; a second run of the same overwrites it."""
-        parts = (self.benchmark, self.language, self.task.split()[0], self.model["name"])
-        return ".".join(re.sub(r"[^\w-]+", "_", part) for part in parts) + ".json"
+        """Name of the result's file: `imagenet-v2.en.zero-shot.MODEL-1a2b3c4d.5e6f7a8b.json`.
+
+        The digits after the model's name are the first of its fingerprint; the others cover what was measured and how.
+        So only a second run of the same measurement of the same model has the same name.
+        """
+        asked = [self.source, self.dataset, self.split, self.column, self.task, self.main_metric, self.classes]
+        said = {name: value for name, value in self.protocol.items() if name != "notes"}
+        digest = hashlib.blake2b(json.dumps([asked, said], sort_keys=True, default=str).encode(), digest_size=4)
+        model = "-".join(filter(None, (self.model["name"], self.model.get("fingerprint", "")[:8])))
+        name = Path(self.dataset).name
+        known = _letters(name) in (_letters(self.benchmark), _letters(f"{self.benchmark}.lance"))
+        parts = [self.benchmark, "" if known else name, self.column, self.split, self.language, self.task.split()[0]]
+        parts = [re.sub(r"[^\w-]+", "_", part)[:60] for part in (*parts, model, digest.hexdigest()) if part]
+        return ".".join(parts) + ".json"
 
     def write(self, folder: str | Path) -> Path:
         """Write the result into `folder`, and return its file."""
         file = Path(folder) / self.file_name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n")
+        values = {name: value for name, value in asdict(self).items() if name != "variant"}
+        write_text(file, json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False) + "\n")
         return file
 
 
 def read_results(folder: str | Path) -> list[Result]:
-    """Read all results of a folder, in the order of their file names.
+    """Read all results of a folder, in the order of their file names; also those of older formats.
 
     Raises:
         UsageError: there are none, or a file is not one.
@@ -84,37 +97,35 @@ def read_results(folder: str | Path) -> list[Result]:
 def _read(file: Path) -> Result:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if values.pop("format") > FORMAT:
+        format_number = values.pop("format")
+        if format_number > FORMAT:
             raise UsageError(f"{file} was written by a newer lamplit; upgrade to read it")
+        if format_number == 1:
+            _upgrade(values)
         values["metrics"] = {name: Measure(**measure) for name, measure in values["metrics"].items()}
         return Result(**values)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is not a result that lamplit evaluate wrote: {error}") from error
 
 
-def measure(values: ArrayLike, *, statistic: Literal["mean", "median"] = "mean", seed: int = 0) -> Measure:
-    """Mean or median of one value per image or query, with its 95 % percentile bootstrap interval.
-
-    Of 1,000 resamples only how often each distinct value comes is drawn, which is multinomial: right or wrong answers
-    have two, whatever their number.
-    """
-    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
-    total = counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, RESAMPLES)
-    summary = _means if statistic == "mean" else _medians
-    low, high = np.percentile(summary(distinct, drawn), [2.5, 97.5])
-    return Measure(float(summary(distinct, counts[None])[0]), float(low), float(high))
-
-
-def _means(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of each row of counts (R, U) of the sorted values (U,)."""
-    means: NDArray[np.float64] = counts @ distinct / counts.sum(1)
-    return means
+def _upgrade(values: dict[str, Any]) -> None:
+    """Rename the fields of format 1 in place."""
+    _rename(values, "pictures", "images")
+    _rename(values["model"], "fingerprint", "image_tower_fingerprint")
+    _rename(values["protocol"], "show", "resize_mode")
+    for row in (*values["per_class"], *values["confusions"], *values["reliability"].get("bins", ())):
+        _rename(row, "pictures", "images")
+    split, _, column = str(values["protocol"].get("split", "")).rpartition("column ")
+    if values["language"] == "own" and column:
+        values["column"] = column
+        if "captions" in split:
+            values["split"] = "held_out" if split.startswith("captions held out") else "all"
 
 
-def _medians(distinct: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Median of each row, the mean of the two middle values where there are two."""
-    reached, total = counts.cumsum(1), counts.sum(1, keepdims=True)
-    middle = [(reached > place).argmax(1) for place in ((total - 1) // 2, total // 2)]
-    medians: NDArray[np.float64] = (distinct[middle[0]] + distinct[middle[1]]) / 2
-    return medians
+def _rename(values: dict[str, Any], old: str, new: str) -> None:
+    if old in values:
+        values[new] = values.pop(old)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()

@@ -1,4 +1,4 @@
-"""From vectors to what was right: the arithmetic of an evaluation, on pure tensors.
+"""The arithmetic of an evaluation: from vectors to right and wrong answers, on pure tensors.
 
 Shapes: N images, M texts, D width, E entries of a class list, C classes (C = E unless a class has several entries).
 """
@@ -12,19 +12,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lamplit.metrics.ranking import best_entries, class_ranks, cosines, recall_curve, retrieval_ranks
-from lamplit.metrics.results import Measure, measure
+from lamplit.metrics.bootstrap import interval, measure, measure_class_mean, measure_clustered_median, resample_ratios
+from lamplit.metrics.ranking import (
+    RECALL_AT,
+    PairRanks,
+    best_entries,
+    class_ranks,
+    cosines,
+    rank_pairs,
+    recall_curve,
+    summarize_ranks,
+)
+from lamplit.metrics.results import Measure
 
-_SCORES_AT_ONCE = 2**22  # 16 MB: what fits a core's cache is the quickest
-CURVE = 100  # how far a recall curve goes
-RECALL_AT = (1, 5, 10)
+_SCORES_AT_ONCE = 2**22  # 32 MB of float64
+CURVE = 100  # largest k of a recall curve
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier said to N images: `ranks` of the best right class, from 1 (of ties the first class wins)."""
+    """The answers of a classifier to N images."""
 
-    ranks: Tensor  # (N,) int64
+    ranks: Tensor  # (N,) int64, rank of the best right class, from 1; if classes tie, the first wins
     predictions: Tensor  # (N,) int64, the best class
     confidences: Tensor  # (N,) its softmax probability
 
@@ -41,10 +50,10 @@ def answer(
 
     Args:
         zimg: unit vectors of the images, (N, D).
-        entries: unit vectors of what they are compared with, (E, D).
+        entries: unit vectors of the classes' entries, (E, D).
         labels: the right classes of each image, at least one.
-        entry_class: class of each entry, where a class has several: its best entry counts.
-        logit_multiplier: what cosines are multiplied by for the confidences.
+        entry_class: class of each entry, if a class has several entries (its best one counts); None if each has one.
+        logit_multiplier: multiplies cosines before the softmax of the confidences.
     """
     owners = None if entry_class is None else torch.tensor(entry_class)
     right = nn.utils.rnn.pad_sequence([torch.tensor(each) for each in labels], batch_first=True, padding_value=-1)
@@ -65,21 +74,25 @@ def _answer_some(
     return class_ranks(scores, right), predictions, confidences
 
 
-def accuracies(answers: Answers, labels: Sequence[tuple[int, ...]], num_classes: int) -> dict[str, Measure]:
-    """`accuracy@1`, `accuracy@5` and `mean_class_accuracy` (each class weighs the same), with their intervals."""
+def accuracies(answers: Answers, labels: Sequence[tuple[int, ...]]) -> dict[str, Measure]:
+    """Return `accuracy@1`, `accuracy@5` and `mean_class_accuracy`, which weighs each class the same.
+
+    An image of several classes counts in its first.
+
+    Args:
+        answers: what the classifier said to N images.
+        labels: the right classes of each.
+    """
     right = answers.ranks == 1
-    first = torch.tensor([label[0] for label in labels])
-    counts = torch.bincount(first, minlength=num_classes)
-    weights = len(first) / (counts[first] * (counts > 0).sum()).double()
     return {
         "accuracy@1": measure(right),
         "accuracy@5": measure(answers.ranks <= 5),
-        "mean_class_accuracy": measure(right * weights),
+        "mean_class_accuracy": measure_class_mean(right, [label[0] for label in labels]),
     }
 
 
 def per_class(answers: Answers, labels: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[dict[str, object]]:
-    """Images and accuracy of each class that has any; an image of several classes counts in its first."""
+    """Return images and accuracy of each class that has images; an image of several classes counts in its first."""
     first = torch.tensor([label[0] for label in labels])
     counts = torch.bincount(first, minlength=len(names)).tolist()
     right = torch.bincount(first[answers.ranks == 1], minlength=len(names)).tolist()
@@ -91,9 +104,9 @@ def per_class(answers: Answers, labels: Sequence[tuple[int, ...]], names: Sequen
 
 
 def confusions(
-    answers: Answers, labels: Sequence[tuple[int, ...]], *, most: int = 12
+    answers: Answers, labels: Sequence[tuple[int, ...]], *, max_classes: int = 12
 ) -> list[tuple[int, int, list[int]]]:
-    """What the worst classes are taken for most often: (class, wrong prediction, rows), the worst class first."""
+    """Return what the worst classes are mistaken for most often: (class, prediction, rows), the worst class first."""
     wrong: dict[int, Counter[int]] = {}
     rows: dict[tuple[int, int], list[int]] = {}
     totals = Counter(label[0] for label in labels)
@@ -102,30 +115,51 @@ def confusions(
         wrong.setdefault(label, Counter())[predicted] += 1
         rows.setdefault((label, predicted), []).append(row)
     worst = sorted(wrong, key=lambda label: (-sum(wrong[label].values()) / totals[label], -totals[label], label))
-    pairs = [(label, wrong[label].most_common(1)[0][0]) for label in worst[:most]]
+    pairs = [(label, wrong[label].most_common(1)[0][0]) for label in worst[:max_classes]]
     return [(label, predicted, rows[label, predicted]) for label, predicted in pairs]
 
 
 def retrieval(
     zimg: Tensor, ztxt: Tensor, image_index: Tensor, text_index: Tensor
 ) -> tuple[dict[str, Measure], dict[str, list[float]]]:
-    """Recall at 1, 5 and 10 and median rank, both ways, with intervals over the queries; and the curves of recall@k.
+    """Return recall at 1, 5 and 10 and median rank in both directions, their mean, and the curves of recall@k.
 
     Args:
         zimg: unit vectors of the distinct images, (N, D).
         ztxt: unit vectors of the texts, (M, D).
         image_index: the images of the true pairs, (L,).
         text_index: the texts of the true pairs, (L,).
+
+    Returns:
+        The metrics of `retrieval_metrics` with their intervals; and recall@1, @2, ... of each direction.
     """
-    directions = {
-        "image_to_text": retrieval_ranks(zimg, ztxt, image_index, text_index),
-        "text_to_image": retrieval_ranks(ztxt, zimg, text_index, image_index),
-    }
-    metrics: dict[str, Measure] = {}
-    curves: dict[str, list[float]] = {}
-    for direction, ranks in directions.items():
-        ranks = ranks.cpu()
-        metrics |= {f"{direction}/recall@{k}": measure(ranks <= k) for k in RECALL_AT}
-        metrics[f"{direction}/median_rank"] = measure(ranks, statistic="median")
-        curves[direction] = recall_curve(ranks, CURVE).tolist()
-    return metrics, curves
+    found = rank_pairs(zimg, ztxt, image_index, text_index)
+    ranks = PairRanks(found.image_to_text.cpu(), found.text_to_image.cpu())
+    curves = {direction: recall_curve(each, CURVE).tolist() for direction, each in ranks.directions().items()}
+    return measure_ranks(ranks, image_index, text_index), curves
+
+
+def measure_ranks(ranks: PairRanks, image_index: Tensor, text_index: Tensor) -> dict[str, Measure]:
+    """Return `summarize_ranks` with intervals, for which images are drawn again, each with its captions.
+
+    A caption of several images goes with the first of them.
+
+    Args:
+        ranks: of N images and M texts.
+        image_index: the images of the true pairs, (L,).
+        text_index: the texts of the true pairs, (L,).
+    """
+    num_images, num_texts = len(ranks.image_to_text), len(ranks.text_to_image)
+    owners = torch.full((num_texts,), num_images).scatter_reduce(0, text_index.cpu(), image_index.cpu(), "amin")
+    hits = [(each[:, None] <= torch.tensor(RECALL_AT)).double() for each in ranks.directions().values()]
+    of_captions = torch.zeros(num_images, len(RECALL_AT), dtype=torch.double).index_add(0, owners, hits[1])
+    captions = torch.bincount(owners, minlength=num_images)[:, None].expand(-1, len(RECALL_AT)).double()
+    sums, counts = torch.cat([hits[0], of_captions], 1), torch.cat([torch.ones_like(hits[0]), captions], 1)
+    _, draws = resample_ratios(sums.numpy(), counts.numpy())
+    values = summarize_ranks(ranks)
+    recalls = [f"{direction}/recall@{k}" for direction in ranks.directions() for k in RECALL_AT]
+    measures = {name: interval(values[name], draws[:, i]) for i, name in enumerate(recalls)}
+    measures["mean_recall"] = interval(values["mean_recall"], draws.mean(1))
+    measures["image_to_text/median_rank"] = measure(ranks.image_to_text, statistic="median")
+    measures["text_to_image/median_rank"] = measure_clustered_median(ranks.text_to_image, owners, num_images)
+    return {name: measures[name] for name in values}

@@ -8,8 +8,8 @@ from typing import Self
 
 import pyarrow as pa
 
+from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import StoreError
-from lamplit.fields import FieldError, Fields
 from lamplit.store.rows import COLUMNS
 from lamplit.towers.identity import TowerIdentity
 

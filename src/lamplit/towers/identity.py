@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lamplit.data.fields import Fields
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.fields import Fields
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import UsageError
-from lamplit.fields import FieldError, Fields
 from lamplit.towers.identity import TowerIdentity
 
 FORMAT = 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamplit.errors import MissingExtraError, require
-
 from lamplit.tuning.checkpoint import read_log
 
 if TYPE_CHECKING:

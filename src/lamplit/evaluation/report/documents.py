@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-from lamplit.evaluation.report.figures import Figure, is_rank, shown
-from lamplit.evaluation.report.report_rows import ReportRow, beside
+from lamplit.evaluation.report.figures import Figure, format_value, is_rank
+from lamplit.evaluation.report.report_rows import ReportRow, beside, title_of
 from lamplit.metrics.results import Result
 
 # How Papers with Code called them
@@ -93,7 +93,7 @@ def as_markdown(
     ]
     parts += _markdown_table(
         ("data set", "metric", "model", "value", "95 % interval", "published", "of", "difference", "interval"),
-        [row.words() for row in rows if row.shown],
+        [row.words() for row in rows if row.in_summary],
     )
     if any(figure.leaderboard for figure in figures):
         parts += ["", "## Rows of Papers with Code", ""]
@@ -102,19 +102,26 @@ def as_markdown(
     parts += ["", "## Protocol", ""]
     for result in results:
         lines = "; ".join(f"{name}: {_cell(value)}" for name, value in protocol(result))
-        parts.append(f"- **{_cell(result.dataset)}**, {_cell(result.model['name'])}: {lines}")
+        parts.append(f"- **{_cell(title_of(result))}**, {_cell(result.model['name'])}: {lines}")
     return "\n".join([*parts, ""])
 
 
 def leaderboard(rows: Sequence[ReportRow], figures: Sequence[Figure]) -> list[tuple[str, ...]]:
     """Task, dataset, metric, value and model of every row of Papers with Code, then the value of every model here."""
-    measured = {(row.task, row.benchmark, row.metric, row.model): row.value for row in rows if row.language == "en"}
+    measured: dict[tuple[str, ...], float] = {}
+    for row in rows:
+        if row.language == "en":  # of several measurements the first
+            measured.setdefault((row.task, row.benchmark, row.metric, row.model), row.value)
     models = dict.fromkeys(row.model for row in rows)
     lines = []
     for figure in figures:
         if figure.leaderboard:
             ours = (measured.get((figure.task, figure.benchmark, figure.metric, model)) for model in models)
-            values = (shown(figure.metric, figure.value), figure.model, *(shown(figure.metric, v) for v in ours))
+            values = (
+                format_value(figure.metric, figure.value),
+                figure.model,
+                *(format_value(figure.metric, v) for v in ours),
+            )
             lines.append((*figure.leaderboard.split(" | "), *values))
     return lines
 

@@ -88,8 +88,8 @@ def is_rank(metric: str) -> bool:
     return metric.endswith("rank")
 
 
-def shown(metric: str, value: float | None) -> str:
-    """Write a value as papers do: a share in percent with one decimal, a rank as it is; nothing for None."""
+def format_value(metric: str, value: float | None) -> str:
+    """Write a value as papers do: a share in percent with one decimal, a rank as it is; "" for None."""
     if value is None:
         return ""
     return f"{value:g}" if is_rank(metric) else f"{100 * value:.1f}"

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from lamplit._version import __version__
 from lamplit.evaluation.report import documents, plots
-from lamplit.evaluation.report.figures import Figure, is_rank, shown
-from lamplit.evaluation.report.report_rows import ReportRow, beside
+from lamplit.evaluation.report.figures import Figure, format_value, is_rank
+from lamplit.evaluation.report.report_rows import ReportRow, beside, result_key
 from lamplit.metrics.results import Result
 
 _FOLDER = files("lamplit") / "evaluation" / "report"
@@ -98,7 +98,7 @@ def render(results: Sequence[Result], rows: Sequence[ReportRow], figures: Sequen
         difference_plot=plots.difference_plot(lines) if any(line.same_model for line in lines) else None,
         leaderboard=leaderboard,
         sections=_sections(results, rows, figures, models),
-        shown=shown,
+        format_value=format_value,
         times=sorted(result.time for result in results if result.time),
     )
 
@@ -107,8 +107,8 @@ def _summary(rows: Sequence[ReportRow], models: Sequence[str]) -> list[tuple[Rep
     """Lines of the table of all results: one row of the line for its names, then that of each model."""
     lines: dict[tuple[str, ...], dict[str, ReportRow]] = {}
     for row in rows:
-        if row.shown:
-            lines.setdefault((row.task, row.benchmark, row.language, row.metric), {})[row.model] = row
+        if row.in_summary:
+            lines.setdefault((*row.key, row.metric), {})[row.model] = row
     return [(next(iter(line.values())), [line.get(model) for model in models]) for line in lines.values()]
 
 
@@ -137,17 +137,15 @@ def _label(row: ReportRow) -> str:
 def _sections(
     results: Sequence[Result], rows: Sequence[ReportRow], figures: Sequence[Figure], models: Sequence[str]
 ) -> list[Section]:
-    groups: dict[tuple[str, str, str], list[Result]] = {}
-    for row in rows:  # in their order
-        groups.setdefault((row.task, row.benchmark, row.language), [])
+    groups: dict[tuple[str, ...], list[Result]] = {row.key: [] for row in rows}  # in their order
     for result in sorted(results, key=lambda result: models.index(result.model["name"])):
-        groups[result.task, result.benchmark, result.language].append(result)
+        groups[result_key(result)].append(result)
     num_pairs = sum(len(result.confusions) for result in results)
     pairs = max(2, min(12, _MAX_IMAGES // max(1, sum(bool(result.confusions) for result in results))))
     made: list[Section] = []
-    for (task, benchmark, language), group in groups.items():
-        inside = [row for row in rows if (row.task, row.benchmark, row.language) == (task, benchmark, language)]
-        key = f"s{len(made)}-" + re.sub(r"[^a-z0-9]+", "-", benchmark.lower()).strip("-")
+    for group_key, group in groups.items():
+        inside = [row for row in rows if row.key == group_key]
+        key = f"s{len(made)}-" + re.sub(r"[^a-z0-9]+", "-", inside[0].benchmark.lower()).strip("-")
         made.append(
             _section(
                 key,

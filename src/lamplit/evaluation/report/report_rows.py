@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lamplit.evaluation.report.figures import SUPERVISED, Figure, is_rank, shown
+from lamplit.evaluation.report.figures import SUPERVISED, Figure, format_value, is_rank
 from lamplit.metrics.results import Measure, Result
 
 # The seven data sets whose mean accuracy the paper calls VTAB natural (section 4 and appendix I.2)
@@ -32,12 +32,18 @@ class ReportRow:
     reference: Figure | None = None
     same_model: bool = False  # the reference is a figure of this very model
     difference: float | None = None  # how far the value is above the reference
+    variant: str = ""  # see `Result`
     verdict: str = ""  # the 95 % interval has the reference `inside`, or is wholly `above` or `below` it
 
     @property
     def title(self) -> str:
-        """The data set, and its language where this is not English."""
-        return self.dataset if self.language == "en" else f"{self.dataset} ({self.language})"
+        """The data set, its language if this is not English, and its variant."""
+        return _title(self.dataset, self.language, self.variant)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What results of several models that belong together have in common."""
+        return self.task, self.benchmark, self.language, self.variant
 
     @property
     def name(self) -> str:
@@ -45,14 +51,14 @@ class ReportRow:
         return f"{self.title}, few-shot" if self.task == "few-shot classification" else self.title
 
     @property
-    def shown(self) -> bool:
-        """Whether it belongs into the table of all results: the main metrics do, and those with a figure."""
+    def in_summary(self) -> bool:
+        """Whether it belongs in the table of all results: the main metrics do, and those with a published figure."""
         return self.main or self.reference is not None
 
     @property
     def interval(self) -> str:
         """The 95 % interval in words."""
-        return f"{shown(self.metric, self.low)} to {shown(self.metric, self.high)}"
+        return f"{format_value(self.metric, self.low)} to {format_value(self.metric, self.high)}"
 
     @property
     def distance(self) -> str:
@@ -65,8 +71,8 @@ class ReportRow:
     def words(self) -> tuple[str, ...]:
         """Data set, metric, model, value, interval, published value, of which model, difference, verdict."""
         of = self.reference
-        published = ("", "") if of is None else (shown(self.metric, of.value), of.model)
-        value = shown(self.metric, self.value)
+        published = ("", "") if of is None else (format_value(self.metric, of.value), of.model)
+        value = format_value(self.metric, self.value)
         return (self.name, self.metric, self.model, value, self.interval, *published, self.distance, self.verdict)
 
 
@@ -75,11 +81,11 @@ def with_means(results: Sequence[Result]) -> list[Result]:
 
     The interval is of a mean of independent data sets: half widths add up as squares.
     """
-    by_name = {(result.model["name"], result.benchmark): result for result in results if _counts_for_vtab(result)}
+    by_name = {(r.model["name"], r.variant, r.benchmark): r for r in results if _counts_for_vtab(r)}
     added = []
-    for model in dict.fromkeys(result.model["name"] for result in results):
-        parts = [by_name[model, name] for name in VTAB_NATURAL if (model, name) in by_name]
-        if len(parts) == len(VTAB_NATURAL) and (model, "vtab-natural") not in by_name:
+    for model, variant in dict.fromkeys((result.model["name"], result.variant) for result in results):
+        parts = [by_name[model, variant, name] for name in VTAB_NATURAL if (model, variant, name) in by_name]
+        if len(parts) == len(VTAB_NATURAL) and (model, variant, "vtab-natural") not in by_name:
             added.append(_mean(parts))
     return [*results, *added]
 
@@ -89,15 +95,31 @@ def compare(results: Iterable[Result], figures: Sequence[Figure]) -> list[Report
 
     A result is compared with the first figure of its own model, otherwise with the first of the benchmark.
     """
-    tasks = {name: place for place, name in enumerate(TASKS)}
-    places = {name: place for place, name in enumerate(dict.fromkeys(figure.benchmark for figure in figures))}
+    tasks = {name: i for i, name in enumerate(TASKS)}
+    benchmarks = {name: i for i, name in enumerate(dict.fromkeys(figure.benchmark for figure in figures))}
 
-    def place(result: Result) -> tuple[int, int, str, str, str]:
-        order = places.get(result.benchmark, len(places))
+    def order(result: Result) -> tuple[int, int, str, str, str, str]:
+        benchmark = benchmarks.get(result.benchmark, len(benchmarks))
         language = "" if result.language == "en" else result.language
-        return tasks.get(result.task, len(tasks)), order, result.benchmark, language, result.model["name"]
+        task = tasks.get(result.task, len(tasks))
+        return task, benchmark, result.benchmark, language, result.variant, result.model["name"]
 
-    return [_row(result, metric, figures) for result in sorted(results, key=place) for metric in result.metrics]
+    return [_row(result, metric, figures) for result in sorted(results, key=order) for metric in result.metrics]
+
+
+def result_key(result: Result) -> tuple[str, ...]:
+    """Return the `key` of a result's rows."""
+    return result.task, result.benchmark, result.language, result.variant
+
+
+def title_of(result: Result) -> str:
+    """Return the `title` of a result's rows."""
+    return _title(result.dataset, result.language, result.variant)
+
+
+def _title(dataset: str, language: str, variant: str) -> str:
+    named = dataset if language in ("en", "own") else f"{dataset} ({language})"
+    return f"{named}, {variant}" if variant else named
 
 
 def beside(row: ReportRow, figures: Sequence[Figure]) -> list[Figure]:
@@ -111,7 +133,7 @@ def _row(result: Result, metric: str, figures: Sequence[Figure]) -> ReportRow:
     measure, model = result.metrics[metric], result.model["name"]
     row = ReportRow(
         result.task, result.benchmark, result.dataset, result.language, metric, metric == result.main_metric, model,
-        measure.value, measure.low, measure.high, result.images,
+        measure.value, measure.low, measure.high, result.images, variant=result.variant,
     )  # fmt: skip
     candidates = [figure for figure in beside(row, figures) if figure.task == row.task]
     own = [figure for figure in candidates if figure.is_of(model)]
@@ -141,6 +163,7 @@ def _mean(parts: Sequence[Result]) -> Result:
         main_metric="accuracy@1",
         metrics={"accuracy@1": Measure(value, value - below, value + above)},
         model=parts[0].model,
+        variant=parts[0].variant,
         protocol={"notes": ["mean of " + ", ".join(part.dataset for part in parts)]},
         images=sum(part.images for part in parts),
         skipped=sum(part.skipped for part in parts),

@@ -11,6 +11,7 @@ from lamplit.errors import UsageError, require
 from lamplit.evaluation.report.documents import as_csv, as_markdown, as_tables, flat
 from lamplit.evaluation.report.figures import Figure, figures_of, read_figures
 from lamplit.evaluation.report.report_rows import ReportRow, compare, with_means
+from lamplit.evaluation.report.variants import distinguish
 from lamplit.metrics.results import Result, read_results
 
 PAPER = "paper"
@@ -48,7 +49,7 @@ def write_report(folder: str | Path, *, against: str | Path | None = PAPER, out:
     target = folder / "report" if out is None else Path(out)
     if target.resolve() == folder.resolve() or (against and target.resolve() == Path(against).resolve()):
         raise UsageError(f"{target} holds results, and report.json would be read as one; give another folder for it")
-    results = with_means(read_results(folder))
+    results = with_means(distinguish(read_results(folder)))
     figures, whose = _figures(against)
     rows = compare(results, figures)
     lines = flat(rows, figures)
@@ -71,7 +72,7 @@ def _figures(against: str | Path | None) -> tuple[Sequence[Figure], str | None]:
         return read_figures(), "the figures of the paper (arXiv 2111.07991) and its authors' model cards"
     path = Path(against)
     if path.is_dir():
-        others: list[Result] = with_means(read_results(path))
+        others: list[Result] = with_means(distinguish(read_results(path)))
         return figures_of(others, str(path)), f"the results in {path}"
     if not path.is_file():
         raise UsageError(f"there is no {path}; expected 'paper', a folder of results or a CSV file of figures")

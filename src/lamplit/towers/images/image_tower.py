@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamplit.data.fields import FieldError, Fields
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
-from lamplit.fields import FieldError, Fields
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.backbone import Backbone, ClassHead
 from lamplit.towers.images.pooling import find_pools, pool_features, require_pool

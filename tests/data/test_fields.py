@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lamplit.fields import FieldError, Fields
+from lamplit.data.fields import FieldError, Fields
 
 
 @pytest.mark.parametrize(
