@@ -16,7 +16,7 @@ from lamplit.errors import ImageError, StoreError, UsageError
 from lamplit.exports.text_graph import write_words
 from lamplit.model import LiT
 from lamplit.retrieval.indexing import build_index
-from lamplit.retrieval.readers import ModelReader, as_reader
+from lamplit.retrieval.model_reader import ModelReader, as_reader
 from lamplit.retrieval.searcher import Hit, Searcher, search
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row

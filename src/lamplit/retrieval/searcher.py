@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from lamplit.errors import UsageError
 from lamplit.retrieval.collection import SMALL, open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
+from lamplit.retrieval.model_reader import Reader, as_reader
 from lamplit.retrieval.nearest import Found, find, rank
 from lamplit.retrieval.queries import parse_query
-from lamplit.retrieval.readers import Reader, as_reader
 from lamplit.store.lance_store import Store, as_store
 from lamplit.unit_vectors import as_array, normalize
 
