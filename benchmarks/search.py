@@ -30,7 +30,7 @@ import lamplit
 from lamplit.retrieval.nearest import BitPlanes, choose_kept, find, find_all, num_threads, rank_many, sample_queries
 
 WIDTH, BATCH, SAMPLE = 512, 100, 64
-Answer = Callable[[np.ndarray], np.ndarray]  # (Q, D) queries to (Q, 10) places
+Answer = Callable[[np.ndarray], np.ndarray]  # (Q, D) queries to (Q, 10) rows
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def repeated(rows: Tensor | None, size: int) -> np.ndarray:
 
 def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]]:
     queries = sample_queries(vectors, SAMPLE, seed=1)  # not those it was tuned with
-    true = np.stack([found.places for found in rank_many(vectors, queries, 10)])
+    true = np.stack([found.rows for found in rank_many(vectors, queries, 10)])
     left_out = {side.strip() for side in options.without.split(",")}
     sides: dict[str, Answer] = {}
     figures: dict[str, Any] = {"title": f"{name}: building", "sides": {}}
@@ -142,8 +142,8 @@ def lamplit_bits(vectors: np.ndarray) -> tuple[Answer, float]:
 
     def answer(queries: np.ndarray) -> np.ndarray:
         if len(queries) == 1:
-            return find(halves, planes, queries[0], 10, kept).places[None]
-        return np.stack([found.places for found in find_all(halves, planes, queries, 10, kept)])
+            return find(halves, planes, queries[0], 10, kept).rows[None]
+        return np.stack([found.rows for found in find_all(halves, planes, queries, 10, kept)])
 
     return answer, (planes.signs.nbytes + planes.seconds.nbytes + halves.nbytes) / 1e6
 

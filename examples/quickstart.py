@@ -40,7 +40,7 @@ def main() -> None:
     with stage("2/4  embed each image once with a locked ImageNet tower"):
         tower = "demo:efficientnet-lite0"
         embedded = lamplit.embed(pairs, store, image_tower=tower, workers=1, progress=True)
-        console.print(tables.embed_report(embedded)[0])
+        console.print(tables.record(embedded)[0])
     with stage("3/4  tune a text tower to read the vectors; a fifth of the captions is never seen"):
         report = lamplit.tune(store, model, lamplit.TuneSettings(text_tower="demo:minilm"), progress=True)
         console.print(tables.what_trains(report.trains))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.errors import UsageError
-from lamplit.retrieval.collection import measured_recall
+from lamplit.retrieval.collection import is_exact, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.published.big_vision import Published
@@ -80,7 +80,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "backend": store.backend,
         "centred": store.centered,
         "image size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
-        "search": _recall(measured_recall(store)),
+        "search": "exact" if is_exact(store) else _recall(measured_recall(store)),
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
@@ -93,7 +93,7 @@ def _pooling(pool: str | None) -> str:
 def _recall(recall: float | None) -> str:
     if recall is None:
         return "not measured yet; the first search does"
-    return "exact" if recall == 1 else f"recall@10 {recall:.3f}"
+    return f"recall@10 {recall:.3f}"
 
 
 def _said_of(tower: TowerIdentity) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,20 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from typer.testing import CliRunner
 
 import lamplit
-from lamplit.app.choice import ClassChoice
-from lamplit.app.launch import address
+from lamplit.app.launch import address, listen
 from lamplit.app.map import project, sample
 from lamplit.app.server import make_app
 from lamplit.app.service import plain
-from lamplit.errors import MissingExtraError, StoreError, UsageError
+from lamplit.cli import main as cli
+from lamplit.errors import MissingExtraError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
-from lamplit.zeroshot.classifier import class_vectors
+from lamplit.zeroshot.class_list import ClassList
+from lamplit.zeroshot.classifier import class_list
 
 CHECKS = [
     schemathesis.checks.not_a_server_error,
@@ -63,6 +66,14 @@ def client(model: LiT, store_path: Path, model_path: Path) -> TestClient:
 def id_of(store: Store, name: str) -> str:
     [found] = [row for row in store.column("id") if Path(row).stem == name]
     return str(found)
+
+
+def classified(*arguments: object) -> list[dict[str, Any]]:
+    """Run `lamplit classify`; return what it prints as JSON."""
+    done = CliRunner().invoke(cli.app, ["classify", *map(str, arguments), "--json"])
+    assert done.exit_code == 0, done.output
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def said(response: Any) -> str:
@@ -103,6 +114,33 @@ def test_words_find_what_the_library_finds(client: TestClient, model: LiT, store
     assert hits[0]["texts"] == expected[0].texts
     assert hits[0]["metadata"] == expected[0].metadata
     assert hits[0]["name"] == Path(expected[0].path).name
+
+
+def test_sum_of_words_finds_what_the_library_finds(client: TestClient, model: LiT, store: Store) -> None:
+    query = '"A small red circle." - 0.7 * "ring"'
+    hits = client.post("/search", json={"query": query, "k": 5}).json()["hits"]
+    expected = lamplit.search(model, store, query, k=5)
+    assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+    points = client.get("/map", params={"query": query}).json()["points"]
+    cosines = lamplit.Searcher(model, store).encode(query) @ model.read_store(store).numpy().T
+    assert [point["value"] for point in points] == pytest.approx(cosines.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        (" \t ", "query"),
+        ('""', "the query is blank"),
+        ('"ring" - " "', "the query is blank"),
+        ('"ring" "red"', "expected + or -"),
+        ('"ring" - "ring"', "cancel each other"),
+    ],
+)
+def test_query_without_meaning_is_a_sentence(client: TestClient, query: str, sentence: str) -> None:
+    answer = client.post("/search", json={"query": query})
+    assert answer.status_code == 422
+    assert sentence in said(answer)
 
 
 def test_nothing_says_where_the_images_are(client: TestClient, image_folder: Path, store: Store) -> None:
@@ -265,37 +303,73 @@ def test_form_without_its_parts_is_a_sentence(client: TestClient) -> None:
 # --- Classify and embed
 
 
-def test_classes_are_the_librarys(client: TestClient, model: LiT, store: Store, image_folder: Path) -> None:
+def test_classes_are_those_of_the_command(
+    client: TestClient, model_path: Path, store: Store, image_folder: Path, tmp_path: Path
+) -> None:
     [file] = image_folder.glob("large_blue_cross.*")
     templates = ["A {}.", "{}"]
+    (tmp_path / "templates.txt").write_text("\n".join(templates))
     form = {"classes": CLASSES, "templates": templates}
     [sent] = client.post("/classify", files={"images": (file.name, file.read_bytes())}, data=form).json()["images"]
-    [expected] = lamplit.classify(model, [file], CLASSES, templates=templates)
-    assert [share["name"] for share in sent["classes"]] == expected.classes
-    assert [share["probability"] for share in sent["classes"]] == pytest.approx(expected.probabilities, abs=1e-5)
+    names = ["--classes", ",".join(CLASSES), "--templates", tmp_path / "templates.txt"]
+    [expected] = classified(model_path, file, *names)
+    assert [share["name"] for share in sent["classes"]] == expected["classes"]
+    assert [share["probability"] for share in sent["classes"]] == pytest.approx(expected["probabilities"], abs=1e-5)
     assert sent["none_of_these"] is None
     assert sent["name"] == file.name
     body = {"ids": [id_of(store, "large_blue_cross")], "classes": CLASSES, "templates": templates, "top": 2}
     [known] = client.post("/classify", json=body).json()["images"]
     assert len(known["classes"]) == 2
-    assert known["classes"][0]["probability"] == pytest.approx(expected.probabilities[0], abs=1e-3)  # float16 stored
+    assert known["classes"][0]["probability"] == pytest.approx(expected["probabilities"][0], abs=1e-3)  # float16 stored
 
 
-def test_none_of_these_where_the_classes_are_calibrated(model: LiT, store: Store) -> None:
-    cosines = model.encode_images([Image.open(io.BytesIO(png()))]) @ class_vectors(model, CLASSES, ["{}"]).T
-    for threshold, expected in ((float(cosines.max()) + 0.01, True), (float(cosines.max()) - 0.01, False)):
-        choice = ClassChoice(CLASSES, ["{}"], threshold)
-        client = TestClient(make_app(model, store, choice=choice), base_url="http://127.0.0.1")
-        about = client.get("/about").json()
-        assert (about["classes"], about["templates"], about["calibrated"]) == (CLASSES, ["{}"], True)
+def test_class_list_keeps_its_calibration(
+    model: LiT, model_path: Path, store: Store, image_folder: Path, tmp_path: Path
+) -> None:
+    """One classes.json gives the same on the page as in `lamplit classify`: probabilities, and "none of these"."""
+    files = sorted(image_folder.glob("*.*g"))[::7]
+    cosines = class_list(model, CLASSES, ["A {}."]).cosines(model.encode_images(files)).amax(1)
+    between = float(cosines.median())  # some images are near enough, and some are not
+    made = class_list(model, CLASSES, ["A {}."])
+    classes = replace(made, logit_multiplier=3.7 * made.logit_multiplier, thresholds=[between] * len(CLASSES))
+    classes.save(tmp_path / "classes.json")
+    app = make_app(model, store, classes=ClassList.load(tmp_path / "classes.json"))
+    client = TestClient(app, base_url="http://127.0.0.1")
+    about = client.get("/about").json()
+    assert about["classes"] == CLASSES
+    assert about["templates"] == ["A {}."]
+    assert about["calibrated"] is True
 
-        def ask(form: dict[str, Any], client: TestClient = client) -> Any:
-            [image_file] = client.post("/classify", files={"images": ("a", png())}, data=form).json()["images"]
-            return image_file["none_of_these"]
+    expected = classified(model_path, *files, "--classes-file", tmp_path / "classes.json")
+    sent = [("images", (file.name, file.read_bytes())) for file in files]
+    for form in ({"classes": CLASSES, "templates": ["A {}."]}, {"classes": CLASSES}):
+        answer = client.post("/classify", files=sent, data=form).json()["images"]
+        for mine, theirs in zip(answer, expected, strict=True):
+            assert [share["name"] for share in mine["classes"]] == theirs["classes"]
+            shares = [share["probability"] for share in mine["classes"]]
+            assert shares == pytest.approx(theirs["probabilities"], abs=1e-6)
+        assert [mine["none_of_these"] for mine in answer] == [theirs["given"] == [] for theirs in expected]
+        assert {mine["none_of_these"] for mine in answer} == {True, False}
+    for form in ({"classes": [*CLASSES, "ring"], "templates": ["A {}."]}, {"classes": CLASSES, "templates": ["{}"]}):
+        [first, *_] = client.post("/classify", files=sent, data=form).json()["images"]
+        assert first["none_of_these"] is None  # nobody calibrated these
 
-        assert ask({"classes": CLASSES, "templates": ["{}"]}) is expected
-        assert ask({"classes": [*CLASSES, "ring"], "templates": ["{}"]}) is None  # others were not calibrated
-        assert ask({"classes": CLASSES, "templates": ["A {}."]}) is None
+
+def test_multi_label_classes_are_refused(model: LiT, store: Store) -> None:
+    classes = replace(class_list(model, CLASSES), thresholds=[0.1] * 3, logit_bias=-1.0)
+    with pytest.raises(UsageError, match="lamplit classify does"):
+        make_app(model, store, classes=classes)
+
+
+def test_class_list_of_another_tower_is_refused(model: LiT, store: Store) -> None:
+    with pytest.raises(TowerError, match="made for images of"):
+        make_app(model, store, classes=replace(class_list(model, CLASSES), space="another"))
+
+
+def test_names_are_what_the_page_begins_with(model: LiT, store: Store) -> None:
+    about = TestClient(make_app(model, store, classes=["cat", "dog"]), base_url="http://127.0.0.1").get("/about").json()
+    assert about["classes"] == ["cat", "dog"]
+    assert about["calibrated"] is False
 
 
 @pytest.mark.parametrize(
@@ -438,6 +512,39 @@ def test_other_hosts_are_refused(client: TestClient, host: str) -> None:
     assert "address that lamplit app printed" in said(answer)
 
 
+def test_reverse_proxy_of_another_name(model: LiT, store: Store) -> None:
+    app = make_app(model, store, allow_hosts=["Photos.example.com", "nas.local:8443"])
+    client = TestClient(app, base_url="http://127.0.0.1")
+    for headers, status in (
+        ({"host": "photos.example.com"}, 200),
+        ({"host": "photos.example.com", "origin": "https://photos.example.com"}, 200),
+        ({"origin": "https://photos.example.com"}, 200),  # a proxy that asks by the address of this server
+        ({"origin": "https://nas.local:8443"}, 200),
+        ({"origin": "https://nas.local"}, 403),  # another server on the same machine
+        ({"origin": "https://photos.example.com:81"}, 403),
+        ({"host": "nas.local", "origin": "https://photos.example.com.evil.example"}, 403),
+        ({"host": "evil.example"}, 400),
+    ):
+        assert client.post("/search", json={"query": "ring"}, headers=headers).status_code == status, headers
+
+
+@pytest.mark.parametrize("given", ["/photos", "photos/", "/photos/"])
+@pytest.mark.parametrize("passed_on", ["", "/photos"])
+def test_reverse_proxy_with_a_path_before_the_page(model: LiT, store: Store, given: str, passed_on: str) -> None:
+    client = TestClient(make_app(model, store, root_path=given), base_url="http://127.0.0.1")
+    for path in ("/", "/docs", "/static/app.js", "/about", "/openapi.json"):
+        assert client.get(passed_on + path).status_code == 200, path
+    assert client.post(f"{passed_on}/search", json={"query": "ring"}).status_code == 200
+    assert client.get("/openapi.json").json()["servers"] == [{"url": "/photos"}]
+    assert client.get("/photosynthesis").status_code == 404
+
+
+def test_pages_ask_by_relative_addresses() -> None:
+    for file in (Path(lamplit.__file__).parent / "app" / "static").iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"""(?:href|src|action)="/|(?:from|ask\(|fetch\()\s*["'`]/|return `/""", text), file.name
+
+
 def test_pages_of_elsewhere_may_not_ask(client: TestClient) -> None:
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
         answer = client.post("/search", json={"query": "a"}, headers={"origin": origin})
@@ -555,6 +662,14 @@ def test_address_is_one_that_a_browser_takes() -> None:
     assert address("127.0.0.1", 7860) == "http://127.0.0.1:7860/"
     assert address("0.0.0.0", 80) == "http://127.0.0.1:80/"
     assert address("::", 80) == "http://[::1]:80/"
+
+
+def test_answers_are_sent_at_once() -> None:
+    """With Nagle's algorithm every answer on a kept connection would be 40 ms late."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "fastapi", "python_multipart"])

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import lamplit.retrieval.kernels as compiled
-from lamplit.retrieval.kernels import count_values, look_closer, places_within, products, scan, widen
+from lamplit.retrieval.kernels import count_values, look_closer, products, rows_within, scan, widen
 
 
 def words(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, shape, dtype=np.uint64)
 
 
-def weighed(rows: np.ndarray, signs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighed(words: np.ndarray, signs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What `scan` gives, by numpy."""
-    ones = [np.bitwise_count((rows ^ signs) & plane).sum(1, dtype=np.int64) for plane in weights]
+    ones = [np.bitwise_count((words ^ signs) & plane).sum(1, dtype=np.int64) for plane in weights]
     return np.stack([2**bit * counts for bit, counts in enumerate(ones)]).sum(0)
 
 
@@ -31,20 +31,20 @@ def test_scan_and_look_closer(width: int, kind: type) -> None:
     distances = np.empty(333, kind)
     scan(first, signs, weights, distances)
     assert distances.tolist() == weighed(first, signs, weights).tolist()
-    places = np.array([0, 7, 332])
+    rows = np.array([0, 7, 332])
     closer = np.empty(3, np.uint32)
-    look_closer(distances, second, places, signs, weights, closer)
-    assert closer.tolist() == (2 * weighed(first, signs, weights) + weighed(second, signs, weights))[places].tolist()
+    look_closer(distances, second, rows, signs, weights, closer)
+    assert closer.tolist() == (2 * weighed(first, signs, weights) + weighed(second, signs, weights))[rows].tolist()
 
 
-def test_counts_and_places() -> None:
+def test_counts_and_rows() -> None:
     values = np.random.default_rng(0).integers(0, 50, 999).astype(np.uint16)
     counts = np.zeros(51, np.int64)
     count_values(values, counts)
     assert counts.tolist() == np.bincount(values, minlength=51).tolist()
-    places = np.empty(999, np.int64)
-    found = places_within(values, 7, places)
-    assert places[:found].tolist() == np.flatnonzero(values <= 7).tolist()
+    rows = np.empty(999, np.int64)
+    found = rows_within(values, 7, rows)
+    assert rows[:found].tolist() == np.flatnonzero(values <= 7).tolist()
 
 
 def test_every_half_is_widened_to_the_bit() -> None:

@@ -1,4 +1,4 @@
-"""Run the page and the API: open the model and the store, take a port, answer until interrupted."""
+"""Run the page and the API: open the model and the store, listen on a port, answer until interrupted."""
 
 from __future__ import annotations
 
@@ -7,40 +7,57 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lamplit.app.choice import ClassChoice
 from lamplit.errors import MissingExtraError, UsageError
-from lamplit.model import load
-from lamplit.store.lance_store import Store
+from lamplit.model import LiT, as_model
+from lamplit.store.lance_store import Store, as_store
+
+if TYPE_CHECKING:
+    import torch
+
+    from lamplit.zeroshot.class_list import ClassList
 
 logger = logging.getLogger(__name__)
-KEEP_ALIVE = 75  # seconds. With the usual 5, one who asks again while 200 are served meets a closed connection.
+KEEP_ALIVE = 75  # seconds; with uvicorn's 5, a client that waits behind 200 others meets a closed connection
+_BACKLOG = 2048  # connections that wait to be accepted
 
 
 def serve(
-    model: str | Path,
-    store: str | Path,
+    model: LiT | str | Path,
+    store: Store | str | Path,
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
-    choice: ClassChoice | None = None,
+    classes: ClassList | Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    allow_hosts: Sequence[str] = (),
+    root_path: str = "",
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a model and a store to browsers and programs until interrupted.
 
     Args:
-        model: folder of a model, or `lit:NAME`.
-        store: embedded with the tower that the model reads.
-        host: which address to listen at; only this machine can ask 127.0.0.1. There is no password: whoever reaches
+        model: an open model, the folder of a saved one, or `lit:NAME`.
+        store: an open store or its path; it was embedded with the image tower that the model reads.
+        host: address to listen on. Only this machine reaches 127.0.0.1. There is no password: everybody who reaches
             another address can search.
-        port: 0 for any that is free.
-        choice: the classes that the page begins with.
-        started: called with the page's address once it can be asked.
+        port: port to listen on; 0 takes any free one.
+        classes: the classes that the page begins with: names, or a class list, which keeps its calibration.
+        device: torch device; by default the accelerator, if there is one.
+        allow_hosts: names of a reverse proxy in front of this server, such as `photos.example.com`, with the port if it
+            is not the usual one. Requests for these names, and from pages of these names, are answered.
+        root_path: path of the page behind a reverse proxy, such as `/photos`.
+        started: called with the address of the page as soon as it answers.
 
     Raises:
         MissingExtraError: fastapi, uvicorn or python-multipart is not installed.
-        UsageError: no model there, or the port cannot be had.
-        StoreError: no store there, or one of another tower than the model reads.
+        UsageError: there is no model, the port is taken, or the classes are a multi-label list.
+        StoreError: there is no store, or another tower embedded it.
+        TowerError: the class list is for images of another tower.
+
+    Example:
+        >>> lamplit.serve("runs/stamps", "stamps.lance", classes=["cat", "dog"])  # doctest: +SKIP
     """
     try:
         import python_multipart  # noqa: F401 (fastapi asks for it when the first form comes)
@@ -51,11 +68,14 @@ def serve(
         if (error.name or "").startswith("lamplit"):
             raise
         raise MissingExtraError(str(error.name), "app") from error
-    names = _names(host)
-    if len(names) > 1:
-        logger.warning("whoever can reach %s can search here: there is no password", host)
-    app = make_app(load(model), Store(store), name=str(model), choice=choice, hosts=names)
-    with _listen(host, port) as listener:
+    hosts = _hosts(host)
+    if len(hosts) > 1:
+        logger.warning("everybody who can reach %s can search here: there is no password", host)
+    app = make_app(
+        as_model(model, device=device), as_store(store), name=None if isinstance(model, LiT) else str(model),
+        classes=classes, hosts=hosts, allow_hosts=allow_hosts, root_path=root_path,
+    )  # fmt: skip
+    with listen(host, port) as listener:
         if started is not None:
             started(address(host, listener.getsockname()[1]))
         config = uvicorn.Config(
@@ -70,21 +90,30 @@ def serve(
 
 
 def address(host: str, port: int) -> str:
-    """Where a browser on this machine finds the page."""
+    """Return the address of the page for a browser on this machine."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 (not where to listen)
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket whose connections send what they have at once (TCP_NODELAY).
+
+    Raises:
+        UsageError: the port is taken, or the address is not one of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        raise UsageError(f"{host}:{port} cannot be had ({error}); give another --port or --host") from error
+        raise UsageError(f"cannot listen on {host}:{port} ({error}); give another --port or --host") from error
+    # asyncio does so only for sockets that were made with the protocol number of TCP, and this one has 0: without it,
+    # every answer on a connection that is kept open would come 40 ms late.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
-def _names(host: str) -> Sequence[str]:
-    """Names of this machine that a browser may ask by, where it listens to others."""
+def _hosts(host: str) -> Sequence[str]:
+    """Return the names of this machine that a browser may ask for."""
     try:
         is_alone = ipaddress.ip_address(host).is_loopback
     except ValueError:

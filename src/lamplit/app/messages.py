@@ -65,7 +65,7 @@ class _Classes(_Request):
         None,
         min_length=1,
         max_length=100,
-        description="Prompts with {} for the name; lamplit's own where there is none.",
+        description="Prompts with {} for the name; by default lamplit's own, or those of the page's class list.",
     )
     top: int = Field(10, ge=1, le=1000, description="How many classes to give for an image.")
 

@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from lamplit._version import __version__
 from lamplit.app import messages as m
 from lamplit.app.bodies import body_of, described
-from lamplit.app.choice import ClassChoice
 from lamplit.app.guard import Guard
 from lamplit.app.run_view import read_run
 from lamplit.app.service import Service, plain
@@ -25,6 +24,8 @@ from lamplit.inspection import describe
 from lamplit.model import LiT
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.lance_store import Store
+from lamplit.towers.model_folder import CONFIG
+from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 STATIC = Path(__file__).parent / "static"
@@ -32,17 +33,17 @@ THUMBNAIL, IMAGE = 320, 1600  # longest sides, in pixels
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": m.Problem, "description": text}
     for status, text in {
-        400: "Not a request for this server",
-        403: "A page of elsewhere",
-        404: "No such thing",
-        413: "Too long",
+        400: "A request for another server",
+        403: "A cross-origin request",
+        404: "Not found",
+        413: "The request is too large",
         415: "Neither JSON nor a form",
-        422: "What cannot be meant",
+        422: "The request cannot be understood",
     }.items()
 }
-_PLAINLY = {
-    "Not Found": "there is nothing at this address; the page is at / and the API is told of at /docs",
-    "Method Not Allowed": "this address is asked in another way; see /docs",
+_MESSAGES = {
+    "Not Found": "there is nothing at this address; the page is at /, and /docs describes the API",
+    "Method Not Allowed": "this address does not take this method; see /docs for the API",
 }
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 Id = Annotated[str, Query(max_length=4096, description="The id of an image of the store.")]
@@ -55,35 +56,41 @@ def make_app(
     model: LiT,
     store: Store,
     *,
-    name: str = "model",
-    choice: ClassChoice | None = None,
+    name: str | None = None,
+    classes: ClassList | Sequence[str] | None = None,
     hosts: Names[str] = (),
+    allow_hosts: Names[str] = (),
+    root_path: str = "",
     max_body: int = m.MAX_BODY,
 ) -> FastAPI:
     """Make the ASGI application; `serve` runs it.
 
     Args:
         model: an open model; without its image tower, images that are sent are refused with the reason.
-        store: embedded with the tower that the model reads.
-        name: folder of the model, where its run is, or `lit:NAME`.
-        choice: the classes that the page begins with.
-        hosts: names that the server may be asked by, besides localhost and addresses in digits.
-        max_body: bytes that a request may have.
+        store: an open store, embedded with the image tower that the model reads.
+        name: folder of the model, which may hold its run, or `lit:NAME`; by default the name of the model alone.
+        classes: the classes that the page begins with: names, or a class list, which keeps its calibration.
+        hosts: names of this server, besides localhost and addresses in digits.
+        allow_hosts: names of a reverse proxy in front of it, with the port if it is not the usual one.
+        root_path: path of the page behind that proxy.
+        max_body: largest request, in bytes.
 
     Raises:
-        StoreError: the store was embedded by another tower than the model reads.
+        StoreError: another tower embedded the store than the model reads.
+        TowerError: the class list is for images of another tower.
+        UsageError: the class list is a multi-label one, or a name is given twice.
     """
     app = FastAPI(
         title="lamplit", version=__version__, docs_url=None, redoc_url=None, responses=_PROBLEMS,
         summary="Search and classify images by words, and embed both.",
     )  # fmt: skip
-    service = Service(model, store, choice)
+    service = Service(model, store, classes)
     _add_pages(app)
     _add_questions(app, service)
     _add_descriptions(app, service, name)
     _add_images(app, service)
     _add_errors(app)
-    app.add_middleware(Guard, hosts=hosts, max_body=max_body)
+    app.add_middleware(Guard, hosts=hosts, allow_hosts=allow_hosts, root_path=root_path, max_body=max_body)
     return app
 
 
@@ -102,7 +109,7 @@ def _add_pages(app: FastAPI) -> None:
 def _add_images(app: FastAPI, service: Service) -> None:
     def jpeg(name: str, side: int, *, keep: bool) -> Response:
         try:
-            data = service.jpeg(_place(service, name), side, keep=keep)
+            data = service.jpeg(_row_of(service, name), side, keep=keep)
         except ImageError as error:
             raise HTTPException(404, f"this image cannot be shown: {error}") from error
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
@@ -120,7 +127,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
     @app.get("/item")
     def item(id: Id) -> m.Item:
         """Give the texts and the metadata of an image of the store."""
-        return m.Item(**_said_of(service.row(_place(service, id))))
+        return m.Item(**_described(service.item(_row_of(service, id))))
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:
@@ -133,8 +140,8 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         elif body.query is not None:
             hits = service.by_words(body.query, *part)
         else:
-            hits = service.neighbours(_place(service, str(body.like)), *part)
-        return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_said_of(hit)) for hit in hits])
+            hits = service.neighbours(_row_of(service, str(body.like)), *part)
+        return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_described(hit)) for hit in hits])
 
     @app.post("/classify", openapi_extra=described(m.ClassifyIds, m.ClassifyImages))
     def classify(body: ClassifyBody) -> m.ClassifyAnswer:
@@ -144,7 +151,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             name = image if isinstance(image, str) else image.filename or "image"
             try:
                 if isinstance(image, str):
-                    zimg = service.vectors([_place(service, image)])
+                    zimg = service.vectors([_row_of(service, image)])
                 else:
                     zimg = service.embed_images([image.file.read()])
             except ImageError as error:
@@ -165,8 +172,8 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         return m.EmbedAnswer(width=vectors.shape[1], vectors=vectors.tolist())
 
 
-def _add_descriptions(app: FastAPI, service: Service, name: str) -> None:
-    run = None if name.startswith("lit:") else read_run(Path(name))
+def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
+    run = None if name is None or name.startswith("lit:") else read_run(Path(name))
     about_it = _about(service, name, None if run is None else run["settings"].get("text_column"))
 
     @app.get("/about")
@@ -210,7 +217,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
-        return _problem(error.status_code, _PLAINLY.get(error.detail, str(error.detail)), error.headers)
+        return _problem(error.status_code, _MESSAGES.get(error.detail, str(error.detail)), error.headers)
 
     @app.exception_handler(Exception)  # Starlette raises it again, for the log
     def unexpected(_: Request, __: Exception) -> JSONResponse:
@@ -224,18 +231,18 @@ def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
 def _sentence(error: dict[str, Any]) -> str:
     parts = [str(part) for part in error["loc"]]
     where = ".".join(parts[1:] if len(parts) > 1 and parts[0] == "query" else parts)  # FastAPI says where it looked
-    said = str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: {said}" if where else said
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
-def _place(service: Service, name: str) -> int:
-    place = service.place(name)
-    if place is None:
+def _row_of(service: Service, name: str) -> int:
+    row = service.row_of(name)
+    if row is None:
         raise HTTPException(404, "the store has no image of this id")
-    return place
+    return row
 
 
-def _said_of(hit: Hit) -> dict[str, Any]:
+def _described(hit: Hit) -> dict[str, Any]:
     metadata = {name: plain(value) for name, value in hit.metadata.items() if value is not None}
     return {"id": hit.id, "name": Path(hit.path or hit.id).name, "texts": hit.texts, "metadata": metadata}
 
@@ -244,22 +251,22 @@ def _cell(value: Any) -> Any:
     return plain(str(value), 80) if isinstance(value, list) else value
 
 
-def _about(service: Service, name: str, text_column: str | None) -> m.About:
-    choice = service.choice or ClassChoice(())
-    texts: Sequence[Sequence[str]] = service.sampled["texts"].to_pylist()
+def _about(service: Service, name: str | None, text_column: str | None) -> m.About:
+    classes, texts = service.classes, service.sampled["texts"].to_pylist()
     hidden = {"model", "store", "file", "files", "some pairs"}  # paths of this machine among them
-    of_model = describe(name) if name.startswith("lit:") or (Path(name) / "config.json").is_file() else {}
+    is_published = name is not None and name.startswith("lit:")
+    of_model = describe(name) if name and (is_published or (Path(name) / CONFIG).is_file()) else {}
     details = {"model": of_model, "store": describe(service.store.path)}
     return m.About(
-        model=name if name.startswith("lit:") else Path(name).resolve().name,
+        model=service.model.name if name is None else name if is_published else Path(name).resolve().name,
         store=Path(service.store.path).name,
         text_column=text_column,
         example=next((found[0] for found in texts if found), None),
         images=len(service.store),
         reads_images=service.model.image_tower is not None,
         columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in service.columns],
-        classes=list(choice.names),
-        templates=list(choice.templates or DEFAULT_TEMPLATES),
-        calibrated=choice.threshold is not None,
+        classes=[] if classes is None else classes.names,
+        templates=list(DEFAULT_TEMPLATES) if classes is None else classes.templates,
+        calibrated=classes is not None and classes.thresholds is not None,
         details={what: {k: v for k, v in of.items() if k not in hidden} for what, of in details.items()},
     )

@@ -1,10 +1,8 @@
-"""A model and a store, open for many who ask at once. Knows nothing of HTTP."""
+"""A model and a store, open for many clients at once. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,25 +10,28 @@ from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.app.choice import ClassChoice
 from lamplit.app.image_bytes import as_jpeg
 from lamplit.app.map import Projection, project, sample
-from lamplit.errors import ImageError
+from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT
 from lamplit.retrieval.searcher import Hit, Searcher
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import COLUMNS
-from lamplit.zeroshot.classifier import class_vectors, predict_proba
+from lamplit.zeroshot.class_list import ClassList
+from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 ON_MAP = 2000  # images
-FEW_VALUES = 30
-_KEPT_CLASSES = 16  # lists of classes whose vectors are kept
+MAX_LISTED_VALUES = 30  # of a column; one with more is typed, not chosen from
+_CACHED_CLASS_LISTS = 16
+_CACHED_THUMBNAILS = 4096  # of some 15 kB each
 
 
 @dataclass(frozen=True)
@@ -43,49 +44,61 @@ class Guess:
 
 
 class Service:
-    """What the page and the API ask. The model answers one at a time, so memory does not grow with the askers.
+    """What the page and the API ask for. The model answers one at a time, so memory does not grow with the clients.
+
+    Args:
+        model: an open model.
+        store: embedded with the image tower that the model reads.
+        classes: what the page begins with: names of classes, or a class list, which keeps its calibration.
 
     Raises:
-        StoreError: the store was embedded by another tower than the model reads.
+        StoreError: another tower embedded the store than the model reads.
+        TowerError: the class list is for images of another tower.
+        UsageError: the class list is a multi-label one, or a name is given twice.
     """
 
-    def __init__(self, model: LiT, store: Store, choice: ClassChoice | None = None) -> None:
+    def __init__(self, model: LiT, store: Store, classes: ClassList | Sequence[str] | None = None) -> None:
         self.model = model
         self.store = store
-        self.choice = choice
+        self.classes = _given_classes(model, classes)
         self._searcher = Searcher(model, store)
         self._ids = pa.array(store.column("id"), pa.string())  # sorted
         self._model_lock = Lock()
         self._map_lock = Lock()
         self._projection: Projection | None = None
         self._decoders = BoundedSemaphore(2)
-        self._class_vectors: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
-        self._jpegs = lru_cache(maxsize=4096)(self._jpeg)  # of thumbnails: some 15 kB each
+        self._class_lists = lru_cache(_CACHED_CLASS_LISTS)(self._make_class_list)
+        self._jpegs = lru_cache(_CACHED_THUMBNAILS)(self._jpeg)
 
-    def place(self, name: str) -> int | None:
-        """Where an image of this id is, in the order of the ids; nothing where there is none."""
-        place = bisect_left(range(len(self._ids)), name, key=lambda i: str(self._ids[i]))
-        return place if place < len(self._ids) and str(self._ids[place]) == name else None
+    def row_of(self, name: str) -> int | None:
+        """Return the row of the image with this id, in the order of the ids; None if there is none."""
+        row = int(pc.index(self._ids, pa.scalar(name, pa.string())).as_py())
+        return None if row < 0 else row
 
-    def row(self, place: int) -> Hit:
-        """Return an image of the store with all that is known of it."""
-        [row] = self.store.rows([place])
-        metadata = {name: row[name] for name in self.store.metadata_columns}
-        return Hit(1.0, row["id"], row["path"], row["texts"], metadata)
+    def item(self, row: int) -> Hit:
+        """Return an image of the store with everything that the store knows of it."""
+        [found] = self.store.rows([row])
+        metadata = {name: found[name] for name in self.store.metadata_columns}
+        return Hit(1.0, found["id"], found["path"], found["texts"], metadata)
 
     def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find images by words."""
-        return self._searcher.nearest(self.embed_texts([query])[0], k, offset=offset, where=where)
+        """Find images by words, or by a sum of words."""
+        return self._searcher.nearest(self.encode_query(query), k, offset=offset, where=where)
 
     def by_image(self, image: bytes, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find images by another."""
-        return self._searcher.nearest(self.embed_images([image])[0], k, offset=offset, where=where)
+        """Find images by another one."""
+        return self._searcher.nearest(self.encode_query(image=image), k, offset=offset, where=where)
 
-    def neighbours(self, place: int, k: int, offset: int, where: str | None) -> list[Hit]:
+    def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Hit]:
         """Find images by one of the store, which is left out itself."""
-        [vector] = self.vectors([place])
+        [vector] = self.vectors([row])
         hits = self._searcher.nearest(vector, offset + k + 1, where=where)
-        return [hit for hit in hits if hit.id != str(self._ids[place])][offset : offset + k]
+        return [hit for hit in hits if hit.id != str(self._ids[row])][offset : offset + k]
+
+    def encode_query(self, query: str | None = None, image: bytes | None = None) -> NDArray[np.float32]:
+        """Encode a query as `Searcher.encode` does: a (D,) unit vector."""
+        with self._model_lock:
+            return self._searcher.encode(query, image)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """(N, D) unit vectors of texts."""
@@ -97,55 +110,60 @@ class Service:
         with self._model_lock:
             return self.model.encode_images(images, batch_size=1)  # decoded one by one: each may be 100 megapixels
 
-    @torch.no_grad()
-    def vectors(self, places: Sequence[int]) -> Tensor:
-        """(N, D) unit vectors of images of the store."""
-        column = self.store.take(places, ["vector"])["vector"].combine_chunks()
-        vectors = torch.tensor(column.flatten().to_numpy(zero_copy_only=False)).float().view(len(places), -1)
-        return self.model.project(F.normalize(vectors, dim=-1).to(self.model.device))
+    def vectors(self, rows: Sequence[int]) -> Tensor:
+        """(N, D) unit vectors of images of the store, in the joint space."""
+        return self.model.project_all(F.normalize(self.store.vectors_at(rows).float(), dim=-1))
 
     def classify(
         self, zimg: Tensor, names: Sequence[str], templates: Sequence[str] | None
     ) -> tuple[list[list[Guess]], list[bool | None]]:
-        """Classes of each of (N, D) images, best first; and whether it is none of these, where that is calibrated."""
-        templates = tuple(templates or DEFAULT_TEMPLATES)
-        classes = self._classes(tuple(names), templates)
-        cosines = zimg @ classes.T
-        probabilities = predict_proba(self.model, zimg, classes)
-        order = cosines.argsort(dim=-1, descending=True)
-        guesses = [
-            [Guess(names[i], float(probabilities[row, i]), float(cosines[row, i])) for i in best]
-            for row, best in enumerate(order.tolist())
-        ]
-        threshold = self._threshold(names, templates)
-        nearest = cosines.amax(-1).tolist()
-        return guesses, [None if threshold is None else cosine < threshold for cosine in nearest]
+        """Classify (N, D) images.
 
-    def jpeg(self, place: int, side: int, *, keep: bool) -> bytes:
+        Args:
+            zimg: unit vectors in the joint space.
+            names: the classes. If they are those of the list that was given at the start, that list answers, with its
+                calibration.
+            templates: prompts with `{}`; by default those of that list, or lamplit's own for other classes.
+
+        Returns:
+            The classes of each image, best first; and whether it is none of these, or None if nobody calibrated that.
+        """
+        classes = self._classes_for(list(names), None if templates is None else list(templates))
+        cosines = classes.cosines(zimg)
+        probabilities, given = classes.classify(zimg)
+        order = cosines.argsort(dim=-1, descending=True, stable=True)
+        guesses = [
+            [Guess(classes.names[i], float(probabilities[image, i]), float(cosines[image, i])) for i in best]
+            for image, best in enumerate(order.tolist())
+        ]
+        is_calibrated = classes.thresholds is not None
+        return guesses, [not reached if is_calibrated else None for reached in given.any(1).tolist()]
+
+    def jpeg(self, row: int, side: int, *, keep: bool) -> bytes:
         """Return an image of the store as a JPEG of at most `side` x `side`.
 
         Raises:
-            ImageError: it cannot be read any more.
+            ImageError: its file cannot be read any more.
         """
-        return self._jpegs(place, side) if keep else self._jpeg(place, side)
+        return self._jpegs(row, side) if keep else self._jpeg(row, side)
 
     @cached_property
     def sampled(self) -> pa.Table:
-        """All but the vectors of the images on the map."""
+        """All columns but the vectors of the images on the map."""
         return self.store.take(self._on_map, [*COLUMNS[:-1], *self.store.metadata_columns])
 
     @property
     def projection(self) -> Projection:
-        """Where the images of the sample are on the map."""
+        """The sample of the store in two dimensions."""
         with self._map_lock:  # it draws random numbers, whose generator all threads share
             if self._projection is None:
                 self._projection = project(self._sampled_vectors)
             return self._projection
 
     def values(self, column: str | None, query: str | None) -> list[Any]:
-        """What to colour the map by: cells of a column, or cosines to words, or nothing."""
+        """Return what the map is coloured by: cells of a column, cosines to words, or None for each image."""
         if query is not None:
-            cosines: list[Any] = (self._sampled_vectors @ self.embed_texts([query])[0]).tolist()
+            cosines: list[Any] = (self._sampled_vectors.numpy() @ self.encode_query(query)).tolist()
             return cosines
         if column is not None:
             return [plain(value, 80) for value in self.sampled[column].to_pylist()]
@@ -153,7 +171,7 @@ class Service:
 
     @cached_property
     def columns(self) -> list[tuple[str, str, list[Any]]]:
-        """Name, kind and, where they are few, values of each column of metadata in the sample."""
+        """Name, kind and values of each metadata column in the sample; no values if there are too many to list."""
         described = []
         for name in self.store.metadata_columns:
             kind = self.sampled.schema.field(name).type
@@ -161,7 +179,7 @@ class Service:
             word = "number" if is_number else "text" if pa.types.is_string(kind) else "other"
             cells = [plain(value) for value in self.sampled[name].to_pylist()] if word != "other" else []
             values = sorted({value for value in cells if value is not None})
-            described.append((name, word, values if len(values) <= FEW_VALUES else []))
+            described.append((name, word, values if len(values) <= MAX_LISTED_VALUES else []))
         return described
 
     @cached_property
@@ -170,37 +188,41 @@ class Service:
 
     @cached_property
     def _sampled_vectors(self) -> Tensor:
-        return self.vectors(self._on_map)
+        return self.vectors(self._on_map).cpu()
 
-    def _classes(self, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+    def _classes_for(self, names: list[str], templates: list[str] | None) -> ClassList:
+        classes = self.classes
+        if classes is not None and names == classes.names and templates in (None, classes.templates):
+            return classes
+        return self._class_lists(tuple(names), tuple(templates or DEFAULT_TEMPLATES))
+
+    def _make_class_list(self, names: tuple[str, ...], templates: tuple[str, ...]) -> ClassList:
         with self._model_lock:
-            if (names, templates) not in self._class_vectors:
-                self._class_vectors[names, templates] = class_vectors(self.model, names, templates)
-                if len(self._class_vectors) > _KEPT_CLASSES:
-                    self._class_vectors.popitem(last=False)
-            return self._class_vectors[names, templates]
+            return class_list(self.model, names, templates)
 
-    def _threshold(self, names: Sequence[str], templates: Sequence[str]) -> float | None:
-        """Return the calibrated threshold if these are the classes that were calibrated."""
-        choice = self.choice
-        if choice is None or (list(choice.names), list(choice.templates)) != (list(names), list(templates)):
-            return None
-        return choice.threshold
-
-    def _jpeg(self, place: int, side: int) -> bytes:
-        [path] = self.store.take([place], ["path"])["path"].to_pylist()
+    def _jpeg(self, row: int, side: int) -> bytes:
+        [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
         with self._decoders:
             return as_jpeg(Path(path), side)
 
 
+def _given_classes(model: LiT, classes: ClassList | Sequence[str] | None) -> ClassList | None:
+    if isinstance(classes, ClassList):
+        if classes.multi_label:
+            raise UsageError("the page shows no multi-label classes; lamplit classify does")
+        classes.require_model(model)
+        return classes
+    return class_list(model, list(classes)) if classes else None
+
+
 def plain(value: Any, max_length: int = 2000) -> Any:
-    """Bring a cell of a store into what JSON has; long texts lose their end."""
+    """Turn a cell of a store into a value that JSON has; long texts are cut."""
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
-        return value if abs(value) < 2**53 else str(value)  # more digits than a browser's numbers have
+        return value if abs(value) < 2**53 else str(value)  # a browser's numbers hold no more digits
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):

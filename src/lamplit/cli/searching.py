@@ -13,7 +13,7 @@ import typer
 
 import lamplit
 from lamplit.cli import tables
-from lamplit.cli.terminal import AsJson, draws_thumbnails, print_line, show
+from lamplit.cli.terminal import AsJson, Device, draws_thumbnails, print_line, show
 from lamplit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,60 +21,73 @@ if TYPE_CHECKING:
 
 
 def search(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
-    store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME for a published one.")],
+    store: Annotated[str, typer.Argument(help="Store that lamplit embed made with the image tower of the model.")],
     query: Annotated[
         str | None,
-        typer.Argument(help='Words; a sum such as \'"beach" - 0.5 * "people"\'; or - for one query per line of stdin.'),
+        typer.Argument(
+            help='Words to search for; or a sum such as \'"beach" - 0.5 * "people"\'; or - to read one query per line '
+            "from stdin."
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many images.")] = 10,
-    page: Annotated[int, typer.Option(min=1, help="Which k of them: 2 for the next best after the first.")] = 1,
-    image: Annotated[Path | None, typer.Option(help="An image, instead of words or added to them.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of images to find.")] = 10,
+    page: Annotated[
+        int, typer.Option(min=1, help="Page of the results: 2 prints the next k images after the best k.")
+    ] = 1,
+    image: Annotated[
+        Path | None, typer.Option(help="Image file to search by, instead of words or added to them.")
+    ] = None,
     where: Annotated[
-        str | None, typer.Option(help="SQL condition on the store's columns: \"year > 2019 and folder = 'trip'\".")
+        str | None,
+        typer.Option(help="SQL condition on the store's columns, such as \"year > 2019 and folder = 'trip'\"."),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Look at every image, however many there are.")] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Draw what is found into this PNG, too.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare the query with all images, however many there are.")
+    ] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Image file to draw the found images into.")] = None,
     thumbnails: Annotated[
         bool | None,
         typer.Option(
-            help="Show each image, too: in a terminal that can, by itself; by --thumbnails as blocks in every other."
+            help="Show a thumbnail of each image. By default a terminal that can draw images does; --thumbnails draws "
+            "them as coloured blocks in any other."
         ),
     ] = None,
-    paths: Annotated[bool, typer.Option("--paths", help="Print paths alone, one per line.")] = False,
-    null: Annotated[bool, typer.Option("-0", help="Print paths alone, each with a zero byte behind it.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Print only the paths of the images, one per line.")] = False,
+    null: Annotated[
+        bool, typer.Option("-0", help="Print only the paths of the images, each followed by a zero byte.")
+    ] = False,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Find images by words, by an image, or by sums of both."""
-    from lamplit.towers.texts.word_reader import open_words
+    from lamplit.retrieval.model_reader import ModelReader, as_reader
 
     if query is None and image is None:
         raise UsageError('give words or an image: lamplit search MODEL STORE "words", or --image FILE')
     if paths + null + as_json > 1:
         raise UsageError("--json, --paths and -0 are three ways to print; give one")
-    reader = open_words(model) if image is None else None
-    if reader is None:
-        opened = lamplit.load(model, towers="text" if image is None else "image" if query is None else "both")
-    searcher = lamplit.Searcher(reader or opened, lamplit.Store(store), exact=exact)
-    drawn = not (as_json or paths or null) and draws_thumbnails(thumbnails)
-    many = query == "-"
+    reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
+    searcher = lamplit.Searcher(reader, store, exact=exact)
+    has_thumbnails = not (as_json or paths or null) and draws_thumbnails(thumbnails)
+    is_many = query == "-"
     found: dict[str, list[Hit]] = {}
-    for words in _stdin() if many else [query]:
+    for words in _stdin() if is_many else [query]:
         name = words or str(image)
         found[name] = searcher.search(words, image=image, k=k, offset=(page - 1) * k, where=where)
         if not as_json:
-            _print(name if many else None, found[name], paths=paths, null=null, drawn=drawn)
+            title = name if is_many else None
+            _print(title, found[name], paths=paths, null=null, has_thumbnails=has_thumbnails)
     if as_json:
         listed = [{"query": name, "hits": [asdict(hit) for hit in hits]} for name, hits in found.items()]
-        print_line(json.dumps(listed if many else listed[0]["hits"], indent=2, ensure_ascii=False, default=str))
+        print_line(json.dumps(listed if is_many else listed[0]["hits"], indent=2, ensure_ascii=False, default=str))
     if sheet is not None and found:
         from lamplit.retrieval.contact_sheet import contact_sheet
 
         contact_sheet(found, sheet)
-    if reader is None and image is None:
+    if image is None and isinstance(reader, ModelReader):
         from lamplit.exports.text_graph import write_words
 
-        write_words(model)  # for the next time
+        write_words(model)  # the next search by words needs no torch
 
 
 def _stdin() -> Iterator[str]:
@@ -83,17 +96,18 @@ def _stdin() -> Iterator[str]:
             yield line.strip()
 
 
-def _print(title: str | None, hits: list[Hit], *, paths: bool, null: bool, drawn: bool) -> None:
+def _print(title: str | None, hits: list[Hit], *, paths: bool, null: bool, has_thumbnails: bool) -> None:
     if null:
         typer.echo("".join(f"{hit.path}\0" for hit in hits), nl=False)
-    elif paths:
+        return
+    if paths:
         typer.echo("".join(f"{hit.path}\n" for hit in hits), nl=False)
-    else:
-        if title is not None:
-            print_line(title)
-        if drawn and hits:
-            from lamplit.cli.thumbnails import print_hits
+        return
+    if title is not None:
+        print_line(title)
+    if has_thumbnails and hits:
+        from lamplit.cli.thumbnails import print_hits
 
-            print_hits(hits)
-            return
+        print_hits(hits)
+    else:
         show(hits, tables.hits, as_json=False)

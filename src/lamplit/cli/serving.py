@@ -9,19 +9,28 @@ from typing import Annotated
 import typer
 
 import lamplit
-from lamplit.app.choice import ClassChoice
-from lamplit.cli.terminal import AsJson, print_line, read_lines
-from lamplit.errors import UsageError
+from lamplit.cli.terminal import AsJson, Device, chosen_classes, print_line
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
-    store: Annotated[str, typer.Argument(help="What lamplit embed made, with the tower the model reads.")],
-    host: Annotated[str, typer.Option(help="Where to listen. Whoever reaches it may ask.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 7860,
+    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME for a published one.")],
+    store: Annotated[str, typer.Argument(help="Store that lamplit embed made with the image tower of the model.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Everybody who reaches it can search: there is no password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 7860,
     classes_file: Annotated[
-        Path | None, typer.Option(help="Classes to begin with: lines, or a .json of lamplit classes.")
+        Path | None,
+        typer.Option(
+            help="Classes that the page begins with: one per line, or a .json file that lamplit classes wrote."
+        ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a reverse proxy in front of the page, such as photos.example.com; again for more."),
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path of the page behind a reverse proxy, such as /photos.")] = "",
+    device: Device = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -32,14 +41,7 @@ def serve(
         if open_page:
             typer.launch(address)
 
-    choice = _choice(classes_file) if classes_file else None
-    lamplit.serve(model, store, host=host, port=port, choice=choice, started=started)
-
-
-def _choice(file: Path) -> ClassChoice:
-    if file.suffix != ".json":
-        return ClassChoice(read_lines(file))
-    classes = lamplit.ClassList.load(file)
-    if classes.multi_label:
-        raise UsageError(f"{file} holds multi-label classes, which the page cannot show; lamplit classify can")
-    return ClassChoice(classes.names, classes.templates, classes.thresholds[0] if classes.thresholds else None)
+    lamplit.serve(
+        model, store, host=host, port=port, classes=chosen_classes(None, classes_file) if classes_file else None,
+        device=device, allow_hosts=allow_host or (), root_path=root_path, started=started,
+    )  # fmt: skip

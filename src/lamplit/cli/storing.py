@@ -68,7 +68,7 @@ def embed(
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
     _prepare_store(out)
-    show(report, tables.embed_report, as_json)
+    show(report, tables.record, as_json)
 
 
 def import_(
@@ -89,7 +89,7 @@ def import_(
         text_column=text_column, progress=True,
     )  # fmt: skip
     _prepare_store(out)
-    show(report, tables.import_report, as_json)
+    show(report, tables.record, as_json)
 
 
 def index(
@@ -99,7 +99,7 @@ def index(
     """Build an approximate index (IVF) into a store of many millions; print the recall it gives."""
     from lamplit.retrieval.indexing import build_index
 
-    show(build_index(lamplit.Store(store)), tables.index_report, as_json)
+    show(build_index(lamplit.Store(store)), tables.record, as_json)
 
 
 def duplicates(
@@ -125,7 +125,7 @@ def info(
     """Say what a model or a store is."""
     from lamplit.inspection import describe
 
-    show(describe(path), tables.info, as_json)
+    show(describe(path), tables.record, as_json)
 
 
 def _prepare_store(store: str) -> None:

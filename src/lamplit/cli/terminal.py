@@ -1,4 +1,4 @@
-"""What the commands share: results go to stdout, all else to stderr; lists come from options and files."""
+"""What the commands share: results go to stdout, everything else to stderr; lists come from options and files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import select
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,42 +19,55 @@ from rich.console import Console
 from rich.table import Table
 
 import lamplit
-from lamplit.cli import tables
 from lamplit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from lamplit.data.images import Skipped
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it is not found by its name.")]
-TextColumns = Annotated[str | None, typer.Option("--text-column", help="Column with the texts; several by commas.")]
-Device = Annotated[str | None, typer.Option(help="torch device; by default the accelerator, if there is one.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images; by default it is found by its name.")]
+TextColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--text-column", help="Column with the texts, or several columns by commas; by default it is found by its name."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="torch device, such as cuda or cpu; by default the accelerator, if there is one.")
+]
 stderr = Console(stderr=True)
 
-_ANSWER_WITHIN = 0.5  # seconds; nearly every terminal says what it is, and at once
-_QUICK = 0.08  # textual-image, which asks again, waits 0.1 s; an answer that comes later is typed into the shell
+_MAX_WAIT = 0.5  # seconds; nearly every terminal answers at once
+_MAX_DELAY = 0.08  # seconds; textual-image, which asks again, waits 0.1 s, and a later answer is typed into the shell
 
 
-def show(result: Any, table: Any, as_json: bool) -> None:
-    """Print a result as JSON, or as tables."""
+def show(result: Any, table: Callable[[Any], list[Table]], as_json: bool) -> None:
+    """Print a result as JSON, or as the tables that `table` makes of it."""
     if as_json:
         plain = [asdict(item) for item in result] if isinstance(result, list) else result
         plain = plain if isinstance(plain, dict | list) else asdict(plain)
         print_line(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
     else:
-        made: list[Table] = table(result)
-        for each in made:
+        for each in table(result):
             if sys.stdout.isatty():
                 Console().print(each)
             else:  # for pipes and files, which have no width to fit a table into
-                print_line(tables.plain(each))
+                print_line(_as_text(each))
+
+
+def _as_text(table: Table) -> str:
+    """Write a table as lines of cells between tabs."""
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    lines = ["\t".join(str(cell).replace("\n", "; ") for cell in row) for row in rows]
+    headers = ["\t".join(str(column.header) for column in table.columns)] if table.show_header else []
+    return "\n".join([*([str(table.title)] if table.title else []), *headers, *lines])
 
 
 def draws_thumbnails(asked: bool | None) -> bool:
-    """Whether stdout takes thumbnails: if `asked` any terminal, if not (None) one that shows real images.
+    """Tell whether to draw thumbnails: on any terminal if `asked`; by default (None) on one that shows real images.
 
     Raises:
-        MissingExtraError: they are asked for and textual-image is not installed.
+        MissingExtraError: thumbnails are asked for and textual-image is not installed.
     """
     if asked is False or os.environ.get("TERM") == "dumb" or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
@@ -65,13 +79,13 @@ def draws_thumbnails(asked: bool | None) -> bool:
 
 
 def _shows_images() -> bool:
-    """Ask the terminal whether it knows kitty's graphics protocol or Sixel, and see that it answers quickly."""
+    """Ask the terminal whether it knows kitty's graphics protocol or Sixel; it must answer quickly."""
     if sys.platform == "win32":
-        return True  # textual-image asks; that console is never far
-    import termios  # not there on Windows
+        return True  # textual-image asks; that console is always on this machine
+    import termios  # missing on Windows
     import tty
 
-    # Whoever does not know the first question is silent, so the answer to the second ends both.
+    # A terminal that does not know the first question is silent; its answer to the second ends both.
     questions = "\x1b_Gi=1,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" + "\x1b[c"
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
@@ -81,11 +95,11 @@ def _shows_images() -> bool:
         sys.stdout.flush()
         start, answer = time.monotonic(), b""
         while not (attributes := re.search(rb"\x1b\[\?([\d;]*)c", answer)):
-            left = start + _ANSWER_WITHIN - time.monotonic()
+            left = start + _MAX_WAIT - time.monotonic()
             if left <= 0 or not select.select([terminal], [], [], left)[0]:
                 break
             answer += os.read(terminal, 1024)
-        is_quick = time.monotonic() - start < _QUICK
+        is_quick = time.monotonic() - start < _MAX_DELAY
     finally:
         termios.tcsetattr(terminal, termios.TCSANOW, before)
         erase_line()
@@ -94,13 +108,13 @@ def _shows_images() -> bool:
 
 
 def erase_line() -> None:
-    """Take away what some terminals print when they are asked a question that they do not know."""
+    """Erase what some terminals print when they are asked a question that they do not know."""
     sys.stdout.write("\r\x1b[K")
     sys.stdout.flush()
 
 
 def print_line(value: object) -> None:
-    """Print one thing as it is, for pipes."""
+    """Print a value without formatting, for pipes."""
     typer.echo(str(value))
 
 
@@ -111,31 +125,31 @@ def list_skipped(skipped: list[Skipped]) -> None:
 
 
 def explain(error: Exception, debug: bool) -> None:
-    """Print an error as one line, and its traceback if that is wanted."""
+    """Print an error as one line, after its traceback if `debug`."""
     if debug:
         stderr.print_exception()
     stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def class_names(by_commas: str | None, file: Path | None) -> list[str]:
-    """Classes from an option or a file, one of the two."""
+    """Return class names from an option or from a file; exactly one of the two is given."""
     if (by_commas is None) == (file is None):
         raise UsageError("give the classes once: --classes a,b,c or --classes-file FILE")
     return read_lines(file) if file else split_names(by_commas)
 
 
 def split_names(by_commas: str | None) -> list[str]:
-    """Names between commas."""
+    """Return the names between commas."""
     return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files in a folder, however deep."""
+    """Return all files below a folder."""
     return sorted(file for file in folder.rglob("*.*") if file.is_file())
 
 
 def read_lines(file: Path) -> list[str]:
-    """Lines of a file that are not empty."""
+    """Return the lines of a file that are not empty."""
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -143,12 +157,12 @@ def read_lines(file: Path) -> list[str]:
 
 
 def default_workers() -> int:
-    """Processes that leave a core for the tower."""
+    """Return a number of decoding processes that leaves cores for the tower."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 def chosen_classes(classes: str | None, file: Path | None) -> list[str] | lamplit.ClassList:
-    """Class names, or the list that `lamplit classes` wrote."""
+    """Return class names, or the class list that `lamplit classes` wrote."""
     if file is not None and file.suffix == ".json" and classes is None:
         return lamplit.ClassList.load(file)
     return class_names(classes, file)

@@ -1,4 +1,4 @@
-"""What a search found, in a terminal, with a thumbnail of each image."""
+"""The hits of a search in a terminal, with a thumbnail of each image."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from lamplit.retrieval.searcher import Hit
 
 _HEIGHT, _HEIGHT_IN_BLOCKS = 6, 10  # rows of cells; a cell is about twice as high as it is wide
 _PIXELS = 512  # more than the cells have
-_LONGEST = 3  # times as long as it is wide; what is longer would have no cell in the other direction
+_MAX_ASPECT = 3  # a longer image would have no cell in the other direction
 
 
 def print_hits(hits: Sequence[Hit]) -> None:
-    """Print what was found as a table, each line beside a thumbnail; without one where the image cannot be read.
+    """Print hits as a table, each beside its thumbnail; an image that cannot be read has none.
 
-    The terminal is asked how it shows images; stdin and stdout must be one, and textual-image be installed.
+    The terminal is asked how it shows images, so stdin and stdout must be one; textual-image must be installed.
     """
-    logging.getLogger("textual_image").setLevel(logging.ERROR)  # it warns where a terminal does not say its cells' size
+    logging.getLogger("textual_image").setLevel(
+        logging.ERROR
+    )  # it warns if a terminal does not tell the size of its cells
     from textual_image import renderable  # asks the terminal when it is first imported
 
     erase_line()
     images = [_thumbnail(hit, renderable.Image) for hit in hits]
-    # In kitty's protocol the exact colour of cells names the image in them, however few colours text may have.
+    # In kitty's protocol the exact colour of a cell names its image, so colours must not be reduced.
     color_system: Any = "truecolor" if renderable.Image is renderable.TGPImage else "auto"
     console = Console(color_system=color_system, no_color=False)
     for table in tables.hits(hits, images):
@@ -40,7 +42,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 def _thumbnail(hit: Hit, kind: Any) -> Any:
     try:
-        image = _middle(read_thumbnail(Path(hit.path), _LONGEST * _PIXELS))
+        image = _crop_middle(read_thumbnail(Path(hit.path), _MAX_ASPECT * _PIXELS))
     except ImageError:
         return ""
     image.thumbnail((_PIXELS, _PIXELS))
@@ -50,8 +52,8 @@ def _thumbnail(hit: Hit, kind: Any) -> Any:
     return kind(image, width="auto", height=height)
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def _crop_middle(image: Image.Image) -> Image.Image:
     width, height = image.size
-    kept_width, kept_height = min(width, _LONGEST * height), min(height, _LONGEST * width)
+    kept_width, kept_height = min(width, _MAX_ASPECT * height), min(height, _MAX_ASPECT * width)
     left, top = (width - kept_width) // 2, (height - kept_height) // 2
     return image.crop((left, top, left + kept_width, top + kept_height))

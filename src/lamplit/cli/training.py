@@ -104,7 +104,7 @@ def export(
 ) -> None:
     """Write a model for another library, checked to give the same vectors there; or the vectors of a store."""
     if to == "clip-retrieval":
-        show(lamplit.export_vectors(source, out), tables.vectors_report, as_json)
+        show(lamplit.export_vectors(source, out), tables.record, as_json)
     else:
         report = lamplit.export(source, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
         show(report, tables.export_report, as_json)

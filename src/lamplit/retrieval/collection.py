@@ -1,11 +1,11 @@
-"""The vectors of a store as search reads them: in the order of the ids, with their sign bits where they are many.
+"""The vectors of a store as search reads them: in the order of the ids, and in large stores with their sign bits.
 
-Up to `SMALL` images they are read into memory, and every search is the exact product. Of more, files are derived when
-the store is written, and for other models when they first search it: vectors in float16 and two bits of each component,
-both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder `_search` of the
-store, which Lance leaves alone, or in the user's cache where the store cannot be written to. Their name says which rows
-and which model they were made of, so that files of a store that has changed since are made anew; deleting them costs
-nothing but that.
+Up to `SMALL` images they are read into memory, and every search is the exact product. For larger stores, files are
+derived when the store is written, and for other models at their first search: vectors in float16 and two bits of each
+component, both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder
+`_search` of the store, which Lance leaves alone, or in the user's cache if the store cannot be written to. Their name
+says from which rows and for which model they were made: when a store has changed, they are made again. They may be
+deleted.
 
 Shapes: N images, E width of the model's joint space.
 """
@@ -38,22 +38,22 @@ Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Collection:
-    """What is searched: (N, E) vectors, and for large stores their bits with how many rows each sieve keeps."""
+    """The vectors that are searched, and for large stores their bits."""
 
-    vectors: Vectors
-    planes: BitPlanes | None = None
-    kept: tuple[int, int] = (0, 0)
-    recall: float = 1.0  # @10, as it was measured
+    vectors: Vectors  # (N, E)
+    planes: BitPlanes | None = None  # None: every search is exact
+    kept: tuple[int, int] = (0, 0)  # rows that the first and the second sieve let through
+    recall: float = 1.0  # @10, as measured on a sample of the store
 
 
 def open_collection(store: Store, project: Project, name: str, small: int = SMALL) -> Collection:
-    """Open the vectors of a store in the space that `project` brings them into; see the module for the files.
+    """Open the vectors of a store in the space of a model; see the module for the files.
 
     Args:
-        store: its rows, as they are now.
-        project: (n, D) float32 unit vectors of the store to (n, E) ones.
-        name: of that projection; another one has another name.
-        small: up to how many images nothing is written.
+        store: an open store.
+        project: maps (n, D) float32 unit vectors of the store to (n, E) ones.
+        name: fingerprint of that projection.
+        small: largest number of images up to which no file is written.
     """
     if len(store) <= small:
         return Collection(_in_memory(store, project))
@@ -64,7 +64,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
     for folder in _folders(store):
         try:
             _write(folder, f"{store.version_digest}-{name}", store, project)
-        except OSError as error:  # not ours to write in, or full
+        except OSError as error:  # no permission, or a full disk
             logger.warning("no files for search in %s: %s", folder, error)
             continue
         opened = _read(folder / f"{store.version_digest}-{name}", store)
@@ -76,8 +76,8 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
 
 
 def prepare(store: Store) -> None:
-    """Derive the files of a large store that has just been written, for every model without an image head."""
-    if len(store) <= SMALL:
+    """Derive the files of a large store, for every model without an image head."""
+    if is_exact(store):
         return
     center = _center(store)
 
@@ -87,10 +87,16 @@ def prepare(store: Store) -> None:
     open_collection(store, project, store.tower.space(center))
 
 
+def is_exact(store: Store) -> bool:
+    """Tell whether every search of the store is exact: it is so small that it has no bit planes."""
+    return len(store) <= SMALL
+
+
 def measured_recall(store: Store) -> float | None:
-    """Tell the recall@10 of a search by a model without an image head; nothing where it has not been measured."""
-    if len(store) <= SMALL:
-        return 1.0
+    """Return the recall@10 of a search by a model without an image head; None if it was not measured yet.
+
+    It is measured on a sample: 1 does not mean that search is exact, see `is_exact`.
+    """
     files = [folder / f"{store.version_digest}-{store.tower.space(_center(store))}" for folder in _folders(store)]
     return next((opened.recall for file in files if (opened := _read(file, store)) is not None), None)
 
@@ -108,14 +114,14 @@ def _in_memory(store: Store, project: Project) -> Vectors:
 
 
 def _folders(store: Store) -> list[Path]:
-    """Where files may lie, the first choice first."""
+    """Return the folders that files may lie in, the first choice first."""
     path = Path(store.path)
     spare = cache_folder() / "search" / blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
     return [path / FOLDER, spare] if path.is_dir() else [spare]
 
 
 def _read(folder: Path, store: Store) -> Collection | None:
-    """Open derived files; nothing where they are not whole."""
+    """Open derived files; None if they are not whole."""
     try:
         described = json.loads((folder / "search.json").read_text())
         vectors, words, scale, order = (_open(folder / f"{name}.npy") for name in _FILES)
@@ -132,21 +138,21 @@ def _read(folder: Path, store: Store) -> Collection | None:
 
 
 def _write(folder: Path, name: str, store: Store, project: Project) -> None:
-    """Derive the files of a store, all of them or none."""
+    """Derive all files of a store, or none."""
     logger.info("preparing %d images for search, once", len(store))
     with replacing(folder / name) as partial:
         partial.mkdir()
-        place = np.empty(len(store), np.int64)
-        place[store.order] = np.arange(len(store))
+        row_at = np.empty(len(store), np.int64)  # by the position in the table
+        row_at[store.order] = np.arange(len(store))
         vectors: np.memmap[Any, Any] | None = None
         start = 0
         for block in store.blocks():
-            rows = project(block).astype(np.float16)
+            halves = project(block).astype(np.float16)
             if vectors is None:
-                vectors = _create(partial / "vectors.npy", (len(store), rows.shape[1]), np.float16)
-            vectors[place[start : start + len(rows)]] = rows
-            start += len(rows)
-        assert vectors is not None, "a store to write files of has rows"
+                vectors = _create(partial / "vectors.npy", (len(store), halves.shape[1]), np.float16)
+            vectors[row_at[start : start + len(halves)]] = halves
+            start += len(halves)
+        assert vectors is not None, "only a store with rows has files"
         np.save(partial / "order.npy", store.order)
         words = _create(partial / "bits.npy", (2, len(store), -(-vectors.shape[1] // 64)), np.uint64)
         planes = BitPlanes.of(vectors, words)
@@ -156,13 +162,13 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         words.flush()
         (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
         logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
-    _forget(folder, store.version_digest)
+    _remove_stale_files(folder, store.version_digest)
 
 
-def _forget(folder: Path, state: str) -> None:
-    """Remove files of rows that are no more; who has them open keeps them."""
+def _remove_stale_files(folder: Path, version_digest: str) -> None:
+    """Delete search files of older store versions. Open memory maps stay valid (POSIX)."""
     for other in folder.iterdir():
-        if other.is_dir() and not other.name.startswith((".", state)):
+        if other.is_dir() and not other.name.startswith((".", version_digest)):
             shutil.rmtree(other, ignore_errors=True)
 
 
@@ -172,6 +178,6 @@ def _create(file: Path, shape: tuple[int, ...], kind: Any) -> np.memmap[Any, Any
 
 
 def _open(file: Path) -> NDArray[Any]:
-    # Copies on write, of which there are none: torch wants arrays that it could write to.
+    # Mode "c": torch wants arrays that it could write to, and nothing ever writes.
     mapped: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
     return mapped

@@ -1,4 +1,4 @@
-"""Contact sheets: images that queries found, or groups of duplicates, as one PNG."""
+"""Contact sheets: the images that queries found, or groups of duplicates, in one image file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from lamplit.store.duplicates import DuplicateGroup
 _CELL, _MARGIN, _TITLE, _CAPTION = 180, 10, 30, 40
 
 
-def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
+def contact_sheet(found: Mapping[str, Sequence[Hit]], out: str | Path) -> None:
     """Draw one row of images per query, best first, each with its score and first text.
 
-    An image that cannot be read any more leaves its place grey.
+    An image that cannot be read any more is a grey square.
+
+    Args:
+        found: the hits of each query.
+        out: the image file to write; its ending decides the format.
+
+    Example:
+        >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")  # doctest: +SKIP
+        >>> found = {query: searcher.search(query, k=6) for query in ("a hat", "a horse")}  # doctest: +SKIP
+        >>> lamplit.contact_sheet(found, "found.png")  # doctest: +SKIP
     """
     columns = max(1, *(len(hits) for hits in found.values()))
     row_height = _TITLE + _CELL + _CAPTION + _MARGIN
@@ -30,17 +39,17 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], file: str | Path) -> None:
         draw.text((_MARGIN, top), query, fill="black", font=title_font)
         for column, hit in enumerate(hits):
             left = _MARGIN + column * (_CELL + _MARGIN)
-            _place(sheet, hit, left, top + _TITLE)
+            _paste(sheet, hit, left, top + _TITLE)
             text = hit.texts[0] if hit.texts else Path(hit.path).name
             while draw.textlength(text, font) > _CELL and len(text) > 4:
                 text = text[:-4] + "..."
             draw.text((left, top + _TITLE + _CELL + 2), f"{hit.score:.2f}", fill="dimgray", font=font)
             draw.text((left, top + _TITLE + _CELL + 16), text, fill="black", font=font)
-    sheet.save(file)
+    sheet.save(out)
 
 
-def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None:
-    """Draw the first 50 groups of duplicates, up to 8 images of each; no file where there are none."""
+def duplicates_sheet(groups: Sequence[DuplicateGroup], out: str | Path) -> None:
+    """Draw the first 50 groups of duplicates, up to 8 images of each; write no file if there are none."""
     found = {
         f"{number}: {len(group.images)} images": [
             Hit(image.cosine, image.id, image.path, [], {}) for image in group.images[:8]
@@ -48,10 +57,10 @@ def duplicates_sheet(groups: Sequence[DuplicateGroup], file: str | Path) -> None
         for number, group in enumerate(groups[:50], 1)
     }
     if found:
-        contact_sheet(found, file)
+        contact_sheet(found, out)
 
 
-def _place(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:
+def _paste(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:
     try:
         image = read_thumbnail(Path(hit.path), _CELL)
     except ImageError:

@@ -1,7 +1,7 @@
-"""An approximate index for stores of so many images that a scan of their sign bits is no longer quick.
+"""An approximate index for stores with so many images that a scan of their sign bits is no longer quick.
 
-The scan takes about 10 ms a million images of width 512 on one core. Lance's IVF index looks at the vectors of some
-partitions alone, as many as the recall needs, and takes long to build. It holds the vectors as they are stored, so a
+The scan takes about 10 ms for a million images of width 512 on one core. Lance's IVF index looks only at the vectors of
+some partitions, as many as the recall needs, and takes long to build. It holds the vectors as they are stored, so a
 model with a centre or an image head does not use it.
 """
 
@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from lamplit.errors import UsageError
+from lamplit.files import write_text
 from lamplit.retrieval.collection import FOLDER, open_collection
-from lamplit.retrieval.nearest import ENOUGH, rank, rank_many, recall_of, sample_queries
-from lamplit.store.lance_store import Store
+from lamplit.retrieval.nearest import TARGET_RECALL, rank, rank_many, recall_of, sample_queries
+from lamplit.store.lance_store import Store, as_store
 
 logger = logging.getLogger(__name__)
-WORTH_IT = 5_000_000  # images; of fewer, the scan of the bits is as quick and finds more
-CANDIDATES = 200  # that the index gives; the best 100 of them are hits
+MIN_WORTHWHILE = 5_000_000  # images; with fewer, the scan of the bits is as quick and finds more
+CANDIDATES = 200  # rows that the index gives; the best 100 of them are hits
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """An index as it was measured when it was built."""
+    """An index, and what it measured when it was built."""
 
     images: int
     partitions: int
@@ -37,29 +38,39 @@ class IndexReport:
     seconds: float  # to build and measure
 
 
-def build_index(store: Store) -> IndexReport:
-    """Build an IVF index into a store, measure how many partitions a recall@10 of 0.99 needs, and note that.
+def build_index(store: Store | str | Path) -> IndexReport:
+    """Build an IVF index into a store and measure how many partitions a query needs for a recall@10 of 0.99.
+
+    Args:
+        store: an open store or its path.
+
+    Returns:
+        What was measured. The number of partitions is saved beside the store; every search reads it.
 
     Raises:
-        UsageError: the store has too few images to be cut up, or is not a local folder.
+        UsageError: the store has fewer than 256 images, or is not a local folder.
+        StoreError: there is no store.
+
+    Example:
+        >>> lamplit.build_index("stamps.lance").recall  # doctest: +SKIP
     """
+    store = as_store(store)
     if len(store) < 256 or not Path(store.path).is_dir():
         raise UsageError(f"{store.path} has {len(store)} images; an index needs a local store of at least 256")
-    if len(store) < WORTH_IT:
-        logger.info("without an index, search is as quick up to some %d images, and finds more", WORTH_IT)
+    if len(store) < MIN_WORTHWHILE:
+        logger.info("up to about %d images, search without an index is as quick and finds more", MIN_WORTHWHILE)
     began = time.perf_counter()
     partitions = max(2, round(len(store) ** 0.5))
     store.build_index(partitions)
     probes, recall, milliseconds = _measure(store, partitions)
     report = IndexReport(len(store), partitions, probes, recall, milliseconds, time.perf_counter() - began)
     file = _file(store)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(asdict(report)) + "\n")
+    write_text(file, json.dumps(asdict(report)) + "\n")
     return report
 
 
 def index_probes(store: Store) -> int | None:
-    """Tell how many partitions to look at; nothing where no index was built, or its note is gone."""
+    """Return how many partitions a query looks at; None if there is no index, or its report is gone."""
     try:
         return int(json.loads(_file(store).read_text())["probes"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -67,9 +78,8 @@ def index_probes(store: Store) -> int | None:
 
 
 def _measure(store: Store, partitions: int) -> tuple[int, float, float]:
-    vectors = open_collection(
-        store, lambda zimg: zimg, store.tower.fingerprint
-    ).vectors  # the files that search will read
+    # The same files that search will read.
+    vectors = open_collection(store, lambda zimg: zimg, store.tower.fingerprint).vectors
     queries = sample_queries(vectors)
     true = rank_many(vectors, queries, 10)
     probes = 1
@@ -80,7 +90,7 @@ def _measure(store: Store, partitions: int) -> tuple[int, float, float]:
             found.append(rank(vectors, query, 10, store.near(query, CANDIDATES, probes)))
             seconds.append(time.perf_counter() - began)
         recall = min(recall_of(found[kind::2], true[kind::2]) for kind in range(2))
-        if recall >= ENOUGH or probes >= partitions:
+        if recall >= TARGET_RECALL or probes >= partitions:
             return probes, recall, 1000 * float(np.median(seconds))
         probes = min(2 * probes, partitions)
 

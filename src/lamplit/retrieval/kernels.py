@@ -1,6 +1,6 @@
-"""The inner loops of search, compiled by numba when they are first called and kept for later processes.
+"""The inner loops of search, compiled by numba at their first call and kept for later processes.
 
-They hold no lock, so that threads run them at once. Shapes: N rows, D width, W words of 64 bits.
+They release the lock, so threads run them at once. Shapes: N rows, D width, W words of 64 bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_TO_HALF = np.float32(2.0**112)  # between the exponents of float16's bits in a float32's place, and its own
+_TO_HALF = np.float32(2.0**112)  # between the exponents of a float16's bits inside a float32, and its own
 
 
 def _compile(*, fastmath: bool = False) -> Callable[[Function], Function]:
@@ -36,7 +36,7 @@ def _count_ones(_: Any, word: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _as_float(_: Any, bits: Any) -> Any:
-    """The float32 that 32 bits are."""
+    """Read 32 bits as a float32."""
     return types.float32(types.uint32), lambda _, builder, signature, arguments: builder.bitcast(
         arguments[0], ir.FloatType()
     )
@@ -44,7 +44,7 @@ def _as_float(_: Any, bits: Any) -> Any:
 
 @_compile()
 def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
-    """Sum a query's weights of 3 bits where a row's bits differ from its signs.
+    """Sum the query's weights of 3 bits for the bits of a row that differ from its signs.
 
     (N, W) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
     """
@@ -53,30 +53,30 @@ def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
 
 
 @_compile()
-def look_closer(distances: Any, finer: Any, places: Any, signs: Any, weights: Any, out: Any) -> None:
-    """Add to twice what `scan` found of the rows at `places` the same of their second bits.
+def look_closer(distances: Any, finer: Any, rows: Any, signs: Any, weights: Any, out: Any) -> None:
+    """Add the same sum over the second bits of some rows to twice what `scan` found for them.
 
-    (N,) sums of `scan`, (N, W) words, (n,) places, signs and weights of `scan` in; (n,) sums out.
+    (N,) sums of `scan`, (N, W) words, (n,) rows, signs and weights of `scan` in; (n,) sums out.
     """
-    for number in range(len(places)):
-        row = places[number]
-        out[number] = 2 * np.uint64(distances[row]) + _weigh(finer, row, signs, weights)
+    for i in range(len(rows)):
+        row = rows[i]
+        out[i] = 2 * np.uint64(distances[row]) + _weigh(finer, row, signs, weights)
 
 
 @_compile()
 def count_values(values: Any, counts: Any) -> None:
-    """Add up how often each of (N,) small numbers is there."""
+    """Count how often each of (N,) small numbers occurs."""
     for value in values:
         counts[value] += 1
 
 
 @_compile()
-def places_within(values: Any, limit: Any, out: Any) -> int:
-    """Write the places of the values up to `limit` into `out`; return how many there are."""
+def rows_within(values: Any, limit: Any, out: Any) -> int:
+    """Write the rows of the values up to `limit` into `out`; return how many there are."""
     found = 0
-    for place in range(len(values)):
-        if values[place] <= limit:
-            out[found] = place
+    for row in range(len(values)):
+        if values[row] <= limit:
+            out[found] = row
             found += 1
     return found
 
@@ -93,7 +93,7 @@ def products(halves: Any, query: Any, out: Any) -> None:
 
 @_compile()
 def widen(halves: Any, out: Any) -> None:
-    """Turn (n, D) float16, given as their 16 bits, into float32; numpy takes several times as long."""
+    """Turn (n, D) float16, given as their 16 bits, into float32 (numpy takes several times as long)."""
     for row in range(halves.shape[0]):
         for column in range(halves.shape[1]):
             out[row, column] = _widen(halves[row, column]) * _TO_HALF

@@ -7,8 +7,8 @@ The grammar:
     term  = [number "*"] text | text "*" number
     text  = between two double quotes, where `\"` is a quote and `\\` a backslash
 
-A query that neither begins with a quote, nor with a sign or a weight before a quote, is words as they are, quotes and
-signs inside them too: `a dog - not a cat` is one text.
+A query that begins neither with a quote, nor with a sign or a weight before a quote, is plain words, with all quotes
+and signs inside them: `a dog - not a cat` is one text.
 """
 
 from __future__ import annotations
@@ -25,30 +25,34 @@ _TOKEN = re.compile(rf'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<number>{_NUMBER})|(
 
 @dataclass(frozen=True)
 class Term:
-    """A text and what its unit vector is multiplied by."""
+    """A text, and the weight that its unit vector is multiplied by."""
 
     text: str
     weight: float = 1.0
 
 
 def parse_query(query: str) -> list[Term]:
-    """Read a query as the sum it is; one term where it is plain words.
+    """Read a query as a sum of terms; plain words are one term.
 
     Raises:
-        UsageError: it begins like a sum, but cannot be read as one; the message points at the place.
+        UsageError: the query begins like a sum, but cannot be read as one; the message points at the position.
+
+    Example:
+        >>> parse_query('"beach" - 0.5 * "people"')
+        [Term(text='beach', weight=1.0), Term(text='people', weight=-0.5)]
     """
     if not _IS_SUM.match(query):
         return [Term(query)]
     tokens = _tokens(query)
     terms: list[Term] = []
     while tokens[0][0] != "end":
-        kind, mark, place = tokens[0]
+        kind, mark, position = tokens[0]
         sign = 1.0
         if kind == "mark" and mark in "+-":
             sign = -1.0 if mark == "-" else 1.0
             tokens.pop(0)
         elif terms:
-            raise _error(query, place, "expected + or -")
+            raise _error(query, position, "expected + or -")
         terms.append(_term(query, tokens, sign))
     return terms
 
@@ -60,9 +64,9 @@ def _term(query: str, tokens: list[tuple[str, str, int]], sign: float) -> Term:
         if tokens[0][1] != "*":
             raise _error(query, tokens[0][2], 'expected * and words in quotes, as in 0.5 * "red"')
         tokens.pop(0)
-    kind, quoted, place = tokens[0]
+    kind, quoted, position = tokens[0]
     if kind != "text":
-        raise _error(query, place, 'expected words in quotes, as in "beach" - "people"')
+        raise _error(query, position, 'expected words in quotes, as in "beach" - "people"')
     tokens.pop(0)
     if tokens[0][1] == "*" and tokens[0][0] == "mark":
         tokens.pop(0)
@@ -73,21 +77,23 @@ def _term(query: str, tokens: list[tuple[str, str, int]], sign: float) -> Term:
 
 
 def _tokens(query: str) -> list[tuple[str, str, int]]:
-    """Kind, characters and place of each token, and an end."""
-    found, place = [], 0
+    """Return kind, characters and position of each token, and an end."""
+    found, position = [], 0
     end = len(query.rstrip())
-    while place < end:
-        match = _TOKEN.match(query, place)
+    while position < end:
+        match = _TOKEN.match(query, position)
         if match is None:
-            place += len(query[place:]) - len(query[place:].lstrip())
-            unclosed = query[place] == '"'
-            raise _error(query, place, "this quote is not closed" if unclosed else "expected words in quotes, + or -")
+            position += len(query[position:]) - len(query[position:].lstrip())
+            unclosed = query[position] == '"'
+            raise _error(
+                query, position, "this quote is not closed" if unclosed else "expected words in quotes, + or -"
+            )
         kind = str(match.lastgroup)
         found.append((kind, match[kind], match.start(kind)))
-        place = match.end()
+        position = match.end()
     return [*found, ("end", "", end)]
 
 
-def _error(query: str, place: int, expected: str) -> UsageError:
+def _error(query: str, position: int, expected: str) -> UsageError:
     shown = "".join(character if character.isprintable() else " " for character in query)
-    return UsageError(f"the query cannot be read: {expected}\n  {shown}\n  {' ' * place}^")
+    return UsageError(f"the query cannot be read: {expected}\n  {shown}\n  {' ' * position}^")

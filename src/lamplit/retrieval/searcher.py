@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,18 +12,20 @@ from numpy.typing import NDArray
 from lamplit.errors import UsageError
 from lamplit.retrieval.collection import SMALL, open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
+from lamplit.retrieval.model_reader import Reader, as_reader
 from lamplit.retrieval.nearest import Found, find, rank
 from lamplit.retrieval.queries import parse_query
-from lamplit.store.lance_store import Store
+from lamplit.store.lance_store import Store, as_store
 from lamplit.unit_vectors import as_array, normalize
 
 if TYPE_CHECKING:  # a model brings torch, and a search by words does without
+    import torch
     from torch import Tensor
 
     from lamplit.model import ImageInput, LiT
-    from lamplit.towers.texts.word_reader import WordReader
 
-FIRST = 100  # the best of the candidates; whatever is asked for beyond comes from the product of all rows
+FIRST = 100  # hits that are the best of the candidates; all further ones are exact
+_CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 
 
 @dataclass(frozen=True)
@@ -39,27 +42,48 @@ class Hit:
 class Searcher:
     """An open store with the model that reads it.
 
-    Up to `collection.SMALL` images search is exact. Of more, the first 100 hits are the best of candidates by their
-    bits, as many as gave a recall@10 of 0.99 when the store was written; further pages are exact among all that
-    are not on the first.
+    Up to `collection.SMALL` images search is exact. In larger stores the first 100 hits are the best of candidates by
+    their bits, as many as gave a recall@10 of 0.99 when the store was written; further hits are exact. The hits of one
+    call are always in the order of their scores.
 
     Args:
-        model: may be open with its text tower alone, for words; or a `WordReader`, which needs no torch.
-        store: of the same image tower.
-        exact: take the product of all rows always.
-        small: up to how many images search is exact anyway.
+        model: an open model, the folder of a saved one, or `lit:NAME`; a model that is open with its text tower alone
+            searches by words, and so does a `WordReader`, which needs no torch.
+        store: an open store or its path, embedded with the image tower that the model reads.
+        exact: compare the query with all images, however many there are.
+        device: torch device for a model that is opened here; by default the accelerator, if there is one.
+        small: largest number of images up to which search is exact anyway.
 
     Raises:
-        StoreError: the store was embedded by another tower than the model reads.
+        UsageError: there is no model, or a device is given for a model that is open on another one.
+        StoreError: there is no store, or another tower embedded it than the model reads.
+
+    Example:
+        >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")  # doctest: +SKIP
+        >>> [hit.path for hit in searcher.search("a red bicycle", k=3)]  # doctest: +SKIP
     """
 
-    def __init__(self, model: LiT | WordReader, store: Store, *, exact: bool = False, small: int = SMALL) -> None:
-        store.require_tower(model.identity)
-        self.model = model
-        self.store = store
+    def __init__(
+        self,
+        model: LiT | Reader | str | Path,
+        store: Store | str | Path,
+        *,
+        exact: bool = False,
+        device: str | torch.device | None = None,
+        small: int = SMALL,
+    ) -> None:
+        self.store = as_store(store)
+        self.reader = as_reader(model, device=device)
+        self.store.require_tower(self.reader.identity)
         self.exact = exact
-        self.collection = open_collection(store, model.project_rows, model.space, small)
-        self.probes = None if exact or model.space != store.tower.fingerprint else index_probes(store)
+        self.collection = open_collection(self.store, self.reader.project_rows, self.reader.space, small)
+        is_own_space = self.reader.space == self.store.tower.fingerprint
+        self.probes = index_probes(self.store) if is_own_space and not exact else None
+
+    def __repr__(self) -> str:
+        """Name the store, its size and how it is searched."""
+        size, width = self.collection.vectors.shape
+        return f"<Searcher {Path(self.store.path).name}: {size} × {width}, {self._method()}>"
 
     def search(
         self,
@@ -70,35 +94,41 @@ class Searcher:
         offset: int = 0,
         where: str | None = None,
     ) -> list[Hit]:
-        """Find the k images nearest to words, an image, or both: their unit vectors are added.
+        """Find the k images nearest to words, an image, or both (their unit vectors are added).
 
         Args:
             query: words; or a sum such as `"beach" - "people"`, see `queries.parse_query`.
             image: a file, encoded bytes or a PIL image.
-            k: how many hits.
-            offset: how many better ones to leave out, for pages.
+            k: number of hits.
+            offset: number of better hits to leave out, for pages.
             where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
 
+        Returns:
+            At most k hits, best first.
+
         Raises:
-            UsageError: neither words nor image, a sum that cannot be read or is nothing, or a wrong condition.
+            UsageError: there are neither words nor an image, the query is blank, a sum cannot be read or cancels out,
+                or the condition is wrong.
             ImageError: the image cannot be used.
         """
         return self.nearest(self.encode(query, image), k, offset=offset, where=where)
 
     def encode(self, query: str | None = None, image: ImageInput | None = None) -> NDArray[np.float32]:
-        """Bring a query into the joint space: a (D,) float32 unit vector; arguments and errors as of `search`."""
+        """Encode a query: a (D,) float32 unit vector in the joint space; arguments and errors as for `search`."""
         if query is None and image is None:
             raise UsageError("search takes words, an image, or both")
         vectors, weights = [], []
         if query is not None:
             terms = parse_query(query)
-            vectors.append(as_array(self.model.encode_texts([term.text for term in terms])))
+            if not all(term.text.strip() for term in terms):
+                raise UsageError("the query is blank; type words to search for")
+            vectors.append(self.reader.encode_texts([term.text for term in terms]))
             weights += [term.weight for term in terms]
         if image is not None:
-            vectors.append(as_array(self.model.encode_images([image])))
+            vectors.append(self.reader.encode_images([image]))
             weights.append(1.0)
         total: NDArray[np.float32] = np.asarray(weights, np.float32) @ np.concatenate(vectors)
-        if float(np.linalg.norm(total)) < 1e-4:
+        if float(np.linalg.norm(total)) < _CANCELLED:
             raise UsageError(f"the parts of {query!r} cancel each other: nothing is left to search for")
         unit: NDArray[np.float32] = normalize(total[None])[0]
         return unit
@@ -106,49 +136,85 @@ class Searcher:
     def nearest(
         self, vector: NDArray[np.float32] | Tensor, k: int, *, offset: int = 0, where: str | None = None
     ) -> list[Hit]:
-        """Find the k images with the highest cosine to one (D,) unit vector; `offset` and `where` as of `search`.
+        """Find the k images with the highest cosine to one (D,) unit vector; `offset` and `where` as for `search`.
 
         Raises:
-            UsageError: a wrong condition, or numbers below zero.
+            UsageError: the condition is wrong, or `k` or `offset` is below zero.
         """
         if k < 0 or offset < 0:
-            raise UsageError(f"k and offset count images; {k} and {offset} cannot be")
+            raise UsageError(f"k and offset must be 0 or more, got {k} and {offset}")
         allowed = None if where is None else self.store.where(where)
-        found = self._find(as_array(vector), offset + k, allowed, where)
-        rows = self.store.rows(found.places[offset:].tolist())
+        found = self._page(as_array(vector), k, offset, allowed, where)
+        rows = self.store.rows(found.rows.tolist())
         return [
             Hit(score, row["id"], row["path"], row["texts"], {c: row[c] for c in self.store.metadata_columns})
-            for score, row in zip(found.scores[offset:].tolist(), rows, strict=True)
+            for score, row in zip(found.scores.tolist(), rows, strict=True)
         ]
 
-    def _find(
-        self, vector: NDArray[np.float32], depth: int, allowed: NDArray[np.bool_] | None, where: str | None
+    def _page(
+        self, vector: NDArray[np.float32], k: int, offset: int, allowed: NDArray[np.bool_] | None, where: str | None
     ) -> Found:
-        vectors, planes, kept = self.collection.vectors, self.collection.planes, self.collection.kept
-        if self.exact or (planes is None and self.probes is None):
-            return rank(vectors, vector, depth, None if allowed is None else np.flatnonzero(allowed))
-        if self.probes is not None:
-            first = rank(vectors, vector, FIRST, self.store.near(vector, CANDIDATES, self.probes, where))
-        else:
-            assert planes is not None, "one of the two is there"
-            first = find(vectors, planes, vector, FIRST, kept, allowed)
-        if depth <= len(first.places):
-            return Found(first.places[:depth], first.scores[:depth])
+        vectors, depth = self.collection.vectors, offset + k
+        is_exact = self.exact or (self.collection.planes is None and self.probes is None)
+        if is_exact or (offset == 0 and depth > FIRST):  # no earlier page was of candidates
+            return rank(vectors, vector, depth, None if allowed is None else np.flatnonzero(allowed))[offset:]
+        first = self._candidates(vector, allowed, where)
+        if depth <= len(first):
+            return first[offset:depth]
+        # Hits that the candidates missed come after the first ones: pages have no gaps and no repeats.
         others = np.ones(len(vectors), bool) if allowed is None else allowed.copy()
-        others[first.places] = False
-        rest = rank(vectors, vector, depth - len(first.places), np.flatnonzero(others))
-        return Found(np.concatenate([first.places, rest.places]), np.concatenate([first.scores, rest.scores]))
+        others[first.rows] = False
+        rest = rank(vectors, vector, depth - len(first), np.flatnonzero(others))
+        return (first + rest)[offset:depth].by_score()
+
+    def _candidates(self, vector: NDArray[np.float32], allowed: NDArray[np.bool_] | None, where: str | None) -> Found:
+        """Find the best 100 candidates of the index, if there is one, or of the bits."""
+        vectors, planes = self.collection.vectors, self.collection.planes
+        if self.probes is not None:
+            return rank(vectors, vector, FIRST, self.store.near(vector, CANDIDATES, self.probes, where))
+        assert planes is not None, "without planes and index the search is exact"
+        return find(vectors, planes, vector, FIRST, self.collection.kept, allowed)
+
+    def _method(self) -> str:
+        if self.exact or (self.collection.planes is None and self.probes is None):
+            return "exact"
+        return "by the index" if self.probes is not None else f"recall@10 {self.collection.recall:.3f}"
 
 
 def search(
-    model: LiT | WordReader,
-    store: Store,
+    model: LiT | Reader | str | Path,
+    store: Store | str | Path,
     query: str | None = None,
     *,
     image: ImageInput | None = None,
     k: int = 10,
     offset: int = 0,
     where: str | None = None,
+    device: str | torch.device | None = None,
 ) -> list[Hit]:
-    """Search once; see `Searcher`, also for many queries."""
-    return Searcher(model, store).search(query, image=image, k=k, offset=offset, where=where)
+    """Find the k images of a store nearest to words, an image, or both; use a `Searcher` for many queries.
+
+    Args:
+        model: an open model, the folder of a saved one, or `lit:NAME`.
+        store: an open store or its path, embedded with the image tower that the model reads.
+        query: words; or a sum such as `"beach" - "people"`.
+        image: a file, encoded bytes or a PIL image.
+        k: number of hits.
+        offset: number of better hits to leave out, for pages.
+        where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
+        device: torch device for a model that is opened here; by default the accelerator, if there is one.
+
+    Returns:
+        At most k hits, best first.
+
+    Raises:
+        UsageError: there is no model, neither words nor an image, a blank query, a sum that cannot be read or cancels
+            out, or a wrong condition.
+        StoreError: there is no store, or another tower embedded it than the model reads.
+        ImageError: the image cannot be used.
+
+    Example:
+        >>> lamplit.search("runs/stamps", "stamps.lance", "a hat", k=3)  # doctest: +SKIP
+    """
+    reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
+    return Searcher(reader, store).search(query, image=image, k=k, offset=offset, where=where)

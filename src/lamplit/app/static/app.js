@@ -1,9 +1,9 @@
 // The page: which part is seen, and the dialog of one image.
-import { $, address, ask, attempt, facts, make, tiles } from "/static/common.js";
-import { startSearch } from "/static/search.js";
-import { startClassify } from "/static/classify.js";
-import { startExplore } from "/static/explore.js";
-import { startRun } from "/static/run.js";
+import { $, address, ask, attempt, facts, make, tiles } from "./common.js";
+import { startSearch } from "./search.js";
+import { startClassify } from "./classify.js";
+import { startExplore } from "./explore.js";
+import { startRun } from "./run.js";
 
 const FIRST_CELLS = 5; // of metadata that an image is opened with
 const parts = ["search", "classify", "explore", "run"];
@@ -51,14 +51,14 @@ async function openImage(id) {
     $("detail-more").open = false;
     $("detail-more").querySelector("summary").textContent = `${cells.length - FIRST_CELLS} more columns`;
     facts($("detail-more").querySelector("dl"), Object.fromEntries(cells.slice(FIRST_CELLS)));
-    const { hits } = await ask("/search", { like: id, k: 12 });
+    const { hits } = await ask("search", { like: id, k: 12 });
     if (turn === opened) $("neighbours").replaceChildren(...tiles(hits, openImage));
   });
 }
 $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // not: leave the page for the image
 
-const about = await ask("/about").catch((error) => ({ failure: error.message }));
+const about = await ask("about").catch((error) => ({ failure: error.message }));
 if (about.failure) {
   $("search").hidden = false;
   $("search-problem").textContent = about.failure;

@@ -1,5 +1,5 @@
 // Classify: images against classes that are typed, with a bar for each.
-import { $, address, ask, attempt, frame, latest, make, takeImages } from "/static/common.js";
+import { $, address, ask, attempt, frame, latest, make, takeImages } from "./common.js";
 
 const MOST = 16;
 const lines = (text) => [...new Set(text.split("\n").map((line) => line.trim()).filter(Boolean))];
@@ -55,7 +55,7 @@ export function startClassify(about) {
         for (const chosen of [images.filter(({ file }) => file), images.filter(({ id }) => id)]) {
           if (!chosen.length) continue;
           try {
-            const answer = await ask("/classify", body(chosen, classes, templates), own);
+            const answer = await ask("classify", body(chosen, classes, templates), own);
             answer.images.forEach((each, number) => answers.set(chosen[number], each));
           } catch (error) {
             if (error.name !== "AbortError") $("classify-status").textContent = "";

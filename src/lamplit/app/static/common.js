@@ -49,7 +49,7 @@ export async function attempt(place, action) {
   }
 }
 
-export const address = (kind, id) => `/${kind}?id=${encodeURIComponent(id)}`;
+export const address = (kind, id) => `${kind}?id=${encodeURIComponent(id)}`;
 
 export function frame(source, text) {
   const image = make("img", { src: source, alt: text, loading: "lazy", decoding: "async" });

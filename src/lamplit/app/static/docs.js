@@ -1,7 +1,7 @@
 // The OpenAPI description as a page; the usual ones load their scripts from elsewhere.
-import { $, ask, make } from "/static/common.js";
+import { $, ask, make } from "./common.js";
 
-const api = await ask("/openapi.json");
+const api = await ask("openapi.json");
 const resolve = (schema) => (schema?.$ref ? api.components.schemas[schema.$ref.split("/").at(-1)] : schema) ?? {};
 
 function kind(schema) {

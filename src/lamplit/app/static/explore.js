@@ -1,5 +1,5 @@
 // Explore: a sample of the store on a canvas; dots, or images where there is room for them.
-import { $, address, ask, attempt, latest, make } from "/static/common.js";
+import { $, address, ask, attempt, latest, make } from "./common.js";
 
 const COLOURS = ["#e69f00", "#3f8fd2", "#2a9d6f", "#cc6fa8", "#d1495b", "#7d6bd1", "#8c9b2f", "#2fb5c4", "#b0713c", "#e07a5f"];
 const SIDE = 56; // of an image on the map
@@ -171,7 +171,7 @@ export function startExplore(about, open) {
     const column = query ? "" : $("colour-column").value;
     await attempt($("explore-problem"), async () => {
       const asked = query ? `?query=${encodeURIComponent(query)}` : column ? `?column=${encodeURIComponent(column)}` : "";
-      const answer = await ask(`/map${asked}`, undefined, signal());
+      const answer = await ask(`map${asked}`, undefined, signal());
       points = answer.points;
       chosen = null;
       peek();

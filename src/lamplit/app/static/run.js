@@ -1,5 +1,5 @@
 // Run: the curves of the tuning run, its recall, what was locked, and what model and store are.
-import { $, ask, attempt, facts, make } from "/static/common.js";
+import { $, ask, attempt, facts, make } from "./common.js";
 
 const RECALLS = [
   ["image_to_text/recall@1", "image → text @1", "#e69f00"],
@@ -86,7 +86,7 @@ export function startRun(about) {
     const described = make("div", { className: "facts" }, describe("The model", { name: about.model, ...about.details.model }), describe("The store", { name: about.store, ...about.details.store }));
     $("run-body").replaceChildren(described);
     await attempt($("run-problem"), async () => {
-      const run = await ask("/run");
+      const run = await ask("run");
       const curves = [["Loss", "loss"], ["Learning rate", "lr"], ["Logit scale", "logit_scale"]]
         .map(([title, key]) => panel(title, [[title, "#e69f00", run.steps.map((line) => [line.step, line[key]])]]));
       const recall = RECALLS.map(([key, name, colour]) => [name, colour, run.held_out.filter((line) => key in line).map((line) => [line.step, line[key]])]);

@@ -1,5 +1,5 @@
 // Search: words, an image that is dropped, or an image of the store.
-import { $, address, ask, attempt, frame, latest, make, takeImages, tiles } from "/static/common.js";
+import { $, address, ask, attempt, frame, latest, make, takeImages, tiles } from "./common.js";
 
 const PAGE = 24;
 
@@ -40,7 +40,7 @@ export function startSearch(about, open) {
     $("more").hidden = true;
     await attempt($("search-problem"), async () => {
       try {
-        const { hits } = await ask("/search", body(offset), signal());
+        const { hits } = await ask("search", body(offset), signal());
         count = offset + hits.length;
         $("hits").append(...tiles(hits, open));
         $("more").hidden = hits.length < PAGE || count >= about.images;
