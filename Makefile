@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart notebook test quick check format benchmarks clean
+.PHONY: quickstart notebook docs test quick check format benchmarks clean
 
 quickstart: $(INSTALLED)  ## the main job on real data: embed, tune, search
 	$(BIN)/python examples/quickstart.py
 
 notebook: $(INSTALLED)  ## run examples/stamps.ipynb again, and keep what it shows
 	$(BIN)/jupyter execute --inplace examples/stamps.ipynb
+
+docs: $(INSTALLED)  ## the site, strictly, into build/site
+	$(BIN)/mkdocs build --strict
 
 # One process a core, one thread each: two processes with two threads each get in each other's way.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto
@@ -45,7 +48,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch torchvision
-	$(INSTALL) -e ".[benchmark,demo,dev]"
+	$(INSTALL) -e ".[benchmark,demo,dev,docs]"
 	touch $(INSTALLED)
 
 clean:

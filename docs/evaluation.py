@@ -1,13 +1,13 @@
 """The figures of evaluation.md: the quickstart's model on Fashion-MNIST's test images and the stamps' categories.
 
-Nothing here is of the paper: the model was tuned in two minutes on 562 captions. It shows what the commands give on
-real data.
+These are not the paper's figures: the model was tuned in two minutes on 562 captions. They show what the commands print
+on real data.
 
     make quickstart
     .venv/bin/python docs/evaluation.py
 
-writes `docs/evaluation/` (report.md, report.csv, report.json, report.html and an image of it, for which it takes
-Chromium and playwright) and runs/evaluation (the results).
+writes `docs/evaluation/` (report.md, report.csv, report.json, report.html and an image of it, which needs Chromium
+and playwright) and runs/evaluation (the results).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PAGE = Path(__file__).parent / "evaluation"
 
 
 def main() -> None:
-    """Measure both data sets, zero-shot and by a 10-shot probe, and write the report."""
+    """Measure both data sets, zero-shot and with a 10-shot probe, and write the report."""
     fashion = fashion_mnist(RESULTS / "data")
-    # A model is called as its folder is, and a folder of classes as it is called.
+    # Results name a model and a folder of classes after their folders.
     model = link(RESULTS / "quickstart", MODEL)
     stamps = link(RESULTS / "stamps", lamplit.fetch("stamps").parent / "images")
     shutil.rmtree(RESULTS / "results", ignore_errors=True)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def photograph(page: Path, file: Path) -> None:
-    """Take an image of the page as it looks on a desk, in few colours."""
+    """Take a screenshot of the page at desktop width, in few colours."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         shown = browser.new_page(viewport={"width": 1100, "height": 900})
@@ -54,14 +54,14 @@ def photograph(page: Path, file: Path) -> None:
 
 
 def link(name: Path, target: Path) -> Path:
-    """Call a folder by another name."""
+    """Give a folder another name by a link."""
     name.unlink(missing_ok=True)
     name.symlink_to(target.resolve(), target_is_directory=True)
     return name
 
 
 def fashion_mnist(root: Path) -> Path:
-    """Lay Debian's copy out as torchvision reads it."""
+    """Arrange Debian's copy as torchvision reads it."""
     raw = root / "FashionMNIST" / "raw"
     if not raw.is_dir():
         with tempfile.TemporaryDirectory() as work:

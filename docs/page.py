@@ -1,7 +1,7 @@
-"""Take the images of the web page: four tabs at desktop and phone width, in light and dark.
+"""Take screenshots of the web page: four tabs at desktop and phone width, in light and dark.
 
 Run with: python docs/page.py runs/quickstart/model runs/quickstart/stamps.lance [FOLDER], after `make quickstart`.
-Needs `pip install 'lamplit[app]' playwright` and a Chromium on the PATH. Those that the docs show are put together in
+Needs `pip install 'lamplit[app]' playwright` and a Chromium on the PATH. The docs show some of them, joined in
 docs/page-*.png; FOLDER gets all.
 """
 
@@ -18,6 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+
+import lamplit
 
 DOCS = Path(__file__).parent
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -95,7 +97,7 @@ def search(page: Page) -> None:
 
 def classify(page: Page) -> None:
     page.fill("#classes", "\n".join(CLASSES))
-    stamps = Path.home() / ".cache/lamplit/stamps/images"
+    stamps = lamplit.fetch("stamps").parent / "images"
     page.set_input_files("#classify-files", [stamps / name for name in STAMPS])
     page.locator("#classified .bars").nth(4).wait_for()
 

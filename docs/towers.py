@@ -402,20 +402,20 @@ def render(seen: dict[str, Any]) -> str:
     """Write the page from what was seen."""
     records = [Record(**values) for values in seen["image_towers"]]
     lines = [
-        "# Towers that were proved",
+        "# Towers that were checked",
         "",
-        "`python docs/towers.py` made this page from what it saw; `towers.json` beside it has all the numbers. Nothing",
-        "here is written by hand, and a test keeps it so. " + versions(seen["versions"]),
+        "`python docs/towers.py` wrote this page from what it measured; `towers.json` beside it has all the numbers. Nothing",
+        "here is written by hand; a test compares page and numbers. " + versions(seen["versions"]),
         "",
         "## Image towers",
         "",
-        "Each was built by its own library, saved as its users find it, and opened through `open_image_tower`. Weights",
-        "are random where no Python package carries trained ones. Proved of every one:",
+        "Each was built by its own library, saved as its users find it, and opened with `lamplit.open_image_tower`. Weights",
+        "are random if no Python package carries trained ones. Checked for every one:",
         "",
         *(f"- **{name}**: {what}{bound(name)}." for name, what in PROOFS.items()),
         "",
-        "The numbers are the largest differences seen; 0 is the same bits. The pooling in bold is the library's own;",
-        "where none is bold, the library's head does more than pool, and that is what a tower gives without `--pool`.",
+        "The numbers are the largest differences seen; 0 means the same bits. The pooling in bold is the library's own. If",
+        "none is bold, the library's head does more than pool, and a tower gives what that head gives without `--pool`.",
         "",
         "| family | what was run | weights | parameters | width | images | pooling | " + " | ".join(PROOFS) + " |",
         "| --- | --- | --- | ---: | ---: | --- | --- |" + " ---: |" * len(PROOFS),
@@ -424,10 +424,10 @@ def render(seen: dict[str, Any]) -> str:
         "## Text towers",
         "",
         "Each was built from a tiny configuration with random weights and a tokenizer of its kind, saved as a folder,",
-        "and opened as `hf:FOLDER`. Proved of every one, by `tests/text_families.py`: the token that is read is the",
-        "one named; padding, what fills it, the batch and its order change no vector by more than 1e-6; a cut text",
+        "and opened as `hf:FOLDER`. Checked for every one, by `tests/text_families.py`: the token that is read is the",
+        "one named; padding, its filling, the batch and its order change no vector by more than 1e-6; a cut text",
         "keeps its end token; gradients reach every weight; a saved model opens with the same vectors. `scratch:`",
-        "(the paper's own) and `lit:` (the published ones) have tests of their own.",
+        "(the paper's own) and `lit:` (the published ones) have separate tests.",
         "",
         "| " + " | ".join(seen["text_towers"][0]) + " |",
         "|" + " --- |" * len(seen["text_towers"][0]),
@@ -515,7 +515,7 @@ def main() -> None:
     if not options.render and options.only is None:
         seen["text_towers"] = prove_text_towers()
         data.write_text(json.dumps(seen, indent=1) + "\n")
-    for member in [] if options.render or options.texts else chosen:
+    for member in [] if options.render or options.text_towers else chosen:
         with tempfile.TemporaryDirectory() as folder:
             record = prove(member, Path(folder))
         known[member.row] = record_of(record)
