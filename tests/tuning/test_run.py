@@ -29,6 +29,7 @@ from lamplit.model import LiT
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.tuning.building import build_run
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import held_out_recall, split_store
@@ -240,6 +241,23 @@ def test_loss_that_is_no_number_stops_with_advice(words_path: Path, made: Settin
         tune(words_path, tmp_path / "run", made(lr=1e30))
     assert not (tmp_path / "run" / "report.json").exists()
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "run")), "the step is not logged either"
+
+
+def test_gradients_are_clipped(words_path: Path, made: Settings, tmp_path: Path) -> None:
+    settings = made(steps=4, num_evals=1, grad_clip=0.5)
+    norms: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    torch.manual_seed(0)
+    run = build_run(Store(words_path), tmp_path, settings, torch.device("cpu"))
+    run.optimizer.register_step_pre_hook(note)
+    run.go(memory_budget=None, workers=0, progress=False)
+    measured = [line["grad_norm"] for line in log_of(tmp_path) if "loss" in line]
+    assert min(measured) > 0.6, "before clipping all are larger"
+    assert norms == pytest.approx([0.5] * 4, rel=1e-3)
 
 
 WARNING = "so the text tower has learnt nothing yet"
