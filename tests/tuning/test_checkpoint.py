@@ -131,7 +131,7 @@ def test_checkpoint_of_another_model_is_refused(other: nn.Module, tmp_path: Path
         load_checkpoint(tmp_path / "last.safetensors", other, optimizer)
 
 
-def test_file_of_mere_weights_is_refused(tmp_path: Path) -> None:
+def test_file_of_weights_is_refused(tmp_path: Path) -> None:
     run = Run("adamw", seed=1)
     named = run.model.named_parameters()
     weights = {f"model.{name}": tensor.contiguous() for name, tensor in named if tensor.requires_grad}

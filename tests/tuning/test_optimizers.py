@@ -155,7 +155,7 @@ def test_adafactor_resumes_to_the_last_bit(momentum_dtype):
     assert torch.equal(whole, resumed)
 
 
-def test_adafactor_takes_a_closure_and_leaves_out_what_has_no_gradient():
+def test_adafactor_closure_and_missing_gradients():
     trained, idle = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = Adafactor([trained, idle], lr=0.1, weight_decay=0.5)
 
@@ -225,7 +225,7 @@ def test_only_kernels_decay():
     ]
 
 
-def test_embeddings_are_known_by_name_where_there_is_no_module():
+def test_embeddings_by_name():
     parameters = [
         ("text.embeddings.word_embeddings.weight", nn.Parameter(torch.zeros(9, 4))),
         ("text.layer.0.dense.weight", nn.Parameter(torch.zeros(4, 4))),
@@ -254,7 +254,7 @@ def test_build_optimizer(name, kind):
 
 
 def test_build_optimizer_refuses_nonsense():
-    with pytest.raises(UsageError, match="'sgd'; it must be 'adamw' or 'adafactor'"):
+    with pytest.raises(UsageError, match="'sgd'; expected 'adamw' or 'adafactor'"):
         build_optimizer("sgd", Tower(), lr=0.1, weight_decay=0)
     with pytest.raises(UsageError, match="frozen"):
         build_optimizer("adamw", Tower().requires_grad_(False), lr=0.1, weight_decay=0)

@@ -89,7 +89,7 @@ def test_lora_takes_larger_steps() -> None:
     assert TuneSettings("demo:minilm", lora=8, lr=0.25).peak_lr == 0.25
 
 
-def test_settings_do_not_change_and_go_through_a_dictionary() -> None:
+def test_settings_are_frozen_and_roundtrip() -> None:
     settings = TuneSettings("demo:minilm", seed=3)
     with pytest.raises(FrozenInstanceError):
         settings.seed = 4  # type: ignore[misc]

@@ -58,7 +58,7 @@ class Adafactor(Optimizer):
         if not (lr >= 0 and weight_decay >= 0 and 0 <= beta1 < 1 and 0 <= beta2_cap < 1):
             raise UsageError(
                 f"Adafactor got lr={lr}, weight_decay={weight_decay}, beta1={beta1}, beta2_cap={beta2_cap}; "
-                "the first two must be at least 0, the betas at least 0 and less than 1"
+                "expected lr and weight_decay of at least 0, betas of at least 0 and less than 1"
             )
         self.momentum_dtype = momentum_dtype
         defaults = {
@@ -80,7 +80,7 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -135,7 +135,7 @@ def _factored_axes(shape: torch.Size) -> tuple[int, int] | None:
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Factor of the learning rate in a step (from 0): a linear rise from 0, then half a cosine to 0."""
+    """Return the factor of the learning rate in a step (from 0): a linear rise from 0, then half a cosine to 0."""
     rise = min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
@@ -253,4 +253,4 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     if name == "adafactor":
         return Adafactor(groups, lr=lr, beta1=betas[0], beta2_cap=betas[1])
-    raise UsageError(f"there is no optimizer {name!r}; it must be 'adamw' or 'adafactor'")
+    raise UsageError(f"unknown optimizer {name!r}; expected 'adamw' or 'adafactor'")

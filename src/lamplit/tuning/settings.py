@@ -146,13 +146,13 @@ class TuneSettings:
             )
         if self.lora is not None and not (self.pretrained_text and self.text_trains):
             raise UsageError(
-                f"lora needs pre-trained weights that may train, and {self.text_tower} has none in mode {self.mode}"
+                f"lora needs a pre-trained text tower that trains, and {self.text_tower} is none in mode {self.mode}"
             )
         image_only = ("image_lr", "image_weight_decay", "image_delay", "augment")
         given = [name for name in image_only if getattr(self, name) != type(self).__dataclass_fields__[name].default]
         if given and not self.image_trains:
             raise UsageError(
-                f"{', '.join(given)} is for an image tower that trains, and in mode {self.mode} it is locked; "
+                f"{', '.join(given)} cannot be given in mode {self.mode}, because its image tower is locked; "
                 "give a mode that begins with U or u"
             )
 
