@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lamplit.data.crops import inception_crop
+from lamplit.data.preprocessing import Preprocessing
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import Links
@@ -21,7 +24,7 @@ def test_an_epoch_has_every_pair_at_most_once(num_pairs: int, batch_size: int, s
     batches = made(num_pairs, batch_size=batch_size, seed=seed, epochs=3)
     assert batches.batch_size == min(batch_size, num_pairs)
     for epoch in range(3):
-        steps = [epoch * batches.steps_per_epoch + place for place in range(batches.steps_per_epoch)]
+        steps = [epoch * batches.steps_per_epoch + index for index in range(batches.steps_per_epoch)]
         rows = torch.cat([batches.rows(step) for step in steps]).tolist()
         assert len(rows) == len(set(rows)) == batches.steps_per_epoch * batches.batch_size
 
@@ -58,3 +61,14 @@ def test_every_crop_has_its_own_seed() -> None:
     assert [crop.seed for batch in batches.crops(6) for crop in batch] == seeds[24:]
     others = made(20, batch_size=4, steps=9, augment="inception", seed=1)
     assert not {crop.seed for batch in others.crops(0) for crop in batch} & set(seeds)
+
+
+@pytest.mark.parametrize("seed", [20_240_101, 2**63 - 1])
+def test_large_seeds_are_taken(seed: int) -> None:
+    batches = made(20, batch_size=4, steps=9, augment="inception", seed=seed)
+    seeds = [crop.seed for batch in batches.crops(0) for crop in batch]
+    assert len(set(seeds)) == 36
+    image = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
+    for number in seeds:
+        assert number is not None
+        assert inception_crop(image, Preprocessing((4, 4), (0.5,) * 3, (0.5,) * 3), number).shape == (3, 4, 4)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import Attention
 from torch import nn
 
 from lamplit.errors import TuneError
@@ -18,12 +19,13 @@ Name = Literal["adamw", "adafactor"]
 
 
 class Small(nn.Module):
-    """Something of every kind: factored and unfactored moments, another layout, a scalar, dropout, a locked part."""
+    """Every kind of parameter: factored moments and others, heads, another layout, a scalar, dropout, a locked part."""
 
     def __init__(self, width: int = 40) -> None:
         super().__init__()
         self.embedding = nn.Embedding(50, width)
         self.body = nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Dropout(0.5), nn.Linear(48, 3))
+        self.attention = Attention(64, num_heads=2)
         self.convolution = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(1.0))
         self.image_tower = Locked(nn.Linear(3, 3))
@@ -43,6 +45,7 @@ class Run:
             ids = torch.randint(50, (16,))  # drawn, as dropout is, from the random state
             loss = (self.model.body(self.model.embedding(ids)) * self.model.log_scale).square().mean()
             loss = loss + self.model.convolution(torch.randn(2, 8, 5, 5)).square().mean()
+            loss = loss + self.model.attention(torch.randn(2, 3, 64)).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -128,7 +131,7 @@ def test_checkpoint_of_another_model_is_refused(other: nn.Module, tmp_path: Path
         load_checkpoint(tmp_path / "last.safetensors", other, optimizer)
 
 
-def test_file_of_mere_weights_is_refused(tmp_path: Path) -> None:
+def test_file_of_weights_is_refused(tmp_path: Path) -> None:
     run = Run("adamw", seed=1)
     named = run.model.named_parameters()
     weights = {f"model.{name}": tensor.contiguous() for name, tensor in named if tensor.requires_grad}

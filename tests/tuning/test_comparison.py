@@ -57,7 +57,7 @@ def test_mean_and_spread_by_hand() -> None:
     assert cell.name == "LU  a  c"
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_impossible_comparisons_are_refused(
     store: Store, image_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     text = f"hf:{text_folder}"

@@ -40,6 +40,6 @@ def test_other_curves_are_another_image(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
-def test_nothing_of_pyplot_is_imported() -> None:
+def test_pyplot_is_not_imported() -> None:
     source = Path(draw_curves.__code__.co_filename).read_text()
     assert "pyplot" not in source, "pyplot keeps figures and picks a window system"

@@ -143,7 +143,7 @@ def test_side_that_does_not_train_gets_no_gradient(steps: dict[str, Step]) -> No
     assert difference(step.gradients(), step.plain()[1]) < 1e-6
 
 
-def test_gradient_with_dropout_is_the_plain_steps_where_one_chunk_holds_all(steps: dict[str, Step]) -> None:
+def test_dropout_gradient_of_one_chunk_is_plain(steps: dict[str, Step]) -> None:
     step = steps["softmax"]
     step.tower.train()
     for memory_budget in (0, HUGE):
@@ -155,7 +155,7 @@ def test_gradient_with_dropout_is_the_plain_steps_where_one_chunk_holds_all(step
 
 
 @pytest.mark.parametrize("chunk_tokens", [50, 200])
-def test_dropout_and_random_state_do_not_depend_on_the_budget(steps: dict[str, Step], chunk_tokens: int) -> None:
+def test_random_state_with_any_budget(steps: dict[str, Step], chunk_tokens: int) -> None:
     step = steps["softmax"]
     step.tower.train()
     softmax = step.loss_of

@@ -74,7 +74,7 @@ def test_every_linear_layer_has_matrices_and_only_they_train(tower: TextTower) -
     assert {id(parameter) for parameter in own} == before
 
 
-def test_gradients_reach_the_matrices_and_they_decay_as_kernels(tower: TextTower) -> None:
+def test_lora_matrices_get_gradients_and_decay(tower: TextTower) -> None:
     tower.add_lora(2)
     disturb(tower)
     tower(tower.tokenize(TEXTS)).square().sum().backward()
@@ -113,7 +113,7 @@ def test_saved_and_built_again(tower: TextTower, tmp_path: Path) -> None:
     assert built.describe() == tower.describe()
 
 
-def test_where_lora_has_no_place(text_folder: Path) -> None:
+def test_lora_needs_a_pretrained_tower(text_folder: Path) -> None:
     scratch = open_text_tower("scratch:tiny", width=16, texts=TEXTS)
     with pytest.raises(UsageError, match="scratch:tiny has no pre-trained weights to keep"):
         scratch.add_lora(4)
@@ -173,7 +173,7 @@ def test_run_learns_and_the_encoders_own_weights_stay(run: TuneReport, text_fold
         assert torch.equal(saved[key], tensor), key
 
 
-def test_what_trains_is_told(run: TuneReport, text_folder: Path) -> None:
+def test_report_lists_what_trains(run: TuneReport, text_folder: Path) -> None:
     tower = open_text_tower(f"hf:{text_folder}", width=32)
     whole = sum(parameter.numel() for parameter in tower.encoder.parameters())
     tower.add_lora(4)
@@ -208,9 +208,7 @@ def test_interrupted_run_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_merged_model_gives_the_same_vectors_and_needs_no_peft(
-    run: TuneReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_merged_model_has_the_same_vectors(run: TuneReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lamplit.load(run.out).encode_texts(TEXTS)
     result = CliRunner().invoke(app, ["merge", run.out, "--out", str(tmp_path / "merged")])
     assert (result.exit_code, result.stdout.strip()) == (0, str(tmp_path / "merged"))

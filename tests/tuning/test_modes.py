@@ -78,7 +78,7 @@ def image_weights(out: str | Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("mode", "image_head"), [*((mode, False) for mode in MODES), ("LU", True), ("UU", True)])
-def test_every_mode_trains_what_it_says_and_nothing_else(
+def test_modes_train_their_towers_only(
     mode: str, image_head: bool, vit_store: Store, made: Settings, tmp_path: Path
 ) -> None:
     settings = made(mode, image_head=image_head, num_evals=1, val_fraction=0.0)  # so that the last model is kept
@@ -93,7 +93,7 @@ def test_every_mode_trains_what_it_says_and_nothing_else(
     } | ({"image head": "trains"} if image_head else {})
     assert (report.fingerprint_after == vit_store.tower.fingerprint) == (mode[0] == "L")
     model = lamplit.load(report.out)
-    assert isinstance(model.image_tower, Locked), "whoever loads a model finds the tower locked"
+    assert isinstance(model.image_tower, Locked), "a loaded model has a locked tower"
     assert model.identity.fingerprint == report.fingerprint_after
     assert model.text_tower is not None
     encoder = open_text_tower(settings.text_tower, width=8).encoder
@@ -226,7 +226,7 @@ def test_image_tower_waits_for_its_start(vit_store: Store, made: Settings, tmp_p
 
 
 @pytest.mark.slow
-def test_images_that_are_lost_on_the_way_are_left_out_and_listed(
+def test_unreadable_images_are_skipped_and_listed(
     image_folder: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(image_folder, tmp_path / "images")
@@ -246,9 +246,9 @@ def test_images_that_are_lost_on_the_way_are_left_out_and_listed(
         tune(store, tmp_path / "another", made("UU"))
 
 
-def test_settings_of_a_tower_that_is_locked_are_refused(text_folder: Path) -> None:
+def test_image_settings_need_an_image_tower_that_trains(text_folder: Path) -> None:
     for setting in ({"image_lr": 1e-4}, {"image_weight_decay": 0.0}, {"image_delay": 0.5}, {"augment": "inception"}):
-        with pytest.raises(UsageError, match=f"{next(iter(setting))} is for an image tower that trains"):
+        with pytest.raises(UsageError, match=f"{next(iter(setting))} cannot be given in mode LU"):
             TuneSettings(f"hf:{text_folder}", mode="LU", **setting)  # type: ignore[arg-type]
 
 
@@ -263,7 +263,7 @@ def test_tower_from_scratch_needs_none_of_its_weights(store_path: Path, made: Se
     assert isinstance(lamplit.load(report.out).image_tower, Locked)
 
 
-def test_image_head_starts_as_nothing(vit_store: Store, made: Settings, tmp_path: Path) -> None:
+def test_image_head_starts_as_the_identity(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     plain = tune(vit_store, tmp_path / "plain", made("LU"))
     headed = tune(vit_store, tmp_path / "headed", made("LU", image_head=True))
     assert headed.start == pytest.approx(plain.start)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import Attention
 from torch import nn
 
-from lamplit.errors import UsageError
+from lamplit.errors import TuneError, UsageError
 from lamplit.tuning.optimizers import Adafactor, build_optimizer, parameter_groups, warmup_cosine
 
-# The attention kernel (768, 12, 64) of big_vision is factored over its first and last axis.
 SHAPES = [(), (5,), (64,), (31, 64), (32, 32), (64, 40), (40, 64), (4, 33, 48), (96, 12, 64), (2, 40, 3, 35)]
 
 
@@ -53,6 +53,61 @@ def test_adafactor_is_the_papers(shape):
         optimizer.step()
     expected = literal_adafactor(start, gradients, lr=0.01, weight_decay=0.1)
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adafactor_takes_each_head_apart():
+    """big_vision keeps q, k and v apart, as (W, H, D), and the output projection as (H, D, W)."""
+    width, heads, size = 96, 2, 48
+    attention = Attention(width, num_heads=heads, qkv_bias=True)
+    generator = np.random.default_rng(0)
+    kernels = {"qkv": (3 * width, width), "proj": (width, width)}
+    starts = {name: generator.normal(size=shape) for name, shape in kernels.items()}
+    gradients = {name: [generator.normal(size=shape) * 10.0**-k for k in range(4)] for name, shape in kernels.items()}
+    # Heads differ in size, so that one factor for all of them would show.
+    for name in kernels:
+        for gradient in gradients[name]:
+            gradient *= generator.uniform(0.1, 10, size=gradient.shape)
+    with torch.no_grad():
+        for name, start in starts.items():
+            getattr(attention, name).weight.copy_(torch.tensor(start))
+    optimizer = build_optimizer("adafactor", attention, lr=0.01, weight_decay=0.1)
+    for step in range(4):
+        for name in kernels:
+            getattr(attention, name).weight.grad = torch.tensor(gradients[name][step], dtype=torch.float32)
+        optimizer.step()
+
+    def expected(start, some, there, back):
+        moved = literal_adafactor(there(start), [there(gradient) for gradient in some], lr=0.01, weight_decay=0.1)
+        return back(moved)
+
+    for part in range(3):
+        rows = slice(part * width, (part + 1) * width)
+        found = attention.qkv.weight.detach().numpy()[rows]
+        kernel = expected(
+            starts["qkv"][rows], [gradient[rows] for gradient in gradients["qkv"]],
+            lambda x: x.T.reshape(width, heads, size), lambda x: x.reshape(width, width).T,
+        )  # fmt: skip
+        np.testing.assert_allclose(found, kernel, rtol=1e-5, atol=1e-6)
+    kernel = expected(
+        starts["proj"], gradients["proj"],
+        lambda x: x.T.reshape(heads, size, width), lambda x: x.reshape(width, width).T,
+    )  # fmt: skip
+    np.testing.assert_allclose(attention.proj.weight.detach().numpy(), kernel, rtol=1e-5, atol=1e-6)
+    whole = literal_adafactor(starts["proj"], gradients["proj"], lr=0.01, weight_decay=0.1)
+    assert np.abs(whole - kernel).max() > 1e-3, "all heads together are another step"
+
+
+def test_adafactor_refuses_the_state_of_other_shapes():
+    attention = Attention(64, num_heads=2)
+    for parameter in attention.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = Adafactor(attention.parameters(), lr=0.1)
+    before.step()
+    after = build_optimizer("adafactor", nn.ModuleList([attention]), lr=0.1, weight_decay=0.0)
+    for parameter in attention.parameters():
+        after.state[parameter] = before.state[parameter]
+    with pytest.raises(TuneError, match=r"of an earlier lamplit, .*delete checkpoints/last\.safetensors"):
+        after.step()
 
 
 def test_adafactor_keeps_rows_and_columns_only():
@@ -100,7 +155,7 @@ def test_adafactor_resumes_to_the_last_bit(momentum_dtype):
     assert torch.equal(whole, resumed)
 
 
-def test_adafactor_takes_a_closure_and_leaves_out_what_has_no_gradient():
+def test_adafactor_closure_and_missing_gradients():
     trained, idle = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = Adafactor([trained, idle], lr=0.1, weight_decay=0.5)
 
@@ -170,7 +225,7 @@ def test_only_kernels_decay():
     ]
 
 
-def test_embeddings_are_known_by_name_where_there_is_no_module():
+def test_embeddings_by_name():
     parameters = [
         ("text.embeddings.word_embeddings.weight", nn.Parameter(torch.zeros(9, 4))),
         ("text.layer.0.dense.weight", nn.Parameter(torch.zeros(4, 4))),
@@ -199,7 +254,7 @@ def test_build_optimizer(name, kind):
 
 
 def test_build_optimizer_refuses_nonsense():
-    with pytest.raises(UsageError, match="'sgd'; it must be 'adamw' or 'adafactor'"):
+    with pytest.raises(UsageError, match="'sgd'; expected 'adamw' or 'adafactor'"):
         build_optimizer("sgd", Tower(), lr=0.1, weight_decay=0)
     with pytest.raises(UsageError, match="frozen"):
         build_optimizer("adamw", Tower().requires_grad_(False), lr=0.1, weight_decay=0)

@@ -19,7 +19,7 @@ PAPER = {
 }
 
 
-def test_the_papers_runs_are_there() -> None:
+def test_list_recipes() -> None:
     assert list_recipes() == NAMES == sorted(PAPER)
 
 
@@ -64,7 +64,7 @@ def test_own_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("[settings]\nlearning_rate = 1\n", "unknown keys: settings.learning_rate; known: text_tower, mode"),
         ("[setings]\nlr = 1\n", "has no \\[settings\\]"),
@@ -76,10 +76,10 @@ def test_own_recipe(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unknown_keys_are_refused(content: str, told: str, tmp_path: Path) -> None:
+def test_unknown_keys_are_refused(content: str, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(content)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=expected):
         read_recipe(str(file))
 
 

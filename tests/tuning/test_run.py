@@ -29,6 +29,7 @@ from lamplit.model import LiT
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.tuning.building import build_run
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import held_out_recall, split_store
@@ -102,7 +103,7 @@ def test_loss_falls_and_recall_beats_chance(
     assert report.mode == ("LU" if pretrained else "Lu")
 
 
-def test_head_start_is_measured_before_the_first_step(
+def test_closed_form_is_measured_before_the_first_step(
     words_path: Path, made: Settings, run: TuneReport, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamplit"):
@@ -213,9 +214,7 @@ def test_patience_stops_early_and_stays_stopped(words_path: Path, made: Settings
     assert len(losses_of(report.out)) == 12
 
 
-def test_report_comes_back_where_the_run_was_killed_before_it(
-    run: TuneReport, words_path: Path, made: Settings, tmp_path: Path
-) -> None:
+def test_report_after_a_kill(run: TuneReport, words_path: Path, made: Settings, tmp_path: Path) -> None:
     shutil.copytree(run.out, tmp_path / "run")
     (tmp_path / "run" / "report.json").unlink()
     again = tune(words_path, tmp_path / "run", made())
@@ -235,17 +234,54 @@ def test_nothing_held_out_keeps_the_last_model(words_path: Path, made: Settings,
         )
 
 
-def test_loss_that_is_no_number_stops_with_advice(words_path: Path, made: Settings, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_stops_with_advice(words_path: Path, made: Settings, tmp_path: Path) -> None:
     with pytest.raises(TuneError, match=r"in step \d+, at learning rate .*Lower --lr \(it peaks at 1e\+30\)"):
         tune(words_path, tmp_path / "run", made(lr=1e30))
     assert not (tmp_path / "run" / "report.json").exists()
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "run")), "the step is not logged either"
 
 
+def test_each_column_is_read_once(
+    words_path: Path, made: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    column, vectors = Store.column, Store.vectors
+
+    def note_column(store: Store, name: str) -> list[Any]:
+        read.append(name)
+        return column(store, name)
+
+    def note_vectors(store: Store, center: torch.Tensor | None = None) -> torch.Tensor:
+        read.append("vector")
+        return vectors(store, center)
+
+    monkeypatch.setattr(Store, "column", note_column)
+    monkeypatch.setattr(Store, "vectors", note_vectors)
+    tune(words_path, tmp_path / "run", made(steps=2, num_evals=1))
+    assert sorted(read) == ["hash", "path", "texts", "vector"]
+
+
+def test_gradients_are_clipped(words_path: Path, made: Settings, tmp_path: Path) -> None:
+    settings = made(steps=4, num_evals=1, grad_clip=0.5)
+    norms: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    torch.manual_seed(0)
+    run = build_run(Store(words_path), tmp_path, settings, torch.device("cpu"))
+    run.optimizer.register_step_pre_hook(note)
+    run.go(memory_budget=None, workers=0, progress=False)
+    measured = [line["grad_norm"] for line in log_of(tmp_path) if "loss" in line]
+    assert min(measured) > 0.6, "before clipping all are larger"
+    assert norms == pytest.approx([0.5] * 4, rel=1e-3)
+
+
 WARNING = "so the text tower has learnt nothing yet"
 
 
-def test_guessing_is_said_in_plain_words_once(
+def test_guessing_warns_once(
     words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tune(words_path, tmp_path / "run", made(lr=1e-9))
@@ -254,7 +290,7 @@ def test_guessing_is_said_in_plain_words_once(
     assert "guessing among 48 pairs gives ln(48) = 3.87" in warning
 
 
-def test_texts_that_say_nothing_of_the_images_are_noticed(
+def test_shuffled_texts_warn(
     words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(words_path)
@@ -266,7 +302,7 @@ def test_texts_that_say_nothing_of_the_images_are_noticed(
     assert report.last["image_to_text/recall@1"] < 0.1
 
 
-def test_good_run_is_not_warned_of(
+def test_good_run_does_not_warn(
     words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tune(words_path, tmp_path / "run", made(lr=1e-2))
@@ -302,7 +338,7 @@ def test_duplicates_are_positives(loss: str, tmp_path: Path, made: Settings) -> 
         assert found != pytest.approx(by_hand(image_ids=image_ids), rel=1e-3)
 
 
-def test_another_column_is_another_language_of_the_same_store(words_path: Path, made: Settings, tmp_path: Path) -> None:
+def test_other_text_column(words_path: Path, made: Settings, tmp_path: Path) -> None:
     report = tune(words_path, tmp_path / "run", made(text_column="german", lr=6e-3))
     assert report.best["image_to_text/recall@5"] > 5 * 5 / 72
     found = lamplit.search(lamplit.load(report.out), Store(words_path), "gelb Ring small schwarz", k=5)
@@ -345,11 +381,11 @@ def test_long_texts_are_counted(
 ) -> None:
     report = tune(words_path, tmp_path / "run", made(context_length=5, epochs=0.2))
     assert report.truncated_texts == 288
-    told = [message for message in caplog.messages if "lose their end" in message]
-    assert told == [f"texts of more than 5 tokens lose their end: {n} of {n}" for n in (288, 72)]  # then the held-out
+    logged = [message for message in caplog.messages if "lose their end" in message]
+    assert logged == [f"texts of more than 5 tokens lose their end: {n} of {n}" for n in (288, 72)]  # then the held-out
 
 
-def test_tower_that_cannot_be_opened_is_said_to_be_missing(
+def test_missing_image_tower_is_logged(
     words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = tune(words_path, tmp_path / "run", made(epochs=0.2))
@@ -371,7 +407,7 @@ def known_store(image_folder: Path, image_tower: ImageTower, tmp_path_factory: p
     return Store(folder / "drawings.lance")
 
 
-def test_locked_tower_is_proved_and_saved_with_the_model(
+def test_locked_tower_is_saved_unchanged(
     known_store: Store, image_folder: Path, made: Settings, tmp_path: Path
 ) -> None:
     report = tune(known_store, tmp_path / "run", made(closed_form=True, lr=1e-4))

@@ -53,16 +53,16 @@ def test_younger_settings_have_their_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ('{"format": 2}', r"has format 2; this lamplit reads up to 1: upgrade it"),
         ('{"format": 1, "magic": 3}', r"has unknown settings magic; tune again with another --out"),
         ('{"format": ', r"is not JSON .*; give another --out"),
     ],
 )
-def test_unreadable_settings_are_explained(content: str, told: str, tmp_path: Path) -> None:
+def test_unreadable_settings_are_explained(content: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=expected):
         settings_of_run(tmp_path, "a.lance")
 
 

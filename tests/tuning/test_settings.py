@@ -28,13 +28,15 @@ from lamplit.tuning.settings import TuneSettings
         ("weight_decay", -1.0),
         ("context_length", 2),
         ("lora", 0),
+        ("seed", -1),
+        ("seed", 2**63),
         ("mode", "lu"),
         ("loss", "hinge"),
         ("optimizer", "sgd"),
         ("precision", "fp16"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(name: str, value: Any) -> None:
+def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{name} is {value}; expected "):
         TuneSettings("demo:minilm", **{name: value})
 
@@ -49,13 +51,14 @@ def test_what_cannot_be_meant_is_refused(name: str, value: Any) -> None:
         ("patience", None),
         ("patience", 1),
         ("weight_decay", 0.0),
+        ("seed", 2**63 - 1),
         ("mode", "Lu"),
         ("loss", "sigmoid"),
         ("optimizer", "adafactor"),
         ("precision", "bf16"),
     ],
 )
-def test_ends_of_the_ranges_are_taken(name: str, value: Any) -> None:
+def test_ends_of_ranges_are_taken(name: str, value: Any) -> None:
     assert getattr(TuneSettings("demo:minilm", **{name: value}), name) == value
 
 
@@ -86,7 +89,7 @@ def test_lora_takes_larger_steps() -> None:
     assert TuneSettings("demo:minilm", lora=8, lr=0.25).peak_lr == 0.25
 
 
-def test_settings_do_not_change_and_go_through_a_dictionary() -> None:
+def test_settings_are_frozen_and_roundtrip() -> None:
     settings = TuneSettings("demo:minilm", seed=3)
     with pytest.raises(FrozenInstanceError):
         settings.seed = 4  # type: ignore[misc]

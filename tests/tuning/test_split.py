@@ -66,7 +66,7 @@ def test_held_out_captions_are_under_no_training_pair(made_up: Store, seed: int)
     assert all(row not in held_out_rows and text in never_seen for row, text in lost)
 
 
-def test_split_is_the_same_again_and_another_with_another_seed(made_up: Store) -> None:
+def test_split_depends_on_the_seed(made_up: Store) -> None:
     splits = [split_store(Store(made_up.path), "texts", 0.4, seed)[1].texts for seed in (0, 0, 1, 2, 3)]
     assert splits[0] == splits[1]
     assert any(other != splits[0] for other in splits[2:])
@@ -79,7 +79,7 @@ def test_fraction_is_of_the_distinct_first_captions(made_up: Store) -> None:
     assert len(first) == round(0.3 * len(distinct))
 
 
-def test_nothing_is_held_out_where_nothing_is_asked_for(made_up: Store) -> None:
+def test_fraction_of_zero_holds_nothing_out(made_up: Store) -> None:
     train, held_out = split_store(made_up, "texts", 0.0, 0)
     assert held_out.texts == []
     assert len(held_out) == 0

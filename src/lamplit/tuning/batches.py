@@ -1,4 +1,4 @@
-"""Which pairs make which step: a matter of the seed and the step alone, so that a resumed run sees the same."""
+"""Which pairs make which step: it depends on the seed and the step alone, so that a resumed run sees the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lamplit.data.crops import Crop
-from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.settings import MAX_SEED, TuneSettings
 from lamplit.tuning.split import Links
 
 
@@ -17,8 +17,8 @@ class Batches:
     """The steps of a run.
 
     Args:
-        pairs: what is tuned on.
-        paths: the image of each row of the store.
+        pairs: the training pairs.
+        paths: the image file of each row of the store.
         settings: batch size, epochs or steps, seed, augmentation.
     """
 
@@ -31,18 +31,25 @@ class Batches:
         self._orders: dict[int, Tensor] = {}  # pairs of an epoch, shuffled
 
     def rows(self, step: int) -> Tensor:
-        """Places of the pairs of one step, (B,)."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        """Return the indices of the pairs of one step, (B,)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
         if epoch not in self._orders:  # images are read some steps ahead, so two epochs may be under way
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(_mixed(self.settings.seed, epoch))
             order = torch.randperm(len(self.pairs), generator=generator)
             self._orders = {e: kept for e, kept in self._orders.items() if e == epoch - 1} | {epoch: order}
-        return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
+        return self._orders[epoch][index * self.batch_size : (index + 1) * self.batch_size]
 
     def crops(self, first: int) -> Iterator[list[Crop]]:
-        """Yield the images of each step from step `first` on; every crop has a seed of its own."""
+        """Yield the images of each step, from step `first` on; every random crop has a seed of its own."""
         for step in range(first, self.total_steps):
-            seed = (self.settings.seed * 1_000_003 + step) << 24
+            seed = _mixed(self.settings.seed, step) << 24
             rows = self.pairs.image_index[self.rows(step)].tolist()
             random = self.settings.augment == "inception"
-            yield [Crop(self.paths[row], seed + place if random else None) for place, row in enumerate(rows)]
+            yield [
+                Crop(self.paths[row], (seed + index) % MAX_SEED if random else None) for index, row in enumerate(rows)
+            ]
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Make a seed of its own for each step or epoch of each run; torch takes 64 bits."""
+    return (seed * 1_000_003 + number) % MAX_SEED

@@ -1,4 +1,4 @@
-"""A zero-shot text head in closed form, before the first step.
+"""Closed-form initialisation: a text head by ridge regression, before the first step.
 
 A supervised tower's own classifier is a set of (class name, vector in this very space) pairs that needs no
 image. Ridge regression from text features to those vectors, and to the vectors of the training images,
@@ -26,18 +26,18 @@ from lamplit.tuning.sides import text_features
 SHRINKAGE = 10.0  # of the covariance, in units of its mean variance
 RIDGE = 2.0  # in units of the mean squared feature
 PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
-MAX_PAIRS = 50_000  # more would not change the fit
+MAX_PAIRS = 50_000  # more pairs would not change the fit
 
 
 @torch.no_grad()
 def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_head: ClassHead | None) -> None:
-    """Set the tower's head by ridge regression.
+    """Initialise a text tower's head by ridge regression.
 
     Args:
-        text_tower: its features are used as they are; only the head changes.
+        text_tower: the tower; its encoder does not change.
         zimg: unit vectors of the training images, (N, D).
-        texts: their texts, N.
-        class_head: the image tower's classifier, where there is one.
+        texts: N texts, one for each image.
+        class_head: the image tower's classifier, or None.
     """
     device = text_tower.head.weight.device
     if len(texts) > MAX_PAIRS:
@@ -57,7 +57,7 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
         targets.append(F.normalize(vectors - vectors.mean(0), dim=-1)[[c for _, c in names]])
         weights.append(torch.ones(len(names), device=device))
     matrix = _ridge(torch.cat(inputs), torch.cat(targets), torch.cat(weights))  # (feature width, D)
-    # What all images share says nothing about any of them; a text that pointed there would match them all.
+    # The direction that all images share tells none of them from another; a text along it would match them all.
     direction = F.normalize(common, dim=0)
     matrix -= torch.outer(matrix @ direction, direction)
     matrix /= (inputs[0] @ matrix).norm(dim=-1).mean().clamp(min=1e-12)

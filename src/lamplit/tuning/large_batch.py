@@ -1,4 +1,4 @@
-"""Gradients of a batch that does not fit into memory, equal to those of one that does.
+"""Compute the gradients of a batch that does not fit into memory, equal to those of one that does.
 
 The loss of a contrastive batch needs all its vectors at once, but only the vectors. So each side is encoded in
 chunks, the loss and its gradient on the vectors are taken once, and each chunk is back-propagated on its own
@@ -22,10 +22,13 @@ CHUNK_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Part:
-    """The side of a batch that trains, cut into what is encoded at a time.
+    """The side of a batch that trains, cut into chunks that are encoded one at a time.
 
-    `encode` maps a chunk to (n, D) vectors; `again`, where it is given, does so the second time. `order` says
-    which row of the batch each vector belongs to, as the chunks give them: (B,).
+    Attributes:
+        encode: maps a chunk to (n, D) vectors.
+        chunks: what `encode` takes.
+        order: (B,) the row of the batch that each vector belongs to, in the order of the chunks.
+        again: maps a chunk to its vectors a second time; `encode` does if this is None.
     """
 
     encode: Callable[[Any], Tensor]
@@ -57,10 +60,10 @@ def backward_in_chunks(
     device: torch.device,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """Add the gradient of `loss_of(unit vectors of each side)` to whatever `encode` and `loss_of` depend on.
+    """Add the gradient of `loss_of(unit vectors of each side)` to all parameters of `encode` and `loss_of`.
 
     Args:
-        sides: each a part to encode, or (B, D) unit vectors of what does not train.
+        sides: for each a part to encode, or (B, D) unit vectors if it does not train.
         loss_of: maps (B, D) unit vectors of every side to a scalar loss.
         device: where the vectors are.
         memory_budget: bytes of activations that may be kept; by default half of what is free.
@@ -70,11 +73,11 @@ def backward_in_chunks(
     """
     left = _free_memory(device) // 2 if memory_budget is None else memory_budget
     encoded: dict[int, _Encoded] = {}
-    for place, side in enumerate(sides):
+    for number, side in enumerate(sides):
         if isinstance(side, Part):
-            encoded[place] = _Encoded(side, device, left)
-            left -= encoded[place].num_bytes
-    vectors = [encoded[place].rows() if place in encoded else side for place, side in enumerate(sides)]
+            encoded[number] = _Encoded(side, device, left)
+            left -= encoded[number].num_bytes
+    vectors = [encoded[number].rows() if number in encoded else side for number, side in enumerate(sides)]
     loss = loss_of(*vectors)
     torch.autograd.backward(loss)
     after = _random_state(device)
@@ -85,7 +88,7 @@ def backward_in_chunks(
 
 
 class _Encoded:
-    """The vectors of a part, and the way back through them."""
+    """The vectors of a part, and what their backward pass needs."""
 
     def __init__(self, part: Part, device: torch.device, memory_budget: int) -> None:
         self.part, self.device, self.num_bytes = part, device, 0
@@ -102,13 +105,13 @@ class _Encoded:
         self.leaf = torch.cat([output.detach() for output in self.outputs]).float().requires_grad_()
 
     def rows(self) -> Tensor:
-        """(B, D) unit vectors in the order of the batch."""
-        place = torch.empty_like(self.part.order)
-        place[self.part.order] = torch.arange(len(place))
-        return F.normalize(self.leaf, dim=-1)[place.to(self.device)]
+        """Return (B, D) unit vectors in the order of the batch."""
+        index = torch.empty_like(self.part.order)
+        index[self.part.order] = torch.arange(len(index))
+        return F.normalize(self.leaf, dim=-1)[index.to(self.device)]
 
     def backward(self) -> None:
-        """Bring the gradient on the vectors to what they were encoded with."""
+        """Back-propagate the gradient on the vectors into the encoder."""
         assert self.leaf.grad is not None
         gradients = torch.split(self.leaf.grad, [len(output) for output in self.outputs])
         for index, gradient in enumerate(gradients):

@@ -74,7 +74,7 @@ class Run:
     state: RunState = field(default_factory=RunState)
 
     def go(self, *, memory_budget: int | None, workers: int, progress: bool) -> TuneReport:
-        """Go through all steps; return the report."""
+        """Take all steps that are left; return the report."""
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
         if checkpoint.is_file():
             self.state = RunState(**load_checkpoint(checkpoint, self.model, self.optimizer))
@@ -106,7 +106,7 @@ class Run:
         return self._finish(time.monotonic() - started)
 
     def _start(self) -> None:
-        """Fit the head, and measure where that leads before any step."""
+        """Initialise the head, and measure held-out recall before any step."""
         (self.out / "log.jsonl").unlink(missing_ok=True)
         assert self.model.text_tower is not None
         # The store's vectors do not come from an image tower from scratch, and a published head is trained already.

@@ -1,4 +1,4 @@
-"""The paper's optimizers, its schedule, and which parameters decay."""
+"""Optimizers and schedule of the paper, and the groups of parameters that decay or do not."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
 import torch
+from timm.layers import AttentionPoolLatent
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lamplit.errors import UsageError
+from lamplit.errors import TuneError, UsageError
 
-_SMALLEST_FACTORED = 32
+_MIN_FACTORED = 32  # a second-largest axis that is shorter is not factored
 
 
 class Adafactor(Optimizer):
     """Adafactor as LiT uses it: big_vision's variant, not the original one.
 
-    The second moment of a matrix is kept as the means of its rows and of its columns. There is no clipping,
-    no step relative to a parameter's size, and no bias correction of the momentum.
+    The second moment of a matrix is kept as the means of its rows and of its columns; a kernel of attention is a
+    matrix for each head. There is no clipping, no step relative to a parameter's size, and no bias correction of the
+    momentum. (timm has this variant too, but takes the shapes of kernels as torch keeps them, without heads.)
 
     Weight decay is decoupled in torch's sense, `p -= lr * (update + weight_decay * p)`. The paper does not
     multiply its decay by the learning rate: divide the paper's value by the learning rate.
 
     Args:
-        params: parameters or groups of them, as for every torch optimizer.
+        params: parameters or groups of them, as for every torch optimizer; in a group, `shapes` may list the shape in
+            which each parameter is factored.
         lr: learning rate.
         beta1: decay of the momentum.
         decay: the second moment's decay is `1 - (t + 1) ** -decay` in step t, counted from 0 ...
@@ -36,7 +40,7 @@ class Adafactor(Optimizer):
         momentum_dtype: how the momentum is stored; the paper's is `torch.bfloat16`.
 
     Raises:
-        UsageError: if a number is out of its range.
+        UsageError: a number is out of its range.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Adafactor(Optimizer):
         if not (lr >= 0 and weight_decay >= 0 and 0 <= beta1 < 1 and 0 <= beta2_cap < 1):
             raise UsageError(
                 f"Adafactor got lr={lr}, weight_decay={weight_decay}, beta1={beta1}, beta2_cap={beta2_cap}; "
-                "the first two must be at least 0, the betas at least 0 and less than 1"
+                "expected lr and weight_decay of at least 0, betas of at least 0 and less than 1"
             )
         self.momentum_dtype = momentum_dtype
         defaults = {
@@ -64,6 +68,7 @@ class Adafactor(Optimizer):
             "beta2_cap": beta2_cap,
             "eps": eps,
             "weight_decay": weight_decay,
+            "shapes": None,
         }
         super().__init__(params, defaults)
 
@@ -75,21 +80,23 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
+            shapes = group["shapes"] or [parameter.shape for parameter in group["params"]]
+            for parameter, shape in zip(group["params"], shapes, strict=True):
                 if parameter.grad is not None:
-                    update = self._momentum(self.state[parameter], parameter.grad.float(), group)
+                    gradient = parameter.grad.float().reshape(shape)
+                    update = self._momentum(self.state[parameter], gradient, group)
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"])
+                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
         return loss
 
     def _momentum(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Take one gradient into a parameter's state; return what to step along."""
+        """Take one gradient into a parameter's state; return the direction of the step."""
         axes = _factored_axes(gradient.shape)
         if not state:
             state["step"] = 0
@@ -98,6 +105,11 @@ class Adafactor(Optimizer):
             for axis in axes or (None,):
                 shape = [1 if axis == k else length for k, length in enumerate(gradient.shape)]
                 state["moment" if axis is None else f"moment_{axis}"] = gradient.new_zeros(shape)
+        elif state["momentum"].shape != gradient.shape:
+            raise TuneError(
+                "this checkpoint is of an earlier lamplit, whose Adafactor took all heads of attention together; "
+                "delete checkpoints/last.safetensors in the run's folder to start over"
+            )
         decay = min(group["beta2_cap"], 1 - (state["step"] + 1) ** -group["decay"])
         state["step"] += 1
         squares = gradient.square().add_(group["eps"])
@@ -115,15 +127,15 @@ class Adafactor(Optimizer):
 
 
 def _factored_axes(shape: torch.Size) -> tuple[int, int] | None:
-    """Return the second-largest axis and the largest; None where the former is too short to factor."""
+    """Return the second-largest axis and the largest; None if the former is too short to factor."""
     if len(shape) < 2:
         return None
     *_, second, largest = sorted(range(len(shape)), key=lambda axis: shape[axis])
-    return (second, largest) if shape[second] >= _SMALLEST_FACTORED else None
+    return (second, largest) if shape[second] >= _MIN_FACTORED else None
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Factor of the learning rate in a step (from 0): a linear rise from 0, then half a cosine to 0."""
+    """Return the factor of the learning rate in a step (from 0): a linear rise from 0, then half a cosine to 0."""
     rise = min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
@@ -154,21 +166,24 @@ def set_rates(optimizer: Optimizer, step: int, total_steps: int, warmup_ratio: f
 def parameter_groups(
     parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Sort what trains into what decays and what does not, as the paper does.
+    """Split the parameters that train into those that decay and those that do not, as the paper does.
 
     Only kernels decay: weights of two or more dimensions that are not an embedding's. Biases, norms,
     class tokens, position and token embeddings, logit scale and bias do not.
 
     Args:
-        parameters: a module, or names and parameters; of the latter an embedding is known by its name only
+        parameters: a module, or pairs of name and parameter, among which an embedding is known by its name only
             ("embed" in the name of its module). Frozen parameters are left out.
         weight_decay: in torch's sense, multiplied by the learning rate.
 
     Returns:
-        Two groups for a torch optimizer, in the order of `named_parameters`; an empty one is left out.
+        Two groups for a torch optimizer, in the order of `named_parameters`; an empty one is left out. `shapes` has
+        the shapes of a module's parameters as the paper's code keeps them, for Adafactor.
     """
     embeddings: set[int] = set()
+    heads: dict[Tensor, tuple[int, ...]] = {}
     if isinstance(parameters, nn.Module):
+        heads = _shapes_with_heads(parameters)
         embeddings = {id(module.weight) for module in parameters.modules() if isinstance(module, nn.Embedding)}
         parameters = parameters.named_parameters()
     decaying: list[nn.Parameter] = []
@@ -177,11 +192,30 @@ def parameter_groups(
         if parameter.requires_grad:
             kernel = parameter.ndim >= 2 and id(parameter) not in embeddings and _names_kernel(name)
             (decaying if kernel else others).append(parameter)
-    groups = [
-        {"params": decaying, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    return [
+        {"params": group, "weight_decay": decay, "shapes": [heads.get(p, tuple(p.shape)) for p in group]}
+        for group, decay in ((decaying, weight_decay), (others, 0.0))
+        if group
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _shapes_with_heads(module: nn.Module) -> dict[Tensor, tuple[int, ...]]:
+    """Map the kernels of a module's attention to their shapes with an axis for heads, as Flax keeps them.
+
+    (W, H, D) of Flax is (H, D, W) here, as torch has a kernel's output first; that of the output projection, (H, D, W)
+    there, is (W, H, D) here.
+    """
+    shapes: dict[Tensor, tuple[int, ...]] = {}
+    for attention in module.modules():
+        if isinstance(attention, Attention | AttentionPoolLatent):
+            heads = (attention.num_heads, attention.head_dim)
+            for name in ("qkv", "q", "kv"):
+                linear = getattr(attention, name, None)
+                if isinstance(linear, nn.Linear):
+                    shapes[linear.weight] = (linear.out_features // (heads[0] * heads[1]), *heads, linear.in_features)
+            if isinstance(attention.proj, nn.Linear):
+                shapes[attention.proj.weight] = (attention.proj.out_features, *heads)
+    return shapes
 
 
 def _names_kernel(name: str) -> bool:
@@ -206,10 +240,10 @@ def build_optimizer(
         parameters: as for `parameter_groups`.
         lr: learning rate.
         weight_decay: in torch's sense, multiplied by the learning rate.
-        betas: decays of the first moment and of the second; for Adafactor the latter is the highest it takes.
+        betas: decays of the first moment and of the second; for Adafactor the latter is the largest decay.
 
     Raises:
-        UsageError: if there is no such optimizer, or nothing trains.
+        UsageError: there is no such optimizer, or nothing trains.
     """
     groups = parameter_groups(parameters, weight_decay=weight_decay)
     if not groups:
@@ -219,4 +253,4 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     if name == "adafactor":
         return Adafactor(groups, lr=lr, beta1=betas[0], beta2_cap=betas[1])
-    raise UsageError(f"there is no optimizer {name!r}; it must be 'adamw' or 'adafactor'")
+    raise UsageError(f"unknown optimizer {name!r}; expected 'adamw' or 'adafactor'")

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError
 
+MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
 _TABLES = {"title", "source", "paper", "settings"}
 OLD_NAMES = {  # of settings in run folders and recipes of earlier versions
@@ -128,6 +129,7 @@ class TuneSettings:
             "image_delay": (0 <= self.image_delay < 1, "at least 0 and less than 1"),
             "grad_clip": (self.grad_clip > 0, "more than 0"),
             "lora": (self.lora is None or self.lora >= 1, "a rank of at least 1"),
+            "seed": (0 <= self.seed < MAX_SEED, f"at least 0 and less than {MAX_SEED}"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "context_length": (self.context_length is None or self.context_length >= 3, "at least 3"),
         }
@@ -144,13 +146,13 @@ class TuneSettings:
             )
         if self.lora is not None and not (self.pretrained_text and self.text_trains):
             raise UsageError(
-                f"lora needs pre-trained weights that may train, and {self.text_tower} has none in mode {self.mode}"
+                f"lora needs a pre-trained text tower that trains, and {self.text_tower} is none in mode {self.mode}"
             )
         image_only = ("image_lr", "image_weight_decay", "image_delay", "augment")
         given = [name for name in image_only if getattr(self, name) != type(self).__dataclass_fields__[name].default]
         if given and not self.image_trains:
             raise UsageError(
-                f"{', '.join(given)} is for an image tower that trains, and in mode {self.mode} it is locked; "
+                f"{', '.join(given)} cannot be given in mode {self.mode}, because its image tower is locked; "
                 "give a mode that begins with U or u"
             )
 

@@ -1,4 +1,4 @@
-"""Which pairs of a store are tuned on, and which captions are kept to measure with."""
+"""Split the pairs of a store into those that are tuned on and those that are held out."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ class Links:
 
     texts: list[str]  # M distinct texts
     image_index: Tensor  # (L,) rows of the store
-    text_index: Tensor  # (L,) places in texts
+    text_index: Tensor  # (L,) indices into texts
 
     def __len__(self) -> int:
-        """Count the pairs."""
+        """Return the number of pairs."""
         return len(self.image_index)
 
 
 def link(rows: Sequence[int], texts: Sequence[Sequence[str]]) -> Links:
-    """Link rows of a store to their texts; texts that differ in case only are one."""
-    place: dict[str, int] = {}
+    """Link rows of a store to their texts; texts that differ only in case are one."""
+    index_of: dict[str, int] = {}
     distinct: list[str] = []
     images: list[int] = []
     indices: list[int] = []
     for row, row_texts in zip(rows, texts, strict=True):
         for text in row_texts:
             key = text.casefold()
-            if key not in place:
-                place[key] = len(distinct)
+            if key not in index_of:
+                index_of[key] = len(distinct)
                 distinct.append(text)
             images.append(row)
-            indices.append(place[key])
+            indices.append(index_of[key])
     return Links(distinct, torch.tensor(images, dtype=torch.long), torch.tensor(indices, dtype=torch.long))
 
 
 def split_store(store: Store, text_column: str, fraction: float, seed: int) -> tuple[Links, Links]:
-    """Split the store's pairs by caption into those to tune on and those held out.
+    """Split the pairs of a store by caption: return the pairs to tune on, and the held-out ones.
 
     An image is held out if its first text is; no text of a held-out image is tuned on, under any image.
 
@@ -74,7 +74,7 @@ def split_store(store: Store, text_column: str, fraction: float, seed: int) -> t
 
 
 def held_out_recall(zimg: Tensor, ztxt: Tensor, links: Links) -> dict[str, float]:
-    """Recall both ways on linked pairs, and their mean (`mean_recall`), which decides the best checkpoint.
+    """Measure recall both ways on linked pairs, and its mean (`mean_recall`), which decides the best model.
 
     Args:
         zimg: unit vectors of all rows of the store, (N, D).

@@ -1,4 +1,4 @@
-"""What a run says of itself: what trained, what was measured, and the proof of the lock."""
+"""The report of a run: what trained, what was measured, and the proof of the lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamplit.towers.images.image_tower import ImageTower
 
 @dataclass
 class TuneReport:
-    """What a finished run says of itself; `report.json` in its folder."""
+    """The report of a finished run; `report.json` in its folder."""
 
     out: str
     mode: str
@@ -36,7 +36,7 @@ class TuneReport:
 
 
 def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[str, float | str]]:
-    """Parameters and memory of each part, and whether it trains."""
+    """Describe each part of a model: its state (trains or locked), parameters, and megabytes in training."""
     assert model.text_tower is not None
     scalars = [model.log_scale, *([] if model.logit_bias is None else [model.logit_bias])]
     encoder, low_rank = model.text_tower.split_lora()
@@ -48,8 +48,8 @@ def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[st
         "text head": model.text_tower.head.parameters(),
         "logit scale": scalars,
     }
-    lacking = [*(["image head"] if model.image_head is None else []), *([] if low_rank else ["text tower's LoRA"])]
-    return {name: _part(list(parameters)) for name, parameters in parts.items() if name not in lacking}
+    absent = [*(["image head"] if model.image_head is None else []), *([] if low_rank else ["text tower's LoRA"])]
+    return {name: _part(list(parameters)) for name, parameters in parts.items() if name not in absent}
 
 
 def _part(parameters: list[nn.Parameter]) -> dict[str, float | str]:
