@@ -19,6 +19,11 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir() if file.name.endswith(".toml"))
 
 
+def list_recipes() -> list[str]:
+    """Name the recipes that come with lamplit, as `read_recipe` takes them."""
+    return recipe_names()
+
+
 def read_recipe(recipe: str) -> dict[str, Any]:
     """Read a recipe: `title`, `source`, what the `paper` says in its own units, and the `settings` of a run.
 
