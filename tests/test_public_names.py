@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -9,34 +10,64 @@ from pathlib import Path
 import pytest
 
 import lamplit
-
-HOMES: dict[str, str] = vars(lamplit)["_HOMES"]
-
-
-def test_all_is_sorted_and_complete() -> None:
-    assert lamplit.__all__ == sorted(lamplit.__all__)
-    assert set(lamplit.__all__) == {*HOMES, "__version__"}
-    assert list(HOMES) == sorted(HOMES)
-    assert dir(lamplit) == lamplit.__all__
+from lamplit import errors
 
 
-@pytest.mark.parametrize("name", sorted(HOMES))
-def test_name_is_what_its_home_defines(name: str) -> None:
-    value = getattr(lamplit, name)
-    assert value is getattr(import_module(f"lamplit.{HOMES[name]}"), name)
-    assert value.__module__ == f"lamplit.{HOMES[name]}", "defined elsewhere"
-    assert (value.__doc__ or "").strip(), "has no docstring"
-
-
-def test_imports_for_type_checkers_are_the_homes() -> None:
+def homes() -> dict[str, str]:
+    """The module of each public name, as type checkers are told."""
     tree = ast.parse(Path(lamplit.__file__).read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     found: dict[str, str] = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
-        found |= {alias.name: f"{node.module}".removeprefix("lamplit.") for alias in node.names}
-    assert found == HOMES
+        found |= {alias.name: str(node.module) for alias in node.names}
+    return found
+
+
+HOMES = homes()
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert lamplit.__all__ == sorted(lamplit.__all__)
+    assert set(lamplit.__all__) == {*HOMES, "__version__"}
+
+
+@pytest.mark.parametrize("name", sorted(HOMES))
+def test_name_is_what_its_home_defines(name: str) -> None:
+    value = getattr(lamplit, name)
+    assert value is getattr(import_module(HOMES[name]), name)
+    assert value.__module__ == HOMES[name], "defined elsewhere"
+    first = (value.__doc__ or "").strip().splitlines()[:1]
+    assert first, "has no docstring"
+    assert first[0].endswith((".", ":")), "the first line is no sentence"
+
+
+def test_every_error_is_public() -> None:
+    raised = {name for name, value in vars(errors).items() if inspect.isclass(value)}
+    assert raised <= set(lamplit.__all__)
+    with pytest.raises(lamplit.UsageError):
+        lamplit.load("no/model")
+
+
+def test_lists_of_names() -> None:
+    assert "public-l16l" in lamplit.list_recipes()
+    assert {"imagenet", "coco", "folder"} <= set(lamplit.list_benchmarks())
+    assert "lit:B16B_2" in lamplit.list_published()
+    for names in (lamplit.list_recipes(), lamplit.list_benchmarks(), lamplit.list_published()):
+        assert names == sorted(set(names))
+
+
+def test_no_module_hides_a_public_name() -> None:
+    root = Path(lamplit.__file__).parent
+    assert not {path.stem for path in root.iterdir()} & set(HOMES)
+
+
+def test_dir_has_public_names_and_imported_modules() -> None:
+    import_module("lamplit.errors")
+    assert set(lamplit.__all__) | {"errors"} <= set(dir(lamplit))
+    assert not [name for name in dir(lamplit) if name.startswith("_") and not name.startswith("__")]
+    assert not {"import_module", "TYPE_CHECKING", "Any"} & set(dir(lamplit))
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -1,6 +1,6 @@
 """lamplit: lock any image model and teach a text tower to read it (LiT, Zhai et al., CVPR 2022).
 
-Names are loaded when they are first used: `import lamplit` is quick, and brings no torch.
+Names are loaded when they are first used: `import lamplit` is quick and does not import torch.
 """
 
 from importlib import import_module
@@ -11,43 +11,98 @@ from lamplit._version import __version__
 if TYPE_CHECKING:
     from lamplit.app.launch import serve
     from lamplit.data.catalog import fetch
+    from lamplit.data.images import Skipped
     from lamplit.data.pairs import Pair, Pairs, read_pairs
     from lamplit.data.preprocessing import Preprocessing
-    from lamplit.errors import LamplitError
+    from lamplit.errors import (
+        ImageError,
+        LamplitError,
+        MissingExtraError,
+        PairsError,
+        StoreError,
+        TowerError,
+        TuneError,
+        UsageError,
+    )
     from lamplit.evaluation.benchmarks import run_benchmarks
     from lamplit.evaluation.evaluator import evaluate
-    from lamplit.evaluation.report.writing import write_report
+    from lamplit.evaluation.protocols.known import list_benchmarks
+    from lamplit.evaluation.report.writing import Report, write_report
+    from lamplit.exports.export_report import ExportReport
     from lamplit.exports.exporting import export
+    from lamplit.inspection import describe
     from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
+    from lamplit.metrics.ranking import ClassScore
+    from lamplit.metrics.results import Measure, Result
     from lamplit.model import LiT, load, merge_lora
-    from lamplit.retrieval.searcher import Searcher, search
-    from lamplit.store.duplicates import find_duplicates
-    from lamplit.store.embedding import embed
-    from lamplit.store.exchange import export_vectors, import_vectors
+    from lamplit.retrieval.contact_sheet import contact_sheet
+    from lamplit.retrieval.indexing import IndexReport, build_index
+    from lamplit.retrieval.searcher import Hit, Searcher, search
+    from lamplit.store.duplicates import DuplicateGroup, find_duplicates
+    from lamplit.store.embedding import EmbedReport, embed
+    from lamplit.store.exchange import ImportReport, VectorsReport, export_vectors, import_vectors
     from lamplit.store.lance_store import Store
-    from lamplit.towers.images.image_tower import open_image_tower
+    from lamplit.towers.identity import TowerIdentity
+    from lamplit.towers.images.image_tower import ImageTower, open_image_tower
     from lamplit.towers.lock import Locked
-    from lamplit.towers.texts.text_tower import open_text_tower
-    from lamplit.tuning.comparison import compare
+    from lamplit.towers.published.big_vision import list_published
+    from lamplit.towers.texts.text_tower import TextTower, open_text_tower
+    from lamplit.towers.two_towers import LiTOutput
+    from lamplit.tuning.comparison import Cell, Comparison, compare
+    from lamplit.tuning.recipes import list_recipes, read_recipe
     from lamplit.tuning.run import tune
     from lamplit.tuning.settings import TuneSettings
+    from lamplit.tuning.tune_report import TuneReport
+    from lamplit.zeroshot.calibration_report import CalibrationReport
     from lamplit.zeroshot.class_list import ClassList
     from lamplit.zeroshot.class_making import make_classes
-    from lamplit.zeroshot.classifier import classify
+    from lamplit.zeroshot.classifier import ClassifyResult, Prediction, classify
 
 _HOMES = {
+    "CalibrationReport": "zeroshot.calibration_report",
+    "Cell": "tuning.comparison",
     "ClassList": "zeroshot.class_list",
+    "ClassScore": "metrics.ranking",
+    "ClassifyResult": "zeroshot.classifier",
+    "Comparison": "tuning.comparison",
+    "DuplicateGroup": "store.duplicates",
+    "EmbedReport": "store.embedding",
+    "ExportReport": "exports.export_report",
+    "Hit": "retrieval.searcher",
+    "ImageError": "errors",
+    "ImageTower": "towers.images.image_tower",
+    "ImportReport": "store.exchange",
+    "IndexReport": "retrieval.indexing",
     "LamplitError": "errors",
     "LiT": "model",
+    "LiTOutput": "towers.two_towers",
     "Locked": "towers.lock",
+    "Measure": "metrics.results",
+    "MissingExtraError": "errors",
     "Pair": "data.pairs",
     "Pairs": "data.pairs",
+    "PairsError": "errors",
+    "Prediction": "zeroshot.classifier",
     "Preprocessing": "data.preprocessing",
+    "Report": "evaluation.report.writing",
+    "Result": "metrics.results",
     "Searcher": "retrieval.searcher",
+    "Skipped": "data.images",
     "Store": "store.lance_store",
+    "StoreError": "errors",
+    "TextTower": "towers.texts.text_tower",
+    "TowerError": "errors",
+    "TowerIdentity": "towers.identity",
+    "TuneError": "errors",
+    "TuneReport": "tuning.tune_report",
     "TuneSettings": "tuning.settings",
+    "UsageError": "errors",
+    "VectorsReport": "store.exchange",
+    "build_index": "retrieval.indexing",
     "classify": "zeroshot.classifier",
     "compare": "tuning.comparison",
+    "contact_sheet": "retrieval.contact_sheet",
+    "describe": "inspection",
     "embed": "store.embedding",
     "evaluate": "evaluation.evaluator",
     "export": "exports.exporting",
@@ -55,12 +110,16 @@ _HOMES = {
     "fetch": "data.catalog",
     "find_duplicates": "store.duplicates",
     "import_vectors": "store.exchange",
+    "list_benchmarks": "evaluation.protocols.known",
+    "list_published": "towers.published.big_vision",
+    "list_recipes": "tuning.recipes",
     "load": "model",
     "make_classes": "zeroshot.class_making",
     "merge_lora": "model",
     "open_image_tower": "towers.images.image_tower",
     "open_text_tower": "towers.texts.text_tower",
     "read_pairs": "data.pairs",
+    "read_recipe": "tuning.recipes",
     "run_benchmarks": "evaluation.benchmarks",
     "search": "retrieval.searcher",
     "serve": "app.launch",
@@ -71,19 +130,51 @@ _HOMES = {
 }
 
 __all__ = [
+    "CalibrationReport",
+    "Cell",
     "ClassList",
+    "ClassScore",
+    "ClassifyResult",
+    "Comparison",
+    "DuplicateGroup",
+    "EmbedReport",
+    "ExportReport",
+    "Hit",
+    "ImageError",
+    "ImageTower",
+    "ImportReport",
+    "IndexReport",
     "LamplitError",
     "LiT",
+    "LiTOutput",
     "Locked",
+    "Measure",
+    "MissingExtraError",
     "Pair",
     "Pairs",
+    "PairsError",
+    "Prediction",
     "Preprocessing",
+    "Report",
+    "Result",
     "Searcher",
+    "Skipped",
     "Store",
+    "StoreError",
+    "TextTower",
+    "TowerError",
+    "TowerIdentity",
+    "TuneError",
+    "TuneReport",
     "TuneSettings",
+    "UsageError",
+    "VectorsReport",
     "__version__",
+    "build_index",
     "classify",
     "compare",
+    "contact_sheet",
+    "describe",
     "embed",
     "evaluate",
     "export",
@@ -91,12 +182,16 @@ __all__ = [
     "fetch",
     "find_duplicates",
     "import_vectors",
+    "list_benchmarks",
+    "list_published",
+    "list_recipes",
     "load",
     "make_classes",
     "merge_lora",
     "open_image_tower",
     "open_text_tower",
     "read_pairs",
+    "read_recipe",
     "run_benchmarks",
     "search",
     "serve",
@@ -108,11 +203,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from the module it lives in."""
+    """Load a public name from the module that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'lamplit' has no attribute {name!r}")
     return getattr(import_module(f"lamplit.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    """List the public names, and the modules of lamplit that were imported."""
+    modules = [name for name, value in globals().items() if getattr(value, "__package__", "").startswith("lamplit")]
+    return sorted({*__all__, *modules} - {"_version"})

@@ -21,6 +21,10 @@ from lamplit.towers.lock import Locked, evaluating
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.unit_vectors import as_array
 
+# Images in one pass on a CPU. The C library gives large tensors back to the system and zeroes new pages for the next:
+# an EfficientNet-Lite0 takes 130 ms for each of 64 images in one pass, and 37 ms for each of 8.
+_CPU_IMAGES = 8
+
 
 class LiTOutput(NamedTuple):
     """What `model(images, texts)` returns: unit vectors and the multiplier of their cosines, with gradients."""
@@ -215,8 +219,9 @@ class TwoTowers(nn.Module):
         Raises:
             TowerError: the model is open without its image tower.
         """
+        size = _CPU_IMAGES if self.device.type == "cpu" else len(pixels)
         with evaluating(self):
-            return self._encode_pixels(pixels)
+            return torch.cat([self._encode_pixels(part) for part in torch.split(pixels, size)])
 
     @overload
     def encode_texts(

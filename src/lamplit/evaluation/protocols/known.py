@@ -74,6 +74,11 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
 }
 
 
+def list_benchmarks() -> list[str]:
+    """Name the benchmarks that `run_benchmarks` takes."""
+    return sorted(BENCHMARKS)
+
+
 def read_tasks(name: str, root: str | Path) -> list[Task]:
     """Read a benchmark from the folder of its data set.
 

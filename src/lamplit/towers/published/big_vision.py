@@ -31,6 +31,16 @@ MAX_LOG_SCALE = 20.0  # theirs are near 4.4
 CONTEXT_LENGTH = 16  # what all of them were tuned with
 
 
+def list_published() -> list[str]:
+    """Name the models that the paper's authors published, as `lamplit.load` takes them.
+
+    Example:
+        >>> lamplit.list_published()
+        ['lit:B16B', 'lit:B16B_2', 'lit:L16L', 'lit:L16S', 'lit:L16Ti']
+    """
+    return [f"lit:{name}" for name in NAMES]
+
+
 class Published:
     """A published model on this machine, one tower at a time.
 
