@@ -60,7 +60,8 @@ def embed(
     ] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Number of images that are embedded together.")] = 64,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Number of processes that decode images; by default one per core.")
+        int | None,
+        typer.Option(min=0, help="Number of processes that decode images; by default half of the cores, at most 8."),
     ] = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest number of pixels of an image; larger ones are skipped.")

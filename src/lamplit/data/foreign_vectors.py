@@ -36,11 +36,11 @@ class ForeignVectors:
     count: int
     width: int
     types: dict[str, pa.DataType | None]  # of the metadata columns that are known before reading
-    _read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
+    read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Block]:
         try:
-            yield from self._read()
+            yield from self.read()
         except READ_ERRORS as error:
             raise unreadable(self.source, error) from error
 

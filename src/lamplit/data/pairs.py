@@ -64,12 +64,12 @@ class Pairs:
     count: int | None  # None where it cannot be known without reading everything
     image_column: str | None  # None where images are files of their own
     text_columns: tuple[str, ...]  # empty where texts are files of their own, or there are none
-    _read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
+    read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
     root: Path | None = None  # the folder that ids and files are under; None for archives and the hub
 
     def __iter__(self) -> Iterator[Pair]:
         try:
-            yield from self._read()
+            yield from self.read()
         except READ_ERRORS as error:
             raise unreadable(self.source, error) from error
 

@@ -168,8 +168,9 @@ def open_text_tower(
 
     Args:
         spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
-            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`; `scratch:SIZE@wordpiece`,
-            `@FILE.model` or `@FILE.txt` for another vocabulary than the SentencePiece that is trained on `texts`.
+            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`;
+            `scratch:SIZE@FILE.model` (SentencePiece) or `scratch:SIZE@FILE.txt` (WordPiece) for a vocabulary of yours
+            in place of the SentencePiece that is trained on `texts`.
         width: of the vectors that come out.
         texts: what a tower from scratch trains its tokenizer on.
         context_length: longest text in tokens; nothing for what the tower was made for.
