@@ -14,7 +14,7 @@ from torchvision.transforms import v2 as transforms
 
 from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.data.workers import as_it_is, start_worker, worker_context
+from lamplit.data.workers import identity_collate, start_worker, worker_context
 from lamplit.errors import ImageError
 
 AREA = (0.05, 1.0)  # of the image; big_vision's `inception_crop`
@@ -45,7 +45,7 @@ def read_crops(batches: Iterable[Sequence[Crop]], preprocessing: Preprocessing, 
         _Reader(preprocessing),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists serves
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=identity_collate,
         multiprocessing_context=worker_context() if workers else None,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # else it would draw from the one that a resumed run brings back

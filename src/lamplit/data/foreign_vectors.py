@@ -22,8 +22,8 @@ from lamplit.data.pairs import READ_ERRORS, Pair, read_pairs, unreadable
 from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
 from lamplit.errors import PairsError, UsageError
 
-# What numpy raises on a file that only claims to be a .npy, its header being Python text.
-_NPY_ERRORS = (ValueError, TypeError, OverflowError, OSError, EOFError, SyntaxError, tokenize.TokenError)
+# What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.
+_NPY_ERRORS = (OSError, ValueError, OverflowError, tokenize.TokenError)
 
 Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as they are in the file, NaN where there are none; B entries
 
