@@ -1,4 +1,4 @@
-"""Everything lamplit raises on purpose.
+"""The errors that lamplit raises on purpose.
 
 LamplitError
 ├── UsageError          an argument, column or file name that cannot be what was meant
@@ -12,7 +12,7 @@ LamplitError
 
 
 def first_line(error: Exception) -> str:
-    """What a library says first; the rest is mostly advice for another reader."""
+    """Return the first line of an error's text, or its class if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -59,7 +59,7 @@ class Skipped:
     """An image that cannot be used, as listed in `skipped.jsonl`."""
 
     id: str
-    path: str  # the id again where the image has no file of its own
+    path: str  # the id again if the image has no file of its own
     reason: str
 
 
@@ -76,7 +76,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How many pairs went into this batch, whatever became of them."""
+        """Number of pairs that went into this batch, usable or not."""
         return len(self.images) + len(self.skipped) + len(self.unchanged) + len(self.stored)
 
 
@@ -100,14 +100,14 @@ def read_batches(
     Args:
         pairs: what to read.
         preprocessing: how the tower wants its images.
-        batch_size: pairs a batch; its images are fewer where some are skipped, unchanged or stored.
+        batch_size: pairs in a batch; it has fewer images if some are skipped, unchanged or stored.
         workers: processes that decode, one thread each.
         known: pair id to the content hash that is stored already.
-        stored: content hashes whose vectors the caller has, whatever pair they are of.
-        max_pixels: an image of more is skipped, unseen.
+        stored: content hashes whose vectors the caller has, of any pair.
+        max_pixels: larger images are skipped without decoding them.
 
     Raises:
-        PairsError: while iterating, if the pairs cannot be read on.
+        PairsError: while iterating, if the rest of the pairs cannot be read.
     """
     known = known or {}
     waiting: deque[list[Pair]] = deque()
@@ -152,7 +152,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def convert_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """As `decode_image`, of an image that Pillow has opened or made.
+    """Do what `decode_image` does with an image that Pillow has opened or made.
 
     Raises:
         ImageError: with the reason in a few words.
@@ -282,7 +282,7 @@ class _Job(NamedTuple):
 
 class _Outcome(NamedTuple):
     hash: str
-    reason: str  # empty where the image is good
+    reason: str  # empty if the image is good
     is_unchanged: bool = False
     is_stored: bool = False
 
