@@ -318,8 +318,8 @@ class _Images(Dataset[tuple[Tensor, list[_Outcome]]]):
         return _Outcome(content_hash, "")
 
     def _is_stored(self, content_hash: str) -> bool:
-        place = np.searchsorted(self.stored, content_hash.encode())
-        return bool(place < len(self.stored) and self.stored[place] == content_hash.encode())
+        index = np.searchsorted(self.stored, content_hash.encode())
+        return bool(index < len(self.stored) and self.stored[index] == content_hash.encode())
 
 
 def _collect(results: Iterator[tuple[Tensor, list[_Outcome]]], waiting: deque[list[Pair]]) -> Iterator[Batch]:

@@ -73,7 +73,7 @@ class Preprocessing:
         return cropped
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return (B, 3, height, width) uint8 images as float32, normalised by the tower's mean and standard deviation."""
+        """Normalise (B, 3, height, width) uint8 images by mean and standard deviation; return float32."""
         import torch
 
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
@@ -148,7 +148,7 @@ class Preprocessing:
         return f"{framed}resized to {sizes} ({how}){cropped}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON. Newer fields are left out at their defaults, so that fingerprints stay the same."""
+        """Return plain values, for JSON; newer fields only if they are not at their defaults (fingerprints stay)."""
         later = {"antialias": True, "center": "round", "border": 0}
         return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 

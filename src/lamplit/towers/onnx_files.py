@@ -69,7 +69,7 @@ def write_onnx(
     import torch  # not needed to open a file, and slow to import
 
     example = tuple(inputs.values())
-    names = tuple({place: length.__name__ for place, length in each.items()} for each in axes)
+    names = tuple({axis: length.__name__ for axis, length in each.items()} for each in axes)
     with warnings.catch_warnings(), replacing(file) as partial:
         warnings.simplefilter("ignore")  # the exporter warns of its own future
         try:

@@ -54,7 +54,7 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
     """Open a folder or a hub id: encoders, the encoders of encoder-decoders, decoders, sentence-transformers.
 
     A sentence-transformers folder is pooled and cut as it says; its dense layers, if any, are left out, for the
-    tower's head takes their place. Of the others a decoder is read at its last token, an encoder at its class
+    tower's head takes their place. A plain decoder is read at its last token, an encoder at its class
     token where its tokenizer begins texts with one, and over the mean of its tokens elsewhere. A decoder's
     tokenizer mostly ends no text: it is made to add its end token, so that what is read is always the same token
     and stands for the whole text, as in most embedding models made from decoders.
