@@ -49,9 +49,8 @@ if TYPE_CHECKING:
     from lamplit.towers.texts.text_tower import TextTower, open_text_tower
     from lamplit.towers.two_towers import LiTOutput
     from lamplit.tuning.comparison import Cell, Comparison, compare
-    from lamplit.tuning.recipes import list_recipes, read_recipe
     from lamplit.tuning.run import tune
-    from lamplit.tuning.settings import TuneSettings
+    from lamplit.tuning.settings import TuneSettings, list_recipes, read_recipe
     from lamplit.tuning.tune_report import TuneReport
     from lamplit.zeroshot.calibration_report import CalibrationReport
     from lamplit.zeroshot.class_list import ClassList
@@ -112,14 +111,14 @@ _HOMES = {
     "import_vectors": "store.exchange",
     "list_benchmarks": "evaluation.protocols.known",
     "list_published": "towers.published.big_vision",
-    "list_recipes": "tuning.recipes",
+    "list_recipes": "tuning.settings",
     "load": "model",
     "make_classes": "zeroshot.class_making",
     "merge_lora": "model",
     "open_image_tower": "towers.images.image_tower",
     "open_text_tower": "towers.texts.text_tower",
     "read_pairs": "data.pairs",
-    "read_recipe": "tuning.recipes",
+    "read_recipe": "tuning.settings",
     "run_benchmarks": "evaluation.benchmarks",
     "search": "retrieval.searcher",
     "serve": "app.launch",

@@ -1,4 +1,4 @@
-"""Everything lamplit raises on purpose.
+"""The errors that lamplit raises on purpose.
 
 LamplitError
 ├── UsageError          an argument, column or file name that cannot be what was meant

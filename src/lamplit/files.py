@@ -60,11 +60,11 @@ def download(url: str, file: Path) -> None:
     """Fetch `url` into `file`, whole or not at all.
 
     Raises:
-        OSError: it cannot be fetched, or broke off.
-        http.client.HTTPException: the server makes no sense.
+        OSError: it cannot be fetched, or the transfer broke off.
+        http.client.HTTPException: the server breaks the protocol.
     """
     with replacing(file) as partial:
-        with urlopen(url, timeout=TIMEOUT) as response, partial.open("wb") as out:  # noqa: S310 (addresses of ours)
+        with urlopen(url, timeout=TIMEOUT) as response, partial.open("wb") as out:  # noqa: S310 (only our own addresses)
             expected = response.length
             shutil.copyfileobj(response, out, 1 << 20)
         if expected is not None and partial.stat().st_size != expected:

@@ -1,4 +1,4 @@
-"""One way to show that something long is going on: a bar on stderr, silent unless asked for."""
+"""Progress bars on stderr, shown only if asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Advance = Callable[[int, str], None]
 
 @contextmanager
 def progress_bar(name: str, total: int | None, *, shown: bool) -> Iterator[Advance]:
-    """Open a bar; what it yields is called with how much more is done and a short note to show behind it."""
+    """Open a bar. Call what it yields with how much more is done, and a short note to show behind the bar."""
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(bar_width=24),

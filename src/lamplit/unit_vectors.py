@@ -1,4 +1,4 @@
-"""Unit vectors as numpy arrays: what search works on, which starts before torch could be imported."""
+"""Unit vectors as numpy arrays: search uses them, because it starts faster than torch can be imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def normalize(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Scale (N, D) vectors to length one: a float32 copy. One of zeros stays as it is."""
+    """Scale (N, D) vectors to length one and return a float32 copy. A vector of zeros stays as it is."""
     made = vectors.astype(np.float32)
     lengths = np.sqrt(np.vecdot(made, made))
     made /= np.maximum(lengths, np.float32(1e-12))[:, None]

@@ -19,7 +19,7 @@ from lamplit.towers.identity import TowerIdentity
 
 
 def make_store(path: Path, vectors: torch.Tensor, hashes: list[str] | None = None) -> Store:
-    names = [f"{place:04}" for place in range(len(vectors))]
+    names = [f"{row:04}" for row in range(len(vectors))]
     rows = [
         Row(name, f"/images/{name}.png", content, [], vector)
         for name, content, vector in zip(names, hashes or names, F.normalize(vectors, dim=-1), strict=True)
@@ -104,7 +104,7 @@ def test_threshold_that_is_none(tmp_path: Path, threshold: float) -> None:
 
 
 def slow_components(num: int, edges: list[tuple[int, int]]) -> list[int]:
-    """The lowest place that each place reaches, by walking from every one of them."""
+    """The lowest row that each row reaches, by walking from every one of them."""
     lowest = []
     for start in range(num):
         reached, new = {start}, {start}
@@ -118,8 +118,8 @@ def slow_components(num: int, edges: list[tuple[int, int]]) -> list[int]:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 12), st.data())
 def test_join_is_connected_components(num: int, data: st.DataObject) -> None:
-    place = st.integers(0, num - 1)
-    edges = data.draw(st.lists(st.tuples(place, place), max_size=16))
+    row = st.integers(0, num - 1)
+    edges = data.draw(st.lists(st.tuples(row, row), max_size=16))
     cut = data.draw(st.integers(0, len(edges)))
     labels = np.arange(num)
     for block in (edges[:cut], edges[cut:]):  # as chunk after chunk does
@@ -185,3 +185,8 @@ def test_found_on_real_images(store: Store) -> None:
         if labels.count(label) > 1
     }
     assert {tuple(group) for group in ids(find_duplicates(store))} == expected
+
+
+def test_a_path_will_do(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a.lance", torch.eye(4)[[0, 0, 1]])
+    assert find_duplicates(tmp_path / "a.lance") == find_duplicates(str(tmp_path / "a.lance")) == find_duplicates(store)

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from lamplit.errors import TowerError
 from lamplit.towers.published.big_vision import build_backbone
-from lamplit.towers.published.layout import Layout, Piece, read_layout, today
+from lamplit.towers.published.layout import Layout, Piece, canonical_names, read_layout
 from lamplit.towers.texts.scratch import ScratchEncoder
 from lamplit.towers.texts.text_tower import _build_from
 
@@ -151,11 +151,13 @@ def test_old_names_become_today_s() -> None:
         "img/Transformer/encoderblock_3/LayerNorm_1/bias",
         "img/Transformer/encoderblock_3/MlpBlock_0/Dense_0/bias",
     ]
-    assert today(old) == dict(zip(new, old, strict=False))
-    assert today([name.replace("params/", "opt/target/") for name in old[:1]]) == {new[0]: f"opt/target/{new[0]}"}
-    assert today(new) == {name: name for name in new}
+    assert canonical_names(old) == dict(zip(new, old, strict=False))
+    assert canonical_names([name.replace("params/", "opt/target/") for name in old[:1]]) == {
+        new[0]: f"opt/target/{new[0]}"
+    }
+    assert canonical_names(new) == {name: name for name in new}
     with pytest.raises(TowerError, match="twice, as img/LayerNorm_1/bias and as img/LayerNorm_2/bias"):
-        today(["img/LayerNorm_1/bias", "img/LayerNorm_2/bias"])
+        canonical_names(["img/LayerNorm_1/bias", "img/LayerNorm_2/bias"])
 
 
 def without(shapes: Shapes, *names: str) -> Shapes:

@@ -226,7 +226,7 @@ def test_classifier_goes_with_the_default_pooling_only(weights: Path) -> None:
         ("test_convnext", "cls+mean", "it offers mean"),
         ("test_vit", "map", r"it offers cls, mean, cls\+mean"),
         ("test_vit3", "cls", "it offers mean, map"),
-        ("test_mambaout", "mean", "it offers its library's own alone"),
+        ("test_mambaout", "mean", "it offers only its library's own"),
     ],
 )
 def test_pooling_that_a_tower_has_not(name: str, pool: str, has: str) -> None:

@@ -1,4 +1,4 @@
-"""The commands of stores: `lamplit data get`, `embed`, `import`, `index`, `duplicates` and `info`."""
+"""The commands about stores: `lamplit data get`, `embed`, `import`, `index`, `duplicates` and `info`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from lamplit.errors import UsageError
 
 def data_get(
     name: Annotated[str, typer.Argument(help="stamps, openclipart, emoji or fashion-mnist.")],
-    folder: Annotated[Path | None, typer.Option(help="Where to; by default the user's cache.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder to keep data sets in; by default the user's cache.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a data set and print the path of its pairs file."""
@@ -38,26 +40,36 @@ def embed(
         str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
     ],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
-    image_tower_weights: Annotated[str | None, typer.Option(help="Weights file for the tower, or 'random'.")] = None,
+    image_tower_weights: Annotated[
+        str | None, typer.Option(help="Weights file of the image tower, or 'random'; by default its library's.")
+    ] = None,
     pool: Annotated[
-        str | None, typer.Option(help="cls, mean, map or cls+mean; by default what the tower's own head uses.")
+        str | None,
+        typer.Option(help="How the image tower pools: cls, mean, map or cls+mean; by default as its library does."),
     ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     mean_center: Annotated[
-        bool, typer.Option("--mean-center", help="Subtract the mean vector: a centred store.")
+        bool, typer.Option("--mean-center", help="Subtract the mean vector of the store from every vector.")
     ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
     ] = False,
-    backend: Annotated[str, typer.Option(help="auto (measures), torch, compile or onnx.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that are embedded together.")] = 64,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Images of more are skipped unseen.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs the image tower: torch, compile, onnx (CPU), or auto, which measures.")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that are embedded together.")] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of processes that decode images; by default half of the cores, at most 8."),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of pixels of an image; larger ones are skipped.")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed images once with a locked tower; run again for what is new, changed or moved."""
+    """Embed images once with a locked image tower; run again for what is new, changed or moved."""
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
     if backend not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no backend {backend!r}; expected auto, torch, compile or onnx")
@@ -73,17 +85,19 @@ def embed(
 
 def import_(
     source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
-    image_tower: Annotated[str, typer.Option(help="Name of what made the vectors; it is not opened.")],
+    image_tower: Annotated[str, typer.Option(help="Name of the image tower that made the vectors; it is not opened.")],
     out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
-    pairs: Annotated[str | None, typer.Option(help="Texts and images for a .npy, in its order.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="File with the texts and images of a .npy, in the order of its vectors.")
+    ] = None,
     vector_column: Annotated[
-        str | None, typer.Option(help="Column with the vectors, where it is not found by its name.")
+        str | None, typer.Option(help="Column with the vectors; by default found by its name.")
     ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of vectors that are there already; no image is opened."""
+    """Make a store of vectors that other software made; no image is opened."""
     report = lamplit.import_vectors(
         source, out, image_tower=image_tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
         text_column=text_column, progress=True,
@@ -93,24 +107,26 @@ def import_(
 
 
 def index(
-    store: Annotated[str, typer.Argument(help="What lamplit embed made.")],
+    store: Annotated[str, typer.Argument(help="Store that lamplit embed made.")],
     as_json: AsJson = False,
 ) -> None:
-    """Build an approximate index (IVF) into a store of many millions; print the recall it gives."""
+    """Build an approximate index (IVF) for a store of many millions of images; print its recall."""
     from lamplit.retrieval.indexing import build_index
 
     show(build_index(lamplit.Store(store)), tables.record, as_json)
 
 
 def duplicates(
-    store: Annotated[str, typer.Argument(help="What lamplit embed or import made.")],
-    threshold: Annotated[float | None, typer.Option(help="Lowest cosine of a pair; by default 0.95.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A PNG to draw the biggest groups into.")] = None,
+    store: Annotated[str, typer.Argument(help="Store that lamplit embed or import made.")],
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest cosine of two images that count as alike; by default 0.95.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of the biggest groups.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List groups of images that are the same or nearly so; nothing is deleted."""
+    """List groups of images that are the same or nearly the same; nothing is deleted."""
     options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
-    groups = lamplit.find_duplicates(lamplit.Store(store), progress=True, **options)
+    groups = lamplit.find_duplicates(store, progress=True, **options)
     if sheet is not None:
         from lamplit.retrieval.contact_sheet import duplicates_sheet
 
@@ -122,7 +138,7 @@ def info(
     path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what a model or a store is."""
+    """Describe a model or a store."""
     from lamplit.inspection import describe
 
     show(describe(path), tables.record, as_json)

@@ -23,11 +23,11 @@ Cells = dict[str, Any]
 
 
 def find_image_column(source: str, rows: list[Cells], wanted: str | None, *, optional: bool = False) -> str:
-    """Return the column of images, given the first rows of a table; where it is optional, "" if there is none.
+    """Return the column of images, given the first rows of a table; "" if it is optional and there is none.
 
     Raises:
-        PairsError: there are no rows, or no column has one of the known names.
-        UsageError: the wanted column is not there.
+        PairsError: there are no rows, or no column has a known name.
+        UsageError: the wanted column does not exist.
     """
     if not rows:
         raise PairsError(f"{source} has no rows; expected one image a row, and its texts")
@@ -45,7 +45,7 @@ def find_image_column(source: str, rows: list[Cells], wanted: str | None, *, opt
 def find_text_columns(
     source: str, rows: list[Cells], wanted: str | None, candidates: Sequence[str] = TEXT_COLUMNS
 ) -> tuple[str, ...]:
-    """Return the columns of texts: those wanted (commas between), else the first candidate there, if any."""
+    """Return the columns of texts: the wanted ones (commas between), else the first candidate that exists, if any."""
     if wanted:
         names = [wanted] if any(wanted in row for row in rows) else wanted.split(",")
         return tuple(_named(source, name.strip(), rows, "--text-column") for name in names)
@@ -93,7 +93,7 @@ def strip(texts: Iterable[str]) -> tuple[str, ...]:
 def metadata_cells(row: Cells, taken: Sequence[str]) -> Cells:
     """Return the columns that are neither image nor text, as values that JSON can hold.
 
-    Bytes are left out: they are other media, and do not belong beside every vector.
+    Bytes are left out: they are other media, and too large to store with every vector.
     """
     return {
         column: _plain(value)

@@ -14,7 +14,7 @@ from torchvision.transforms import v2 as transforms
 
 from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.data.workers import as_it_is, start_worker, worker_context
+from lamplit.data.workers import identity_collate, start_worker, worker_context
 from lamplit.errors import ImageError
 
 AREA = (0.05, 1.0)  # of the image; big_vision's `inception_crop`
@@ -22,7 +22,7 @@ ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
 class Crop(NamedTuple):
-    """An image to read, and the seed of what is random about it; without a seed it is only resized."""
+    """An image to read, and the seed of its random crop; without a seed it is only resized."""
 
     path: str
     seed: int | None
@@ -32,20 +32,20 @@ class Crops(NamedTuple):
     """A batch of images."""
 
     images: Tensor  # (n, 3, height, width) uint8
-    good: list[int]  # places in the batch of the n that could be read
-    reasons: dict[str, str]  # of the others, by path
+    good: list[int]  # which of the batch's images these n are
+    reasons: dict[str, str]  # why the others could not be read, by path
 
 
 def read_crops(batches: Iterable[Sequence[Crop]], preprocessing: Preprocessing, *, workers: int) -> Iterator[Crops]:
-    """Read batches of images in their order; those that cannot be read are left out, with the reason.
+    """Read batches of images in their order; images that cannot be read are left out, with the reason.
 
-    What comes depends on paths and seeds alone, whatever the number of worker processes.
+    The result depends only on paths and seeds, not on the number of worker processes.
     """
     loader = DataLoader(
         _Reader(preprocessing),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists serves
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=identity_collate,
         multiprocessing_context=worker_context() if workers else None,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # else it would draw from the one that a resumed run brings back
@@ -76,7 +76,7 @@ class _Reader(Dataset[Crops]):
         images: list[Tensor] = []
         good: list[int] = []
         reasons: dict[str, str] = {}
-        for place, crop in enumerate(batch):
+        for number, crop in enumerate(batch):
             try:
                 image = decode_image(open_bytes(Path(crop.path)))
             except ImageError as error:
@@ -84,6 +84,6 @@ class _Reader(Dataset[Crops]):
                 continue
             prepared = self.preprocessing
             images.append(prepared.resize(image) if crop.seed is None else inception_crop(image, prepared, crop.seed))
-            good.append(place)
+            good.append(number)
         blank = torch.empty(0, 3, *self.preprocessing.image_size, dtype=torch.uint8)
         return Crops(torch.stack(images) if images else blank, good, reasons)

@@ -1,4 +1,4 @@
-"""Vectors of images that something else made: clip-retrieval's folders, `.npy` files and columns of Parquet.
+"""Vectors of images that other software made: clip-retrieval's folders, `.npy` files and columns of Parquet.
 
 They are read in blocks, so that memory does not grow with their number. Nothing is ever unpickled.
 """
@@ -22,10 +22,10 @@ from lamplit.data.pairs import READ_ERRORS, Pair, read_pairs, unreadable
 from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
 from lamplit.errors import PairsError, UsageError
 
-# What numpy raises on a file that only claims to be a .npy, its header being Python text.
-_NPY_ERRORS = (ValueError, TypeError, OverflowError, OSError, EOFError, SyntaxError, tokenize.TokenError)
+# What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.
+_NPY_ERRORS = (OSError, ValueError, OverflowError, tokenize.TokenError)
 
-Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as they are in the file, NaN where there are none; B entries
+Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as in the file, NaN for missing ones; B entries
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class ForeignVectors:
     count: int
     width: int
     types: dict[str, pa.DataType | None]  # of the metadata columns that are known before reading
-    _read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
+    read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Block]:
         try:
-            yield from self._read()
+            yield from self.read()
         except READ_ERRORS as error:
             raise unreadable(self.source, error) from error
 
@@ -53,18 +53,18 @@ def read_vectors(
     image_column: str | None = None,
     text_column: str | None = None,
 ) -> ForeignVectors:
-    """Open vectors with what is known of their images, reading headers only.
+    """Open vectors with what is known about their images, reading headers only.
 
     Args:
         source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
             `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
         pairs: for a `.npy`: what `read_pairs` reads, or a table of texts alone, in the order of the vectors.
-        vector_column: of Parquet, where it is not found by its name or as the only one.
-        image_column: column with the images' paths; found by its name when not given, and may be missing.
-        text_column: column (or columns, by commas) with the texts; found by its name when not given.
+        vector_column: of Parquet; by default found by its name, or as the only one.
+        image_column: column with the images' paths; by default found by its name, and may be missing.
+        text_column: column (or columns, with commas between) with the texts; by default found by its name.
 
     Raises:
-        PairsError: no vectors are there, they cannot be read, or do not match their metadata.
+        PairsError: there are no vectors, they cannot be read, or do not match their metadata.
         UsageError: a named column does not exist, or an option is not for this kind of source.
     """
     name, path = str(source), Path(source).expanduser()
@@ -120,7 +120,7 @@ def _open_parts(name: str, folder: Path, image_column: str | None, text_column: 
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
-    """Files such as `img_emb/img_emb_007.npy`, by their number."""
+    """Return files such as `img_emb/img_emb_007.npy`, by their number."""
     found: dict[int, Path] = {}
     for file in sorted(folder.glob(f"*.{suffix}")):
         if match := re.fullmatch(rf"{folder.name}_(\d+)\.{suffix}", file.name):
@@ -173,7 +173,7 @@ def _shape(file: Path) -> tuple[int, int]:
 
 
 def _read_rows(file: Path, start: int, stop: int) -> NDArray[Any]:
-    # Mapped anew for each block: the pages of one long map would all count as this process's memory.
+    # Mapped again for each block: all pages of one long map would count as this process's memory.
     return np.array(_map_array(file)[start:stop])
 
 

@@ -31,7 +31,7 @@ from lamplit.data.columns import (
 )
 from lamplit.data.hub import HubRows
 from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
-from lamplit.errors import PairsError, UsageError
+from lamplit.errors import PairsError, UsageError, first_line
 
 # SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
 IMAGE_SUFFIXES = frozenset((
@@ -58,15 +58,15 @@ class Pairs:
     """The pairs of one source; iterating again reads them again, in the same order."""
 
     source: str
-    count: int | None  # None where it cannot be known without reading everything
-    image_column: str | None  # None where images are files of their own
-    text_columns: tuple[str, ...]  # empty where texts are files of their own, or there are none
-    _read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
+    count: int | None  # None if it cannot be known without reading everything
+    image_column: str | None  # None if images are files of their own
+    text_columns: tuple[str, ...]  # empty if texts are files of their own, or there are none
+    read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
     root: Path | None = None  # the folder that ids and files are under; None for archives and the hub
 
     def __iter__(self) -> Iterator[Pair]:
         try:
-            yield from self._read()
+            yield from self.read()
         except READ_ERRORS as error:
             raise unreadable(self.source, error) from error
 
@@ -86,14 +86,14 @@ def read_pairs(
             caption a line), a `metadata.csv|jsonl|parquet` with a `file_name` column, or no text at all; a
             webdataset tar, or a folder of them; a glob or brace form of files (`shards/a-{000..099}.tar`);
             or the id of a data set on the Hugging Face hub (`owner/name`).
-        image_column: the column of images or their paths; found by its name when not given.
-        text_column: the column of texts, or several with commas between; found by its name when not given,
-            and no texts are read where there is none.
+        image_column: the column of images or their paths; by default found by its name.
+        text_column: the column of texts, or several with commas between; by default found by its name. If there is
+            none, no texts are read.
         split: of a data set on the hub; files have none.
         need_images: refuse a table without a column of images; else its pairs have `b""` for theirs.
 
     Raises:
-        PairsError: nothing is there, or it cannot be read.
+        PairsError: there is nothing, or it cannot be read.
         UsageError: a named column does not exist.
     """
     name = str(source)
@@ -117,7 +117,7 @@ def read_pairs(
 
 
 def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDArray[np.bool_]:
-    """Mark the texts that tuning must not see: (N,) bool.
+    """Mark the texts that tuning must not see; return (N,) bool.
 
     Equal captions (stripped, case folded) stay together, and exactly `round(fraction * distinct captions)`
     of them are marked: those with the lowest hashes, so that the order of the texts does not matter.
@@ -203,7 +203,7 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, need
         first = list(islice(rows, 1))
     except READ_ERRORS as error:
         raise PairsError(
-            f"{name} is no file or folder here, and the Hugging Face hub does not give it: {_line(error)}; "
+            f"{name} is not a file or folder here, and the Hugging Face hub does not have it: {first_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
     image, texts = _find_columns(name, first, image_column, text_column, need_images)
@@ -309,10 +309,6 @@ def _unique(name: str, seen: dict[str, int]) -> str:
     return name if seen[name] == 1 else _unique(f"{name}#{seen[name]}", seen)
 
 
-def unreadable(name: str, error: BaseException) -> PairsError:
+def unreadable(name: str, error: Exception) -> PairsError:
     """Make the error of a source that raised one of `READ_ERRORS`."""
-    return PairsError(f"{name} cannot be read: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return PairsError(f"{name} cannot be read: {first_line(error)}")

@@ -1,6 +1,6 @@
-"""Columns of Parquet files that were written by anything: vectors, and what is known of their images.
+"""Columns of Parquet files from any software: vectors, and what is known about their images.
 
-Read with pyarrow, in blocks: `datasets` would make Python numbers of every vector.
+They are read with pyarrow, in blocks: `datasets` would turn every vector into Python numbers.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_b
 
 @dataclass(frozen=True)
 class Entry:
-    """What a source says of one vector's image."""
+    """What a source says about the image of one vector."""
 
-    path: str  # as the source writes it; empty where it names none
+    path: str  # as the source writes it; empty if it names none
     texts: tuple[str, ...]
     metadata: dict[str, Any]
 
@@ -44,7 +44,7 @@ class Entry:
 class Columns:
     """Which columns of some Parquet files hold what."""
 
-    image: str  # empty where there is none
+    image: str  # empty if there is none
     texts: tuple[str, ...]
     vector: str | None
     types: dict[str, pa.DataType | None]  # of the rest, which is metadata
@@ -56,13 +56,13 @@ class Columns:
         yield from opened.iter_batches(BLOCK_ROWS, columns=names)
 
     def entries(self, batch: pa.RecordBatch) -> list[Entry]:
-        """Say of each row what is not its vector."""
+        """Return everything but the vector of each row."""
         taken = (self.image, *self.texts)
         rows = to_rows(batch.select([name for name in batch.schema.names if name != self.vector]))
         return [Entry(_path_cell(row.get(self.image)), self._texts(row), metadata_cells(row, taken)) for row in rows]
 
     def _texts(self, row: Cells) -> tuple[str, ...]:
-        """Texts of all columns; one that an earlier column has is not taken again."""
+        """Return the texts of all columns, each once."""
         texts: tuple[str, ...] = ()
         for column in self.texts:
             texts += tuple(text for text in text_cells(row, (column,)) if text not in texts)
@@ -75,7 +75,7 @@ def find_columns(
     """Find what the columns of some files hold, from their footers.
 
     Without a column of vectors they are clip-retrieval's metadata: `image_path`, and `caption` beside the `texts` that
-    lamplit adds. With one they are anybody's, and found as `read_pairs` finds them.
+    lamplit adds. With one, the columns are found as `read_pairs` finds them.
 
     Raises:
         PairsError: a file has two columns of one name, or no vectors.
@@ -103,7 +103,7 @@ def find_columns(
 
 
 def _readable(field: pa.Field) -> str | None:
-    """Name what to read of a column: all, the path alone of an image as `datasets` stores it, nothing of bytes."""
+    """Name what to read of a column: all of it, or only the path of an image of `datasets`; None for bytes."""
     kind = field.type
     if pa.types.is_struct(kind) and {child.name for child in kind} == {"bytes", "path"}:
         return f"{field.name}.path"
@@ -112,7 +112,7 @@ def _readable(field: pa.Field) -> str | None:
 
 
 def _common_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
-    """Find one type for a column that files may give several; nothing where only its values can tell."""
+    """Find one type for a column that may have several in different files; None if only its values can tell."""
     plain = [_plain_type(kind) for kind in kinds if not pa.types.is_null(kind)]
     if not plain:
         return pa.string()
@@ -151,8 +151,8 @@ def find_vector_column(name: str, schema: pa.Schema, wanted: str | None) -> str:
     """Return the column of vectors: the one wanted, one with a known name, or the only one there is.
 
     Raises:
-        PairsError: there is none, or it cannot be told which.
-        UsageError: the wanted one is not there, or holds something else.
+        PairsError: there is none, or more than one without a known name.
+        UsageError: the wanted one does not exist, or holds something else.
     """
     found: list[str] = [column.name for column in schema if _holds_vectors(column.type)]
     if wanted is not None:
@@ -175,16 +175,16 @@ def _holds_vectors(kind: pa.DataType) -> bool:
 
 
 def widths(file: Path, column: str) -> Iterator[int]:
-    """Yield the width of every vector of a file; rows without one are passed over."""
+    """Yield the width of every vector of a file; rows without one are skipped."""
     for batch in parquet.ParquetFile(file).iter_batches(BLOCK_ROWS, columns=[column]):
         yield from pc.list_value_length(batch.column(0).drop_null()).to_pylist()
 
 
 def to_array(column: pa.Array, width: int, where: str, start: int) -> NDArray[Any]:
-    """Return (B, width) floats, NaN where a row has no vector or a vector has a gap.
+    """Return (B, width) floats, NaN if a row has no vector or a vector has a gap.
 
     Raises:
-        PairsError: a vector has another width; `where` and `start` say where it is.
+        PairsError: a vector has another width; `where` and `start` tell its place for the message.
     """
     lengths = pc.list_value_length(column)
     wrong = pc.indices_nonzero(pc.fill_null(pc.not_equal(lengths, width), False))

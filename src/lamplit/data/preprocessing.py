@@ -3,8 +3,8 @@
 The values always come from the tower's own library. Images stay `uint8` until they are on the tower's
 device, so that what travels between processes is four times smaller.
 
-A search reads what a store says of its tower, of which this is a part, and shows no image: torch and torchvision take
-seconds to import, and so the functions that need them do.
+A search reads this as a part of a store's metadata, and needs no image. Importing torch and torchvision takes seconds,
+so only the functions that need them import them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns an image into a tower's input.
+    """Turns an image into a tower's input.
 
     `fit="crop"` scales the short side to `image_size / crop_fraction` and takes the centre;
     `fit="squash"` scales both sides to it, whatever the aspect ratio.
@@ -73,7 +73,7 @@ class Preprocessing:
         return cropped
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) uint8 in, float32 with the tower's mean and deviation out."""
+        """Normalise (B, 3, height, width) uint8 images by mean and standard deviation; return float32."""
         import torch
 
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
@@ -81,9 +81,9 @@ class Preprocessing:
         return (images.float() - mean) / std
 
     def reference(self, image: Image.Image) -> Tensor:
-        """Prepare one RGB image slowly, through PIL as the towers' own libraries do.
+        """Prepare one RGB image slowly, with PIL as the towers' own libraries do: (3, height, width) float32.
 
-        The measure for `resize`: (3, height, width) float32.
+        `resize` is compared with it.
         """
         import torch
         from PIL import ImageOps
@@ -135,7 +135,7 @@ class Preprocessing:
         return round(height * scale), round(width * scale)
 
     def in_words(self) -> str:
-        """Say it in a line, to be printed with every result."""
+        """Return a line of text, to be printed with every result."""
         height, width = self.image_size
         target_height, target_width = self._target_size(height, width)
         how = f"{self.interpolation}{'' if self.antialias else ' at single points'}"
@@ -148,7 +148,7 @@ class Preprocessing:
         return f"{framed}resized to {sizes} ({how}){cropped}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. What came later is left out at its default: fingerprints stay what they were."""
+        """Return plain values, for JSON; newer fields only if they are not at their defaults (fingerprints stay)."""
         later = {"antialias": True, "center": "round", "border": 0}
         return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
@@ -198,10 +198,10 @@ def _sample(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _neighbours(length: int, new_length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which two pixels each new one lies between, by their centres, and how far along, all in float32."""
+    """Return the two pixels between which each new one lies, by their centres, and how far along, in float32."""
     import torch
 
     scale = torch.tensor(length, dtype=torch.float32) / new_length
-    places = (torch.arange(new_length, dtype=torch.float32) + 0.5) * scale - 0.5
-    first = places.floor()
-    return first.clamp(min=0).long(), places.ceil().clamp(max=length - 1).long(), places - first
+    centers = (torch.arange(new_length, dtype=torch.float32) + 0.5) * scale - 0.5
+    first = centers.floor()
+    return first.clamp(min=0).long(), centers.ceil().clamp(max=length - 1).long(), centers - first

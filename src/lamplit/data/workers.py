@@ -9,13 +9,13 @@ import threading
 from typing import Any
 
 
-def as_it_is(batch: Any) -> Any:
-    """Leave a batch as the dataset made it."""
+def identity_collate(batch: Any) -> Any:
+    """Return a batch as the dataset made it."""
     return batch
 
 
 def worker_context() -> multiprocessing.context.BaseContext:
-    """How workers are started: never forked from a process with threads."""
+    """Return how workers are started: never forked from a process with threads."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

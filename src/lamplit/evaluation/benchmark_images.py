@@ -117,7 +117,7 @@ def with_preprocessing(tower: ImageTower, preprocessing: Preprocessing) -> Image
 def some_images(images: ImageSet, ids: Sequence[str]) -> ImageSet:
     """Take some of the images, with a store that grows from one draw to the next."""
     wanted = set(ids)
-    pairs = replace(images.pairs, count=len(ids), _read=lambda: (p for p in images.pairs if p.id in wanted))
+    pairs = replace(images.pairs, count=len(ids), read=lambda: (p for p in images.pairs if p.id in wanted))
     return replace(images, key=f"{images.key}-drawn", pairs=pairs, ids=ids)
 
 

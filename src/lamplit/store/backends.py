@@ -1,7 +1,7 @@
-"""What runs a locked tower: torch, torch.compile or ONNX Runtime, whichever is fastest here and agrees.
+"""Backends that run a locked tower: torch, torch.compile or ONNX Runtime, whichever is fastest and agrees.
 
-A locked tower is a constant function, so it may be compiled once and for all; convolutional towers gain four
-times on a CPU. A backend whose vectors differ from torch's is refused, however fast.
+A locked tower is a constant function, so it can be compiled once; convolutional towers run four times as fast on a
+CPU. A backend whose vectors differ from torch's is refused, however fast it is.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ Backend = Callable[[Tensor], Tensor]  # (B, 3, height, width) uint8 in, (B, D) f
 SAMPLE = 8  # images that backends are compared on
 CPU_IMAGES = 16  # in one pass of torch; its activations pass through the cache, and more images are no faster
 TOLERANCE = 1e-4  # largest difference of any coordinate of a unit vector
-# Seconds that the eager tower must have before it for the start of another backend to pay.
+# Minimum remaining run time of the eager tower, in seconds, that justifies starting this backend.
 _START_PAYS = {"onnx": 60.0, "compile": 600.0}
 
 
 def choose_backend(
     tower: ImageTower, name: BackendName, images: Tensor, *, num_images: int | None, device: torch.device
 ) -> tuple[str, Backend, Tensor]:
-    """Pick what runs `tower`; return its name, it, and the vectors of `images` (the first batch).
+    """Choose the backend that runs `tower`; return its name, the backend, and the vectors of the first batch.
 
-    `auto` times torch on the first batch, and tries another backend where the images left make its start pay. An
+    `auto` times torch on the first batch, and tries another backend if enough images are left to justify its start. A
     backend is taken if it agrees with torch to `TOLERANCE` on real images and is faster on them.
 
     Args:
-        tower: what is to run.
+        tower: the tower to run. It is locked and moved to `device`; `towers.borrowing.borrowed` gives it back.
         name: the backend asked for.
-        images: (B, 3, height, width) uint8 images.
-        num_images: how many there are in all, if that is known.
+        images: (B, 3, height, width) uint8 images, the first batch.
+        num_images: how many images there are in all, if that is known.
         device: where torch runs.
 
     Raises:
@@ -66,7 +66,7 @@ def choose_backend(
     for other in ("onnx", "compile"):
         if other == "onnx" and device.type != "cpu":
             continue
-        # A source of unknown size is taken as large enough for ONNX Runtime, whose file is kept for the next run.
+        # A source of unknown size counts as large enough for ONNX Runtime, because its file is kept for the next run.
         left = _START_PAYS["onnx"] if num_images is None else seconds / len(images) * num_images
         ready = other == "onnx" and _onnx_file(tower).is_file() and (num_images or 0) >= 20 * SAMPLE
         if left < _START_PAYS[other] and not ready:
@@ -113,10 +113,10 @@ def _torch_backend(tower: ImageTower, device: torch.device, *, compiled: bool = 
 
 @cache
 def _keep_freed_memory() -> None:
-    """Let glibc give a layer the memory that the last one has freed.
+    """Let glibc reuse the memory that a layer has freed, in this whole process.
 
-    By itself it returns every tensor of some size to the system and has the next one's pages made and zeroed anew,
-    which is half of a convolutional tower's time. Other allocators, and other C libraries, are left as they are.
+    By default it returns every large tensor to the system and gets new, zeroed pages for the next one, which takes half
+    of a convolutional tower's time. Other allocators and other C libraries are left as they are.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
@@ -125,7 +125,7 @@ def _keep_freed_memory() -> None:
 
 
 class _Features(nn.Module):
-    """A tower behind its preprocessing: (B, 3, height, width) normalised images in, (B, D) pooled features out."""
+    """A tower without its preprocessing: (B, 3, height, width) normalised images in, (B, D) pooled features out."""
 
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Stores from vectors that something else made, and vectors out of a store for others to read.
+"""Stores from vectors that other software made, and vectors of a store for other software.
 
-Both ways in the layout of clip-retrieval, which autofaiss and embedding-reader read, too.
+Both use the layout of clip-retrieval, which autofaiss and embedding-reader read, too.
 """
 
 from __future__ import annotations
@@ -32,13 +32,24 @@ from lamplit.store.rows import COLUMNS, Row, metadata_name
 from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
-UNIT = 1e-3  # how far rounding to float16 may take the length of a unit vector from 1
+_UNIT_TOLERANCE = 1e-3  # how much rounding to float16 changes the length of a unit vector, at most
 _LAYOUT = ("image_path", "caption", "texts")
 
 
 @dataclass
 class ImportReport:
-    """What `import_vectors` did, in images."""
+    """What one run of `import_vectors` did; all counts are of images.
+
+    Attributes:
+        store: path of the store.
+        image_tower: name of what made the vectors.
+        width: of the vectors.
+        imported: are in the store.
+        texts: that they have together.
+        skipped: vectors that could not be used, with the reasons.
+        skipped_file: where these are listed, one JSON object a line; None if there are none.
+        seconds: wall-clock time of the run.
+    """
 
     store: str
     image_tower: str
@@ -52,7 +63,7 @@ class ImportReport:
 
 @dataclass
 class VectorsReport:
-    """What `export_vectors` wrote."""
+    """What `export_vectors` wrote, and the tower that made the vectors."""
 
     folder: str
     image_tower: str
@@ -72,7 +83,7 @@ def import_vectors(
     text_column: str | None = None,
     progress: bool = False,
 ) -> ImportReport:
-    """Make the store `out` of vectors that are there already.
+    """Make the store `out` from vectors that other software made.
 
     The store appears in one commit at the end: interrupted, there is none, and running again starts over. Ids are
     the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
@@ -80,19 +91,25 @@ def import_vectors(
 
     Args:
         source: clip-retrieval's folder, a `.npy` file, or Parquet with a column of vectors; see `read_vectors`.
-        out: the store to make; there must be none yet.
-        image_tower: the name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
-            opened; stores of one name and width fit each other, and a model tuned on one reads them all.
+        out: the store to make; it must not exist yet.
+        image_tower: name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
+            opened. Stores of one name and width fit each other, and a model tuned on one reads all of them.
         pairs: texts and images for a `.npy`, in its order.
-        vector_column: column with the vectors, where it is not found by its name or as the only one.
-        image_column: column with the images' paths, where it is not found by its name.
+        vector_column: column with the vectors; by default found by its name, or as the only one.
+        image_column: column with the images' paths; by default found by its name.
         text_column: column (or columns, by commas) with the texts.
         progress: show a bar on stderr.
+
+    Returns:
+        Counts of what was imported and skipped.
 
     Raises:
         PairsError: the source cannot be read, or its vectors and rows do not match.
         StoreError: there is a store already, or no vector can be used.
         UsageError: a named column does not exist, or the tower has no name.
+
+    Example:
+        >>> lamplit.import_vectors("laion/", "laion.lance", image_tower="open_clip:ViT-B-32/laion2b_s34b_b79k")
     """
     started = time.monotonic()
     if not image_tower.strip():
@@ -127,24 +144,31 @@ def import_vectors(
     return report
 
 
-def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: int = PART_ROWS) -> VectorsReport:
-    """Write a store as clip-retrieval would: `img_emb/img_emb_0.npy` and `metadata/metadata_0.parquet` and so on.
+def export_vectors(store: str | Path | Store, out: str | Path, *, part_rows: int = PART_ROWS) -> VectorsReport:
+    """Write a store in clip-retrieval's layout: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet` and so on.
 
     Vectors are (N, D) float16, as they are stored, in the order of the ids. The metadata has `image_path`, `caption`
-    (the first text), `texts` (all of them) and every metadata column. `import_vectors` makes of it a store with the
-    same vectors, texts and metadata. The folder appears whole or not at all.
+    (the first text), `texts` (all of them) and every metadata column. `import_vectors` makes a store with the same
+    vectors, texts and metadata from it. The folder appears whole or not at all.
 
     Args:
-        store: what `embed` or `import_vectors` made.
-        folder: where to; it must be empty, or not be there.
-        part_rows: most rows of one part.
+        store: a store or its path.
+        out: folder to write; it must be empty, or not exist.
+        part_rows: largest number of rows in one part.
+
+    Returns:
+        What was written: images, parts, and the name and width of the image tower.
 
     Raises:
         StoreError: the store cannot be read.
-        UsageError: there is something in the folder.
+        UsageError: the folder is not empty.
+
+    Example:
+        >>> lamplit.export_vectors("photos.lance", "vectors/").images
+        1200
     """
     store = as_store(store)
-    folder = Path(folder)
+    folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; give another, so that parts of two stores do not mix")
     parts = [range(start, min(start + part_rows, len(store))) for start in range(0, len(store), part_rows)]
@@ -158,7 +182,7 @@ def export_vectors(store: str | Path | Store, folder: str | Path, *, part_rows: 
 
 
 def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
-    """Rows of the store, a block at a time; those that cannot be used go into the report."""
+    """Yield rows of the store in blocks; vectors that cannot be used go into the report."""
     number = 0
     for values, entries in vectors:
         units, reasons = _to_unit(values)
@@ -180,20 +204,20 @@ def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> It
 
 
 def _to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], list[str]]:
-    """(B, D) floats in; (B, D) of unit length out, and for each why it cannot be used, or nothing.
+    """Scale (B, D) floats to unit length; return them, and for each the reason why it cannot be used, or "".
 
-    What is float16 of unit length already stays the same bytes.
+    Vectors that are float16 and of unit length already keep their bytes.
     """
     wide = values.astype(np.float64 if values.dtype.itemsize == 8 else np.float32)
     largest = np.abs(wide).max(1, keepdims=True)
     finite, zero = np.isfinite(largest), largest == 0
     usable = finite & ~zero
     wide, largest = np.where(usable, wide, 1), np.where(usable, largest, 1)
-    wide = wide / largest  # so that no square overflows, or vanishes
+    wide = wide / largest  # so that no square overflows or becomes zero
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     units = (wide / norms).astype(np.float16)
     if values.dtype.itemsize == 2:
-        units = np.where(np.abs(norms * largest - 1) < UNIT, values.astype(np.float16), units)
+        units = np.where(np.abs(norms * largest - 1) < _UNIT_TOLERANCE, values.astype(np.float16), units)
     reasons = [
         "the vector is all zeros" if is_zero else "" if is_finite else "the vector has NaN, infinite or missing values"
         for is_finite, is_zero in zip(finite[:, 0], zero[:, 0], strict=True)
@@ -218,7 +242,7 @@ def _write_part(store: Store, rows: range, folder: Path, number: str) -> None:
 
 
 def _described(block: pa.Table) -> pa.Table:
-    """Say of each row what clip-retrieval's metadata does."""
+    """Make the columns of clip-retrieval's metadata."""
     texts = block["texts"].to_pylist()
     columns = {
         "image_path": block["path"],

@@ -17,12 +17,17 @@ from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from lamplit.errors import TowerError
+from lamplit.errors import TowerError, first_line
 
-# What torch, safetensors and transformers raise on damaged files: 12,000 damaged at random gave all of these.
+# What transformers raises on damaged files and on configurations with wrong values; only for calls of its own.
 READ_ERRORS = (
     OSError, UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError, OverflowError, struct.error,
+    AttributeError,
+)  # fmt: skip
+# What torch's unpickler raises: files that were cut off or damaged at random gave all of these.
+_PICKLE_ERRORS = (
+    OSError, UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, struct.error,
 )  # fmt: skip
 
 
@@ -35,13 +40,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     path = Path(file)
     if not path.is_file():
         raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
-    try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except READ_ERRORS as error:
-        raise TowerError(
-            f"{path} is neither a safetensors file nor a plain state dict: it is damaged, or could only be read by "
-            "running code from it, which lamplit never does; save its state_dict() as safetensors"
-        ) from error
+    state = _load_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -50,10 +49,27 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def _load_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path) from error
+
+
 def _unpickle(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # it raises where that matters
-        return torch.load(path, map_location="cpu", weights_only=True)
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch raises if that matters
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except _PICKLE_ERRORS as error:
+            raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> TowerError:
+    return TowerError(
+        f"{path} is neither a safetensors file nor a plain state dict: it is damaged, or could only be read by "
+        "running code from it, which lamplit never does; save its state_dict() as safetensors"
+    )
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
@@ -70,28 +86,28 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
         if key in state and state[key].shape != own[key].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    told = [f"{len(keys)} {kind}: {', '.join(keys[:10])}" for kind, keys in problems.items() if keys]
-    if told:
-        raise TowerError(f"the weights do not fit {name}; {'; '.join(told)}")
+    listed = [f"{len(keys)} {kind}: {', '.join(keys[:10])}" for kind, keys in problems.items() if keys]
+    if listed:
+        raise TowerError(f"the weights do not fit {name}; {'; '.join(listed)}")
     module.load_state_dict(state)
 
 
 def load_whole(module: nn.Module, file: Path) -> None:
-    """Load what a saved model's file holds, every tensor or none.
+    """Load a file of a saved model, every tensor or none.
 
     Raises:
-        TowerError: it is not there, is damaged, or is another module's.
+        TowerError: the file is not there, is damaged, or is another module's.
     """
     if not file.is_file():
         raise TowerError(f"{file} is missing: the model is not whole")
     try:
         load_model(module, file)
-    except READ_ERRORS as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last if the tensors are another module's
         raise TowerError(f"{file} does not fit its config.json: {error}") from error
 
 
 def require_whole(name: str, missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuse a transformers checkpoint that left some of the tower random, by its loading report.
+    """Raise if transformers' loading report says that some of the tower stayed random.
 
     Raises:
         TowerError: naming the keys that are missing or of another shape.
@@ -102,21 +118,30 @@ def require_whole(name: str, missing: Iterable[str], mismatched: Iterable[tuple[
 
 
 def key_difference(module: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Keys of `module` that `state` lacks, and keys of `state` that `module` has no place for."""
+    """Return the keys of `module` that `state` lacks, and the keys of `state` that `module` does not have."""
     own = module.state_dict()
     return [k for k in own if k not in state], [k for k in state if k not in own]
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """A transformers configuration as JSON values, without where it lay and which release read it."""
+    """Return a transformers configuration as JSON values, without its path and the release that read it."""
     # Through JSON, which turns keys into text: sorted for a fingerprint, 2 comes before 10, but "10" before "2".
     values = json.loads(json.dumps(config.to_dict(), default=str))
     return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 @contextmanager
+def opening(spec: str) -> Iterator[None]:
+    """Turn what transformers raises into a `TowerError` that names `spec`; only calls of its own go inside."""
+    try:
+        yield
+    except (*READ_ERRORS, ImportError) as error:
+        raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and reports from stderr: our bars are there, and what is missing raises."""
+    """Keep transformers' progress bars and reports off stderr: ours are shown, and missing weights raise."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -13,11 +13,15 @@ from lamplit.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# What torch.export raises if it cannot follow a module: its tracer runs the code of the module with values that are no
+# tensors, so that nearly any error of that code can come out. `embed` then goes on with torch.
+_EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
 
 def open_onnx(file: Path, threads: int, *, spinning: bool = True) -> Any:
-    """Open an ONNX file with ONNX Runtime on the CPU; nothing where it cannot be read.
+    """Open an ONNX file with ONNX Runtime on the CPU; return None if it cannot be read.
 
-    Threads that spin answer the next call sooner, and burn a core while there is none.
+    Threads that spin answer the next call sooner, but use a core while they wait.
     """
     import onnxruntime
 
@@ -32,7 +36,7 @@ def open_onnx(file: Path, threads: int, *, spinning: bool = True) -> Any:
 
 
 def onnx_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises; its errors have no base of their own."""
+    """Return what ONNX Runtime raises; its errors have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = (
@@ -53,26 +57,29 @@ def write_onnx(
     """Write a module as an ONNX file whose one output is `vectors`.
 
     Args:
-        module: what is to run elsewhere, in eval mode.
-        inputs: an example of each, in the order of `module.forward`, and what they are to be called.
-        file: where to; it is there whole or not at all.
+        module: what to export, in eval mode.
+        inputs: names and examples of the inputs, in the order of `module.forward`.
+        file: written whole or not at all.
         name: of the module, for the error.
-        axes: of each input, the `torch.export.Dim` of every axis of any length.
+        axes: for each input, the `torch.export.Dim` of every axis of variable length.
 
     Raises:
-        TowerError: the module does what ONNX cannot hold.
+        TowerError: the module cannot be expressed in ONNX.
     """
-    import torch  # who opens a file alone does without
+    import torch  # not needed to open a file, and slow to import
 
     example = tuple(inputs.values())
-    names = tuple({place: length.__name__ for place, length in each.items()} for each in axes)
+    names = tuple({axis: length.__name__ for axis, length in each.items()} for each in axes)
     with warnings.catch_warnings(), replacing(file) as partial:
         warnings.simplefilter("ignore")  # the exporter warns of its own future
         try:
             program = torch.export.export(module, example, dynamic_shapes=tuple(map(dict, axes)))
+        except _EXPORT_ERRORS as error:
+            raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
+        try:
             torch.onnx.export(
                 program, example, partial, dynamo=True, external_data=False, verbose=False,
                 dynamic_shapes=names, input_names=list(inputs), output_names=["vectors"],
             )  # fmt: skip
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        except RuntimeError as error:  # the base of all errors of torch.onnx
             raise TowerError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error

@@ -37,7 +37,6 @@ def validation(root: Path) -> Labelled:
 
     Raises:
         PairsError: none of them is there, or its classes are not ImageNet's.
-        MissingExtraError: the labels are in the development kit, and scipy is not installed.
     """
     for folder in (root / "val", root):
         if any(re.fullmatch(r"n\d{8}", name) for name in folders(folder)):

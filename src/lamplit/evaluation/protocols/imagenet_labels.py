@@ -13,7 +13,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from lamplit.errors import PairsError, require
+import scipy.io
+
+from lamplit.errors import PairsError
 from lamplit.zeroshot.names import listed
 
 
@@ -49,7 +51,6 @@ def labels_of_flat_files(root: Path, folder: Path) -> dict[int, int]:
 
     Raises:
         PairsError: there is no list, or it is not one of ImageNet's.
-        MissingExtraError: it is the development kit's, and scipy is not installed.
     """
     places = (root, folder, root / "ILSVRC2012_devkit_t12/data", root / "devkit/data", root / "data")
     for name, read in _LISTS.items():
@@ -95,7 +96,7 @@ def _read_devkit(file: Path) -> dict[int, int]:
             f"{file} numbers the classes in an order of its own, and {meta}, which tells it, is missing; "
             "unpack it from ILSVRC2012_devkit_t12.tar.gz"
         )
-    table = require("scipy.io", "benchmarks").loadmat(meta, squeeze_me=True)["synsets"]
+    table = scipy.io.loadmat(meta, squeeze_me=True)["synsets"]
     of_own = {
         int(own): label_of_synset()[synset]
         for own, synset in zip(table["ILSVRC2012_ID"], table["WNID"], strict=True)

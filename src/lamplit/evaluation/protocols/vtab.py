@@ -16,7 +16,7 @@ from typing import Any
 from torchvision import datasets
 
 from lamplit.data.pairs import Pair, Pairs
-from lamplit.errors import MissingExtraError, PairsError
+from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, from_files, zero_shot
 from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Task
 from lamplit.zeroshot.names import class_keys, class_names, listed, plain
@@ -178,15 +178,12 @@ def _open(kind: Any, root: Path, marker: str, **options: Any) -> Any:
 
     Raises:
         PairsError: `marker`, which the folder should have, is not there, or torchvision refuses what is.
-        MissingExtraError: it reads MATLAB files, and scipy is not installed.
     """
     # Looked for first: torchvision would make folders in a wrong place, and name options that we do not have.
     if not (root / marker).exists():
         raise PairsError(f"{root} has no {marker}")
     try:
         return kind(root, download=False, **options)
-    except ImportError as error:
-        raise MissingExtraError("scipy", "benchmarks") from error
     except (RuntimeError, OSError, ValueError, LookupError) as error:
         reason = str(error).split(" You can use download")[0].rstrip(".")
         raise PairsError(f"torchvision cannot read {kind.__name__} in {root}: {reason}") from error

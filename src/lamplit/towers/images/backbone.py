@@ -1,4 +1,4 @@
-"""What a library's opener gives: a backbone, how it wants its images, and the classifier it came with."""
+"""What a library's opener returns: a backbone, its preprocessing, and the classifier it came with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamplit.data.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class ClassHead:
-    """A supervised tower's own classifier: texts that say each class, and its vector in the tower's space."""
+    """A supervised tower's own classifier: texts for each class, and its vector in the tower's space."""
 
     texts: list[list[str]]  # C lists, the usual name first
     vectors: Tensor  # (C, D)
@@ -29,6 +29,6 @@ class Backbone:
 
 
 def class_texts(names: list[str], definition: str = "") -> list[str]:
-    """Ways to say a class: its name, as a caption, with its synonyms, by its definition."""
+    """Return texts for a class: its name, a caption, its synonyms, its definition."""
     texts = [names[0], f"A {names[0]}.", ", ".join(names), definition]
     return [text for text in dict.fromkeys(texts) if text]

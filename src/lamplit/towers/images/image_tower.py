@@ -31,11 +31,18 @@ from lamplit.towers.published.big_vision import Published, build_backbone
 
 
 class ImageTower(nn.Module):
-    """A backbone that knows how it wants its images.
+    """A backbone with its preprocessing: (B, 3, height, width) uint8 images in, (B, width) pooled features out.
 
-    `config` says how to build the same backbone again without its weights, and how to pool where that is not the
-    library's own way; `class_head` is the classifier the backbone came with, if its class names are known and it reads
-    what comes out here.
+    Opening it puts the backbone into eval mode and runs one image through it, on the device that it is on.
+
+    Attributes:
+        spec: what was opened, such as `timm:vit_base_patch16_224`.
+        preprocessing: how it wants its images.
+        config: how to build the backbone again without its weights, and its pooling if that is not the library's own.
+        class_head: the classifier that the backbone came with, if its class names are known and it reads the pooled
+            features; else None.
+        weights: the file that the weights were read from; None for the library's own.
+        width: of the features.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class ImageTower(nn.Module):
         self.eval()
         if self.pool is not None:
             require_pool(spec, self.pool, self.find_pools()[0])
-        with torch.no_grad():  # what comes out is the only thing that every library agrees on
+        with torch.no_grad():  # no attribute for the width is common to all libraries
             blank = torch.zeros(1, 3, *preprocessing.image_size, dtype=torch.uint8, device=self.device)
             self.width = self(blank).shape[1]
         if class_head is not None and class_head.vectors.shape[1] != self.width:
@@ -71,7 +78,7 @@ class ImageTower(nn.Module):
         return torch.device("cpu") if held is None else held.device
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) uint8 images in, (B, width) pooled features out, not normalised."""
+        """Return (B, width) pooled features, not normalised, of (B, 3, height, width) uint8 images."""
         pixels = self.preprocessing.normalize(images)
         weight = next(self.backbone.parameters(), None)
         if weight is not None:  # of a model in half precision
@@ -86,12 +93,12 @@ class ImageTower(nn.Module):
 
     @torch.no_grad()
     def find_pools(self) -> tuple[list[str], str | None]:
-        """Poolings that this tower can be opened with, and which of them is its library's own, if it is one of them."""
+        """Return the poolings that this tower supports, and which of them is its library's own (None: another)."""
         noise = torch.rand(2, 3, *self.preprocessing.image_size, generator=torch.Generator().manual_seed(0))
         return find_pools(self.backbone, noise.to(self.device))
 
     def identity(self) -> TowerIdentity:
-        """Say what this tower is; the fingerprint covers weights, preprocessing and architecture."""
+        """Return what identifies this tower; its fingerprint covers weights, preprocessing and architecture."""
         content = [weights_digest(self), self.preprocessing.to_dict(), self.config]
         fingerprint = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
         return TowerIdentity(self.spec, fingerprint, self.width, self.preprocessing, self.config, self.weights)
@@ -112,15 +119,23 @@ def open_image_tower(
             (B, 3, height, width) float images to (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
             opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
             timm's CLIP towers give the class token before that projection.
-        weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; nothing
-            for the pretrained ones of the library.
-        preprocessing: needed for a module; elsewhere it replaces what the library says.
-        pool: `cls`, `mean` (of the patch tokens), `map` (a trained attention pooling) or `cls+mean`, where the tower
-            offers it; nothing for what the library's own head uses.
+        weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; None for the
+            pretrained ones of the library.
+        preprocessing: needed for a module; for other towers it replaces what the library says.
+        pool: `cls`, `mean` (of the patch tokens), `map` (a trained attention pooling) or `cls+mean`, if the tower
+            supports it; None for what the library's own head uses.
+
+    Returns:
+        The tower in eval mode, on the CPU; a module of yours stays where it is.
 
     Raises:
         UsageError: the spec or the pooling is not one of the above.
-        TowerError: the weights cannot be had, or do not fit; the tower cannot pool so.
+        TowerError: the weights cannot be fetched, or do not fit; or the tower does not support the pooling.
+
+    Example:
+        >>> tower = open_image_tower("timm:vit_base_patch16_224")
+        >>> tower(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)).shape
+        torch.Size([1, 768])
     """
     if isinstance(tower, nn.Module):
         return _wrap_module(tower, weights, preprocessing, pool)
@@ -157,7 +172,7 @@ def open_image_tower(
 
 
 def open_published_image_tower(published: Published) -> ImageTower:
-    """Open the image tower of a published model; its head, where it has one, is part of the tower."""
+    """Open the image tower of a published model; its head, if it has one, is part of the tower."""
     return _tower(published.spec, _published_backbone(published), None)
 
 
@@ -186,18 +201,18 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
             raise TowerError(f"{identity.spec} was given as a module; pass the module itself as image_tower=")
     except FieldError as error:
         raise TowerError(f"the description of {identity.spec} is damaged: {error}") from error
-    assert identity.preprocessing is not None, "unknown only where there are vectors alone, and no library"
+    assert identity.preprocessing is not None, "only imported vectors come without, and no library made them"
     return ImageTower(identity.spec, backbone, identity.preprocessing, identity.config)
 
 
 def load_image_tower(identity: TowerIdentity, weights: Path, module: nn.Module | None = None) -> ImageTower:
-    """Build a tower and load what a saved model holds of it; the module itself where only its owner can build it.
+    """Build a tower and load its weights from a saved model; `module` is needed if only its owner can build it.
 
     Raises:
         TowerError: the weights are not there, do not fit, or are those of another tower.
     """
     if identity.preprocessing is None:
-        raise TowerError(f"the vectors of {identity.spec} were imported, so nothing of it is here to be opened")
+        raise TowerError(f"the vectors of {identity.spec} were imported, so the tower itself is not here to be opened")
     if module is None:
         tower = build_image_tower(identity)
     else:

@@ -25,8 +25,8 @@ POOLS = {
 def pool_features(backbone: nn.Module, pixels: Tensor, pool: str | None = None) -> Tensor:
     """Run `backbone` on (B, 3, height, width) normalised images and pool: (B, D), or (B, 2D) for `cls+mean`.
 
-    Without `pool`, as the library itself pools; where transformers has no pooled output, the class token, or the mean
-    of the patches where there is none.
+    Without `pool`, as the library itself pools; if transformers has no pooled output, the class token, or the mean of
+    the patches if there is no class token.
     """
     if pool is None or pool == "map":
         output = backbone(pixels)
@@ -37,8 +37,8 @@ def pool_features(backbone: nn.Module, pixels: Tensor, pool: str | None = None) 
 def find_pools(backbone: nn.Module, pixels: Tensor) -> tuple[list[str], str | None]:
     """Find which poolings `backbone` offers, and which of them the library's own head uses.
 
-    The second is nothing where that head does something else, as transformers' ViT with its dense layer does. It is
-    found by running all of them on `pixels` (B, 3, height, width): what comes out is what libraries agree on.
+    The second is None if that head does something else, like the dense layer of transformers' ViT. It is found by
+    running all of them on `pixels`, (B, 3, height, width), and comparing the outputs.
     """
     has_map, has_class_token = _has_attention_pool(backbone), _has_class_token(backbone)
     if not has_map and not has_class_token and not _has_plain_tokens(backbone, pixels):
@@ -57,16 +57,16 @@ def find_pools(backbone: nn.Module, pixels: Tensor) -> tuple[list[str], str | No
 
 
 def require_pool(spec: str, pool: str, offered: list[str]) -> None:
-    """Refuse a pooling that a backbone has not.
+    """Raise if the backbone does not support `pool`.
 
     Raises:
-        UsageError: there is no such pooling at all.
-        TowerError: this backbone has it not; with those it has.
+        UsageError: there is no such pooling.
+        TowerError: this backbone does not support it; the message lists the supported ones.
     """
     if pool not in POOLS:
         raise UsageError(f"there is no pooling {pool!r}; expected {', '.join(POOLS)}")
     if pool not in offered:
-        has = f"it offers {', '.join(offered)}" if offered else "it offers its library's own alone"
+        has = f"it offers {', '.join(offered)}" if offered else "it offers only its library's own"
         raise TowerError(f"{spec} cannot pool by {pool} ({POOLS[pool]}); {has}. Leave --pool out for the library's own")
 
 
@@ -87,7 +87,7 @@ def _pool_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor, pool: str)
 
 
 def _own_output(backbone: nn.Module, output: Any, pixels: Tensor) -> Tensor:
-    """Take what transformers calls the features of an image."""
+    """Return what transformers calls the features of an image."""
     pooled: Tensor | None = output.get("image_embeds")  # CLIP with its projection
     if pooled is None:
         pooled = output.get("pooler_output")
@@ -100,7 +100,7 @@ def _own_output(backbone: nn.Module, output: Any, pixels: Tensor) -> Tensor:
 
 
 def _norm_after_pooling(backbone: nn.Module) -> nn.Module:
-    """Return the last norm, where the library keeps it for what was pooled instead of for all tokens."""
+    """Return the last norm, if the library applies it to the pooled vector instead of to all tokens."""
     norm: nn.Module | None
     if not isinstance(backbone, PreTrainedModel):
         norm = getattr(backbone, "fc_norm", None)
@@ -112,7 +112,7 @@ def _norm_after_pooling(backbone: nn.Module) -> nn.Module:
 
 
 def _num_prefix_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor) -> int:
-    """Count what stands before the patches: class, distillation and register tokens."""
+    """Count the tokens before the patches: class, distillation and register tokens."""
     if not isinstance(backbone, PreTrainedModel):
         return int(backbone.num_prefix_tokens)  # type: ignore[arg-type]
     least = int(_has_class_token(backbone))
@@ -138,16 +138,16 @@ def _has_attention_pool(backbone: nn.Module) -> bool:
 
 
 def _has_plain_tokens(backbone: nn.Module, pixels: Tensor) -> bool:
-    """Tell whether a backbone of patches alone gives them with their last norm, as all of transformers' do."""
+    """Tell whether a backbone without other tokens gives its patches after the last norm (transformers' do)."""
     return isinstance(backbone, PreTrainedModel) and _tokens(backbone, pixels).ndim == 3
 
 
 def _averages(backbone: nn.Module) -> bool:
-    """Tell whether a backbone without a class token takes the mean of what it has."""
+    """Tell whether a backbone without a class token takes the mean of its tokens or features."""
     if isinstance(backbone, PreTrainedModel):
         return True
-    places = (backbone, getattr(backbone, "head", None))
-    kinds = [getattr(place, "global_pool", None) for place in places]
+    holders = (backbone, getattr(backbone, "head", None))
+    kinds = [getattr(holder, "global_pool", None) for holder in holders]
     return any(getattr(kind, "pool_type", kind) == "avg" for kind in kinds)
 
 

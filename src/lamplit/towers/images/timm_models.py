@@ -25,14 +25,14 @@ _MOCO_PREPROCESSING = Preprocessing(
 
 
 def open_timm(name: str, weights: str | Path | None) -> Backbone:
-    """Open timm's model `name`; `weights` is a file, `"random"`, or nothing for timm's own.
+    """Open timm's model `name`; `weights` is a file, `"random"`, or None for timm's own.
 
     A file is a state dict with or without the classifier, or a checkpoint of MoCo-v3, of which the base encoder is
     taken with the authors' preprocessing.
 
     Raises:
         UsageError: timm has no such model.
-        TowerError: the weights cannot be had, or do not fit.
+        TowerError: the weights cannot be fetched, or do not fit.
     """
     spec = f"timm:{name}"
     if not timm.is_model(name):
@@ -84,7 +84,7 @@ def build_timm(name: str) -> nn.Module:
 
 
 def _fitted(model: Any, state: dict[str, Tensor]) -> Any:
-    """Drop the classifier of `model` where a file of the bare backbone has none."""
+    """Drop the classifier of `model` if the file has only the backbone."""
     missing, unexpected = key_difference(model, state)
     if missing and not unexpected and all(key.startswith(model.pretrained_cfg["classifier"]) for key in missing):
         model.reset_classifier(0)

@@ -23,7 +23,7 @@ from transformers import (
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.towers.images.backbone import Backbone, ClassHead, class_texts
-from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
+from lamplit.towers.loading import opening, plain_config, quiet_transformers, require_whole
 
 _MAX_DIFFERENCE = 0.05  # mean over an image, in units of its normalised pixels
 _MAX_SIDE = 4096  # pixels of an image's side; a hostile file could ask for any number
@@ -47,19 +47,18 @@ def open_transformers(
     spec = f"hf:{name}"
     if weights is not None:
         raise UsageError(f"{spec} brings its own weights; put the file into a folder with its config.json instead")
-    try:
+    with opening(spec):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        loader, config, is_classifier = _loader(spec, config)
-        with quiet_transformers():
-            if preprocessing is None:
-                processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
-                preprocessing = _read_preprocessing(spec, processor)
-            model, report = loader.from_pretrained(
-                name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-            )  # fmt: skip
-    except (*READ_ERRORS, ImportError) as error:
-        raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
+    loader, config, is_classifier = _loader(spec, config)
+    if preprocessing is None:
+        with quiet_transformers(), opening(spec):
+            processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+        preprocessing = _read_preprocessing(spec, processor)
+    with quiet_transformers(), opening(spec):
+        model, report = loader.from_pretrained(
+            name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     class_head = _class_head(model, config) if is_classifier else None
     projected = loader is CLIPVisionModelWithProjection
     backbone = model if projected else model.base_model
@@ -126,6 +125,8 @@ def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
         preprocessing = _preprocessing(processor.to_dict())
     except KeyError as error:
         raise TowerError(f"{spec} does not say how it wants its images; its processor has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TowerError(f"{spec} says in a damaged file how it wants its images: {first_line(error)}") from error
     except ZeroDivisionError as error:
         raise TowerError(f"{spec} wants images of no size; expected sides up to {_MAX_SIDE}") from error
     if not all(1 <= side / preprocessing.crop_fraction <= _MAX_SIDE for side in preprocessing.image_size):
@@ -133,7 +134,9 @@ def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
     # A smooth image, so that a pixel's shift counts little and other colours, scales or crops much.
     small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
-    expected = torch.as_tensor(np.asarray(processor(images=image)["pixel_values"][0]))
+    with opening(spec):
+        processed = processor(images=image)["pixel_values"][0]
+    expected = torch.as_tensor(np.array(processed))  # a copy: MobileViT's has negative strides
     found = preprocessing.reference(image)
     if found.shape != expected.shape or (found - expected).abs().mean() > _MAX_DIFFERENCE:
         raise TowerError(

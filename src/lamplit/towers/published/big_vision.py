@@ -20,11 +20,11 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.files import cache_folder, download
 from lamplit.towers.loading import load_strictly
-from lamplit.towers.published.layout import Plan, read_layout, today
+from lamplit.towers.published.layout import Plan, canonical_names, read_layout
 from lamplit.towers.published.npz import ArrayFile
 from lamplit.towers.texts.tokenizers import Tokenizer, read_vocabulary
 
-# What each of them has for a vocabulary
+# The suffix of each one's vocabulary
 NAMES = {"B16B": ".txt", "B16B_2": ".txt", "L16L": ".txt", "L16S": ".model", "L16Ti": ".model"}
 BUCKET = "https://storage.googleapis.com/vit_models/lit"  # the authors' own
 MAX_LOG_SCALE = 20.0  # theirs are near 4.4
@@ -64,21 +64,21 @@ class Published:
             raise UsageError(f"{spec!r} is not a published model; expected {names} or lit:FILE.npz")
         self._arrays = ArrayFile(self.file)
         try:
-            self._names = today(self._arrays.shapes)
+            self._names = canonical_names(self._arrays.shapes)
             self.layout = read_layout({new: self._arrays.shapes[old] for new, old in self._names.items()})
         except TowerError as error:
             raise self._arrays.refuse(str(error)) from error
         side = self.layout.image.config["image_size"]
         half = (0.5, 0.5, 0.5)
-        # The authors' `PreprocessImages`: squashed whatever the aspect ratio, sampled at points, cut to whole numbers.
+        # The authors' `PreprocessImages`: squashed to a square, sampled at single points, truncated to whole numbers.
         self.preprocessing = Preprocessing((side, side), half, half, "bilinear", fit="squash", antialias=False)
 
     @property
     def logit_multiplier(self) -> float:
-        """What the model was tuned to multiply cosines by.
+        """What the model multiplies cosines by.
 
         Raises:
-            TowerError: the file is damaged, or no such number can be meant.
+            TowerError: the file is damaged, or its number is out of range.
         """
         log_scale = float(self._arrays.read(self._names["t"]))
         if not abs(log_scale) < MAX_LOG_SCALE:  # not a number, either
@@ -152,7 +152,7 @@ def build_backbone(
 
 
 def _fetched(name: str) -> Path:
-    """Return a file of the authors', from the cache or from their bucket."""
+    """Return one of the authors' files, from the cache or from their bucket."""
     file = cache_folder() / "lit" / name
     if not file.is_file():
         url = f"{BUCKET}/{name}"

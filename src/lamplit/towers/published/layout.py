@@ -76,11 +76,11 @@ class Layout:
         return {name: piece.shape for piece in pieces for name in piece.names} | {"t": (1,)}
 
 
-def today(names: Iterable[str]) -> dict[str, str]:
-    """Map the names that the newest code would give to those in the file. What only training needs is left out.
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Map current parameter names to the names used in this checkpoint; names that only training needs are left out.
 
     Raises:
-        TowerError: two names of the file are one of today's.
+        TowerError: two names of the checkpoint are the same current name.
     """
     found: dict[str, str] = {}
     names = list(names)
@@ -96,10 +96,10 @@ def today(names: Iterable[str]) -> dict[str, str]:
 
 
 def read_layout(shapes: Shapes) -> Layout:
-    """Find out what model has arrays of these names and shapes.
+    """Find the model that has arrays of these names and shapes.
 
     Raises:
-        TowerError: none has; naming the arrays that are missing, too many, or of another shape.
+        TowerError: there is none; the message names the arrays that are missing, unexpected or of another shape.
     """
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
         raise TowerError(f"it has arrays without values: {', '.join(empty[:10])}")
@@ -126,10 +126,10 @@ def _read_image(shapes: Shapes) -> ImageLayout:
     if rows > MAX_PATCHES or image_size > MAX_PIXELS:
         raise TowerError(f"its image tower sees {rows} patches of {patch_size} pixels, more than any ViT")
     plan: Plan = {
-        "cls_token": Piece(("img/cls",), (1, 1, width), _as_it_is),
-        "pos_embed": Piece((positions,), (1, rows, width), _with_class_row if alone else _as_it_is),
+        "cls_token": Piece(("img/cls",), (1, 1, width), _unchanged),
+        "pos_embed": Piece((positions,), (1, rows, width), _with_class_row if alone else _unchanged),
         "patch_embed.proj.weight": Piece(("img/embedding/kernel",), (patch_size, patch_size, 3, width), _convolution),
-        "patch_embed.proj.bias": Piece(("img/embedding/bias",), patch_shape[-1:], _as_it_is),
+        "patch_embed.proj.bias": Piece(("img/embedding/bias",), patch_shape[-1:], _unchanged),
         **blocks,
         **_norm("norm", "img/Transformer/encoder_norm", width),
     }
@@ -152,7 +152,7 @@ def _read_transformer(shapes: Shapes) -> TextLayout:
     # Some old files have a second table of positions, to be added.
     tables = tuple(name for name in ("txt/pos_embedding", f"{TRANSFORMER}/pos_embedding") if name in shapes)
     plan: Plan = {
-        "token_embedding.weight": Piece(("txt/Embed_0/embedding",), (vocab_size, width), _as_it_is),
+        "token_embedding.weight": Piece(("txt/Embed_0/embedding",), (vocab_size, width), _unchanged),
         "position_embedding": Piece(tables, (1, num_positions, width), lambda *arrays: torch.stack(arrays).sum((0, 1))),
         **blocks,
         **_norm("norm", f"{TRANSFORMER}/encoder_norm", width),
@@ -181,7 +181,7 @@ def _read_bert(shapes: Shapes, head_width: int) -> TextLayout:
         layer_norm_eps=1e-12,
     )
     plan: Plan = {
-        f"embeddings.{ours}_embeddings.weight": Piece((f"{embedder}_{theirs}/embedding",), (count, width), _as_it_is)
+        f"embeddings.{ours}_embeddings.weight": Piece((f"{embedder}_{theirs}/embedding",), (count, width), _unchanged)
         for ours, theirs, count in (
             ("word", "token_ids", vocab_size),
             ("position", "position_ids", num_positions),
@@ -211,7 +211,7 @@ def _bert_layer(ours: str, theirs: str, width: int, mlp_width: int) -> Plan:
 
 
 def _read_blocks(shapes: Shapes, theirs: str, ours: str, width: int) -> tuple[Plan, dict[str, int]]:
-    """Plan all pre-norm blocks of a transformer, and tell their sizes."""
+    """Plan all pre-norm blocks of a transformer, and return their sizes."""
     first = f"{theirs}/encoderblock_0"
     _, num_heads, head_width = _shape(shapes, f"{first}/MultiHeadDotProductAttention_0/query/kernel", 3)
     mlp_width = _shape(shapes, f"{first}/MlpBlock_0/Dense_0/kernel", 2)[1]
@@ -235,7 +235,7 @@ def _block(ours: str, theirs: str, attention: tuple[int, int, int], mlp_width: i
         f"{ours}.attn.qkv.weight": Piece(kernels, attention, lambda *parts: torch.cat([p.flatten(1).T for p in parts])),
         f"{ours}.attn.qkv.bias": Piece(biases, (heads[0], heads[1]), lambda *parts: torch.cat(parts).flatten()),
         f"{ours}.attn.proj.weight": Piece((f"{path}/out/kernel",), (*heads, width), lambda a: a.flatten(0, 1).T),
-        f"{ours}.attn.proj.bias": Piece((f"{path}/out/bias",), (width,), _as_it_is),
+        f"{ours}.attn.proj.bias": Piece((f"{path}/out/bias",), (width,), _unchanged),
         **_norm(f"{ours}.norm2", f"{theirs}/LayerNorm_1", width),
         **_linear(f"{ours}.mlp.fc1", f"{theirs}/MlpBlock_0/Dense_0", width, mlp_width),
         **_linear(f"{ours}.mlp.fc2", f"{theirs}/MlpBlock_0/Dense_1", mlp_width, width),
@@ -245,15 +245,15 @@ def _block(ours: str, theirs: str, attention: tuple[int, int, int], mlp_width: i
 def _linear(ours: str, theirs: str, inputs: int, outputs: int) -> Plan:
     names = [f"{ours}.{kind}".removeprefix(".") for kind in ("weight", "bias")]
     kernel = Piece((f"{theirs}/kernel",), (inputs, outputs), lambda array: array.T)
-    return dict(zip(names, (kernel, Piece((f"{theirs}/bias",), (outputs,), _as_it_is)), strict=True))
+    return dict(zip(names, (kernel, Piece((f"{theirs}/bias",), (outputs,), _unchanged)), strict=True))
 
 
 def _norm(ours: str, theirs: str, width: int) -> Plan:
     names = {"weight": "scale", "bias": "bias"}
-    return {f"{ours}.{our}": Piece((f"{theirs}/{their}",), (width,), _as_it_is) for our, their in names.items()}
+    return {f"{ours}.{our}": Piece((f"{theirs}/{their}",), (width,), _unchanged) for our, their in names.items()}
 
 
-def _as_it_is(array: Tensor) -> Tensor:
+def _unchanged(array: Tensor) -> Tensor:
     return array
 
 
@@ -287,6 +287,6 @@ def _require_same(expected: Shapes, found: Shapes) -> None:
             f"{name} {found[name]} for {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
         ],
     }
-    told = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names]
-    if told:
-        raise TowerError("; ".join(told))
+    listed = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names]
+    if listed:
+        raise TowerError("; ".join(listed))

@@ -1,8 +1,9 @@
-"""Arrays from an .npz file that nobody vouches for: shapes first, nothing executed, nothing larger than it says."""
+"""Arrays from an .npz file that is not trusted: shapes first, nothing executed, nothing larger than it says."""
 
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from lamplit.errors import TowerError, first_line
 MAX_ARRAYS = 10_000
 MAX_BYTES = 2**33  # of all arrays, unpacked; the largest published model has 2.6 GB
 _BFLOAT16 = np.dtype("V2")  # what numpy makes of it when it does not know the type
-# What zipfile, zlib and numpy raise on damaged files.
-_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, MemoryError, zipfile.BadZipFile, zlib.error)
+# What they raise on damaged files. NotImplementedError: a compression that zipfile does not know.
+_ZIP_ERRORS = (OSError, ValueError, NotImplementedError, zipfile.BadZipFile)
+_MEMBER_ERRORS = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,22 @@ class ArrayFile:
     """An .npz file whose headers were read; `shapes` says what is in it, by name.
 
     Raises:
-        TowerError: it is no such file, or holds anything but floating-point arrays of a sensible size.
+        TowerError: it is not such a file, or holds anything but floating-point arrays of a sensible size.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with zipfile.ZipFile(path) as file:
-                members = file.infolist()
-                if len(members) > MAX_ARRAYS:
-                    raise self.refuse(f"it has {len(members)} members")
-                self._headers = {
-                    member.filename.removesuffix(".npy"): self._read_header(file, member) for member in members
-                }
-        except _READ_ERRORS as error:
+            opened = zipfile.ZipFile(path)
+        except _ZIP_ERRORS as error:
             raise self.refuse(first_line(error)) from error
+        with opened as file:
+            members = file.infolist()
+            if len(members) > MAX_ARRAYS:
+                raise self.refuse(f"it has {len(members)} members")
+            self._headers = {
+                member.filename.removesuffix(".npy"): self._read_header(file, member) for member in members
+            }
         self.shapes = {name: header.shape for name, header in self._headers.items()}
         if len(self.shapes) < len(members):
             raise self.refuse("it has two members of the same name")
@@ -64,7 +67,7 @@ class ArrayFile:
         try:
             with zipfile.ZipFile(self.path) as file, file.open(f"{name}.npy") as stream:
                 array = npy.read_array(stream, allow_pickle=False)
-        except _READ_ERRORS as error:
+        except _MEMBER_ERRORS as error:
             raise self.refuse(f"{name}: {first_line(error)}") from error
         if array.dtype == _BFLOAT16:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
@@ -74,13 +77,16 @@ class ArrayFile:
         name = member.filename
         if not name.endswith(".npy"):
             raise self.refuse(f"its member {name} is no array")
-        with file.open(member) as stream:
-            version = npy.read_magic(stream)
-            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-            if read is None:
-                raise self.refuse(f"its member {name} is of an unknown version")
-            shape, _, dtype = read(stream)
-            header = _Header(shape, dtype, stream.tell())
+        try:
+            with file.open(member) as stream:
+                version = npy.read_magic(stream)
+                read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+                if read is None:
+                    raise self.refuse(f"its member {name} is of an unknown version")
+                shape, _, dtype = read(stream)
+                header = _Header(shape, dtype, stream.tell())
+        except _MEMBER_ERRORS as error:
+            raise self.refuse(first_line(error)) from error
         if dtype.kind != "f" and dtype != _BFLOAT16:
             kind = "holds Python objects, which only running code could read" if dtype.hasobject else f"is of {dtype}"
             raise self.refuse(f"its array {name} {kind}; expected floating-point numbers")

@@ -26,11 +26,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from lamplit.errors import TowerError, first_line
-from lamplit.towers.loading import READ_ERRORS, plain_config, quiet_transformers, require_whole
+from lamplit.towers.loading import READ_ERRORS, opening, plain_config, quiet_transformers, require_whole
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
 Pooling = Literal["cls", "mean", "last"]
-# Parts that come after the tokens' vectors: BERT's pooler, the projection of SigLIP's and CLIP's kin.
+# Parts that come after the tokens' vectors: BERT's pooler, the projection of SigLIP, CLIP and similar models.
 _UNREAD = ("pooler", "head")
 # sentence-transformers' names, as flags (pooling_mode_cls_token) and as values ("cls")
 _POOLING_NAMES: dict[str, Pooling] = {
@@ -54,7 +54,7 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
     """Open a folder or a hub id: encoders, the encoders of encoder-decoders, decoders, sentence-transformers.
 
     A sentence-transformers folder is pooled and cut as it says; its dense layers, if any, are left out, for the
-    tower's head takes their place. Of the others a decoder is read at its last token, an encoder at its class
+    tower's head takes their place. A plain decoder is read at its last token, an encoder at its class
     token where its tokenizer begins texts with one, and over the mean of its tokens elsewhere. A decoder's
     tokenizer mostly ends no text: it is made to add its end token, so that what is read is always the same token
     and stands for the whole text, as in most embedding models made from decoders.
@@ -67,12 +67,12 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
     Raises:
         TowerError: it cannot be had, is not whole, or does not read text.
     """
-    try:
-        config = _text_config(spec, AutoConfig.from_pretrained(name, trust_remote_code=False))
-        encoder = _load(spec, name, config) if pretrained else build_encoder(config)
+    with opening(spec):
+        whole_config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = _text_config(spec, whole_config)
+    encoder = _load(spec, name, config) if pretrained else _build(spec, config)
+    with opening(spec):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (*READ_ERRORS, ImportError) as error:
-        raise TowerError(f"{spec} could not be opened: {first_line(error)}") from error
     causal, feature_width = _try_out(spec, encoder, len(tokenizer))
     pooling, made_for = _sentence_transformers_settings(name)
     if pooling is None and causal:
@@ -90,8 +90,13 @@ def build_encoder(config: Any) -> Any:
     return _strip(_encoder_class(config).from_config(config, dtype=torch.float32), config)
 
 
+def _build(spec: str, config: Any) -> Any:
+    with opening(spec):
+        return build_encoder(config)
+
+
 def _load(spec: str, name: str, config: Any) -> nn.Module:
-    with quiet_transformers():
+    with quiet_transformers(), opening(spec):
         model, report = _encoder_class(config).from_pretrained(
             name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
             trust_remote_code=False,
@@ -113,7 +118,7 @@ def _text_config(spec: str, config: Any) -> Any:
             raise TowerError(f"{spec} ({config.model_type}) reads more than text, and no text model of it opens alone")
         config = config.text_config
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # the keys and values of a text that is read once serve nobody
+        config.use_cache = False  # a text is read once
     return config
 
 
@@ -136,7 +141,7 @@ def _strip(model: Any, config: Any) -> Any:
 def _try_out(spec: str, encoder: nn.Module, vocab_size: int) -> tuple[bool, int]:
     """Read two texts that differ in their last token; return whether the first token overlooks that, and the width."""
     was_training = encoder.training
-    first = vocab_size // 2  # away from padding and its kin at either end
+    first = vocab_size // 2  # away from the special tokens at either end
     try:
         hidden = encoder.eval()(input_ids=torch.tensor([[first, first + 1], [first, first - 1]])).last_hidden_state
     except (*READ_ERRORS, NotImplementedError) as error:
@@ -167,7 +172,7 @@ def _begins_with_class_token(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _most_positions(encoder: Any, config: Any) -> int:
-    """Longest text that the encoder has positions for; RoBERTa's kin begin to count behind the padding's."""
+    """Longest text that the encoder has positions for; RoBERTa and similar models count from behind the padding's."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding: int | None = getattr(table, "padding_idx", None)
@@ -175,7 +180,7 @@ def _most_positions(encoder: Any, config: Any) -> int:
 
 
 def _sentence_transformers_settings(name: str) -> tuple[Pooling | None, int | None]:
-    """Read pooling and context length where `name` is a sentence-transformers model."""
+    """Read pooling and context length, if `name` is a sentence-transformers model."""
     pooling: Pooling | None = None
     for module in _read_json(name, "modules.json") or []:
         if module["type"].rsplit(".", 1)[-1] == "Pooling":
@@ -190,12 +195,14 @@ def _read_pooling(name: str, settings: dict[str, Any]) -> Pooling:
     prefix = "pooling_mode_"
     chosen += [key.removeprefix(prefix) for key, value in settings.items() if key.startswith(prefix) and value]
     if len(chosen) != 1 or chosen[0] not in _POOLING_NAMES:
-        raise TowerError(f"{name} pools in a way lamplit has not: {settings}; expected cls, mean or last token")
+        raise TowerError(
+            f"{name} pools in a way that lamplit does not support: {settings}; expected cls, mean or last token"
+        )
     return _POOLING_NAMES[chosen[0]]
 
 
 def _read_json(name: str, file: str) -> Any:
-    """Read a file of the model's folder or of its hub repository; nothing where there is none."""
+    """Read a JSON file of the model's folder or hub repository; return None if there is none."""
     path = Path(name) / file
     if not Path(name).is_dir():
         try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lamplit.errors import UsageError, first_line, require
 from lamplit.towers.texts.tokenizers import SentencePiece, read_vocabulary
-from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
+from lamplit.towers.texts.wordpiece import WordPiece
 
 # name: (width, num_layers, num_heads, mlp_width), the ViT sizes Ti, S, B, L, H and g of the paper
 SIZES = {
@@ -32,7 +32,6 @@ SIZES = {
 }
 CONTEXT_LENGTH = 16  # "16 tokens everywhere" (appendix E)
 VOCABULARY_SIZE = 8192
-SPACE = "\u2581"  # how SentencePiece writes one
 MAX_CAPTIONS = 1_000_000  # more would not change a vocabulary of this size
 
 
@@ -94,17 +93,15 @@ def _initialize(block: Any) -> None:
 
 
 def open_vocabulary(name: str, texts: Iterable[str]) -> SentencePiece | WordPiece:
-    """Train the vocabulary `sentencepiece` or `wordpiece` on `texts`, or read it from the file `name`.
+    """Train the vocabulary `sentencepiece` on `texts`, or read it from the file `name`.
 
     Raises:
         MissingExtraError: `sentencepiece` is not installed.
-        UsageError: there is nothing to train it on.
+        UsageError: the texts hold nothing to train on.
         TowerError: the file cannot be read.
     """
     if name == "sentencepiece":
         return train_sentencepiece(texts)
-    if name == "wordpiece":
-        return train_wordpiece(texts)
     return read_vocabulary(Path(name), fill=True)
 
 
@@ -114,39 +111,19 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int = VOCABULARY_SIZE)
     Raises:
         UsageError: the texts hold nothing to train on.
     """
-    return SentencePiece(_train((text.lower() for text in texts), vocab_size, byte_fallback=True))
+    return SentencePiece(_train((text.lower() for text in texts), vocab_size))
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int = VOCABULARY_SIZE) -> WordPiece:
-    """Train a WordPiece vocabulary on `texts`, of about `vocab_size`; words with letters it has not seen are unknown.
-
-    Raises:
-        UsageError: the texts hold nothing to train on.
-    """
-    # By SentencePiece, whose result is the same every time; that of the tokenizers library's trainer is not, and a run
-    # that is resumed trains its vocabulary again.
-    words = (" ".join(split_words(text)) for text in texts)
-    model = _train(words, vocab_size, byte_fallback=False, normalization_rule_name="identity")
-    processor = require("sentencepiece", "sentencepiece").SentencePieceProcessor()
-    processor.LoadFromSerializedProto(model)
-    pieces = [processor.id_to_piece(i) for i in range(len(processor)) if not processor.is_control(i)]
-    tokens = {
-        piece[1:] if piece.startswith(SPACE) else f"##{piece}" for piece in pieces if piece not in ("<unk>", SPACE)
-    }
-    tokens |= {letter for piece in pieces for letter in piece.strip(SPACE) if len(piece.strip(SPACE)) == 1}
-    return WordPiece([PAD, UNKNOWN, CLASS, *sorted(tokens)], fill=True)
-
-
-def _train(texts: Iterable[str], vocab_size: int, **options: Any) -> bytes:
+def _train(texts: Iterable[str], vocab_size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece = require("sentencepiece", "sentencepiece")
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # A half of a surrogate pair has no UTF-8.
+            # Half of a surrogate pair has no UTF-8.
             sentence_iterator=(text.encode("utf-8", "replace").decode() for text in texts),
             model_writer=model, model_type="bpe", vocab_size=vocab_size, hard_vocab_limit=False,
             character_coverage=1.0, unk_id=0, eos_id=1, bos_id=-1, pad_id=-1, max_sentence_length=100_000,
-            input_sentence_size=MAX_CAPTIONS, shuffle_input_sentence=False, minloglevel=2, **options,
+            input_sentence_size=MAX_CAPTIONS, shuffle_input_sentence=False, minloglevel=2, byte_fallback=True,
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(

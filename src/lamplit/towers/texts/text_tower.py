@@ -1,7 +1,7 @@
 """Text towers: an encoder with its tokenizer, its pooling and a linear head to the image tower's width.
 
-Nothing is padded that need not be: texts are sorted by length, and texts of (nearly) equal length share a
-forward pass, so that a caption of eight tokens costs eight tokens.
+Padding is avoided: texts are sorted by length, and texts of (nearly) equal length share a forward pass, so that a
+caption of eight tokens costs eight tokens.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ _OTHER_PASS_COST = 1024  # of every other accelerator, such as MPS
 
 
 class TextTower(nn.Module):
-    """Tokens in, one vector per text out, in the image tower's width (not normalised).
+    """Turns texts, as lists of token ids, into one vector each, as wide as the image tower's (not normalised).
 
-    `config` says how to build the same encoder again without its weights; `trained_scale` is the logit scale of the
-    published model whose head this tower keeps, nothing where the head is new.
+    Attributes:
+        config: how to build the encoder again without its weights.
+        trained_scale: the logit multiplier of the published model whose head this tower keeps; None if the head is new.
+        lora: rank of the low-rank changes; None if there are none.
     """
 
     def __init__(
@@ -64,26 +66,26 @@ class TextTower(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `context_length`; never fewer than one."""
+        """Return the token ids of each text, special tokens included, cut at `context_length`; at least one."""
         if isinstance(texts, str):
             raise UsageError("tokenize takes a list of texts; a str would be read as its letters")
         return [ids or [self.tokenizer.pad_id] for ids in self.tokenizer.encode(texts, self.context_length)]
 
     def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:
-        """Count the texts that lose their end to `context_length`, and say so in the log, once for the same texts.
+        """Count the texts that are cut at `context_length`, and log it, once for the same texts.
 
-        `tokens` is what `tokenize` made of them, where that is known.
+        `tokens` is what `tokenize` returned for them, if that is known.
         """
         tokens = self.tokenize(texts) if tokens is None else tokens
         return self._truncated.count(self.tokenizer, texts, tokens, self.context_length)
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """B lists of token ids in, (B, D) vectors out."""
+        """Return (B, D) vectors of B lists of token ids."""
         vectors: Tensor = self.head(self.features(tokens))
         return vectors
 
     def features(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Pooled features before the head: B lists of token ids in, (B, feature width) out."""
+        """Return the (B, feature width) pooled features before the head, of B lists of token ids."""
         lengths = [len(ids) for ids in tokens]
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.head.weight.device
@@ -117,7 +119,7 @@ class TextTower(nn.Module):
         self.tokenizer.save(folder)
 
     def describe(self) -> dict[str, Any]:
-        """What `build_text_tower` needs, besides the weights and the tokenizer's files."""
+        """Return what `build_text_tower` needs besides the weights and the tokenizer's files."""
         keys = ("spec", "pooling", "context_length", "width", "config")
         parts = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
         lora = {} if self.lora is None else {"lora": self.lora}
@@ -136,7 +138,7 @@ class TextTower(nn.Module):
         self.encoder, self.lora = add_lora(self.encoder, rank), rank
 
     def split_lora(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The encoder's parameters: its own, and those of LoRA."""
+        """Return the encoder's own parameters, and those of LoRA."""
         parameters = list(self.encoder.parameters())
         low_rank = [] if self.lora is None else [parameter for parameter in parameters if parameter.requires_grad]
         return [p for p in parameters if self.lora is None or not p.requires_grad], low_rank
@@ -169,19 +171,20 @@ def open_text_tower(
 
     Args:
         spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
-            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`; `scratch:SIZE@wordpiece`,
-            `@FILE.model` or `@FILE.txt` for another vocabulary than the SentencePiece that is trained on `texts`.
+            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`;
+            `scratch:SIZE@FILE.model` (SentencePiece) or `scratch:SIZE@FILE.txt` (WordPiece) for a vocabulary of yours
+            in place of the SentencePiece that is trained on `texts`.
         width: of the vectors that come out.
         texts: what a tower from scratch trains its tokenizer on.
-        context_length: longest text in tokens; nothing for what the tower was made for.
-        pretrained: read the tower's weights; otherwise it has its architecture and tokenizer alone.
-        reads: fingerprint of the image tower that is to be read; where it is the published model's own, its text tower
-            keeps its trained head and says its `trained_scale`.
+        context_length: longest text in tokens; None for what the tower was made for.
+        pretrained: read the tower's weights; otherwise only its architecture and tokenizer.
+        reads: fingerprint of the image tower whose vectors are read; if it is the published model's own, its text tower
+            keeps its trained head and has a `trained_scale`.
 
     Raises:
         UsageError: the spec is not one of the above.
         MissingExtraError: it needs a package that is not installed.
-        TowerError: the weights cannot be had, or do not fit.
+        TowerError: the weights cannot be fetched, or do not fit.
     """
     library, _, name = spec.partition(":")
     if library == "hf" and name:
@@ -234,9 +237,9 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     """Build the tower that `describe` described, with weights still to be loaded.
 
     Raises:
-        TowerError: its tokenizer is not there.
+        TowerError: its tokenizer is missing.
     """
-    # Models of the first lamplit say nothing of their tokenizer.
+    # Models that the first lamplit saved do not describe their tokenizer.
     tokenizer = load_tokenizer(description.get("tokenizer", {"kind": "transformers"}), tokenizer_folder)
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
     encoder = _build_from(description["config"])
@@ -298,9 +301,9 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:
     """
     distinct = sorted(set(lengths))
     counts = [0] * len(distinct)
-    place = {length: i for i, length in enumerate(distinct)}
+    index = {length: i for i, length in enumerate(distinct)}
     for length in lengths:
-        counts[place[length]] += 1
+        counts[index[length]] += 1
     best, cut = [0.0] + [float("inf")] * len(distinct), [0] * (len(distinct) + 1)
     for end in range(1, len(distinct) + 1):
         texts = 0

@@ -1,4 +1,4 @@
-"""Tokenizers: what turns a text into token ids, whatever library or vocabulary file it comes from."""
+"""Tokenizers, from transformers or from a vocabulary file: they turn a text into token ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from lamplit.errors import TowerError, first_line, require
 from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
 
-if TYPE_CHECKING:  # it takes seconds to import, and a search needs none of it
+if TYPE_CHECKING:  # it takes seconds to import, and a search does not need it
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -22,19 +22,19 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """What fills a row that is shorter than its batch; never read."""
+        """The id that fills a row that is shorter than its batch; its vector is never read."""
 
     def __len__(self) -> int:
-        """Count the ids there are."""
+        """Return the number of ids."""
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `context_length` if there is one."""
+        """Return the token ids of each text, special tokens included, cut at `context_length` if it is given."""
 
     def save(self, folder: Path) -> None:
         """Write its own files."""
 
     def describe(self) -> dict[str, Any]:
-        """Say, in JSON values, what `load_tokenizer` needs besides the files."""
+        """Return, in JSON values, what `load_tokenizer` needs besides the files."""
 
 
 class PretrainedTokenizer:
@@ -61,15 +61,15 @@ class PretrainedTokenizer:
 
     @property
     def pad_id(self) -> int:
-        """What fills a row that is shorter than its batch; never read."""
+        """The id that fills a row that is shorter than its batch; its vector is never read."""
         return self.tokenizer.pad_token_id or 0
 
     def __len__(self) -> int:
-        """Count the ids there are."""
+        """Return the number of ids."""
         return len(self.tokenizer)
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `context_length` if there is one."""
+        """Return the token ids of each text, special tokens included, cut at `context_length` if it is given."""
         if not texts:
             return []
         if context_length is None:  # it warns of long texts, which are counted on purpose
@@ -84,7 +84,7 @@ class PretrainedTokenizer:
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is besides its files."""
+        """Return what `load_tokenizer` needs besides the files."""
         return {"kind": "transformers"}
 
 
@@ -129,16 +129,16 @@ class SentencePiece:
 
     @property
     def pad_id(self) -> int:
-        """What rows are filled up with: `</s>`."""
+        """The id that rows are filled with: `</s>`."""
         return int(self._processor.eos_id())
 
     def __len__(self) -> int:
-        """Count the ids there are."""
+        """Return the number of ids."""
         return int(self._processor.vocab_size())
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
-        """Token ids of each text: `context_length` of them, or, if there is none, its pieces and one `</s>`."""
-        # A half of a surrogate pair has no UTF-8.
+        """Return `context_length` token ids for each text, or, if that is None, its pieces and one `</s>`."""
+        # Half of a surrogate pair has no UTF-8.
         plain = [text.encode("utf-8", "replace").decode() for text in texts]
         pieces: list[list[int]] = self._processor.encode([text.lower() for text in plain] if self.lowercase else plain)
         if context_length is None:
@@ -152,15 +152,15 @@ class SentencePiece:
         (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is besides its files."""
+        """Return what `load_tokenizer` needs besides the files."""
         return {"kind": "sentencepiece", "lowercase": self.lowercase}
 
 
 def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:
-    """Read what a tokenizer saved into `folder`, by what it said of itself.
+    """Read the tokenizer that was saved into `folder`, by its description.
 
     Raises:
-        TowerError: it is not there, or damaged.
+        TowerError: it is missing or damaged.
     """
     options = {key: value for key, value in description.items() if key != "kind"}
     if description["kind"] == "wordpiece":
@@ -171,10 +171,10 @@ def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:
 
 
 def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:
-    """Read a vocabulary by the ending of its name: `.txt` is WordPiece, `.model` is SentencePiece.
+    """Read a vocabulary by its suffix: `.txt` is WordPiece, `.model` is SentencePiece.
 
     Raises:
-        TowerError: it is not there, or neither of the two.
+        TowerError: it is missing, or has another suffix.
     """
     if file.suffix == ".txt":
         return WordPiece.read(file, fill=fill)
@@ -184,23 +184,23 @@ def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:
 
 
 class TruncationLog:
-    """Tells of texts that lose their end to a context length, once for the same texts."""
+    """Logs how many texts were cut at a context length, once for the same texts."""
 
     def __init__(self) -> None:
-        self._told: list[str] = []
+        self._logged: list[str] = []
 
     def count(
         self, tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[Sequence[int]], context_length: int
     ) -> int:
-        """Count the texts whose `tokens`, as they were cut, are not all of them, and say so in the log.
+        """Count the texts that were cut, given their `tokens` after the cut, and log it.
 
         Only texts that fill the context can have been longer, and only those are tokenised again.
         """
         full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= context_length]
         whole = tokenizer.encode(full, None)
         cut = [text for text, ids in zip(full, whole, strict=True) if len(ids) > context_length]
-        if cut and cut != self._told:
-            self._told = cut
+        if cut and cut != self._logged:
+            self._logged = cut
             logger.warning(
                 "texts of more than %d tokens lose their end: %d of %d", context_length, len(cut), len(texts)
             )

@@ -1,6 +1,6 @@
-"""Words read without torch: by ONNX Runtime, from `text_tower.onnx` in the folder of a saved model.
+"""Texts encoded without torch: by ONNX Runtime, from `text_tower.onnx` in the folder of a saved model.
 
-That file holds no weights but points into `text_tower.safetensors`; `exports.words` writes it.
+That file holds no weights but points into `text_tower.safetensors`; `exports.text_graph` writes it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from lamplit.unit_vectors import normalize
 
 TOKENIZER_FILE = "tokenizer.json"
 _TOGETHER = 64  # texts in one pass
-_SAMPLED = 64  # bytes of each tensor that tell whether it is the same one
+_SAMPLED = 64  # bytes of each tensor in the digest
 
 
 class WordReader:
-    """What a saved model makes of words, and of the vectors of a store: what `LiT` gives, to 1e-4.
+    """Encodes texts, and projects the vectors of a store, as `LiT` does (to 1e-4).
 
-    `identity` is the image tower that the model reads, `space` the fingerprint of the joint space, as of `LiT`.
+    `identity` is the image tower that the model reads, `space` the fingerprint of the joint space, as in `LiT`.
 
     Args:
         folder: of a saved model.
         graph: name of the ONNX file in it.
 
     Raises:
-        UsageError: no model there.
-        TowerError: the ONNX file is not there or another model's, or the model is not whole.
+        UsageError: there is no model.
+        TowerError: the ONNX file is missing or another model's, or the model is not complete.
     """
 
     def __init__(self, folder: str | Path, graph: str = TEXT_GRAPH) -> None:
@@ -65,21 +65,21 @@ class WordReader:
         return self.identity.space((*center, *(self._head or ())))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, as `TextTower.tokenize`."""
+        """Return the token ids of each text, as `TextTower.tokenize` does."""
         return [ids or [self._tokenizer.pad_id] for ids in self._tokenizer.encode(texts, self._context_length)]
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts: N strings in, (N, E) unit vectors out. The log says how many lost their end, if any did."""
+        """Return (N, E) unit vectors of N texts. The log says how many were cut, if any."""
         tokens = self.tokenize(texts)
         self._truncated.count(self._tokenizer, texts, tokens, self._context_length)
         ztxt = np.empty((len(tokens), self.width), np.float32)
         by_length: dict[int, list[int]] = {}
-        for place, row in enumerate(tokens):
-            by_length.setdefault(len(row), []).append(place)
-        for places in by_length.values():  # nothing is padded
-            for start in range(0, len(places), _TOGETHER):
-                chosen = places[start : start + _TOGETHER]
-                ids = np.array([tokens[place] for place in chosen], np.int64)
+        for number, row in enumerate(tokens):
+            by_length.setdefault(len(row), []).append(number)
+        for numbers in by_length.values():  # nothing is padded
+            for start in range(0, len(numbers), _TOGETHER):
+                chosen = numbers[start : start + _TOGETHER]
+                ids = np.array([tokens[number] for number in chosen], np.int64)
                 [ztxt[chosen]] = self._session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         return ztxt
 
@@ -92,7 +92,7 @@ class WordReader:
         raise TowerError("this model is open for words alone; open it with lamplit.load to embed images")
 
     def project_rows(self, zimg: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Bring unit vectors of the image tower into the joint space: (N, D) in, (N, E) unit vectors out."""
+        """Project (N, D) unit vectors of the image tower into the joint space; return (N, E) unit vectors."""
         if self._center is not None:
             zimg = normalize(zimg - self._center)
         if self._head is None:
@@ -102,7 +102,7 @@ class WordReader:
 
 
 def open_words(folder: str | Path) -> WordReader | None:
-    """Open the folder of a saved model for words; nothing where only `lamplit.load` can, or says what is wrong."""
+    """Open a saved model for texts; return None if only `lamplit.load` can open it, or say what is wrong."""
     if not (Path(folder) / TEXT_GRAPH).is_file():
         return None
     try:
@@ -112,10 +112,10 @@ def open_words(folder: str | Path) -> WordReader | None:
 
 
 def seal(folder: Path, config: dict[str, Any]) -> str:
-    """Fingerprint of what an ONNX file was made of: how the text tower is built, where its weights lie, some of each.
+    """Return the digest of what an ONNX file was made from: the text tower's description, and samples of its weights.
 
     Raises:
-        TowerError: the weights are not there.
+        TowerError: the weights are missing or damaged.
     """
     data, tensors = map_weights(folder / TEXT_TOWER)
     digest = blake2b(json.dumps([config["text_tower"], tensors], sort_keys=True).encode(), digest_size=16)
@@ -125,10 +125,10 @@ def seal(folder: Path, config: dict[str, Any]) -> str:
 
 
 def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, tuple[str, int, int]]]:
-    """Map a safetensors file; return the bytes behind its header, and each tensor's kind, begin and end among them.
+    """Map a safetensors file; return the bytes after its header, and each tensor's type, begin and end in them.
 
     Raises:
-        TowerError: it is not there, or damaged.
+        TowerError: it is missing or damaged.
     """
     try:
         data = np.memmap(file, np.uint8, "r")
@@ -141,7 +141,7 @@ def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, tuple[str, int
 
 
 class FastTokenizer:
-    """A tokenizer of transformers by its `tokenizer.json` alone."""
+    """A tokenizer of transformers, from its `tokenizer.json`."""
 
     def __init__(self, file: Path, pad_id: int) -> None:
         from tokenizers import Tokenizer as Backend
@@ -156,11 +156,11 @@ class FastTokenizer:
         self.pad_id = pad_id
 
     def __len__(self) -> int:
-        """Count the ids there are."""
+        """Return the number of ids."""
         return int(self._backend.get_vocab_size())
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `context_length` if there is one."""
+        """Return the token ids of each text, special tokens included, cut at `context_length` if it is given."""
         if context_length is None:
             self._backend.no_truncation()
         else:
@@ -187,6 +187,6 @@ def _read_head(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _threads() -> int:
-    """One, so that a search burns no more than it needs, or as many as OMP_NUM_THREADS says."""
+    """Return 1, so that a search uses no more than it needs, or OMP_NUM_THREADS."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else 1

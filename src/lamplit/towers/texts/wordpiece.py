@@ -18,7 +18,7 @@ from lamplit.errors import TowerError
 PAD, UNKNOWN, CLASS = "[PAD]", "[UNK]", "[CLS]"
 VOCABULARY_FILE = "vocab.txt"
 MAX_BYTES = 100  # a longer word is unknown
-# Unicode's Default_Ignorable_Code_Point, which `unicodedata` has not.
+# Unicode's Default_Ignorable_Code_Point, which `unicodedata` lacks.
 _IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -57,7 +57,7 @@ class WordPiece:
         fill: fill every row up to the context length with `[PAD]`, for a tower that has no masks.
 
     Raises:
-        TowerError: a token comes twice, or a special one is missing.
+        TowerError: a token occurs twice, or a special one is missing.
     """
 
     def __init__(self, tokens: Sequence[str], *, fill: bool = False) -> None:
@@ -85,15 +85,15 @@ class WordPiece:
 
     @property
     def pad_id(self) -> int:
-        """What fills a row that is shorter than its batch."""
+        """The id that fills a row that is shorter than its batch."""
         return self._ids[PAD]
 
     def __len__(self) -> int:
-        """Count the ids there are."""
+        """Return the number of ids."""
         return len(self.tokens)
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
-        """Token ids of each text, `[CLS]` first, cut at `context_length` if there is one."""
+        """Return the token ids of each text, `[CLS]` first, cut at `context_length` if it is given."""
         rows = []
         for text in texts:
             pieces = (piece for word in split_words(text) for piece in self._pieces(word))
@@ -126,7 +126,7 @@ class WordPiece:
         (folder / VOCABULARY_FILE).write_bytes("".join(f"{token}\n" for token in self.tokens).encode())
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is besides its files."""
+        """Return what `load_tokenizer` needs besides the files."""
         return {"kind": "wordpiece", "fill": self.fill}
 
 
