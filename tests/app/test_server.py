@@ -377,7 +377,7 @@ def test_names_are_what_the_page_begins_with(model: LiT, store: Store) -> None:
     [
         ({}, "classes"),
         ({"classes": ["ring", "ring"]}, "twice"),
-        ({"classes": ["ring"], "templates": ["a photo"]}, "no place for the class name"),
+        ({"classes": ["ring"], "templates": ["a photo"]}, "the class name"),
         ({"classes": [str(i) for i in range(1001)]}, "classes"),
         ({"classes": [str(i) for i in range(600)], "templates": ["{}" + "a" * i for i in range(9)]}, "5000"),
     ],
@@ -621,25 +621,25 @@ def test_projection_is_the_principal_axes() -> None:
     generator = torch.Generator().manual_seed(1)
     flat = torch.randn(50, 2, generator=generator) * torch.tensor([3.0, 1.0])
     basis, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
-    places, explained = project(flat @ basis[:2] + 5)
+    points, explained = project(flat @ basis[:2] + 5)
     assert explained == pytest.approx(1, abs=1e-4)
-    assert places.abs().amax(0).tolist() == pytest.approx([1, 1])
+    assert points.abs().amax(0).tolist() == pytest.approx([1, 1])
     _, _, axes = torch.linalg.svd(flat - flat.mean(0))
     expected = (flat - flat.mean(0)) @ axes.T
     low, high = expected.amin(0), expected.amax(0)
     expected = (expected - (low + high) / 2) / ((high - low) / 2)
-    torch.testing.assert_close(places.abs(), expected.abs(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(points.abs(), expected.abs(), atol=1e-3, rtol=0)
     again, _ = project(flat @ basis[:2] + 5)
-    assert torch.equal(places, again)
+    assert torch.equal(points, again)
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 8), (5, 1), (3, 2)])
 def test_few_vectors_have_a_map(shape: tuple[int, int]) -> None:
-    places, explained = project(
+    points, explained = project(
         torch.nn.functional.normalize(torch.arange(1.0, 1 + shape[0] * shape[1]).view(shape), dim=-1)
     )
-    assert places.shape == (shape[0], 2)
-    assert places.isfinite().all()
+    assert points.shape == (shape[0], 2)
+    assert points.isfinite().all()
     assert 0 <= explained <= 1 + 1e-5
 
 

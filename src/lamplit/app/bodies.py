@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, or a form with images, on one address."""
+"""Bodies of requests: JSON, or a form with images, at one address."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starlette.exceptions import HTTPException
 
 J = TypeVar("J", bound=BaseModel)
 F = TypeVar("F", bound=BaseModel)
-MAX_JSON = 4 * 2**20  # bytes: unlike a form's files, these are in memory for all who ask at once
-MAX_FILES, MAX_FIELDS = 64, 2000  # of a form, before its values are looked at
+MAX_JSON = 4 * 2**20  # bytes; unlike the files of a form, JSON is in memory for all clients at once
+MAX_FILES, MAX_FIELDS = 64, 2000  # of a form, before its values are validated
 JSON, FORM = "application/json", "multipart/form-data"
 
 
 def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIterator[J | F]]:
-    """Make a dependency that reads the one or the other; files of a form are open while the request is answered."""
+    """Make a dependency that reads JSON or a form; the files of a form stay open until the request is answered."""
 
     async def read(request: Request) -> AsyncIterator[J | F]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -27,8 +27,8 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
             yield _checked(lambda: of_json.model_validate_json(body))
         elif kind == FORM:
             async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
-                several = {name for name, field in of_form.model_fields.items() if "list[" in str(field.annotation)}
-                values = {name: form.getlist(name) if name in several else form[name] for name in form}
+                lists = {name for name, field in of_form.model_fields.items() if "list[" in str(field.annotation)}
+                values = {name: form.getlist(name) if name in lists else form[name] for name in form}
                 yield _checked(lambda: of_form.model_validate(values))
         else:
             raise HTTPException(415, f"send {JSON}, or {FORM} with images")
@@ -36,8 +36,8 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
     return read
 
 
-def described(of_json: type[BaseModel], of_form: type[BaseModel]) -> dict[str, Any]:
-    """Describe such a body for the OpenAPI page."""
+def describe_bodies(of_json: type[BaseModel], of_form: type[BaseModel]) -> dict[str, Any]:
+    """Describe both bodies for the OpenAPI page."""
     content = {JSON: {"schema": of_json.model_json_schema()}, FORM: {"schema": of_form.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
 

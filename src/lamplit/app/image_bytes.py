@@ -1,4 +1,4 @@
-"""Images for browsers: of the store alone, decoded within bounds and encoded again, never a file as it is."""
+"""Images for browsers: only those of the store, decoded within bounds and encoded again, never a file as it is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def as_jpeg(file: Path, side: int) -> bytes:
     """Read an image and encode it as a JPEG of at most `side` x `side` pixels, its transparent parts on white.
 
     Raises:
-        ImageError: with the reason in a few words.
+        ImageError: the file cannot be shown; the text is the reason.
     """
     try:
-        described = file.stat()
+        status = file.stat()
     except (OSError, ValueError) as error:
         raise ImageError("file not found") from error
-    if not stat.S_ISREG(described.st_mode):  # a device or a pipe would never end
+    if not stat.S_ISREG(status.st_mode):  # a device or a pipe would never end
         raise ImageError("not a file")
-    if described.st_size > MAX_FILE:
-        raise ImageError(f"{described.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
+    if status.st_size > MAX_FILE:
+        raise ImageError(f"{status.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
     encoded = io.BytesIO()
     read_thumbnail(file, side).save(encoded, "JPEG", quality=88)
     return encoded.getvalue()

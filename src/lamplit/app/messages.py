@@ -1,4 +1,4 @@
-"""What the API takes and gives, with its bounds; the OpenAPI page is made of these."""
+"""Requests and answers of the API, with their bounds; the OpenAPI page is made of these."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Request(BaseModel):
 
 
 class _Page(_Request):
-    """Which part of what was found is wanted."""
+    """A part of the hits."""
 
-    k: int = Field(20, ge=1, le=200, description="How many images.")
-    offset: int = Field(0, ge=0, le=100_000, description="How many of the best to leave out.")
+    k: int = Field(20, ge=1, le=200, description="Number of images.")
+    offset: int = Field(0, ge=0, le=100_000, description="Number of better images to leave out, for pages.")
     where: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] | None = Field(
         None, description="A condition on the metadata, such as: category = 'animals'. No functions."
     )
@@ -34,7 +34,7 @@ class _Page(_Request):
     @field_validator("where")
     @classmethod
     def _condition(cls, where: str | None) -> str | None:
-        # Functions could ask for any amount of memory: repeat('a', 1e9).
+        # A function could ask for any amount of memory: repeat('a', 1e9).
         if where and _CALL.search(_QUOTED.sub("''", where)):
             raise ValueError("a condition takes no functions here")
         return where or None
@@ -43,7 +43,9 @@ class _Page(_Request):
 class SearchWords(_Page):
     """Search by words, or by an image of the store; one of them."""
 
-    query: Words | None = Field(None, description="Words, in the language of the model.")
+    query: Words | None = Field(
+        None, description='Words in the language of the model, or a sum such as "beach" - "people".'
+    )
     like: Id | None = Field(None, description="The id of an image of the store, which is left out of the answer.")
 
     @model_validator(mode="after")
@@ -54,7 +56,7 @@ class SearchWords(_Page):
 
 
 class SearchImage(_Page):
-    """Search by an image that is sent along."""
+    """Search by an image that is sent."""
 
     image: UploadFile
 
@@ -67,7 +69,7 @@ class _Classes(_Request):
         max_length=100,
         description="Prompts with {} for the name; by default lamplit's own, or those of the page's class list.",
     )
-    top: int = Field(10, ge=1, le=1000, description="How many classes to give for an image.")
+    top: int = Field(10, ge=1, le=1000, description="Number of classes to return for each image.")
 
     @model_validator(mode="after")
     def _not_too_many(self) -> _Classes:
@@ -83,7 +85,7 @@ class ClassifyIds(_Classes):
 
 
 class ClassifyImages(_Classes):
-    """Classify images that are sent along."""
+    """Classify images that are sent."""
 
     images: list[UploadFile] = Field(min_length=1, max_length=MAX_IMAGES)
 
@@ -95,19 +97,19 @@ class EmbedTexts(_Request):
 
 
 class EmbedImages(_Request):
-    """Images to embed, sent along."""
+    """Images to embed, which are sent."""
 
     images: list[UploadFile] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class Problem(BaseModel):
-    """What went wrong, in a sentence."""
+    """An error, in a sentence."""
 
     error: str
 
 
 class Item(BaseModel):
-    """An image of the store. Its folder on this machine stays out."""
+    """An image of the store; its folder on this machine is left out."""
 
     id: str
     name: str
@@ -141,19 +143,19 @@ class Classified(BaseModel):
     name: str
     classes: list[ClassShare] = []
     none_of_these: bool | None = Field(
-        default=None, description="Whether no class is near enough; null where these classes were not calibrated."
+        default=None, description="Whether no class is near enough; null if these classes were not calibrated."
     )
     error: str | None = None
 
 
 class ClassifyAnswer(BaseModel):
-    """The images in their order."""
+    """The images, in the order of the request."""
 
     images: list[Classified]
 
 
 class EmbedAnswer(BaseModel):
-    """Unit vectors in the joint space, in the order of what was sent."""
+    """Unit vectors in the joint space, in the order of the request."""
 
     width: int
     vectors: list[list[float]]
@@ -164,15 +166,17 @@ class Column(BaseModel):
 
     name: str
     kind: str = Field(description="text, number or other.")
-    values: list[str | int | float | bool] = Field(description="All it holds in the sample, where these are few.")
+    values: list[str | int | float | bool] = Field(
+        description="All values in the sample; none if there are too many to list."
+    )
 
 
 class About(BaseModel):
-    """What is open here."""
+    """The open model and store."""
 
     model: str
     store: str
-    text_column: str | None = Field(description="Column with the texts that the model was tuned on, where known.")
+    text_column: str | None = Field(description="Column with the texts that the model was tuned on, if known.")
     example: str | None = Field(description="A text of the store.")
     images: int
     reads_images: bool = Field(description="Whether the model has its image tower, to read images that are sent.")
@@ -190,14 +194,14 @@ class Point(BaseModel):
     x: float
     y: float
     text: str
-    value: str | int | float | bool | None = Field(description="What to colour by: a cell of a column, or a cosine.")
+    value: str | int | float | bool | None = Field(description="Colour of the point: a cell of a column, or a cosine.")
 
 
 class MapAnswer(BaseModel):
     """A sample of the store in two dimensions."""
 
     images: int = Field(description="In the whole store.")
-    explained: float = Field(description="Part of the vectors' variance that the two axes hold.")
+    explained: float = Field(description="Part of the variance of the vectors that the two axes hold.")
     points: list[Point]
 
 
@@ -206,5 +210,5 @@ class RunAnswer(BaseModel):
 
     settings: dict[str, Any]
     report: dict[str, Any]
-    steps: list[dict[str, float]] = Field(description="step, loss, lr and logit_scale; every so many steps.")
-    held_out: list[dict[str, float]] = Field(description="step and recall, of every evaluation.")
+    steps: list[dict[str, float]] = Field(description="step, loss, lr and logit_scale, at evenly spaced steps.")
+    held_out: list[dict[str, float]] = Field(description="step and recall at every evaluation.")

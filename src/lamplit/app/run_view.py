@@ -1,4 +1,4 @@
-"""The tuning run behind a model, as its folder tells it."""
+"""The tuning run behind a model, read from its folder."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-MAX_STEPS = 500  # that are given of a longer run, evenly spaced
+MAX_STEPS = 500  # of a longer run, evenly spaced steps are shown
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """Settings, report and curves of the run in `folder`; nothing where a finished run's files are not all there.
+    """Read settings, report and curves of the run in `folder`; None if it holds no finished run.
 
-    Paths of this machine stay out.
+    Paths of this machine are left out.
     """
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from lamplit._version import __version__
 from lamplit.app import messages as m
-from lamplit.app.bodies import body_of, described
+from lamplit.app.bodies import body_of, describe_bodies
 from lamplit.app.guard import Guard
 from lamplit.app.run_view import read_run
 from lamplit.app.service import Service, plain
@@ -116,22 +116,22 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     @app.get("/thumbnail", response_class=Response, responses=_JPEG)
     def thumbnail(id: Id) -> Response:
-        """Give an image of the store, 320 pixels at most, as a JPEG."""
+        """Return an image of the store as a JPEG of at most 320 pixels a side."""
         return jpeg(id, THUMBNAIL, keep=True)
 
     @app.get("/image", response_class=Response, responses=_JPEG)
     def image(id: Id) -> Response:
-        """Give an image of the store, 1600 pixels at most, as a JPEG."""
+        """Return an image of the store as a JPEG of at most 1600 pixels a side."""
         return jpeg(id, IMAGE, keep=False)
 
     @app.get("/item")
     def item(id: Id) -> m.Item:
-        """Give the texts and the metadata of an image of the store."""
+        """Return the texts and the metadata of an image of the store."""
         return m.Item(**_described(service.item(_row_of(service, id))))
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:
-    @app.post("/search", openapi_extra=described(m.SearchWords, m.SearchImage))
+    @app.post("/search", openapi_extra=describe_bodies(m.SearchWords, m.SearchImage))
     def search(body: SearchBody) -> m.SearchAnswer:
         """Find images by words, by an image of the store, or by an image that is sent."""
         part = (body.k, body.offset, body.where)
@@ -143,9 +143,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             hits = service.neighbours(_row_of(service, str(body.like)), *part)
         return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_described(hit)) for hit in hits])
 
-    @app.post("/classify", openapi_extra=described(m.ClassifyIds, m.ClassifyImages))
+    @app.post("/classify", openapi_extra=describe_bodies(m.ClassifyIds, m.ClassifyImages))
     def classify(body: ClassifyBody) -> m.ClassifyAnswer:
-        """Choose among classes for images of the store, or for images that are sent."""
+        """Classify images of the store, or images that are sent."""
         images = []
         for image in body.ids if isinstance(body, m.ClassifyIds) else body.images:
             name = image if isinstance(image, str) else image.filename or "image"
@@ -162,9 +162,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             images.append(m.Classified(name=name, classes=shares, none_of_these=none))
         return m.ClassifyAnswer(images=images)
 
-    @app.post("/embed", openapi_extra=described(m.EmbedTexts, m.EmbedImages))
+    @app.post("/embed", openapi_extra=describe_bodies(m.EmbedTexts, m.EmbedImages))
     def embed(body: EmbedBody) -> m.EmbedAnswer:
-        """Give the vectors of texts, or of images that are sent."""
+        """Return the vectors of texts, or of images that are sent."""
         if isinstance(body, m.EmbedTexts):
             vectors = service.embed_texts(body.texts)
         else:
@@ -174,33 +174,35 @@ def _add_questions(app: FastAPI, service: Service) -> None:
 
 def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
     run = None if name is None or name.startswith("lit:") else read_run(Path(name))
-    about_it = _about(service, name, None if run is None else run["settings"].get("text_column"))
+    description = _about(service, name, None if run is None else run["settings"].get("text_column"))
 
     @app.get("/about")
     def about() -> m.About:
-        """Say what is open here."""
-        return about_it
+        """Describe the open model and store."""
+        return description
 
     @app.get("/map")
     def map_(
-        column: Annotated[str | None, Query(max_length=1000, description="Colour by its cells.")] = None,
-        query: Annotated[str | None, Query(max_length=1000, description="Colour by likeness to words.")] = None,
+        column: Annotated[str | None, Query(max_length=1000, description="Column to colour by.")] = None,
+        query: Annotated[
+            str | None, Query(max_length=1000, description="Words to colour by: their cosine with each image.")
+        ] = None,
     ) -> m.MapAnswer:
-        """Give a sample of the store in two dimensions."""
+        """Return a sample of the store in two dimensions."""
         if column is not None and column not in service.store.metadata_columns:
             raise HTTPException(404, f"the store has no column {column[:100]!r}")
-        places, explained = service.projection
+        points, explained = service.projection
         values = service.values(column, (query or "").strip() or None)
         rows = service.sampled.select(["id", "texts"]).to_pylist()
-        points = [
+        shown = [
             m.Point(id=row["id"], x=x, y=y, text=plain(" ".join(row["texts"][:1]), 200), value=_cell(value))
-            for row, (x, y), value in zip(rows, places.tolist(), values, strict=True)
+            for row, (x, y), value in zip(rows, points.tolist(), values, strict=True)
         ]
-        return m.MapAnswer(images=len(service.store), explained=explained, points=points)
+        return m.MapAnswer(images=len(service.store), explained=explained, points=shown)
 
     @app.get("/run")
     def run_() -> m.RunAnswer:
-        """Give the curves and the report of the tuning run behind the model."""
+        """Return the curves and the report of the tuning run behind the model."""
         if run is None:
             raise HTTPException(404, "this model has no finished tuning run beside it")
         return m.RunAnswer(**run)
@@ -221,7 +223,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)  # Starlette raises it again, for the log
     def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return _problem(500, "that should not have happened; what went wrong stands in the terminal of lamplit app")
+        return _problem(500, "an unexpected error; the terminal of lamplit app shows what went wrong")
 
 
 def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
@@ -230,7 +232,7 @@ def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
 
 def _sentence(error: dict[str, Any]) -> str:
     parts = [str(part) for part in error["loc"]]
-    where = ".".join(parts[1:] if len(parts) > 1 and parts[0] == "query" else parts)  # FastAPI says where it looked
+    where = ".".join(parts[1:] if len(parts) > 1 and parts[0] == "query" else parts)  # FastAPI names where it looked
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

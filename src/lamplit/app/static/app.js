@@ -1,17 +1,17 @@
-// The page: which part is seen, and the dialog of one image.
+// The page: which part is shown, and the dialog of one image.
 import { $, address, ask, attempt, facts, make, tiles } from "./common.js";
 import { startSearch } from "./search.js";
 import { startClassify } from "./classify.js";
 import { startExplore } from "./explore.js";
 import { startRun } from "./run.js";
 
-const FIRST_CELLS = 5; // of metadata that an image is opened with
+const FIRST_CELLS = 5; // metadata that the dialog shows at once
 const parts = ["search", "classify", "explore", "run"];
 const shown = { search: () => {}, classify: () => {}, explore: () => {}, run: () => {} };
 
 function show() {
   const part = parts.find((name) => location.hash === `#${name}`) ?? (location.hash === "#main" ? null : "search");
-  if (part === null) return; // the link that skips the head of the page
+  if (part === null) return; // the link that skips the header
   for (const name of parts) $(name).hidden = name !== part;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${part}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
@@ -45,7 +45,7 @@ async function openImage(id) {
     $("detail-title").textContent = item.texts[0] ?? item.name;
     $("detail-image").alt = item.texts[0] ?? item.name;
     $("detail-texts").replaceChildren(...item.texts.slice(1, 20).map((text) => make("li", {}, text)));
-    const cells = Object.entries(item.metadata).sort(([one], [other]) => telling.has(other) - telling.has(one));
+    const cells = Object.entries(item.metadata).sort(([one], [other]) => informative.has(other) - informative.has(one));
     facts($("detail-few"), { file: item.name, ...Object.fromEntries(cells.slice(0, FIRST_CELLS)) });
     $("detail-more").hidden = cells.length <= FIRST_CELLS;
     $("detail-more").open = false;
@@ -56,7 +56,7 @@ async function openImage(id) {
   });
 }
 $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
-for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // not: leave the page for the image
+for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // or the browser would leave the page for the image
 
 const about = await ask("about").catch((error) => ({ failure: error.message }));
 if (about.failure) {
@@ -66,7 +66,7 @@ if (about.failure) {
   throw new Error(about.failure);
 }
 $("about").textContent = `${about.store} · ${about.images.toLocaleString("en")} images`;
-const telling = new Set(about.columns.filter(({ kind, values, name }) => kind === "number" || values.length || name === about.text_column).map(({ name }) => name));
+const informative = new Set(about.columns.filter(({ kind, values, name }) => kind === "number" || values.length || name === about.text_column).map(({ name }) => name));
 const search = startSearch(about, openImage);
 const classify = startClassify(about);
 shown.explore = startExplore(about, openImage);

@@ -1,7 +1,7 @@
-// Classify: images against classes that are typed, with a bar for each.
+// Classify: images against the classes that are typed, with a bar for each class.
 import { $, address, ask, attempt, frame, latest, make, takeImages } from "./common.js";
 
-const MOST = 16;
+const MAX_IMAGES = 16;
 const lines = (text) => [...new Set(text.split("\n").map((line) => line.trim()).filter(Boolean))];
 
 export function startClassify(about) {
@@ -11,7 +11,7 @@ export function startClassify(about) {
   $("classes").value = about.classes.join("\n");
   $("classes").placeholder = "cat\ndog\nbicycle";
   $("templates").value = about.templates.join("\n");
-  if (!about.reads_images) $("classify-drop").textContent = "This model has no image tower: open an image of the store and choose “Classify it”.";
+  if (!about.reads_images) $("classify-drop").textContent = "This model has no image tower, so it reads only images of the store: open one and choose “Classify it”.";
 
   function bars(answer) {
     return make("ol", { className: "bars" }, ...answer.classes.map(({ name, probability, cosine }) => {
@@ -26,7 +26,7 @@ export function startClassify(about) {
     const known = answer?.none_of_these ?? null;
     const verdict = known === null ? null : make("p", { className: "verdict" }, known ? "None of these: no class is near enough." : "Near enough to be one of these.");
     const name = image.file ? image.file.name : image.id.split("/").at(-1);
-    const rest = !answer ? make("p", { className: "quiet" }, "Type two classes or more.")
+    const rest = !answer ? make("p", { className: "quiet" }, "Type at least two classes.")
       : answer.error ? make("p", { className: "problem" }, `This image cannot be used: ${answer.error}.`) : bars(answer);
     return make("article", { className: `card${known ? " none" : ""}` }, frame(image.source, ""), make("div", {}, make("h2", {}, name), rest, verdict));
   }
@@ -49,7 +49,7 @@ export function startClassify(about) {
     await attempt($("classify-problem"), async () => {
       const answers = new Map();
       if (classes.length && images.length) {
-        if (!templates.length) throw new Error("There is no template; {} alone would do.");
+        if (!templates.length) throw new Error("There is no template; {} alone is enough.");
         $("classify-status").textContent = "Reading…";
         const own = signal();
         for (const chosen of [images.filter(({ file }) => file), images.filter(({ id }) => id)]) {
@@ -62,14 +62,14 @@ export function startClassify(about) {
             throw error;
           }
         }
-        $("classify-status").textContent = `${images.length === 1 ? "One image" : `${images.length} images`}, ${classes.length === 1 ? "one class" : `${classes.length} classes`}; a bar is the probability among these.`;
+        $("classify-status").textContent = `${images.length === 1 ? "One image" : `${images.length} images`}, ${classes.length === 1 ? "one class" : `${classes.length} classes`}; a bar is the probability among these classes.`;
       }
       $("classified").replaceChildren(...images.map((image) => card(image, answers.get(image))));
     });
   }
 
   function add(more) {
-    images = [...more, ...images].slice(0, MOST);
+    images = [...more, ...images].slice(0, MAX_IMAGES);
     run();
   }
 

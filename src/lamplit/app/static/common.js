@@ -1,4 +1,4 @@
-// What the parts of the page share: asking the server, making elements (never from markup), showing errors.
+// Shared by the parts of the page: requests to the server, elements (never from markup), errors.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -8,7 +8,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// The answer, or an Error whose message is a sentence. `body`: nothing to GET, FormData or an object to POST.
+// Return the answer, or throw an Error whose message is a sentence. Without `body` a GET, else a POST of FormData or JSON.
 export async function ask(path, body, signal) {
   const isForm = body instanceof FormData;
   const options = body === undefined ? {} : {
@@ -26,7 +26,7 @@ export async function ask(path, body, signal) {
   return answer;
 }
 
-// Only the last of several calls counts: earlier ones are broken off.
+// Only the last of several requests counts: earlier ones are aborted.
 export function latest() {
   let controller = new AbortController();
   return () => {
@@ -36,16 +36,16 @@ export function latest() {
   };
 }
 
-// Run `action`; what goes wrong becomes a sentence in `place`.
-export async function attempt(place, action) {
-  place.hidden = true;
+// Run `action`; an error becomes a sentence in the element `problem`.
+export async function attempt(problem, action) {
+  problem.hidden = true;
   try {
     await action();
   } catch (error) {
     if (error.name === "AbortError") return;
-    const said = error.message;
-    place.textContent = said.charAt(0).toUpperCase() + said.slice(1) + (/[.!?…]$/.test(said) ? "" : ".");
-    place.hidden = false;
+    const sentence = error.message;
+    problem.textContent = sentence.charAt(0).toUpperCase() + sentence.slice(1) + (/[.!?…]$/.test(sentence) ? "" : ".");
+    problem.hidden = false;
   }
 }
 

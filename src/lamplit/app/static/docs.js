@@ -1,4 +1,4 @@
-// The OpenAPI description as a page; the usual ones load their scripts from elsewhere.
+// The OpenAPI description as a page; the usual pages load their scripts from other servers.
 import { $, ask, make } from "./common.js";
 
 const api = await ask("openapi.json");

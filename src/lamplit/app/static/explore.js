@@ -1,4 +1,4 @@
-// Explore: a sample of the store on a canvas; dots, or images where there is room for them.
+// Explore: a sample of the store on a canvas, as dots, or as images if there is room for them.
 import { $, address, ask, attempt, latest, make } from "./common.js";
 
 const COLOURS = ["#e69f00", "#3f8fd2", "#2a9d6f", "#cc6fa8", "#d1495b", "#7d6bd1", "#8c9b2f", "#2fb5c4", "#b0713c", "#e07a5f"];
@@ -98,7 +98,7 @@ export function startExplore(about, open) {
     const taken = new Set();
     const [columns, rows] = [Math.floor(canvas.clientWidth / side), Math.floor(canvas.clientHeight / side)];
     const [margin, above] = [(canvas.clientWidth - columns * side) / 2, (canvas.clientHeight - rows * side) / 2];
-    for (const point of [...points].reverse()) { // the nearest to the words first
+    for (const point of [...points].reverse()) { // the most similar first
       const { x, y } = placeOf(point);
       const [column, row] = [Math.floor((x - margin) / side), Math.floor((y - above) / side)];
       const cell = `${column} ${row}`;
@@ -143,12 +143,12 @@ export function startExplore(about, open) {
     } else if (numbers.length && numbers.length === values.filter((value) => value !== null).length) {
       const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
       for (const point of points) point.colour = point.value === null ? OTHER : onScale((point.value - low) / (high - low || 1));
-      points.sort((one, other) => (one.value ?? -Infinity) - (other.value ?? -Infinity)); // the nearest lie on top
+      points.sort((one, other) => (one.value ?? -Infinity) - (other.value ?? -Infinity)); // the most similar lie on top
       const bar = make("canvas", { width: 180, height: 1 });
       for (let i = 0; i < 180; i++) { bar.getContext("2d").fillStyle = onScale(i / 180); bar.getContext("2d").fillRect(i, 0, 1, 1); }
-      const said = (value) => (isWords ? value.toFixed(2) : String(value));
+      const written = (value) => (isWords ? value.toFixed(2) : String(value));
       const best = points.at(-1);
-      $("legend").replaceChildren(make("span", {}, isWords ? `cosine to “${name}”` : name), make("span", {}, said(low), bar, said(high)),
+      $("legend").replaceChildren(make("span", {}, isWords ? `cosine to “${name}”` : name), make("span", {}, written(low), bar, written(high)),
         ...(isWords ? [make("span", {}, `nearest: ${best.text || best.id}`)] : []));
     } else {
       const counts = new Map();
@@ -206,7 +206,7 @@ export function startExplore(about, open) {
     $("peek").hidden = !chosen;
     if (!chosen) return;
     const { x, y } = seen(chosen);
-    $("peek-image").replaceWith(Object.assign(thumbnail(chosen.id).cloneNode(), { id: "peek-image", alt: "" })); // no last image stays while this one comes
+    $("peek-image").replaceWith(Object.assign(thumbnail(chosen.id).cloneNode(), { id: "peek-image", alt: "" })); // the last image must not stay while this one loads
     const value = typeof chosen.value === "number" ? ` · ${Number(chosen.value.toFixed(3))}` : chosen.value ? ` · ${chosen.value}` : "";
     $("peek-text").textContent = (chosen.text || chosen.id) + value;
     const [width, height] = [$("peek").offsetWidth, $("peek").offsetHeight];

@@ -1,4 +1,4 @@
-// Run: the curves of the tuning run, its recall, what was locked, and what model and store are.
+// Run: the curves of the tuning run, its recall, what was locked, and a description of model and store.
 import { $, ask, attempt, facts, make } from "./common.js";
 
 const RECALLS = [
@@ -31,7 +31,7 @@ function panel(title, lines, range) {
   if (low === high) [low, high] = [low - 1, high + 1];
   const x = (step) => LEFT + ((step - first) / (last - first || 1)) * (WIDTH - LEFT - 10);
   const y = (value) => TOP + (1 - (value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-  const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${short(values[0])} at first, ${short(values.at(-1))} at last` });
+  const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${short(values[0])} at the start, ${short(values.at(-1))} at the end` });
   for (let i = 0; i <= 4; i++) {
     const value = low + ((high - low) * i) / 4;
     svg.append(draw("line", { class: "axis", x1: LEFT, x2: WIDTH - 10, y1: y(value), y2: y(value) }));
@@ -61,15 +61,15 @@ function recallTable({ report }) {
     const most = Math.max(...values.filter((value) => value !== undefined));
     return [name, ...values.map((value) => make("td", { className: value === most ? "best" : "" }, value === undefined ? "–" : value.toFixed(3)))];
   });
-  return make("div", { className: "panel" }, make("h2", {}, "Held-out recall"), table(["", "at first", "best", "last"], rows),
-    make("p", { className: "quiet" }, `On ${report.held_out_captions} captions of ${report.held_out_pairs} pairs that were never trained on; the best was at step ${report.best_step} of ${report.steps}.`));
+  return make("div", { className: "panel" }, make("h2", {}, "Held-out recall"), table(["", "at the start", "best", "last"], rows),
+    make("p", { className: "quiet" }, `On ${report.held_out_captions} captions of ${report.held_out_pairs} pairs that were not trained on; the best step was ${report.best_step} of ${report.steps}.`));
 }
 
 function lockTable({ report }) {
   const rows = Object.entries(report.trains).map(([name, part]) => [name, make("td", { className: part.state }, part.state), part.parameters.toLocaleString("en")]);
   const [before, after] = [report.fingerprint_before, report.fingerprint_after];
   const proof = before && before === after
-    ? `The image tower is the same to the bit after the last step: its fingerprint was and is ${before}.`
+    ? `The image tower did not change: its fingerprint is ${before} before the first step and after the last.`
     : before && after ? `The image tower changed: its fingerprint was ${before} and is ${after}.` : "No image tower was open in this run.";
   return make("div", { className: "panel" }, make("h2", {}, `What was locked (mode ${report.mode})`), table(["", "", "parameters"], rows), make("p", { className: "quiet" }, proof));
 }

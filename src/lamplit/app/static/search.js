@@ -22,7 +22,7 @@ export function startSearch(about, open) {
       ? `This model reads the language of the column ${about.text_column}.`
       : "This model reads the language of its captions" + (about.example ? `, such as: ${about.example.slice(0, 80)}` : ".");
   $("query").placeholder = language ? `Words in ${language}` : "What is in the image?";
-  if (!about.reads_images) $("search-drop").textContent = "This model has no image tower: images of your own cannot be searched by.";
+  if (!about.reads_images) $("search-drop").textContent = "This model has no image tower, so it cannot search by your own images.";
 
   function body(offset) {
     const common = { k: PAGE, offset, ...(where ? { where } : {}) };
@@ -44,7 +44,7 @@ export function startSearch(about, open) {
         count = offset + hits.length;
         $("hits").append(...tiles(hits, open));
         $("more").hidden = hits.length < PAGE || count >= about.images;
-        $("search-status").textContent = count ? `${count} images, best first; the figure is the cosine.` : "No image fits this filter.";
+        $("search-status").textContent = count ? `${count} images, best first; the number is the cosine.` : "No image fits this filter.";
       } catch (error) {
         if (error.name !== "AbortError") $("search-status").textContent = "";
         throw error;
@@ -72,7 +72,7 @@ export function startSearch(about, open) {
     takeImages($("search"), $("search-file"), ([file]) => byImage({ file }, URL.createObjectURL(file), `Images like ${file.name}`));
   }
 
-  // The filter: column, comparison and value become a condition of the store's own language.
+  // The filter: column, comparison and value become an SQL condition.
   $("filter").hidden = !about.columns.length;
   $("filter-column").append(...about.columns.map(({ name }) => make("option", { value: name }, name)));
   function suggest() {
@@ -93,11 +93,11 @@ export function startSearch(about, open) {
   function filter(next) {
     where = next;
     $("filter-clear").hidden = !next;
-    $("filter").querySelector("summary").textContent = next ? `Only images with ${next}` : "Only some images";
+    $("filter").querySelector("summary").textContent = next ? `Only images with ${next}` : "Filter the images";
     find();
   }
   $("filter-form").addEventListener("submit", (event) => { event.preventDefault(); filter($("filter-value").value ? condition() : null); });
   $("filter-clear").addEventListener("click", () => { $("filter-value").value = ""; filter(null); });
 
-  return { like: (id) => byImage({ like: id }, address("thumbnail", id), "Images like this one of the store") };
+  return { like: (id) => byImage({ like: id }, address("thumbnail", id), "Images like this one") };
 }
