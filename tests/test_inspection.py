@@ -52,3 +52,11 @@ def test_neither(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
         with pytest.raises(UsageError, match=r"is neither a model .* nor a store"):
             describe(path)
+
+
+def test_open_objects(store: Store, model_path: Path) -> None:
+    assert describe(store) == describe(store.path)
+    model, saved = describe(lamplit.load(model_path, device="cpu")), describe(model_path)
+    assert model.pop("device") == "cpu"
+    assert model.pop("model") == model_path.name
+    assert model == {name: saved[name] for name in model}

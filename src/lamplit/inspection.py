@@ -1,4 +1,4 @@
-"""What a model or a store is, without loading weights or vectors."""
+"""Describe a model or a store, without loading weights or vectors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.errors import UsageError
+from lamplit.model import LiT
 from lamplit.retrieval.collection import is_exact, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.published.big_vision import Published
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Describe the model or the store at `path`, or the published model `lit:NAME_OR_FILE`.
+def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
+    """Describe a model or a store.
+
+    Args:
+        path: path of a model or a store, `lit:NAME_OR_FILE` of a published model, or an open model or store.
+
+    Returns:
+        Names and values, in the order in which `lamplit info` prints them.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is neither a model nor a store.
         TowerError: the published model cannot be read.
+
+    Example:
+        >>> lamplit.describe("stamps.lance")["images"]
+        701
     """
+    if isinstance(path, LiT):
+        return _describe_open(path)
+    if isinstance(path, Store):
+        return _describe_store(path)
     if str(path).startswith("lit:"):
         return _describe_published(Published(str(path)))
     folder = Path(path)
@@ -39,7 +54,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
     return {
         "model": str(folder),
         "image tower": image["spec"],
-        **_said_of(TowerIdentity.from_dict(image)),
+        **_fingerprint(TowerIdentity.from_dict(image)),
         "text tower": text["spec"] if text else "none",
         "width": image["width"],
         "pooling": _pooling(image["config"].get("pool")),
@@ -47,6 +62,21 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
         **{f"held-out {name}": round(value, 4) for name, value in recall.items()},
+    }
+
+
+def _describe_open(model: LiT) -> dict[str, Any]:
+    text = model.text_tower
+    return {
+        "model": model.name,
+        "image tower": model.identity.spec,
+        **_fingerprint(model.identity),
+        "text tower": "none" if text is None else text.spec,
+        "width": model.width,
+        "pooling": _pooling(model.identity.config.get("pool")),
+        "context length": "none" if text is None else text.context_length,
+        "centred": model.center is not None,
+        "device": str(model.device),
     }
 
 
@@ -74,7 +104,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "images": len(store),
         "texts": sum(len(found) for found in texts),
         "image tower": store.tower.spec,
-        **_said_of(store.tower),
+        **_fingerprint(store.tower),
         "width": store.tower.width,
         "pooling": _pooling(store.tower.pool),
         "backend": store.backend,
@@ -96,6 +126,6 @@ def _recall(recall: float | None) -> str:
     return f"recall@10 {recall:.3f}"
 
 
-def _said_of(tower: TowerIdentity) -> dict[str, Any]:
-    made = {"vectors": "imported; the fingerprint is of the tower's name and width"} if tower.imported else {}
-    return {"fingerprint": tower.fingerprint, **made}
+def _fingerprint(tower: TowerIdentity) -> dict[str, Any]:
+    imported = {"vectors": "imported; the fingerprint is of the tower's name and width"} if tower.imported else {}
+    return {"fingerprint": tower.fingerprint, **imported}

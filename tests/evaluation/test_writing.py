@@ -102,7 +102,9 @@ def test_markdown(report: Report) -> None:
     ]  # fmt: skip
     protocol = [line for line in lines if line.startswith("- ")]
     assert len(protocol) == 4
-    assert "templates: clip-80; canonicalized: yes; notes: no crop; \\<script>alert(1)\\</script>" in protocol[1]
+    assert (
+        "templates: clip-80; canonicalized: yes; notes: no crop; &lt;script&gt;alert(1)&lt;/script&gt;" in protocol[1]
+    )
     assert "images: 10, 2 skipped" in protocol[1]
     assert "versions: torch 2.4; measured: 2026-01-02T03:04:05Z in 7 s" in protocol[1]
 
@@ -175,6 +177,25 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += data
+
+
+def test_markdown_holds_no_tag(tmp_path: Path) -> None:
+    """Names of models, data sets, notes and columns come from files that anybody can have written."""
+    image = "<img src=x onerror=alert(1)>"
+    write(tmp_path, "a", EVIL, image, 0.5, language=EVIL, column=image)
+    write(tmp_path, "a", EVIL, image, 0.5, language=EVIL, column=EVIL)
+    written = text(write_report(tmp_path, against=None), "report.md")
+    assert not re.search(r"<\s*/?[a-z]", written)
+    assert "&lt;img src=x onerror=alert(1)&gt;" in written
+
+
+def test_results_themselves(folder: Path, report: Report, tmp_path: Path) -> None:
+    again = write_report(read_results(folder), out=tmp_path / "report")
+    assert text(again, "report.csv") == text(report, "report.csv")
+    with pytest.raises(UsageError, match="give the folder for the report"):
+        write_report(read_results(folder))
+    with pytest.raises(UsageError, match="there are no results to report"):
+        write_report([], out=tmp_path)
 
 
 def test_page_is_well_formed_alone_and_without_script(report: Report) -> None:

@@ -100,13 +100,16 @@ def export(
     sample: Annotated[
         str | None, typer.Option(help="Pairs to compare on; by default sentences and patterns made here.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="torch device of the model's vectors that are compared; by default cpu.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model for another library, checked to give the same vectors there; or the vectors of a store."""
     if to == "clip-retrieval":
         show(lamplit.export_vectors(source, out), tables.record, as_json)
     else:
-        report = lamplit.export(source, out, to=to, int8=int8, sample=sample)  # type: ignore[arg-type]
+        report = lamplit.export(source, out, to=to, int8=int8, sample=sample, device=device)  # type: ignore[arg-type]
         show(report, tables.export_report, as_json)
 
 

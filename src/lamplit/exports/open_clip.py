@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.errors import TowerError, first_line, require
+from lamplit.errors import TowerError, require
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import (
     bare_head,
@@ -23,6 +23,7 @@ from lamplit.exports.parts import (
     find_image_tower,
     find_text_tower,
     find_transformers_config,
+    foreign_call,
     linear_image_head,
     quiet_logging,
     shift_features,
@@ -30,7 +31,7 @@ from lamplit.exports.parts import (
 from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
-from lamplit.towers.loading import READ_ERRORS, load_strictly, quiet_transformers
+from lamplit.towers.loading import load_strictly, quiet_transformers
 from lamplit.towers.texts.text_tower import TextTower
 
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
@@ -53,16 +54,14 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     AutoConfig.for_model(**text.config["config"]).save_pretrained(folder / "text_encoder")
     copy_tokenizer(text).save_pretrained(folder)
-    try:
-        with quiet_transformers(), torch.no_grad():
-            with quiet_logging():  # it warns that there are no weights yet
-                built = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-            _fill(built, model, image, text)
-            state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
-            save_file(state, folder / "open_clip_model.safetensors")
-            _check(folder, model, sample, report)
-    except READ_ERRORS as error:
-        raise TowerError(f"open_clip cannot hold {image.spec} and {text.spec}: {first_line(error)}") from error
+    refusal = f"open_clip cannot hold {image.spec} and {text.spec}"
+    with quiet_transformers(), torch.no_grad():
+        with quiet_logging(), foreign_call(refusal):  # it warns that there are no weights yet
+            built = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        _fill(built, model, image, text)
+        state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
+        save_file(state, folder / "open_clip_model.safetensors")
+        _check(folder, model, sample, report, refusal)
     report.notes += [
         "open_clip's tokenizer mends texts before it reads them (curly quotes, HTML entities, runs of spaces): its "
         "vectors are those of the mended text",
@@ -154,21 +153,22 @@ def _fill(built: Any, model: LiT, image: ImageTower, text: TextTower) -> None:
         built.logit_bias.copy_(model.logit_bias)
 
 
-def _check(folder: Path, model: LiT, sample: Sample, report: ExportReport) -> None:
+def _check(folder: Path, model: LiT, sample: Sample, report: ExportReport, refusal: str) -> None:
     """Open the folder as a user would, and compare."""
     import open_clip
 
     assert sample.pixels is not None
     assert sample.zimg is not None
-    opened, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    opened.eval()
-    normalize = find_image_tower(model).preprocessing.normalize
-    zimg = opened.encode_image(normalize(sample.pixels), normalize=True)
-    ztxt = opened.encode_text(tokenizer(sample.texts), normalize=True)
+    pixels = find_image_tower(model).preprocessing.normalize(sample.pixels)
+    with foreign_call(refusal):
+        opened, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        opened.eval()
+        zimg = opened.encode_image(pixels, normalize=True)
+        ztxt = opened.encode_text(tokenizer(sample.texts), normalize=True)
+        prepared = torch.stack([preprocess(image) for image in sample.images])
+        zimg_prepared = opened.encode_image(prepared, normalize=True)
     expected = model.encode_texts([tokenizer.clean_fn(text) for text in sample.texts])
     report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
     report.differences["text vectors"] = require_agreement("text tower", ztxt, expected, text_tolerance(model, sample))
-    prepared = torch.stack([preprocess(image) for image in sample.images])
-    cosines = (opened.encode_image(prepared, normalize=True) * sample.zimg).sum(1)
-    report.preprocessing_cosine = float(cosines.min())
+    report.preprocessing_cosine = float((zimg_prepared * sample.zimg).sum(1).min())

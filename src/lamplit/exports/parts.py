@@ -1,4 +1,4 @@
-"""The parts of a model as other libraries want them, or the reason why they cannot have them."""
+"""The parts of a model in the form that other libraries take, or the reason why they cannot take them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from lamplit.errors import TowerError
+from lamplit.errors import TowerError, first_line
 from lamplit.exports.bias import fold_bias, last_norm
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.loading import READ_ERRORS
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
@@ -136,12 +137,25 @@ def shift_features(encoder: nn.Module, tower: TextTower, head: BareHead) -> None
 
 
 @contextmanager
-def quiet_logging() -> Iterator[None]:
-    """Keep back the advice that libraries log to nobody in particular."""
-    logger = logging.getLogger()
+def quiet_logging(name: str | None = None) -> Iterator[None]:
+    """Keep back what a logger says below an error, by default that of every library; its level is restored."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def foreign_call(what: str) -> Iterator[None]:
+    """Turn errors of another library into a sentence. Put nothing of lamplit's own into the block.
+
+    Raises:
+        TowerError: the other library failed.
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise TowerError(f"{what}: {first_line(error)}") from error

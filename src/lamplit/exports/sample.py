@@ -1,4 +1,4 @@
-"""What an export is checked on: texts and images, and the vectors that the model gives for them."""
+"""The sample that an export is checked on: texts and images, and the model's vectors of them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs, and what the model makes of them; whichever tower it lacks has no vectors."""
+    """Inputs, and the model's vectors of them on the CPU; None for a tower that the model lacks."""
 
-    origin: str  # where the inputs are from, in words
+    origin: str  # where the inputs come from, in words
     texts: list[str]
     images: list[Image.Image]
     pixels: Tensor | None  # (N, 3, height, width) uint8, as the image tower reads them
@@ -57,7 +57,7 @@ class Sample:
 
 @torch.no_grad()
 def take_sample(model: LiT, source: str | Path | None) -> Sample:
-    """Embed the first pairs of a source, or, without one, sentences and patterns made here.
+    """Embed the first pairs of a source; if `source` is None, sentences and patterns made here.
 
     Raises:
         UsageError: the source has no texts, or no image that can be used.
@@ -73,8 +73,9 @@ def take_sample(model: LiT, source: str | Path | None) -> Sample:
         tower = find_image_tower(model)
         resize = tower.preprocessing.resize
         pixels = torch.stack([resize(convert_image(image)) for image in images])
-        zimg = torch.cat([model.project(F.normalize(tower(part), dim=-1)) for part in torch.split(pixels, 16)])
-    ztxt = None if model.text_tower is None else model.encode_texts(texts)
+        parts = (part.to(model.device) for part in torch.split(pixels, 16))
+        zimg = torch.cat([model.project(F.normalize(tower(part), dim=-1)).cpu() for part in parts])
+    ztxt = None if model.text_tower is None else model.encode_texts(texts).cpu()
     return Sample(origin, texts, images, pixels, zimg, ztxt)
 
 
@@ -99,9 +100,9 @@ def require_agreement(what: str, vectors: Tensor, expected: Tensor, tolerance: f
 
 @torch.no_grad()
 def text_tolerance(model: LiT, sample: Sample) -> float:
-    """How far text vectors may be off: `TOLERANCE`, or what float32 itself rounds away in this model, four times.
+    """Return how far text vectors may be off: `TOLERANCE`, or four times what float32 rounds away in this model.
 
-    Where a head's sums nearly cancel (as closed-form heads of an untrained encoder do), vectors in float32 are off
+    If a head's sums nearly cancel (as closed-form heads of an untrained encoder do), vectors in float32 are off
     from those in float64 by more than `TOLERANCE`, and other sums of the same numbers are as well.
     """
     assert model.text_tower is not None

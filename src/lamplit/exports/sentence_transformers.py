@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamplit.errors import TowerError, first_line, require
+from lamplit.errors import require
 from lamplit.exports.export_report import ExportReport
-from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config
+from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transformers_config, foreign_call
 from lamplit.exports.sample import Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
-from lamplit.towers.loading import READ_ERRORS, quiet_transformers
+from lamplit.towers.loading import quiet_transformers
 from lamplit.towers.texts.text_tower import TextTower
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
@@ -32,26 +32,25 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
     assert sample.ztxt is not None
     find_transformers_config(tower, "sentence-transformers")
     report = ExportReport("sentence-transformers", str(folder), sample.origin)
-    try:
-        with quiet_transformers():
-            _modules(tower).save(str(folder), create_model_card=False)
-            opened = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-            vectors = opened.encode(sample.texts, convert_to_tensor=True, show_progress_bar=False)
-    except READ_ERRORS as error:
-        raise TowerError(f"sentence-transformers cannot hold {tower.spec}: {first_line(error)}") from error
+    tokenizer = copy_tokenizer(tower)
+    with quiet_transformers(), foreign_call(f"sentence-transformers cannot hold {tower.spec}"):
+        _modules(tower, tokenizer).save(str(folder), create_model_card=False)
+        opened = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+        vectors = opened.encode(sample.texts, convert_to_tensor=True, show_progress_bar=False)
     report.differences["text vectors"] = require_agreement(
         "text tower", vectors, sample.ztxt, text_tolerance(model, sample)
     )
     return report
 
 
-def _modules(tower: TextTower) -> Any:
+def _modules(tower: TextTower, tokenizer: Any) -> Any:
+    """Build the library's modules from a tower's weights."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules as parts
 
     with tempfile.TemporaryDirectory() as folder:
         _whole(tower.encoder).save_pretrained(folder)
-        copy_tokenizer(tower).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         encoder = parts.Transformer(folder, max_seq_length=tower.context_length)
     head = parts.Dense(tower.head.in_features, tower.head.out_features, activation_function=nn.Identity())
     with torch.no_grad():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lamplit.errors import TowerError
 from lamplit.exports.onnx import write_text_graph
+from lamplit.exports.parts import quiet_logging
 from lamplit.exports.sample import SENTENCES
 from lamplit.files import replacing
 from lamplit.model import LiT, load
@@ -90,12 +91,8 @@ def _compare(model: LiT, reader: WordReader) -> None:
     for text, ours, theirs in zip(texts, model.text_tower.tokenize(texts), reader.tokenize(texts), strict=True):
         if ours != theirs:
             raise TowerError(f"the tokenizer of {spec} reads {text[:40]!r} in another way without transformers")
-    level = logging.getLogger("lamplit").level
-    logging.getLogger("lamplit").setLevel(logging.ERROR)  # that some are cut is no news
-    try:
+    with quiet_logging("lamplit"):  # the log need not say that some texts are cut
         difference = float(np.abs(as_array(model.encode_texts(texts)) - reader.encode_texts(texts)).max())
-    finally:
-        logging.getLogger("lamplit").setLevel(level)
     if not difference <= TOLERANCE or model.space != reader.space:
         raise TowerError(f"ONNX Runtime's vectors of {spec} differ from torch's by {difference:.1e}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     CLIPImageProcessor,
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.errors import TowerError, first_line
+from lamplit.errors import TowerError
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import (
     BareHead,
@@ -31,13 +31,14 @@ from lamplit.exports.parts import (
     find_image_tower,
     find_text_tower,
     find_transformers_config,
+    foreign_call,
     linear_image_head,
     shift_features,
 )
 from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
-from lamplit.towers.loading import READ_ERRORS, load_strictly, quiet_transformers
+from lamplit.towers.loading import load_strictly, quiet_transformers
 from lamplit.towers.texts.text_tower import TextTower
 
 NAME = "VisionTextDualEncoderModel"
@@ -52,27 +53,30 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
     """
     image, text = find_image_tower(model), find_text_tower(model)
     report = ExportReport("transformers", str(folder), sample.origin)
-    try:
-        with quiet_transformers(), torch.no_grad():
-            _build(model, image, text).save_pretrained(folder)
-            processor = CLIPImageProcessor(**_processor_settings(image.preprocessing, report.notes))
-            VisionTextDualEncoderProcessor(processor, copy_tokenizer(text)).save_pretrained(folder)
-            _check(folder, image, sample, text_tolerance(model, sample), report)
-    except READ_ERRORS as error:
-        raise TowerError(f"{NAME} cannot hold {image.spec} and {text.spec}: {first_line(error)}") from error
+    refusal = f"{NAME} cannot hold {image.spec} and {text.spec}"
+    with quiet_transformers(), torch.no_grad():
+        built = _build(model, image, text, refusal)
+        settings = _processor_settings(image.preprocessing, report.notes)
+        tokenizer = copy_tokenizer(text)
+        with foreign_call(refusal):
+            built.save_pretrained(folder)
+            VisionTextDualEncoderProcessor(CLIPImageProcessor(**settings), tokenizer).save_pretrained(folder)
+        _check(folder, image, sample, text_tolerance(model, sample), report, refusal)
     if model.logit_bias is not None:
         report.notes.append(f"{NAME} has no logit bias: add {float(model.logit_bias):.4f} to its logits")
     return report
 
 
-def _build(model: LiT, image: ImageTower, text: TextTower) -> Any:
-    config = VisionTextDualEncoderConfig(
-        vision_config=_vision_config(image),
-        text_config=find_transformers_config(text, NAME),
-        projection_dim=model.width,
-        logit_scale_init_value=float(model.log_scale),
-    )
-    built = VisionTextDualEncoderModel(config).eval()
+def _build(model: LiT, image: ImageTower, text: TextTower, refusal: str) -> Any:
+    vision_config, text_config = _vision_config(image), find_transformers_config(text, NAME)
+    with foreign_call(refusal):
+        config = VisionTextDualEncoderConfig(
+            vision_config=vision_config,
+            text_config=text_config,
+            projection_dim=model.width,
+            logit_scale_init_value=float(model.log_scale),
+        )
+        built = VisionTextDualEncoderModel(config).eval()
     built.visual_projection.weight.copy_(linear_image_head(model, NAME))
     built.logit_scale.copy_(model.log_scale)
     _fill_vision(built.vision_model, image)
@@ -147,7 +151,7 @@ def _fill_text(built: Any, tower: TextTower) -> None:
 
 
 def _tanh_pooler(text: Any) -> nn.Linear | None:
-    """Find the matrix of a pooler that is tanh(A x + b) of the first token; nothing where there is none."""
+    """Find the matrix of a pooler that is tanh(A x + b) of the first token; None if there is no such pooler."""
     pooler = getattr(text, "pooler", None)
     if not isinstance(pooler, nn.Module):
         return None
@@ -184,21 +188,24 @@ def _processor_settings(preprocessing: Preprocessing, notes: list[str]) -> dict[
     }
 
 
-def _check(folder: Path, image: ImageTower, sample: Sample, tolerance: float, report: ExportReport) -> None:
+def _check(
+    folder: Path, image: ImageTower, sample: Sample, tolerance: float, report: ExportReport, refusal: str
+) -> None:
     """Open the folder as a user would, and compare."""
     assert sample.pixels is not None
     assert sample.zimg is not None
     assert sample.ztxt is not None
-    opened = VisionTextDualEncoderModel.from_pretrained(folder).eval()
-    processor = VisionTextDualEncoderProcessor.from_pretrained(folder)
-    tokens = processor.tokenizer(sample.texts, padding=True, truncation=True, return_tensors="pt")
-
-    def embed(pixels: Tensor) -> Tensor:
-        return F.normalize(opened.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-
-    zimg = embed(image.preprocessing.normalize(sample.pixels))
-    ztxt = F.normalize(opened.get_text_features(**tokens).pooler_output, dim=-1)
+    pixels = image.preprocessing.normalize(sample.pixels)
+    with foreign_call(refusal):
+        opened = VisionTextDualEncoderModel.from_pretrained(folder).eval()
+        processor = VisionTextDualEncoderProcessor.from_pretrained(folder)
+        tokens = processor.tokenizer(sample.texts, padding=True, truncation=True, return_tensors="pt")
+        prepared = processor(images=sample.images, return_tensors="pt")["pixel_values"]
+        zimg, zimg_prepared = (
+            F.normalize(opened.get_image_features(pixel_values=each).pooler_output, dim=-1)
+            for each in (pixels, prepared)
+        )
+        ztxt = F.normalize(opened.get_text_features(**tokens).pooler_output, dim=-1)
     report.differences["image vectors"] = require_agreement("image tower", zimg, sample.zimg, TOLERANCE)
     report.differences["text vectors"] = require_agreement("text tower", ztxt, sample.ztxt, tolerance)
-    prepared = processor(images=sample.images, return_tensors="pt")["pixel_values"]
-    report.preprocessing_cosine = float((embed(prepared) * sample.zimg).sum(1).min())
+    report.preprocessing_cosine = float((zimg_prepared * sample.zimg).sum(1).min())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from io import StringIO
 from typing import Any
 
@@ -206,8 +207,8 @@ def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> li
 
 
 def _cell(text: str) -> str:
-    # What is between pipes must stay there, and a name must not become a tag or emphasis.
-    return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(text.split()))
+    # A name must not end its cell, nor become a tag, a link or emphasis in any renderer of Markdown.
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def _words(value: object) -> str:

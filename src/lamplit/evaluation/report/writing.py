@@ -12,6 +12,7 @@ from lamplit.evaluation.report.documents import as_csv, as_markdown, as_tables, 
 from lamplit.evaluation.report.figures import Figure, figures_of, read_figures
 from lamplit.evaluation.report.report_rows import ReportRow, compare, with_means
 from lamplit.evaluation.report.variants import distinguish
+from lamplit.files import write_text
 from lamplit.metrics.results import Result, read_results
 
 PAPER = "paper"
@@ -19,7 +20,7 @@ PAPER = "paper"
 
 @dataclass
 class Report:
-    """What a report says, and its files."""
+    """The rows of a report, and its files."""
 
     folder: str
     against: str | None  # whose figures the results stand beside, in words
@@ -27,42 +28,61 @@ class Report:
     files: list[str] = field(default_factory=list)
 
 
-def write_report(folder: str | Path, *, against: str | Path | None = PAPER, out: str | Path | None = None) -> Report:
-    """Write `report.md`, `report.csv`, `report.json` and `report.html` of all results in a folder.
+def write_report(
+    results: str | Path | Sequence[Result], *, against: str | Path | None = PAPER, out: str | Path | None = None
+) -> Report:
+    """Write `report.md`, `report.csv`, `report.json` and `report.html` of results.
 
     Args:
-        folder: what `lamplit evaluate --benchmark` wrote.
+        results: the folder that `evaluate` or `run_benchmarks` wrote, or the results themselves.
         against: `paper`, the figures that the paper and its authors published; another folder of results; a CSV file
             of figures (see `lamplit.evaluation.report.figures`); or None, to compare with nothing.
         out: folder for the four files; by default `report` inside the results' folder.
 
+    Returns:
+        The rows of the report and the paths of its files.
+
     Raises:
-        UsageError: there are no results, or `against` is nothing of the kind, or `out` is a folder of results, where
-            `report.json` would be taken for one.
+        UsageError: there are no results; `against` is none of the above; `out` is missing for results that have no
+            folder; or it is a folder of results, where `report.json` would be read as one.
         MissingExtraError: jinja2, markupsafe or matplotlib is not installed.
+
+    Example:
+        >>> lamplit.write_report("results/", against=None).files
+        ['results/report/report.md', ...]
     """
     for module in ("jinja2", "markupsafe", "matplotlib"):
         require(module, "report")
     from lamplit.evaluation.report.page import render
 
-    folder = Path(folder)
-    target = folder / "report" if out is None else Path(out)
-    if target.resolve() == folder.resolve() or (against and target.resolve() == Path(against).resolve()):
-        raise UsageError(f"{target} holds results, and report.json would be read as one; give another folder for it")
-    results = with_means(distinguish(read_results(folder)))
+    folder = Path(results) if isinstance(results, str | Path) else None
+    target = _target(folder, against, out)
+    found = list(results) if not isinstance(results, str | Path) else read_results(results)
+    if not found:
+        raise UsageError("there are no results to report")
+    measured = with_means(distinguish(found))
     figures, whose = _figures(against)
-    rows = compare(results, figures)
+    rows = compare(measured, figures)
     lines = flat(rows, figures)
     texts = {
-        "report.md": as_markdown(results, rows, figures, whose),
+        "report.md": as_markdown(measured, rows, figures, whose),
         "report.csv": as_csv(lines),
         "report.json": json.dumps(as_tables(lines), indent=1, ensure_ascii=False) + "\n",
-        "report.html": render(results, rows, figures, whose),
+        "report.html": render(measured, rows, figures, whose),
     }
-    target.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (target / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(target / name, text)
     return Report(str(target), whose, rows, [str(target / name) for name in texts])
+
+
+def _target(folder: Path | None, against: str | Path | None, out: str | Path | None) -> Path:
+    if out is None and folder is None:
+        raise UsageError("give the folder for the report: out=")
+    target = Path(out) if out is not None else Path(folder or "") / "report"
+    held = [Path(path).resolve() for path in (folder, against) if path]
+    if target.resolve() in held:
+        raise UsageError(f"{target} holds results, and report.json would be read as one; give another folder for it")
+    return target
 
 
 def _figures(against: str | Path | None) -> tuple[Sequence[Figure], str | None]:
