@@ -85,7 +85,16 @@ def command_reference() -> str:
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join(["lamplit", name, *map(argument_usage, arguments), *map(option_usage, options)])
-        parts += [f"## lamplit {name}", "", inspect.cleandoc(command.help or ""), "", "```text", wrapped(usage), "```", ""]
+        parts += [
+            f"## lamplit {name}",
+            "",
+            inspect.cleandoc(command.help or ""),
+            "",
+            "```text",
+            wrapped(usage),
+            "```",
+            "",
+        ]
         if arguments:
             rows = [(f"`{p.name.upper()}`", kind(p), p) for p in arguments]
             parts += ["| argument | type | what it is |", "| --- | --- | --- |", *map(row, rows), ""]
@@ -158,5 +167,3 @@ def name_reference() -> str:
             for name in sorted(groups[title], key=lambda n: (n[0].isupper(), n)):
                 parts += [f"::: lamplit.{name}", ""]
     return "\n".join(parts)
-
-

@@ -16,7 +16,9 @@ TUNED, TUNED_FILL = "#b45309", "#fdebd0"
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 
-def text(x: float, y: float, words: str, size: int = 15, color: str = INK, anchor: str = "middle", bold: bool = False) -> str:
+def text(
+    x: float, y: float, words: str, size: int = 15, color: str = INK, anchor: str = "middle", bold: bool = False
+) -> str:
     weight = ' font-weight="600"' if bold else ""
     return f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" text-anchor="{anchor}"{weight}>{words}</text>'
 
