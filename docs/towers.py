@@ -418,8 +418,12 @@ def render(seen: dict[str, Any]) -> str:
         "own. If none is bold, the library's head does more than pool, and a tower without `--pool` gives what that",
         "head gives.",
         "",
-        "| family | what was run | weights | parameters | width | images | pooling | " + " | ".join(PROOFS) + " |",
-        "| --- | --- | --- | ---: | ---: | --- | --- |" + " ---: |" * len(PROOFS),
+        "| family | what was run | weights | parameters | width | images | pooling |",
+        "| --- | --- | --- | ---: | ---: | --- | --- |",
+        *(facts(record) for record in records),
+        "",
+        "| what was run | " + " | ".join(PROOFS) + " |",
+        "| --- |" + " ---: |" * len(PROOFS),
         *(line(record) for record in records),
         "",
         "## Text towers",
@@ -450,9 +454,8 @@ def bound(proof: str) -> str:
     return f", to {ALLOWED[proof]:.0e}" if ALLOWED[proof] else ", to the bit"
 
 
-def line(record: Record) -> str:
-    """One row of the table."""
-    failed = record.failures()
+def facts(record: Record) -> str:
+    """Write one row of the table of what was run."""
     cells = [
         record.family,
         f"{record.library}: `{record.name}`",
@@ -462,6 +465,13 @@ def line(record: Record) -> str:
         images(record.preprocessing),
         ", ".join(f"**{pool}**" if pool == record.own_pool else pool for pool in record.pools) or "its own alone",
     ]
+    return f"| {' | '.join(cells)} |"
+
+
+def line(record: Record) -> str:
+    """Write one row of the table of differences."""
+    failed = record.failures()
+    cells = [f"{record.library}: `{record.name}`"]
     for proof in PROOFS:
         value = f"{record.differences[proof]:.1g}" if proof in record.differences else f"{record.steps} steps"
         cells.append(f"FAILED ({value})" if proof in failed else value)
