@@ -404,21 +404,26 @@ def render(seen: dict[str, Any]) -> str:
     lines = [
         "# Towers that were checked",
         "",
-        "`python docs/towers.py` wrote this page from what it measured; `towers.json` beside it has all the numbers. Nothing",
-        "here is written by hand; a test compares page and numbers. " + versions(seen["versions"]),
+        "`python docs/towers.py` wrote this page from what it measured; `towers.json` beside it has all the numbers.",
+        "Nothing here is written by hand; a test compares page and numbers. " + versions(seen["versions"]),
         "",
         "## Image towers",
         "",
-        "Each was built by its own library, saved as its users find it, and opened with `lamplit.open_image_tower`. Weights",
-        "are random if no Python package carries trained ones. Checked for every one:",
+        "Each was built by its own library, saved as its users find it, and opened with `lamplit.open_image_tower`.",
+        "Weights are random if no Python package carries trained ones. Checked for every one:",
         "",
         *(f"- **{name}**: {what}{bound(name)}." for name, what in PROOFS.items()),
         "",
-        "The numbers are the largest differences seen; 0 means the same bits. The pooling in bold is the library's own. If",
-        "none is bold, the library's head does more than pool, and a tower gives what that head gives without `--pool`.",
+        "The numbers are the largest differences seen; 0 means the same bits. The pooling in bold is the library's",
+        "own. If none is bold, the library's head does more than pool, and a tower without `--pool` gives what that",
+        "head gives.",
         "",
-        "| family | what was run | weights | parameters | width | images | pooling | " + " | ".join(PROOFS) + " |",
-        "| --- | --- | --- | ---: | ---: | --- | --- |" + " ---: |" * len(PROOFS),
+        "| family | what was run | weights | parameters | width | images | pooling |",
+        "| --- | --- | --- | ---: | ---: | --- | --- |",
+        *(facts(record) for record in records),
+        "",
+        "| what was run | " + " | ".join(PROOFS) + " |",
+        "| --- |" + " ---: |" * len(PROOFS),
         *(line(record) for record in records),
         "",
         "## Text towers",
@@ -449,9 +454,8 @@ def bound(proof: str) -> str:
     return f", to {ALLOWED[proof]:.0e}" if ALLOWED[proof] else ", to the bit"
 
 
-def line(record: Record) -> str:
-    """One row of the table."""
-    failed = record.failures()
+def facts(record: Record) -> str:
+    """Write one row of the table of what was run."""
     cells = [
         record.family,
         f"{record.library}: `{record.name}`",
@@ -461,6 +465,13 @@ def line(record: Record) -> str:
         images(record.preprocessing),
         ", ".join(f"**{pool}**" if pool == record.own_pool else pool for pool in record.pools) or "its own alone",
     ]
+    return f"| {' | '.join(cells)} |"
+
+
+def line(record: Record) -> str:
+    """Write one row of the table of differences."""
+    failed = record.failures()
+    cells = [f"{record.library}: `{record.name}`"]
     for proof in PROOFS:
         value = f"{record.differences[proof]:.1g}" if proof in record.differences else f"{record.steps} steps"
         cells.append(f"FAILED ({value})" if proof in failed else value)

@@ -1,6 +1,6 @@
-"""One index, four languages: a text tower for each reads the same vectors, and no image is embedded again.
+"""One index, four languages: each has a text tower, all read the same vectors, and no image is embedded again.
 
-Run with: python examples/languages.py (after `make quickstart`, whose store and English model it reads)
+Run with: python examples/languages.py (it uses the store and the English model of `make quickstart`)
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 
 import lamplit
-from lamplit.retrieval.contact_sheet import contact_sheet
 
 QUICKSTART, OUT = Path("runs/quickstart"), Path("runs/languages")
 MEANING = "a hat"
-LANGUAGES = {  # the column with its captions, the query, and how that sounds, for fonts without its letters
+LANGUAGES = {  # the column of captions, the query, and its sound in Latin letters, which every font has
     "English": ("texts", "a hat", "a hat"),
     "German": ("text_de", "ein Hut", "ein Hut"),
     "Japanese": ("text_ja", "ぼうし", "boshi"),
@@ -24,7 +23,7 @@ LANGUAGES = {  # the column with its captions, the query, and how that sounds, f
 
 
 def main() -> None:
-    """Tune what is missing, measure each language, and search the one store in all of them."""
+    """Tune the missing models, measure each language, and search the one store in all of them."""
     if not (QUICKSTART / "model").exists():
         subprocess.run([sys.executable, Path(__file__).with_name("quickstart.py")], check=True)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -33,7 +32,7 @@ def main() -> None:
     for language, (column, query, sound) in LANGUAGES.items():
         model = QUICKSTART / "model" if language == "English" else OUT / language.lower()
         if language != "English":
-            # The encoder has read English: elsewhere it begins with letters, and needs a higher rate than usual.
+            # The encoder has read only English. Other languages start from single letters, and need a higher rate.
             settings = lamplit.TuneSettings(
                 text_tower="demo:minilm", text_column=column, epochs=3, batch_size=64, lr=2e-4, num_evals=1
             )
@@ -44,8 +43,8 @@ def main() -> None:
         hits = searcher.search(query, k=6)
         found[f"{language}: {sound}" if sound == MEANING else f"{language}: {sound} ({MEANING})"] = hits
         print(f"{language}: {query} finds {', '.join(hit.texts[0] for hit in hits)}")
-        print(f"{language}: captions that were held out find their image: recall@5 {recall:.3f}, chance {chance:.3f}")
-    contact_sheet(found, OUT / "languages.png")
+        print(f"{language}: held-out captions find their image: recall@5 {recall:.3f}, chance {chance:.3f}")
+    lamplit.contact_sheet(found, OUT / "languages.png")
     print(f"images: {OUT / 'languages.png'}")
 
 

@@ -1,6 +1,6 @@
-"""A list of one's own classes, calibrated on labelled images, that can say "none of these".
+"""Your own classes, calibrated on labelled images, with "none of these" as a possible answer.
 
-Run with: python examples/own_classes.py (after `make quickstart`, whose model it reads)
+Run with: python examples/own_classes.py (it uses the model of `make quickstart`)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPLATES = ("{}", "Some {}.", "an image of {}")
 
 
 def main() -> None:
-    """Make the list with half of the images, then classify the others."""
+    """Make the class list with half of the images, then classify the others."""
     if not (QUICKSTART / "model").exists():
         subprocess.run([sys.executable, Path(__file__).with_name("quickstart.py")], check=True)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -34,22 +34,20 @@ def main() -> None:
     sample, others = rows[:350], rows[350:]
     (OUT / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample), encoding="utf-8")
 
-    model = lamplit.load(QUICKSTART / "model")
-    classes = lamplit.make_classes(model, CLASSES, templates=TEMPLATES, sample=OUT / "sample.jsonl")
-    report = classes.report
-    assert report is not None, "there is a sample"
+    classes = lamplit.make_classes(QUICKSTART / "model", CLASSES, templates=TEMPLATES, sample=OUT / "sample.jsonl")
     classes.save(OUT / "classes.json")
+    report = classes.report
     print(f"sample: {report.images} images of a class, {report.out_of_class} of none")
-    print(f"nearest class right: {report.accuracy:.2f}, before any is refused as none of these")
+    print(f"nearest class right: {report.accuracy:.2f}, before any image is refused as none of these")
     print(f"calibration error {report.error_before:.2f} before, {report.error_after:.2f} after")
 
     # From here on no text tower is needed: the file holds the vectors of the classes.
     model, classes = lamplit.load(QUICKSTART / "model", towers="image"), lamplit.ClassList.load(OUT / "classes.json")
-    predictions = lamplit.classify(model, [row["image"] for row in others], classes)
-    answers = [prediction.given[0] if prediction.given else "none" for prediction in predictions]
-    told = Counter((row["label"], row["label"] == answer) for row, answer in zip(others, answers, strict=True))
+    result = lamplit.classify(model, [row["image"] for row in others], classes)
+    answers = [prediction.given[0] if prediction.given else "none" for prediction in result]
+    counts = Counter((row["label"], row["label"] == answer) for row, answer in zip(others, answers, strict=True))
     for label in [*CLASSES, "none"]:
-        right, wrong = told[label, True], told[label, False]
+        right, wrong = counts[label, True], counts[label, False]
         print(f"{label:>10}: {right} of {right + wrong} images that were not in the sample")
 
 

@@ -1,7 +1,7 @@
 """What the tests of README, documentation and examples share: the pages, their code blocks, and how these are run.
 
-A fenced block that is tagged `bash` or `python` is run, in the order of the page, in one folder. One tagged `sh` or `py`
-is only shown: it needs data, time or a network that a test does not have.
+A fenced block that is tagged `bash` or `python` is run, in the order of the page, in one folder. One that is tagged
+`sh` or `py` is only shown: it needs data, time or a network that a test does not have.
 """
 
 from __future__ import annotations

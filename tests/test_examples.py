@@ -28,7 +28,7 @@ import runpy, sys
 import lamplit
 
 settings = lamplit.TuneSettings
-lamplit.TuneSettings = lambda **given: settings(**given | {"epochs": 1, "evaluations": 1})
+lamplit.TuneSettings = lambda **given: settings(**given | {"epochs": 1, "num_evals": 1})
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
