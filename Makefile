@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Written when lamplit is installed: with the demo's extras, and with all that work on lamplit itself needs.
+DEMO := $(VENV)/.demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart notebook docs test quick check format benchmarks clean
+.PHONY: quickstart notebook docs test quick check format dist benchmarks clean
 
-quickstart: $(INSTALLED)  ## the main job on real data: embed, tune, search
+quickstart: $(DEMO)  ## the main job on real data: embed, tune, search
 	$(BIN)/python examples/quickstart.py
 
 notebook: $(INSTALLED)  ## run examples/stamps.ipynb again, and keep what it shows
@@ -33,6 +35,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+dist: $(INSTALLED)  ## the wheel and the source archive, in dist/
+	$(BIN)/python -m hatchling build
+
 benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes two hours
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/tune.py
@@ -44,12 +49,19 @@ benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes two hours
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# The environment is made again only when what it holds is described differently.
-$(INSTALLED): pyproject.toml constraints.txt
+# Each is installed again only when what it holds is described differently.
+$(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch torchvision
-	$(INSTALL) -e ".[benchmark,demo,dev,docs]"
-	touch $(INSTALLED)
+	touch $@
+
+$(DEMO): $(VENV)/.torch pyproject.toml
+	$(INSTALL) -e ".[demo,plots]"
+	touch $@
+
+$(INSTALLED): $(VENV)/.torch pyproject.toml
+	$(INSTALL) -e ".[dev,docs,peers]"
+	touch $@ $(DEMO)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist runs .pytest_cache .mypy_cache .ruff_cache
