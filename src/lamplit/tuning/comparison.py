@@ -155,7 +155,7 @@ def _stores(
         store = as_store(source)
         if towers:
             raise UsageError(
-                f"{store.path} has the vectors of one tower, {store.tower.spec}; to compare others, give pairs"
+                f"{store.path} has vectors of {store.tower.spec} alone; to compare other towers, give pairs"
             )
         return {store.tower.spec: store}
     if not towers:
