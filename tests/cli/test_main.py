@@ -434,6 +434,11 @@ def test_classify(lamplit: Lamplit, model_path: Path, image_folder: Path, tmp_pa
     assert set(whole["classes"]) == {"ring", "Größe", "circle"}
     plain = lamplit(*by_words).out.splitlines()
     assert plain[1] == f"{prediction['path']}\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}"
+    options = ["--device", "cpu", "--batch-size", 1, "--workers", 1]
+    assert parsed(lamplit(*by_words, "--json", *options)) == [prediction]
+    refused = lamplit(*by_words, "--device", "gpu")
+    assert refused.code == 2
+    assert "there is no device 'gpu' here" in refused.err
     only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
     assert only_bad.code == 2
     assert only_bad.err.splitlines()[-1] == "error: none of 1 images could be used"
@@ -445,7 +450,7 @@ def test_classes(lamplit: Lamplit, model_path: Path, store_path: Path, image_fol
     plain = lamplit("classes", model_path, *names)
     assert plain.code == 0
     assert plain.out == f"{file}\n"
-    assert parsed(lamplit("classes", model_path, *names, "--json")) == {"classes": str(file)}
+    assert parsed(lamplit("classes", model_path, *names, "--json", "--device", "cpu")) == {"classes": str(file)}
 
     sampled = ["classes", model_path, *names, "--sample", store_path, "--label-column", "shape"]
     report = parsed(lamplit(*sampled, "--json", "--templates", "suggest"))

@@ -97,7 +97,7 @@ def average_prompts(
 
 
 def predict_proba(model: LiT, zimg: Tensor, classes: Tensor) -> Tensor:
-    """Softmax of the scaled cosines: (N, D) images and (C, D) classes in, (N, C) out."""
+    """Return the softmax of the scaled cosines: (N, D) images and (C, D) classes in, (N, C) out."""
     return (model.logit_multiplier.detach() * zimg @ classes.T).softmax(-1)
 
 
@@ -108,12 +108,11 @@ def class_list(model: LiT, class_names: Sequence[str], templates: str | Sequence
         UsageError: no classes, no templates, the same class twice, or a template without `{}`.
         TowerError: the model was loaded without its text tower.
     """
-    templates = [templates] if isinstance(templates, str) else DEFAULT_TEMPLATES if templates is None else templates
-    names = _list_names(class_names)
-    vectors = class_vectors(model, names, templates).cpu()
+    names, prompts = _list_names(class_names), list_texts(DEFAULT_TEMPLATES if templates is None else templates)[0]
+    vectors = class_vectors(model, names, prompts).cpu()
     return ClassList(
         names,
-        list(templates),
+        prompts,
         vectors,
         float(model.logit_multiplier.detach()),
         space=model.space,

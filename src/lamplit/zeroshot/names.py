@@ -1,4 +1,4 @@
-"""Prompt templates and class names by name, each with its source and licence; the lists lie in `facts/`."""
+"""Prompt templates and class names by name, each with its source and licence; the lists are in `facts/`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamplit.errors import UsageError
 
 
 class Source(NamedTuple):
-    """Where a list of facts was copied from."""
+    """Where a list was copied from."""
 
     where: str
     licence: str
@@ -35,7 +35,7 @@ def templates(name: str) -> list[str]:
 
 
 def template_source(name: str) -> Source:
-    """Tell where a template set is from, and its licence."""
+    """Return the source of a template set, and its licence."""
     entry = _entry("templates.json", name)
     return Source(entry["source"], entry["licence"])
 
@@ -46,9 +46,9 @@ def class_name_sets() -> list[str]:
 
 
 def class_names(name: str) -> list[tuple[str, ...]]:
-    """Return what the classes of a set are called, in the order of their labels: one name each, or several.
+    """Return the class names of a set, in the order of the labels: one name each, or several.
 
-    Two of ImageNet's classes share a name twice (missile, sunglasses): that is how CLIP calls them.
+    Two pairs of ImageNet's classes share a name (missile, sunglasses), as in CLIP's list.
 
     Raises:
         UsageError: there is no such set.
@@ -57,19 +57,19 @@ def class_names(name: str) -> list[tuple[str, ...]]:
 
 
 def class_keys(name: str) -> list[str]:
-    """Return what the data set itself calls its classes, such as its folders, as `plain` writes it."""
+    """Return the data set's own names of its classes, such as its folders, as `plain` writes them."""
     entry = _entry("class_names.json", name)
     return [plain(key) for key in entry.get("classes") or [first for first, *_ in class_names(name)]]
 
 
 def class_name_source(name: str) -> Source:
-    """Tell where a set of class names is from, and its licence."""
+    """Return the source of a set of class names, and its licence."""
     entry = _entry("class_names.json", name)
     return Source(entry["source"], entry["licence"])
 
 
 def plain(name: str) -> str:
-    """Write a folder's name as words: lower case, with spaces for `_` and `/`."""
+    """Write a folder's name as words: in lower case, with spaces for `_` and `/`."""
     return " ".join(name.casefold().replace("_", " ").replace("/", " ").split())
 
 

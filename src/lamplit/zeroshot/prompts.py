@@ -1,4 +1,4 @@
-"""From class names to prompts."""
+"""Prompts: templates with class names filled in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def canonicalize(text: str, keep: str = "{}") -> str:
 
     Args:
         text: a template, or a class name.
-        keep: punctuation that stays wherever it stands as it is: `{}` in templates, `,` in class names.
+        keep: punctuation that stays: `{}` in templates, `,` in class names.
 
     Source: big_vision, evaluators/proj/image_text/prompt_engineering.py.
     """
