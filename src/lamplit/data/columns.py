@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lamplit.errors import PairsError, UsageError
@@ -20,6 +21,15 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 
 Cells = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that a caller names; those that are None are found by their usual names."""
+
+    image: str | None = None
+    text: str | None = None  # or several, with commas between
+    need_images: bool = True  # else a table without a column of images will do
 
 
 def find_image_column(source: str, rows: list[Cells], wanted: str | None, *, optional: bool = False) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lamplit.data.columns import ColumnNames
 from lamplit.data.pairs import READ_ERRORS, Pair, read_pairs, unreadable
 from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
 from lamplit.errors import PairsError, UsageError
@@ -68,6 +69,7 @@ def read_vectors(
         UsageError: a named column does not exist, or an option is not for this kind of source.
     """
     name, path = str(source), Path(source).expanduser()
+    wanted = ColumnNames(image_column, text_column, need_images=False)
     is_parts, is_array = (path / "img_emb").is_dir(), path.is_file() and path.suffix.lower() == ".npy"
     if pairs is not None and not is_array:
         raise UsageError(f"{name} brings its own texts or has none; --pairs is for a .npy file")
@@ -75,12 +77,12 @@ def read_vectors(
         raise UsageError(f"{name} has no columns of vectors; --vector-column is for Parquet")
     try:
         if is_parts:
-            return _open_parts(name, path, image_column, text_column)
+            return _open_parts(name, path, wanted)
         if is_array:
-            return _open_array(name, path, pairs, image_column, text_column)
+            return _open_array(name, path, pairs, wanted)
         files = sorted(path.glob("*.parquet"), key=_natural) if path.is_dir() else [path]
         if files and all(file.is_file() and file.suffix.lower() == ".parquet" for file in files):
-            return _open_parquet(name, files, vector_column, image_column, text_column)
+            return _open_parquet(name, files, vector_column, wanted)
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
     raise PairsError(
@@ -92,7 +94,7 @@ def read_vectors(
 # clip-retrieval's folders and single arrays
 
 
-def _open_parts(name: str, folder: Path, image_column: str | None, text_column: str | None) -> ForeignVectors:
+def _open_parts(name: str, folder: Path, wanted: ColumnNames) -> ForeignVectors:
     arrays, tables = _numbered(folder / "img_emb", "npy"), _numbered(folder / "metadata", "parquet")
     if alone := sorted(arrays.keys() ^ tables.keys()):
         there, missing = ("img_emb", "metadata") if alone[0] in arrays else ("metadata", "img_emb")
@@ -107,7 +109,7 @@ def _open_parts(name: str, folder: Path, image_column: str | None, text_column: 
             raise PairsError(f"{array} has {rows} vectors, but {table} has {described} rows")
         if its_width != width:
             raise PairsError(f"{array} has vectors {its_width} wide, but those of {parts[0][0]} are {width} wide")
-    columns = find_columns(name, [table for _, table in parts], image_column, text_column)
+    columns = find_columns(name, [table for _, table in parts], wanted)
 
     def read() -> Iterator[Block]:
         for array, table in parts:
@@ -130,16 +132,14 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return found
 
 
-def _open_array(
-    name: str, file: Path, pairs: str | Path | None, image_column: str | None, text_column: str | None
-) -> ForeignVectors:
+def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnNames) -> ForeignVectors:
     count, width = _shape(file)
     if pairs is None:
-        if image_column or text_column:
+        if wanted.image or wanted.text:
             raise UsageError(f"{name} has no columns; name the table that has them with --pairs FILE")
         described = None
     else:
-        described = read_pairs(pairs, image_column=image_column, text_column=text_column, need_images=False)
+        described = read_pairs(pairs, image_column=wanted.image, text_column=wanted.text, need_images=False)
         if described.count not in (None, count):
             raise PairsError(f"{name} has {count} vectors, but {pairs} has {described.count} rows")
 
@@ -187,11 +187,9 @@ def _map_array(file: Path) -> NDArray[Any]:
 # Parquet
 
 
-def _open_parquet(
-    name: str, files: list[Path], vector_column: str | None, image_column: str | None, text_column: str | None
-) -> ForeignVectors:
+def _open_parquet(name: str, files: list[Path], vector_column: str | None, wanted: ColumnNames) -> ForeignVectors:
     vector = find_vector_column(name, parquet.read_schema(files[0]), vector_column)
-    columns = find_columns(name, files, image_column, text_column, vector)
+    columns = find_columns(name, files, wanted, vector)
     width = next((width for file in files for width in widths(file, vector)), None)
     if width is None:
         raise PairsError(f"{name} holds no vectors: its column {vector!r} is empty")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lamplit.data.columns import (
     TEXT_COLUMNS,
     Cells,
+    ColumnNames,
     find_image_column,
     find_text_columns,
     image_cell,
@@ -98,16 +99,17 @@ def read_pairs(
     """
     name = str(source)
     path = Path(name).expanduser()
+    wanted = ColumnNames(image_column, text_column, need_images)
     try:
         if path.is_dir():
-            return _open_folder(name, path.absolute(), image_column, text_column, need_images)
+            return _open_folder(name, path.absolute(), wanted)
         if files := _expand(str(path)):
-            return _open_files(name, files, image_column, text_column, need_images)
+            return _open_files(name, files, wanted)
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
             *TABLE_SUFFIXES,
             ".tar",
         ):
-            return _open_hub(name, image_column, text_column, need_images, split)
+            return _open_hub(name, wanted, split)
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
     raise PairsError(
@@ -135,23 +137,21 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
     return np.array([caption in marked for caption in captions], dtype=np.bool_)
 
 
-def _open_folder(
-    name: str, folder: Path, image_column: str | None, text_column: str | None, need_images: bool
-) -> Pairs:
+def _open_folder(name: str, folder: Path, wanted: ColumnNames) -> Pairs:
     files = _walk(folder)
     tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
     if tables:
-        return _open_tables(name, folder, [folder / table for table in tables], image_column, text_column, need_images)
+        return _open_tables(name, folder, [folder / table for table in tables], wanted)
     if shards and not images:
-        return _open_files(name, [folder / shard for shard in shards], image_column, text_column, need_images)
+        return _open_files(name, [folder / shard for shard in shards], wanted)
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
             "their captions or a metadata.csv with a file_name column, or webdataset tars"
         )
-    if image_column or text_column:
+    if wanted.image or wanted.text:
         raise UsageError(
             f"{name} has no table, so it has no columns: texts come from .txt files beside the images; "
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
@@ -159,30 +159,21 @@ def _open_folder(
     return Pairs(name, len(images), None, (), lambda: (_image(folder, file) for file in images), folder)
 
 
-def _open_files(
-    name: str, files: list[Path], image_column: str | None, text_column: str | None, need_images: bool
-) -> Pairs:
+def _open_files(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
     suffixes = {file.suffix.lower() for file in files}
     if suffixes == {".tar"}:
-        return _open_tars(name, files, image_column, text_column)
+        return _open_tars(name, files, wanted)
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
-        return _open_tables(name, files[0].parent, files, image_column, text_column, need_images)
+        return _open_tables(name, files[0].parent, files, wanted)
     raise PairsError(
         f"{name} ends in {' and '.join(sorted(suffixes)) or 'nothing'}; expected files of one kind out of "
         f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of images"
     )
 
 
-def _open_tables(
-    name: str,
-    root: Path,
-    files: list[Path],
-    image_column: str | None,
-    text_column: str | None,
-    need_images: bool,
-) -> Pairs:
+def _open_tables(name: str, root: Path, files: list[Path], wanted: ColumnNames) -> Pairs:
     first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
-    image, texts = _find_columns(name, first, image_column, text_column, need_images)
+    image, texts = _find_columns(name, first, wanted)
     counts = [count_rows(file) for file in files]
 
     def read() -> Iterator[Pair]:
@@ -197,7 +188,7 @@ def _open_tables(
     return Pairs(name, count, image or None, texts, read, root)
 
 
-def _open_hub(name: str, image_column: str | None, text_column: str | None, need_images: bool, split: str) -> Pairs:
+def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
     try:
         rows = HubRows(name, split)
         first = list(islice(rows, 1))
@@ -206,7 +197,7 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, need
             f"{name} is not a file or folder here, and the Hugging Face hub does not have it: {first_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
-    image, texts = _find_columns(name, first, image_column, text_column, need_images)
+    image, texts = _find_columns(name, first, wanted)
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
@@ -216,34 +207,32 @@ def _open_hub(name: str, image_column: str | None, text_column: str | None, need
     return Pairs(name, rows.count, image or None, texts, read)
 
 
-def _open_tars(name: str, files: list[Path], image_column: str | None, text_column: str | None) -> Pairs:
+def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
     def samples() -> Iterator[tuple[str, Cells]]:
         return chain.from_iterable(map(tar_samples, files))
 
     first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
-    if not any(_image_field(fields, image_column) for fields in first):
+    if not any(_image_field(fields, wanted.image) for fields in first):
         raise PairsError(
             f"{name} holds no images in its first samples; it has {listed(first)}; expected files such as "
             "000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
         )
     # By webdataset's own custom the caption is the .txt; a .json often repeats it.
-    texts = find_text_columns(name, first, text_column, ("txt", *TEXT_COLUMNS))
+    texts = find_text_columns(name, first, wanted.text, ("txt", *TEXT_COLUMNS))
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
         for key, fields in samples():
-            ending = _image_field(fields, image_column)
+            ending = _image_field(fields, wanted.image)
             image = fields.pop(ending) if ending else b""
             yield Pair(_unique(key, seen), image, text_cells(fields, texts), metadata_cells(fields, texts))
 
-    return Pairs(name, None, image_column, texts, read)
+    return Pairs(name, None, wanted.image, texts, read)
 
 
-def _find_columns(
-    name: str, rows: list[Cells], image_column: str | None, text_column: str | None, need_images: bool
-) -> tuple[str, tuple[str, ...]]:
-    image = find_image_column(name, rows, image_column, optional=not need_images)
-    return image, find_text_columns(name, rows, text_column, [c for c in TEXT_COLUMNS if c != image])
+def _find_columns(name: str, rows: list[Cells], wanted: ColumnNames) -> tuple[str, tuple[str, ...]]:
+    image = find_image_column(name, rows, wanted.image, optional=not wanted.need_images)
+    return image, find_text_columns(name, rows, wanted.text, [c for c in TEXT_COLUMNS if c != image])
 
 
 def _pair(

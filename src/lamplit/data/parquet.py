@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lamplit.data.columns import Cells, find_image_column, find_text_columns, metadata_cells, text_cells
+from lamplit.data.columns import Cells, ColumnNames, find_image_column, find_text_columns, metadata_cells, text_cells
 from lamplit.data.readers import to_rows
 from lamplit.errors import PairsError, UsageError
 
@@ -69,9 +69,7 @@ class Columns:
         return texts
 
 
-def find_columns(
-    name: str, files: Sequence[Path], image_column: str | None, text_column: str | None, vector: str | None = None
-) -> Columns:
+def find_columns(name: str, files: Sequence[Path], wanted: ColumnNames, vector: str | None = None) -> Columns:
     """Find what the columns of some files hold, from their footers.
 
     Without a column of vectors they are clip-retrieval's metadata: `image_path`, and `caption` beside the `texts` that
@@ -91,10 +89,10 @@ def find_columns(
     names = [dict.fromkeys(field.name for field in fields)]
     image = "image_path"
     texts: tuple[str, ...] = tuple(column for column in ("texts", "caption") if column in names[0])
-    if vector is not None or image_column is not None:
-        image = find_image_column(name, names, image_column, optional=True)
-    if vector is not None or text_column is not None:
-        texts = find_text_columns(name, names, text_column)
+    if vector is not None or wanted.image is not None:
+        image = find_image_column(name, names, wanted.image, optional=True)
+    if vector is not None or wanted.text is not None:
+        texts = find_text_columns(name, names, wanted.text)
     kinds: dict[str, list[pa.DataType]] = {}
     for column in fields:
         if column.name not in (image, *texts):

@@ -202,8 +202,10 @@ def _device_for(backend: BackendName, device: str | torch.device | None) -> torc
 def _as_image_tower(tower: str | nn.Module, weights: str | Path | None, pool: str | None) -> ImageTower:
     if not isinstance(tower, ImageTower):
         return open_image_tower(tower, weights=weights, pool=pool)
-    if weights is not None or pool is not None:
-        raise UsageError("an open tower has its weights and its pooling; give weights= and pool= to open_image_tower")
+    if weights is not None:
+        raise UsageError("an open tower has its weights; give weights= to open_image_tower")
+    if pool is not None:
+        raise UsageError("an open tower pools as it was opened; give pool= to open_image_tower")
     return tower
 
 
