@@ -25,11 +25,13 @@ def evaluate(
     source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help="A benchmark of the paper and where it lies: NAME=PATH; again for more."),
+        typer.Option(help="A benchmark of the paper and the folder of its data: NAME=PATH; repeat it for more."),
     ] = None,
     resize_mode: Annotated[
         str,
-        typer.Option(help="Images of benchmarks: squash (the paper's public models), crop or own."),
+        typer.Option(
+            help="How images are brought to the tower's size: squash (as the paper's public models), crop or own."
+        ),
     ] = "squash",
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
@@ -42,10 +44,12 @@ def evaluate(
         str | None, typer.Option(help="Prompts with {}: a file, one per line, or a set such as clip-80.")
     ] = None,
     canonical: Annotated[
-        bool, typer.Option("--canonical", help="Lower-case prompts of benchmarks, without punctuation, as big_vision.")
+        bool,
+        typer.Option("--canonical", help="Lower-case prompts of benchmarks without punctuation, as big_vision does."),
     ] = False,
     few_shot: Annotated[
-        int | None, typer.Option(min=1, help="A linear probe on so many images of each class of a benchmark, too.")
+        int | None,
+        typer.Option(min=1, help="Also fit a linear probe on this many training images of each class of a benchmark."),
     ] = None,
     split: Annotated[
         str,
@@ -89,7 +93,7 @@ def report(
         str, typer.Option(help="paper, another folder of results, a CSV file of figures, or none.")
     ] = "paper",
     out: Annotated[
-        Path | None, typer.Option(help="Where to; by default the folder `report` among the results.")
+        Path | None, typer.Option(help="Folder for the report; by default `report` inside the folder of results.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,8 +1,8 @@
-"""A head's bias, moved to where a library that has no place for it still adds it.
+"""Fold a head's bias into the features before it, for libraries whose projection has no bias.
 
 Features that leave a LayerNorm, and means of them, lie in a plane: z sums to zero, x = gamma z + beta, so that
 sum(x / gamma) is the same number for every x. Along the plane's normal a feature is therefore a constant, and a
-constant is all that a bias needs: any head with a bias equals one without, whatever its two widths.
+constant is all that a bias needs: any head with a bias equals one without, for any widths.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fold_bias(head: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 def last_norm(encoder: nn.Module, **inputs: Any) -> tuple[nn.LayerNorm, bool] | None:
     """Find the LayerNorm whose output the encoder returns, and whether it is used in other places too.
 
-    Nothing where the encoder ends in something else, or in a norm that has no bias.
+    None if the encoder ends in something else, or in a norm without a bias.
     """
     calls: list[tuple[nn.LayerNorm, Tensor]] = []
 

@@ -1,4 +1,4 @@
-"""What an export wrote, and how far its vectors are from the model's."""
+"""The report of an export: its files, and how far its vectors are from the model's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 @dataclass
 class ExportReport:
-    """The outcome of one export; vectors are unit vectors of the joint space."""
+    """The outcome of one export. Vectors are unit vectors of the joint space."""
 
     to: str
     folder: str
-    sample: str  # what was compared, in words
-    differences: dict[str, float] = field(default_factory=dict)  # largest of any coordinate, by what was compared
-    preprocessing_cosine: float | None = None  # lowest, where the other library prepares the same images itself
-    int8: dict[str, Any] | None = None  # files, and their agreement with float32
-    notes: list[str] = field(default_factory=list)  # what is not the same, in words
-    files: dict[str, int] = field(default_factory=dict)  # bytes
+    sample: str  # the inputs that were compared, in words
+    differences: dict[str, float] = field(default_factory=dict)  # largest difference of any coordinate, by tower
+    # lowest cosine of image vectors if the other library prepares the images itself; None if it does not
+    preprocessing_cosine: float | None = None
+    int8: dict[str, Any] | None = None  # int8 files and their agreement with float32; None if none were asked for
+    notes: list[str] = field(default_factory=list)  # differences that the comparison cannot see, in words
+    files: dict[str, int] = field(default_factory=dict)  # size in bytes, by name

@@ -27,8 +27,8 @@ from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
 FORMAT = 1
-# An int8 file that is not this much smaller is not worth its loss: convolutions stay float32.
-_WORTH = 0.75
+# An int8 file must be at most this fraction of the float32 one (convolutions stay float32) to be worth its loss.
+_MAX_INT8_SIZE = 0.75
 
 
 class _ImageGraph(nn.Module):
@@ -186,7 +186,7 @@ def _write_int8(model: LiT, folder: Path, sample: Sample) -> dict[str, Any]:
 
 
 def _quantize(file: Path) -> Path | None:
-    """Round the weights of matrix products and embeddings to int8; nothing where that is no smaller."""
+    """Round the weights of matrix products and embeddings to int8; None if that saves too little."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     small = file.with_suffix(".int8.onnx")
@@ -194,7 +194,7 @@ def _quantize(file: Path) -> Path | None:
         quantize_dynamic(
             file, small, op_types_to_quantize=["MatMul", "Gather"], per_channel=True, weight_type=QuantType.QInt8
         )
-    if small.stat().st_size <= _WORTH * file.stat().st_size:
+    if small.stat().st_size <= _MAX_INT8_SIZE * file.stat().st_size:
         return small
     small.unlink()
     return None

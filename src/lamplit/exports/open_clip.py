@@ -98,7 +98,7 @@ def _model_config(model: LiT, image: ImageTower, text: TextTower, folder: Path) 
 
 
 def _timm_pool(backbone: Any) -> str:
-    """Say how a timm model pools, as its builder wants to hear it."""
+    """Return the pooling of a timm model by the name that timm's builder takes."""
     pool = getattr(backbone, "global_pool", None) or getattr(getattr(backbone, "head", None), "global_pool", None)
     return str(pool if isinstance(pool, str) else getattr(pool, "pool_type", ""))
 

@@ -19,7 +19,7 @@ from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.exports.parts import find_image_tower
 from lamplit.model import LiT
 
-TOLERANCE = 1e-5  # largest difference of any coordinate of a unit vector, where the same sums are taken
+TOLERANCE = 1e-5  # largest difference of any coordinate of a unit vector between two libraries' float32
 NUM_PAIRS = 64
 NUM_IMAGES = 12
 SENTENCES = (
@@ -127,7 +127,7 @@ def _read(source: str | Path) -> tuple[list[str], list[Image.Image]]:
 
 
 def _pattern(number: int) -> Image.Image:
-    """Make coloured clouds of some size and roughness; the same in every run."""
+    """Make an image of coloured clouds, the same in every run; `number` gives its size and roughness."""
     generator = torch.Generator().manual_seed(number)
     height, width = (int(torch.randint(180, 520, (1,), generator=generator)) for _ in range(2))
     grains = 2 ** (1 + number % 6)

@@ -49,7 +49,7 @@ def _modules(tower: TextTower, tokenizer: Any) -> Any:
     from sentence_transformers.sentence_transformer import modules as parts
 
     with tempfile.TemporaryDirectory() as folder:
-        _whole(tower.encoder).save_pretrained(folder)
+        _with_pooler(tower.encoder).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         encoder = parts.Transformer(folder, max_seq_length=tower.context_length)
     head = parts.Dense(tower.head.in_features, tower.head.out_features, activation_function=nn.Identity())
@@ -60,8 +60,8 @@ def _modules(tower: TextTower, tokenizer: Any) -> Any:
     return SentenceTransformer(modules=[encoder, pooling, head, parts.Normalize()], device="cpu")
 
 
-def _whole(encoder: Any) -> Any:
-    """Give BERT its pooler back, of zeros, which nothing reads: without it every load would warn of a random one."""
+def _with_pooler(encoder: Any) -> Any:
+    """Give BERT a pooler of zeros, which nothing reads: without it every load would warn of a random one."""
     whole = type(encoder)(encoder.config)
     missing = whole.load_state_dict(encoder.state_dict(), strict=False).missing_keys
     for name in missing:

@@ -1,7 +1,7 @@
 """`text_tower.onnx` beside the weights of a saved model, by which `towers.words.WordReader` reads words without torch.
 
 It holds the graph alone. The weights are ONNX's external data: offsets into `text_tower.safetensors`, whose tensors lie
-there as plain numbers, so that nothing is stored twice. Its seal says which weights those were.
+there as plain numbers, so that nothing is stored twice. Its seal identifies those weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lamplit.unit_vectors import as_array
 logger = logging.getLogger(__name__)
 MAX_BYTES = 1_900_000_000  # an ONNX file that still has its weights inside ends at 2 GiB
 _SMALL = 16  # bytes; numbers of the graph, not of the model
-# What tokenizers treat each in its own way; they have to do so without transformers.
+# Texts that tokenizers treat differently; without transformers they must give the same tokens.
 SCRIPTS = (
     "", "   ", "a\tb\nc\r\n d", "قطة على الأريكة", "कुत्ता घास पर", "แมวบนโซฟา", "개와 고양이", "תמונה של בית",
     "東京タワーの夜景", "Straße, ½ ﬁ ①", "e\u0301te\u0301", "zero\u200bwidth", "\x07bell", "👩\u200d🚀🏳\ufe0f\u200d🌈",
@@ -38,11 +38,11 @@ SCRIPTS = (
 
 
 def write_words(folder: str | Path) -> bool:
-    """Write `text_tower.onnx` into the folder of a saved model, where that is possible; tell whether it is there.
+    """Write `text_tower.onnx` into the folder of a saved model if possible; return whether it is there.
 
-    Its vectors are compared with torch's (1e-4), and its tokens with those of transformers. Where they differ, or the
-    tower cannot be exported, an empty file says so, and the model goes on to be searched with torch. That is so without
-    a word where the folder cannot be written to, or the tower has LoRA.
+    Its vectors are compared with torch's (1e-4), and its tokens with those of transformers. If they differ, or the
+    tower cannot be exported, an empty file marks that, and the model is searched with torch. It is also searched with
+    torch, without a message, if the folder cannot be written to or the tower has LoRA.
 
     Raises:
         UsageError, TowerError: as `load`.
@@ -76,15 +76,15 @@ def _write(model: LiT, folder: Path, file: Path) -> None:
         raise TowerError(f"{model.text_tower.spec} is too large for one ONNX file")
     write_text_graph(model.text_tower, file)
     notes = {"seal": seal(folder, read_config(folder)), "pad_id": str(model.text_tower.tokenizer.pad_id)}
-    _point(file, folder / TEXT_TOWER, notes)
+    _refer_to_weights(file, folder / TEXT_TOWER, notes)
     _compare(model, WordReader(folder, file.name))
 
 
 def _compare(model: LiT, reader: WordReader) -> None:
-    """Ask for the model's own vectors and tokens.
+    """Compare vectors and tokens with the model's own.
 
     Raises:
-        TowerError: they are others.
+        TowerError: they differ.
     """
     assert model.text_tower is not None
     spec, texts = model.text_tower.spec, [*SENTENCES, *SCRIPTS]
@@ -97,31 +97,31 @@ def _compare(model: LiT, reader: WordReader) -> None:
         raise TowerError(f"ONNX Runtime's vectors of {spec} differ from torch's by {difference:.1e}")
 
 
-def _point(file: Path, weights: Path, notes: dict[str, str]) -> None:
-    """Let an ONNX file's weights lie in a safetensors file, where they are; and leave out what is there to debug it."""
+def _refer_to_weights(file: Path, weights: Path, notes: dict[str, str]) -> None:
+    """Replace an ONNX file's weights by offsets into a safetensors file, and remove what only serves debugging."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load(file)
     stored = _stored(weights)
-    turned = []
+    transposed = []
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if tensor.data_type != TensorProto.FLOAT or values.nbytes < _SMALL:
             continue
-        place = stored.get(_digest(values))
-        if place is None and values.ndim == 2 and (place := stored.get(_digest(values.T))) is not None:
+        stored_at = stored.get(_digest(values))
+        if stored_at is None and values.ndim == 2 and (stored_at := stored.get(_digest(values.T))) is not None:
             # The exporter has transposed it; ONNX Runtime does so again when it opens the file.
             name = tensor.name
             tensor.name = f"{name}.stored"
             tensor.dims[:] = values.T.shape
-            turned.append(helper.make_node("Transpose", [tensor.name], [name], perm=[1, 0]))
-        if place is not None:
+            transposed.append(helper.make_node("Transpose", [tensor.name], [name], perm=[1, 0]))
+        if stored_at is not None:
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
-            for key, value in {"location": weights.name, "offset": place[0], "length": place[1]}.items():
+            for key, value in {"location": weights.name, "offset": stored_at[0], "length": stored_at[1]}.items():
                 tensor.external_data.add(key=key, value=str(value))
-    nodes = [*turned, *model.graph.node]
+    nodes = [*transposed, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     for node in model.graph.node:
@@ -134,7 +134,7 @@ def _point(file: Path, weights: Path, notes: dict[str, str]) -> None:
 
 
 def _stored(weights: Path) -> dict[bytes, tuple[int, int]]:
-    """Offset and length in bytes of every float32 tensor of a safetensors file, by a digest of what it holds."""
+    """Return offset and length in bytes of every float32 tensor of a safetensors file, by a digest of its values."""
     data, tensors = map_weights(weights)
     begin = weights.stat().st_size - len(data)
     found = {}

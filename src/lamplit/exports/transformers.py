@@ -2,7 +2,7 @@
 
 A text tower that reads the class token fits the models whose pooler is tanh(A x + b) of that token: with A = e and a
 small e, tanh is the identity to the last digit of a float, and the projection divides by e again. The head's bias is
-folded (see `bias`). What averages tokens, or has no pooled output, does not fit.
+folded (see `bias`). A tower that averages tokens, or has no pooled output, does not fit.
 """
 
 from __future__ import annotations

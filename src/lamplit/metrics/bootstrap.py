@@ -1,6 +1,6 @@
 """Figures with their 95 % percentile bootstrap intervals (Efron & Tibshirani, 1993).
 
-What is drawn again is what a data set drew: images. All captions of an image come and go with it (a cluster bootstrap),
+Images are drawn again, as the data set drew them. All captions of an image are drawn with it (a cluster bootstrap),
 since they are not independent; the mean over classes draws again within each class, since the classes are given.
 
 Shapes: N clusters (images), Q queries, C classes, F figures, U distinct rows, R resamples.
@@ -25,8 +25,7 @@ Integers = NDArray[np.int64]
 def measure(values: ArrayLike, *, statistic: Literal["mean", "median"] = "mean", seed: int = 0) -> Measure:
     """Return the mean or median of independent values with its interval.
 
-    Only how often each distinct value comes is drawn, which is multinomial: right or wrong answers have two distinct
-    values, whatever their number.
+    Only the count of each distinct value is drawn, which is multinomial: right or wrong answers have only two.
 
     Args:
         values: one of each image or query, (N,).

@@ -1,4 +1,4 @@
-"""How far a model's probabilities can be believed, and where its answers should end: pure functions on tensors.
+"""Calibration of probabilities and thresholds of answers: pure functions on tensors.
 
 Shapes: N images, C classes, D width. Cosines and labels come from a labelled sample; what is fitted to it should be
 measured on images that it was not fitted to (`halves`).
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 SMALLEST_SCALE, LARGEST_SCALE = 1e-2, 1e4
 _BISECTIONS = 60  # of the logarithm of the scale: to the last digits of a float64
-_HAIR = 1e-6  # the rounding of a cosine must not decide at a threshold
-KEPT = 0.95  # of right answers, where nothing says what else may come
-_FEWEST_OF_CLASS = 5  # images that a threshold of a class's own takes
+_EPSILON = 1e-6  # below a threshold, so that the rounding of a cosine does not decide
+DEFAULT_KEEP_RATE = 0.95  # fraction of right answers to keep, if there are no out-of-class images to compare with
+_MIN_IMAGES_OF_CLASS = 5  # images that a class needs for a threshold of its own
 
 
 def reliability_bins(confidences: Tensor, right: Tensor, bins: int = 15) -> list[dict[str, float]]:
@@ -25,7 +25,7 @@ def reliability_bins(confidences: Tensor, right: Tensor, bins: int = 15) -> list
     Args:
         confidences: probability of each answer, (N,), 0 to 1.
         right: whether it was right, (N,) of bool.
-        bins: how many; 15 as in Guo et al. (2017).
+        bins: number of bins; 15 as in Guo et al. (2017).
 
     Returns:
         Mean `confidence`, `accuracy` and number of `images` of every bin that is not empty, lowest first.
@@ -43,10 +43,15 @@ def reliability_bins(confidences: Tensor, right: Tensor, bins: int = 15) -> list
 
 
 def expected_calibration_error(confidences: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over `reliability_bins`, each weighted by its images.
+    """Return the mean distance of confidence and accuracy over `reliability_bins`, each weighted by its images.
 
-    It is 0 where, of the answers of which the model is 80 % sure, 80 % are right. Few images in a bin are off by
-    chance, so that a small sample shows more error than there is. Not a number without any answer.
+    It is 0 if 80 % of the answers with a confidence of 80 % are right, and so on. Few images in a bin are off by
+    chance, so a small sample shows more error than there is. NaN without any answer.
+
+    Args:
+        confidences: probability of each answer, (N,), 0 to 1.
+        right: whether it was right, (N,) of bool.
+        bins: number of bins.
     """
     found = reliability_bins(confidences, right, bins)
     gaps = sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in found)
@@ -61,19 +66,19 @@ def halves(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 def fit_temperature(cosines: Tensor, labels: Tensor) -> float:
-    """Find the logit scale (inverse temperature) under which the sample's right classes are most likely.
+    """Find the logit multiplier (inverse temperature) under which the sample's right classes are most likely.
 
-    The negative log-likelihood is convex in the scale, so its slope is bisected. A sample without a mistake would ask
-    for an endless scale; as in Platt's method, the labels are taken as if one more image of unknown class had been
-    seen, which keeps the scale finite and counts for less the more images there are.
+    The negative log-likelihood is convex in the scale, so its slope is bisected. A sample without a mistake would need
+    an infinite scale; as in Platt's method, the labels are taken as if one more image of unknown class had been seen,
+    which keeps the scale finite and counts for less the more images there are.
 
     Args:
-        cosines: of images and classes, (N, C).
+        cosines: cosines of images and classes, (N, C).
         labels: the right classes, (N,).
 
     Returns:
-        A scale between `SMALLEST_SCALE` (also where the cosines are no better than chance, or there is one class
-        alone, whose probability is always 1) and `LARGEST_SCALE`.
+        A scale between `SMALLEST_SCALE` (if the cosines are no better than chance, or there is only one class, whose
+        probability is always 1) and `LARGEST_SCALE`.
     """
     cosines = cosines.double()
     surely = len(labels) / (len(labels) + 1)
@@ -93,11 +98,11 @@ def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
     This is Platt's method (1999), a logistic regression on one number.
 
     Args:
-        cosines: of images and classes, (N, C).
+        cosines: cosines of images and classes, (N, C).
         truth: whether the image has the class, (N, C) of bool.
 
     Returns:
-        Scale, between the same bounds as that of `fit_temperature`, and bias.
+        The scale, within the bounds of `fit_temperature`, and the bias.
     """
     scores, truth = cosines.double().flatten(), truth.flatten()
     positives, negatives = int(truth.sum()), int((~truth).sum())
@@ -117,73 +122,73 @@ def fit_sigmoid(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     slope, offset = parameters.detach()
     scale = float((slope / spread).clamp(SMALLEST_SCALE, LARGEST_SCALE))
-    if scale == SMALLEST_SCALE:  # cosines say nothing: every probability is the share of labels that are given
+    if scale == SMALLEST_SCALE:  # the cosines tell nothing: every probability is the fraction of true labels
         return scale, float(torch.logit(targets.mean())) - scale * float(middle)
     return scale, float(offset - slope * middle / spread)
 
 
-def keeping_threshold(cosines: Tensor, keep_rate: float = KEPT) -> float:
-    """Largest threshold that at least `keep_rate` of these cosines, (N,), reach; as low as can be without any."""
+def keeping_threshold(cosines: Tensor, keep_rate: float = DEFAULT_KEEP_RATE) -> float:
+    """Return the largest threshold that at least `keep_rate` of the cosines, (N,), reach; -1 without cosines."""
     if not len(cosines):
         return -1.0
-    return float(cosines.double().sort().values[int((1 - keep_rate) * len(cosines) + 1e-9)]) - _HAIR
+    return float(cosines.double().sort().values[int((1 - keep_rate) * len(cosines) + 1e-9)]) - _EPSILON
 
 
 def balanced_accuracy(given: Tensor, missed: Tensor, wrong: Tensor, refused: Tensor) -> Tensor:
-    """Mean of two shares: of what should be given, that is; of what should not be, that is not."""
+    """Return the mean of two rates: answers given among those that should be, refused among those that should be."""
     return (given / (given + missed) + refused / (refused + wrong)) / 2
 
 
 def f1(given: Tensor, missed: Tensor, wrong: Tensor, refused: Tensor) -> Tensor:
-    """Harmonic mean of precision and recall."""
+    """Return the harmonic mean of precision and recall."""
     return 2 * given / (2 * given + missed + wrong)
 
 
 def best_threshold(cosines: Tensor, truth: Tensor, gain: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> float:
-    """Threshold with the largest gain, half-way between two neighbouring cosines; of equal ones the lowest.
+    """Return the threshold with the largest gain, half-way between two neighbouring cosines; if gains tie, the lowest.
 
     Args:
         cosines: (N,), at least one of each truth.
         truth: whether the answer should be given, (N,) of bool.
-        gain: of the numbers that are rightly given, missed, wrongly given and rightly refused.
+        gain: function of the numbers of answers rightly given, missed, wrongly given and rightly refused.
     """
     order = cosines.double().sort(descending=True)
     right = truth[order.indices].double().cumsum(0)
     wrong = (~truth[order.indices]).double().cumsum(0)
     value = gain(right, right[-1] - right, wrong, wrong[-1] - wrong)
-    following = torch.cat([order.values[1:], order.values[-1:] - 2 * _HAIR])
-    value[order.values == following] = -torch.inf  # nothing can tell these two apart
+    following = torch.cat([order.values[1:], order.values[-1:] - 2 * _EPSILON])
+    value[order.values == following] = -torch.inf  # no threshold lies between equal cosines
     best = len(value) - 1 - int(value.flip(0).argmax())
     return float((order.values[best] + following[best]) / 2)
 
 
-def none_threshold(best: Tensor, right: Tensor, stranger: Tensor, keep_rate: float | None = None) -> float:
-    """Lowest cosine of the best class at which it is an answer; below it the answer is "none of these".
+def none_threshold(best: Tensor, right: Tensor, out_of_class: Tensor, keep_rate: float | None = None) -> float:
+    """Return the lowest cosine of the best class at which it is the answer; below it the answer is "none of these".
 
-    Cosines are compared, not probabilities: a softmax shares out all it has among the classes it was given, and is as
-    sure of an image of something else. Images that are answered wrongly have no vote: to refuse them is no loss.
+    Cosines are compared, not probabilities: a softmax over the given classes is as confident for an image of something
+    else. Images that are answered wrongly do not count: to refuse them is no loss.
 
     Args:
         best: each image's highest cosine, (N,).
         right: whether that class is the right one, (N,) of bool.
-        stranger: whether the image is known to be of none of the classes, (N,) of bool.
-        keep_rate: how many of the right answers must stay.
+        out_of_class: whether the image is known to be of none of the classes, (N,) of bool.
+        keep_rate: fraction of the right answers that must stay.
 
     Returns:
-        The highest threshold that leaves the share. Where none is asked for, the one that tells strangers from right
-        answers with the best balanced accuracy; and without strangers the one that leaves 95 %.
+        The highest threshold that keeps the fraction. Without `keep_rate`, the one that tells out-of-class images from
+        right answers with the best balanced accuracy; without out-of-class images too, the one that keeps 95 %.
     """
-    if keep_rate is not None or not bool(stranger.any()) or not bool(right.any()):
-        return keeping_threshold(best[right], KEPT if keep_rate is None else keep_rate)
-    votes = right | stranger
+    if keep_rate is not None or not bool(out_of_class.any()) or not bool(right.any()):
+        return keeping_threshold(best[right], DEFAULT_KEEP_RATE if keep_rate is None else keep_rate)
+    votes = right | out_of_class
     return best_threshold(best[votes], right[votes], balanced_accuracy)
 
 
 def label_thresholds(cosines: Tensor, truth: Tensor) -> list[float]:
-    """Lowest cosine at which each class is given, of multi-label classes: the one with the best F1.
+    """Return the lowest cosine at which each of C multi-label classes is given: the one with the best F1.
 
-    (Balanced accuracy would give every image of many classes some that it has not.) A class with fewer than 5
-    images, or of all of them, takes the one threshold that is best for all classes together.
+    (With many classes, balanced accuracy would give every image some wrong ones.) A class that fewer than 5 images
+    have, or all of them, takes the one threshold that is best for all classes together.
 
     Args:
         cosines: (N, C).
@@ -191,10 +196,10 @@ def label_thresholds(cosines: Tensor, truth: Tensor) -> list[float]:
     """
     count = truth.sum(0)
     if bool(truth.all()) or not bool(truth.any()):
-        shared = keeping_threshold(cosines[truth]) if bool(truth.any()) else float(cosines.max()) + _HAIR
+        shared = keeping_threshold(cosines[truth]) if bool(truth.any()) else float(cosines.max()) + _EPSILON
     else:
         shared = best_threshold(cosines.flatten(), truth.flatten(), f1)
     return [
-        best_threshold(cosines[:, i], truth[:, i], f1) if _FEWEST_OF_CLASS <= count[i] < len(truth) else shared
+        best_threshold(cosines[:, i], truth[:, i], f1) if _MIN_IMAGES_OF_CLASS <= count[i] < len(truth) else shared
         for i in range(truth.shape[1])
     ]

@@ -27,13 +27,13 @@ _TESTED_AT_ONCE = 4096
 def draw(labels: Tensor, shots: int = SHOTS, seed: int = 0) -> Tensor:
     """Draw `shots` examples of each class at random, and return their rows: (C * shots,), class by class.
 
-    It needs no vectors, so that only the images that are drawn have to be embedded. On examples in the same order,
-    the same seed draws what big_vision draws.
+    It needs no vectors, so only the images that are drawn have to be embedded. On examples in the same order, the same
+    seed draws what big_vision draws.
 
     Args:
         labels: the class of each example, (N,), from 0 to the highest.
         shots: examples of each class.
-        seed: of the draw; the paper's protocol takes the mean of three.
+        seed: seed of the draw; the paper's protocol takes the mean of three draws.
 
     Raises:
         UsageError: if a class has fewer examples.
@@ -55,9 +55,9 @@ def draw(labels: Tensor, shots: int = SHOTS, seed: int = 0) -> Tensor:
 class Probe:
     """A fitted classifier."""
 
-    mean: Tensor  # of the training vectors, (D,)
+    mean: Tensor  # mean of the training vectors, (D,)
     std: Tensor  # (D,)
-    weight: Tensor  # of the whitened features and the constant, (D + 1, C)
+    weight: Tensor  # weights of the whitened features and the constant, (D + 1, C)
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Score every class: (N, D) vectors in, (N, C) float64 out."""
@@ -68,12 +68,12 @@ def fit(vectors: Tensor, labels: Tensor, l2: float = 1024.0) -> Probe:
     """Fit a probe by ridge regression in float64, in the primal or the dual, whichever is smaller.
 
     Args:
-        vectors: of the training images, (N, D).
+        vectors: vectors of the training images, (N, D).
         labels: the class of each, (N,), from 0 to the highest.
         l2: strength of the penalty.
 
     Raises:
-        UsageError: if the vectors and labels are not as many, or l2 is not positive.
+        UsageError: if the numbers of vectors and labels differ, or l2 is not positive.
     """
     if len(vectors) != len(labels) or not len(labels):
         raise UsageError(f"there are {len(vectors)} training vectors and {len(labels)} labels; expected one each")
@@ -97,7 +97,7 @@ def _features(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def ridge_accuracy(
     train_vectors: Tensor, train_labels: Tensor, test_vectors: Tensor, test_labels: Tensor, l2: float = 1024.0
 ) -> Tensor:
-    """Fit a probe and tell which test images it classifies right; a tie counts as wrong.
+    """Fit a probe and return which test images it classifies right; a tie counts as wrong.
 
     Args:
         train_vectors: (N, D).
@@ -107,10 +107,10 @@ def ridge_accuracy(
         l2: strength of the penalty.
 
     Returns:
-        1 or 0 of each test image, (M,) float64: its mean is the accuracy, and it can be resampled.
+        1 or 0 for each test image, (M,) float64; the mean is the accuracy.
 
     Raises:
-        UsageError: if vectors and labels are not as many, or a test image's class has no training image.
+        UsageError: if the numbers of vectors and labels differ, or a test image's class has no training image.
     """
     probe = fit(train_vectors, train_labels, l2)
     if len(test_vectors) != len(test_labels):

@@ -63,8 +63,8 @@ class Result:
         So only a second run of the same measurement of the same model has the same name.
         """
         asked = [self.source, self.dataset, self.split, self.column, self.task, self.main_metric, self.classes]
-        said = {name: value for name, value in self.protocol.items() if name != "notes"}
-        digest = hashlib.blake2b(json.dumps([asked, said], sort_keys=True, default=str).encode(), digest_size=4)
+        protocol = {name: value for name, value in self.protocol.items() if name != "notes"}
+        digest = hashlib.blake2b(json.dumps([asked, protocol], sort_keys=True, default=str).encode(), digest_size=4)
         model = "-".join(filter(None, (self.model["name"], self.model.get("fingerprint", "")[:8])))
         name = Path(self.dataset).name
         known = _letters(name) in (_letters(self.benchmark), _letters(f"{self.benchmark}.lance"))

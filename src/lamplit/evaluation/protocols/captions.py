@@ -197,7 +197,7 @@ def _retrieval(
     published: tuple[int, int | None] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Retrieval:
-    """Make a task of the images that have captions; say where there are not as many of both as were published."""
+    """Make a task of the images that have captions; a note says if their numbers are not those that were published."""
     kept = {path: texts for path, raw in captions.items() if (texts := strip(raw))}
     counts = (len(kept), sum(map(len, kept.values())))
     if not kept:

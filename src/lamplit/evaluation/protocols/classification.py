@@ -1,4 +1,4 @@
-"""What every reader of a classification data set does: list images by class, check the classes, make the task.
+"""The steps that all readers of classification data sets share: list images by class, check the classes, make the task.
 
 A copy that lacks a class, or has one too many, is refused: its accuracy would not be the benchmark's. A copy with fewer
 images of every class is a sample, and its task says so.
@@ -28,7 +28,7 @@ def zero_shot(
     every_class: bool = True,
     **more: Any,
 ) -> Classification:
-    """Make a task, and say where it has another number of images than the data set.
+    """Make a task; a note says if it has another number of images than the data set.
 
     Args:
         benchmark: its name on the command line.
@@ -36,7 +36,7 @@ def zero_shot(
         test: the images that count, and their labels.
         names: of each entry, see `Classification`.
         split: in words; the number of images is added.
-        size: the number of images that count in the whole data set, 0 where nothing is known of it.
+        size: the number of images that count in the whole data set, 0 if unknown.
         every_class: refuse a class without images; several labels an image (ReaL) need not have each.
         more: further fields of `Classification`.
 
@@ -97,7 +97,7 @@ def from_files(key: str, root: Path, labels: Mapping[str, tuple[int, ...]], *, b
 
 
 def folders(root: Path) -> list[str]:
-    """Name the folders in a folder, hidden ones left out, sorted; none where it is no folder.
+    """Return the names of the folders in a folder, sorted, without hidden ones; no names if it is not a folder.
 
     Raises:
         PairsError: it cannot be read.

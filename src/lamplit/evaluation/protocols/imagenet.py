@@ -146,7 +146,7 @@ def _flat(root: Path, folder: Path, files: list[str]) -> Labelled:
 
 
 def _tables(root: Path) -> str:
-    """Name the shards of the validation split: `root` itself where it names files, else those called `val`."""
+    """Name the shards of the validation split: `root` itself if it names files, else those called `val`."""
     if not root.is_dir():
         return str(root) if root.is_file() or any(root.parent.glob(root.name)) else ""
     for suffix in (".parquet", ".tar"):

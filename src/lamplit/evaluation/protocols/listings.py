@@ -1,4 +1,4 @@
-"""What the readers of data sets share: annotation files, and images that are named by them."""
+"""Annotation files, and the images that they name."""
 
 from __future__ import annotations
 

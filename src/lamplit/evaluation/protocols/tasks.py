@@ -1,4 +1,4 @@
-"""What a benchmark asks of a model: its images, what is right, and how both are shown.
+"""Tasks of a benchmark: its images, the right answers, and how both are put to a model.
 
 A reader of this folder takes the folder of a data set, as its authors publish it, and returns its tasks. Nothing is
 decoded here, and no model is known.
@@ -39,8 +39,8 @@ class Labelled:
 class Classification:
     """Zero-shot classification: images, their right classes, and what the classes are called.
 
-    `labels` has the images that count: an image without a right class (ImageNet ReaL) is not in it, and one of a
-    subset's classes' strangers (ObjectNet) neither.
+    `labels` has the images that count: not those without a right class (ImageNet ReaL), nor those of classes outside
+    the benchmark (ObjectNet).
     """
 
     benchmark: str  # the name on the command line, such as imagenet-v2
@@ -49,9 +49,9 @@ class Classification:
     class_names: Sequence[Sequence[str]]  # of each entry, one name or several whose prompts are averaged
     templates: str  # name of a template set, see `names.templates`
     split: str  # in words, such as: validation, 50,000 images
-    entry_class: Sequence[int] | None = None  # class of each entry, where a class has several; its best one counts
+    entry_class: Sequence[int] | None = None  # class of each entry, if a class has several; its best one counts
     language: str = "en"
-    template_texts: Sequence[str] | None = None  # where the set has no name, as for another language
+    template_texts: Sequence[str] | None = None  # if the set has no name, as for another language
     crop: float = 0.875  # centre of the resized image that big_vision's protocol shows (0.75 for ImageNet-A)
     training: Callable[[], Labelled] | None = None  # for the few-shot probe; listed when it is called
     notes: Sequence[str] = field(default_factory=tuple)  # what differs from the paper's protocol

@@ -190,7 +190,7 @@ def _open(kind: Any, root: Path, marker: str, **options: Any) -> Any:
 
 
 def _order(root: Path, found: Sequence[str], names: str) -> list[int]:
-    """Return our label for each of the data set's own; both have the same classes, whatever their order.
+    """Return our label for each of the data set's own; both have the same classes, in any order.
 
     Raises:
         PairsError: they have not.

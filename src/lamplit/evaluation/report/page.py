@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What a class was taken for, with examples as data: URIs; None where an image is missing."""
+    """What a class was mistaken for, with examples as data: URIs; None for an image that is missing."""
 
     right: str
     predicted: str
@@ -127,7 +127,7 @@ def _lines(rows: Sequence[ReportRow], figures: Sequence[Figure], models: Sequenc
 
 
 def _label(row: ReportRow) -> str:
-    """A data set in few words, with its metric where this is not the plain accuracy."""
+    """Name a data set in few words, with its metric unless this is the plain accuracy."""
     metric = {"image_to_text/recall@1": "image → text", "text_to_image/recall@1": "text → image"}.get(
         row.metric, row.metric
     )
@@ -210,7 +210,7 @@ def _part(place: int, result: Result, examples: _Examples) -> ModelSection:
 
 def _confusion(values: Mapping[str, Any], examples: _Examples) -> Confusion:
     names = list(values.get("examples", ()))[: examples.of_each]
-    # A result is a file that anybody can have written: nothing but a small image comes into the page.
+    # Anybody can have written a result's file, so only small images come into the page.
     images = [str(name) if _IMAGE.fullmatch(str(name)) else None for name in names]
     return Confusion(str(values["class"]), str(values["predicted"]), values["images"], images)
 

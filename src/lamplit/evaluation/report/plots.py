@@ -1,4 +1,4 @@
-"""Plots as SVG inside a page. They have no ground of their own and take their colours from the page's variables."""
+"""Plots as SVG inside a page. They have no background and take their colours from the page's variables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Line:
     label: str
     measured: Sequence[tuple[int, float, float, float]]  # place of the model, value, low, high
     reference: Mapping[int, float]  # what each of these models is compared with
-    same_model: Collection[int]  # of which models that is a figure of their own
+    same_model: Collection[int]  # models whose reference is a published figure of their own
     published: Sequence[float]  # all figures of the data set
 
 

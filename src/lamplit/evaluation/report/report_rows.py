@@ -42,7 +42,7 @@ class ReportRow:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What results of several models that belong together have in common."""
+        """The fields that are equal in results of several models that belong together."""
         return self.task, self.benchmark, self.language, self.variant
 
     @property
@@ -69,7 +69,7 @@ class ReportRow:
         return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
     def words(self) -> tuple[str, ...]:
-        """Data set, metric, model, value, interval, published value, of which model, difference, verdict."""
+        """Data set, metric, model, value, interval, published value, its model, difference, verdict."""
         of = self.reference
         published = ("", "") if of is None else (format_value(self.metric, of.value), of.model)
         value = format_value(self.metric, self.value)
