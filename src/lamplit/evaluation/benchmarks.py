@@ -303,7 +303,9 @@ def _listed(store: Store) -> Path:
 
 def _skipped_ids(store: Store) -> set[str]:
     file = _listed(store)
-    return {json.loads(line)["id"] for line in file.read_text().splitlines()} if file.is_file() else set()
+    return (
+        {json.loads(line)["id"] for line in file.read_text(encoding="utf-8").splitlines()} if file.is_file() else set()
+    )
 
 
 def _images(images: ImageSet, ids: Sequence[str]) -> list[Path | bytes]:

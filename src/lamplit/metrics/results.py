@@ -63,7 +63,8 @@ class Result:
         """Write the result into `folder`, and return its file."""
         file = Path(folder) / self.file_name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        file.write_text(text, encoding="utf-8")
         return file
 
 

@@ -313,5 +313,6 @@ def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
     if not skipped:
         file.unlink(missing_ok=True)
         return None
-    file.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
+    lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped)
+    file.write_text(lines, encoding="utf-8")
     return str(file)
