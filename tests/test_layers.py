@@ -47,7 +47,7 @@ def room(module: str) -> str:
 
 
 def imports(module: str, *, types: bool = True) -> set[str]:
-    """Modules of lamplit that `module` imports anywhere in it, in functions too, and for its types if these count."""
+    """List the modules of lamplit that `module` imports, in functions too, and for type checking if `types`."""
     tree = tree_of(module)
     if not types:
         tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
@@ -74,8 +74,8 @@ def test_floors_name_every_room_once() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module: str) -> None:
     for other in imports(module):
-        if not other:  # `import lamplit`: the public names
-            assert room(module) == "cli", f"{module} imports the package it is part of"
+        if not other:  # `import lamplit`, for the public names
+            assert room(module) == "cli", f"{module} imports lamplit itself"
         elif room(module) != room(other):
             assert FLOOR[room(other)] < FLOOR[room(module)], f"{module} imports {other}, which is not on a floor below"
 

@@ -1,4 +1,4 @@
-"""The first search of a process: as a user types it, with nothing heavy imported, and the hits that torch gives."""
+"""The first search of a process: the command imports nothing heavy, and gives the hits that torch gives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ finally:
 
 
 def run(*arguments: object, stdin: str = "") -> tuple[str, set[str]]:
-    """Search in a process of its own; return what it prints, and which modules it imported."""
+    """Search in a new process; return what it prints and the modules that it imported."""
     done = subprocess.run(
         [sys.executable, "-c", CODE, "search", *map(str, arguments)],
         input=stdin, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
@@ -37,7 +37,7 @@ def run(*arguments: object, stdin: str = "") -> tuple[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def folder(model_path: Path, store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was searched once before."""
+    """Copy a model and search it once, so that its text_tower.onnx is written."""
     folder = Path(shutil.copytree(model_path, tmp_path_factory.mktemp("start") / "model"))
     (folder / "text_tower.onnx").unlink(missing_ok=True)
     first, modules = run(folder, store_path, "ring", "-k", 3, "--paths")
@@ -65,7 +65,7 @@ def test_search_by_words_imports_nothing_heavy(folder: Path, store_path: Path) -
 )
 def test_hits_are_those_of_torch(folder: Path, store_path: Path, tmp_path: Path, arguments: Any, stdin: str) -> None:
     slow = Path(shutil.copytree(folder, tmp_path / "slow"))
-    (slow / "text_tower.onnx").write_bytes(b"")  # tried in vain
+    (slow / "text_tower.onnx").write_bytes(b"")  # an empty file: the export has failed before
     (found, quick), (expected, torch) = (
         run(model, store_path, *arguments, "--json", stdin=stdin) for model in (folder, slow)
     )

@@ -83,5 +83,5 @@ def _finish(file: Path) -> None:
     probe.touch()  # with the permissions that new files of this user have
     shutil.copymode(probe, file)
     probe.unlink()
-    with file.open("rb") as written:
+    with file.open("r+b") as written:  # Windows flushes only what is open for writing
         os.fsync(written.fileno())

