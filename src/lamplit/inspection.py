@@ -47,10 +47,10 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     image, text = config["image_tower"], config["text_tower"]
     report = folder / "report.json"
-    recall = json.loads(report.read_text())["best"] if report.is_file() else {}
+    recall = json.loads(report.read_text(encoding="utf-8"))["best"] if report.is_file() else {}
     return {
         "model": str(folder),
         "image tower": image["spec"],

@@ -138,4 +138,6 @@ def _skipped_file(store: Store) -> Path:
 
 def _skipped_ids(store: Store) -> set[str]:
     file = _skipped_file(store)
-    return {json.loads(line)["id"] for line in file.read_text().splitlines()} if file.is_file() else set()
+    return (
+        {json.loads(line)["id"] for line in file.read_text(encoding="utf-8").splitlines()} if file.is_file() else set()
+    )

@@ -123,7 +123,7 @@ def _folders(store: Store) -> list[Path]:
 def _read(folder: Path, store: Store) -> Collection | None:
     """Open derived files; None if they are not whole."""
     try:
-        described = json.loads((folder / "search.json").read_text())
+        described = json.loads((folder / "search.json").read_text(encoding="utf-8"))
         vectors, words, scale, order = (_open(folder / f"{name}.npy") for name in _FILES)
         width = vectors.shape[1]
         if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):

@@ -72,7 +72,7 @@ def build_index(store: Store | str | Path) -> IndexReport:
 def index_probes(store: Store) -> int | None:
     """Return how many partitions a query looks at; None if there is no index, or its report is gone."""
     try:
-        return int(json.loads(_file(store).read_text())["probes"])
+        return int(json.loads(_file(store).read_text(encoding="utf-8"))["probes"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -209,4 +209,4 @@ def _read_json(name: str, file: str) -> Any:
             path = Path(hf_hub_download(name, file))
         except EntryNotFoundError:
             return None
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
