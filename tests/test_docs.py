@@ -85,17 +85,7 @@ def commands_in(text: str) -> list[list[str]]:
     return found
 
 
-# Pages that name options or functions which are still being written. Delete a name when its test passes.
-PENDING_OPTIONS, PENDING_NAMES = {"evaluation.md"}, {"evaluation.md", "maintain.md", "published.md", "search.md"}
-
-
-def texts_but(pending: set[str]) -> list[Any]:
-    """Every page as a parameter; those in `pending` must fail."""
-    marks = {name: [pytest.mark.xfail(strict=True, reason="still being written")] for name in pending}
-    return [pytest.param(file, id=file.name, marks=marks.get(file.name, [])) for file in TEXTS]
-
-
-@pytest.mark.parametrize("file", texts_but(PENDING_OPTIONS))
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
 def test_commands_and_options_exist(file: Path, options: dict[str, set[str]]) -> None:
     for words in commands_in(TEXTS[file]):
         name = next((n for n in (" ".join(words[1:3]), words[1]) if n in options), None)
@@ -104,7 +94,7 @@ def test_commands_and_options_exist(file: Path, options: dict[str, set[str]]) ->
         assert given - options[name] - {"--help"} == set(), words
 
 
-@pytest.mark.parametrize("file", texts_but(PENDING_NAMES))
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
 def test_public_names_exist(file: Path) -> None:
     named = set(re.findall(r"\blamplit\.([A-Za-z]\w*)", re.sub(r"https?://\S+", "", TEXTS[file])))
     assert named - set(lamplit.__all__) == set()

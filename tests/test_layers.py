@@ -19,9 +19,8 @@ FLOORS = [
     {"towers"},
     {"store"},
     {"model"},
-    {"retrieval", "zeroshot", "tuning", "exports"},
-    {"evaluation", "inspection"},
-    {"app"},
+    {"retrieval", "zeroshot", "tuning", "exports", "inspection"},
+    {"evaluation", "app"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

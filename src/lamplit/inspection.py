@@ -9,7 +9,7 @@ from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.model import LiT
-from lamplit.retrieval.collection import is_exact, measured_recall
+from lamplit.store.derived import is_exact, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.published.big_vision import Published

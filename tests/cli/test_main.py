@@ -28,8 +28,8 @@ from lamplit.cli import main as cli
 from lamplit.cli import tables, training
 from lamplit.data.images import Skipped
 from lamplit.evaluation.evaluator import evaluate
-from lamplit.retrieval.collection import SMALL, measured_recall
 from lamplit.retrieval.searcher import Hit
+from lamplit.store.derived import SMALL, measured_recall
 from lamplit.store.embedding import EmbedReport
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower

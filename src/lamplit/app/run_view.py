@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lamplit.errors import UsageError
+from lamplit.tuning.checkpoint import read_log
+from lamplit.tuning.run_folder import read_settings
+
 MAX_STEPS = 500  # of a longer run, evenly spaced steps are shown
 
 
@@ -15,13 +19,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     Paths of this machine are left out.
     """
     try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        settings = read_settings(folder / "settings.json")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = read_log(folder / "log.jsonl")
         settings["store"] = Path(settings["store"]).name
         report["out"] = Path(report["out"]).name
         report["skipped"] = len(report["skipped"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (UsageError, OSError, ValueError, LookupError, TypeError):
         return None
     steps = [{key: line[key] for key in ("step", "loss", "lr", "logit_scale")} for line in lines if "loss" in line]
     evaluations = [{"step": line["step"], **line["held_out"]} for line in lines if line.get("held_out")]

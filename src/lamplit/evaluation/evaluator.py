@@ -80,7 +80,7 @@ def evaluate(
     prompts = template_set(templates) if isinstance(templates, str) else templates
     is_store = isinstance(source, Store) or Store.exists(source)
     model = as_model(model, device=device, towers="text" if is_store else "both")
-    with open_source(source, model.unlocked_image_tower, progress=progress) as (store, skipped):
+    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as (store, skipped):
         store.require_tower(model.identity)
         name = store.path if isinstance(source, Store) else str(source)
         asked = _StoreEvaluation(model, store, name, len(skipped), model_metadata(model))

@@ -17,21 +17,19 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.files import cache_folder, replacing
+from lamplit.files import replacing
 from lamplit.retrieval.nearest import BitPlanes, Vectors, choose_kept
+from lamplit.store.derived import DESCRIPTION, SMALL, centers, is_exact, search_folders, search_name
 from lamplit.store.lance_store import Store
-from lamplit.unit_vectors import as_array, normalize
+from lamplit.unit_vectors import normalize
 
 logger = logging.getLogger(__name__)
-SMALL = 50_000  # up to here the product of all rows takes 10 ms on one core
-FOLDER = "_search"
 _FILES = ("vectors", "bits", "scale", "order")
 Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -57,17 +55,17 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
     """
     if len(store) <= small:
         return Collection(_in_memory(store, project))
-    for folder in _folders(store):
-        opened = _read(folder / f"{store.version_digest}-{name}", store)
+    for folder in search_folders(store):
+        opened = _read(folder / search_name(store, name), store)
         if opened is not None:
             return opened
-    for folder in _folders(store):
+    for folder in search_folders(store):
         try:
-            _write(folder, f"{store.version_digest}-{name}", store, project)
+            _write(folder, search_name(store, name), store, project)
         except OSError as error:  # no permission, or a full disk
             logger.warning("no files for search in %s: %s", folder, error)
             continue
-        opened = _read(folder / f"{store.version_digest}-{name}", store)
+        opened = _read(folder / search_name(store, name), store)
         if opened is not None:
             return opened
     vectors = _in_memory(store, project)
@@ -79,30 +77,12 @@ def prepare(store: Store) -> None:
     """Derive the files of a large store, for every model without an image head."""
     if is_exact(store):
         return
-    center = _center(store)
+    center = centers(store)
 
     def project(zimg: NDArray[np.float32]) -> NDArray[np.float32]:
         return normalize(zimg - center[0]) if center else zimg
 
     open_collection(store, project, store.tower.space(center))
-
-
-def is_exact(store: Store) -> bool:
-    """Tell whether every search of the store is exact: it is so small that it has no bit planes."""
-    return len(store) <= SMALL
-
-
-def measured_recall(store: Store) -> float | None:
-    """Return the recall@10 of a search by a model without an image head; None if it was not measured yet.
-
-    It is measured on a sample: 1 does not mean that search is exact, see `is_exact`.
-    """
-    files = [folder / f"{store.version_digest}-{store.tower.space(_center(store))}" for folder in _folders(store)]
-    return next((opened.recall for file in files if (opened := _read(file, store)) is not None), None)
-
-
-def _center(store: Store) -> tuple[NDArray[np.float32], ...]:
-    return () if store.center is None else (as_array(store.center),)
 
 
 def _in_memory(store: Store, project: Project) -> Vectors:
@@ -113,17 +93,10 @@ def _in_memory(store: Store, project: Project) -> Vectors:
     return vectors
 
 
-def _folders(store: Store) -> list[Path]:
-    """Return the folders that files may lie in, the first choice first."""
-    path = Path(store.path)
-    spare = cache_folder() / "search" / blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
-    return [path / FOLDER, spare] if path.is_dir() else [spare]
-
-
 def _read(folder: Path, store: Store) -> Collection | None:
     """Open derived files; None if they are not whole."""
     try:
-        described = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         vectors, words, scale, order = (_open(folder / f"{name}.npy") for name in _FILES)
         width = vectors.shape[1]
         if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):
@@ -160,7 +133,7 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         kept, recall = choose_kept(vectors, planes)
         vectors.flush()
         words.flush()
-        (partial / "search.json").write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
+        (partial / DESCRIPTION).write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
         logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
     _remove_stale_files(folder, store.version_digest)
 

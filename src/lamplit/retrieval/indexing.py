@@ -17,8 +17,9 @@ import numpy as np
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
-from lamplit.retrieval.collection import FOLDER, open_collection
+from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.nearest import TARGET_RECALL, rank, rank_many, recall_of, sample_queries
+from lamplit.store.derived import FOLDER
 from lamplit.store.lance_store import Store, as_store
 
 logger = logging.getLogger(__name__)

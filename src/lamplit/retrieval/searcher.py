@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.errors import UsageError
-from lamplit.retrieval.collection import SMALL, open_collection
+from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
 from lamplit.retrieval.nearest import Found, find, rank
 from lamplit.retrieval.queries import parse_query
+from lamplit.store.derived import SMALL
 from lamplit.store.lance_store import Store, as_store
 from lamplit.unit_vectors import as_array, normalize
 
@@ -42,7 +43,7 @@ class Hit:
 class Searcher:
     """An open store with the model that reads it.
 
-    Up to `collection.SMALL` images search is exact. In larger stores the first 100 hits are the best of candidates by
+    Up to `derived.SMALL` images search is exact. In larger stores the first 100 hits are the best of candidates by
     their bits, as many as gave a recall@10 of 0.99 when the store was written; further hits are exact. The hits of one
     call are always in the order of their scores.
 

@@ -118,7 +118,7 @@ def _read_sample(
     model: LiT, source: str | Path | Store, label_column: str, classes: ClassList, progress: bool
 ) -> _Sample:
     """Read or embed the sample, and its labels."""
-    with open_source(source, model.unlocked_image_tower, progress=progress) as (store, skipped):
+    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as (store, skipped):
         rows, truth = classes.read_labels(store.column(label_column))
         if not bool(truth.any()):
             raise UsageError("the sample has no image of any of the classes")
