@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_store
+from torch.nn import functional as F
 
 import lamplit
 from lamplit.inspection import describe
@@ -17,6 +18,7 @@ from lamplit.retrieval.nearest import find_all, rank_many, recall_of, sample_que
 from lamplit.store.derived import FOLDER, SMALL, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
+from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
 SIZE, WIDTH = 600, 24
@@ -142,12 +144,10 @@ def test_a_model_finds_the_files_of_a_prepared_store(
 ) -> None:
     caplog.set_level(logging.INFO, "lamplit")
     vectors = np.random.default_rng(0).standard_normal((SMALL + 1, 16), np.float32) + 0.5
-    np.save(tmp_path / "vectors.npy", vectors)
-    lamplit.import_vectors(tmp_path / "vectors.npy", tmp_path / "large.lance", image_tower="acme")
-    store = Store(tmp_path / "large.lance")
-    if centered:
-        store.centered = True
-        store.finish()
+    rows = [Row(f"{i:06}", "", f"{i}", (), vector) for i, vector in enumerate(F.normalize(torch.from_numpy(vectors)))]
+    tower = TowerIdentity.of_imported("acme", vectors.shape[1])
+    store = Store.create(tmp_path / "large.lance", tower, rows, backend="imported", centered=centered)
+    store.finish()
     assert measured_recall(store) is None
     prepare(store)
     assert len(made(store)) == 1

@@ -313,7 +313,7 @@ def test_sentence_transformers_pooling(
 def test_sentence_transformers_pooling_that_we_have_not(
     text_folder: Path, tmp_path: Path, pooling: dict[str, Any]
 ) -> None:
-    with pytest.raises(TowerError, match="pools in a way lamplit has not"):
+    with pytest.raises(TowerError, match="pools in a way that lamplit does not support"):
         open_text_tower(sentence_folder(text_folder, tmp_path / "folder", pooling), width=16)
 
 
