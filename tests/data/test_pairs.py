@@ -279,7 +279,7 @@ def test_a_hub_data_set_that_cannot_be_reached_says_so(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "PairsError: nobody/nothing is no file or folder here, and the Hugging Face hub" in result.stderr
+    assert "PairsError: nobody/nothing is not a file or folder here, and the Hugging Face hub" in result.stderr
 
 
 @pytest.mark.slow
