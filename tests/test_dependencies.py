@@ -24,7 +24,7 @@ from lamplit.errors import MissingExtraError, require
 ROOT = Path(lamplit.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-USER_EXTRAS = set(EXTRAS) - {"all", "dev", "peers"}
+USER_EXTRAS = set(EXTRAS) - {"all", "dev", "docs", "peers"}
 # Modules that may import an extra at their top, for they are imported where it is used, and what is imported unseen:
 # torch.onnx looks for onnxscript, the demo's tower is imported by a name that is put together, fastapi looks for
 # python_multipart, and textual_image is looked for before it is imported.

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lamplit.cli import main as cli
 from lamplit.cli import tables
+from lamplit.cli.terminal import show
 from lamplit.errors import UsageError
 from lamplit.evaluation.report.writing import Report, write_report
 from lamplit.evaluation.result_building import thumbnail
@@ -301,8 +302,9 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert all(Path(file).is_file() for file in printed["files"])
 
 
-def test_table(report: Report) -> None:
-    [rows, files] = (tables.plain(table) for table in tables.results_report(report))
-    assert "ImageNet\taccuracy@1\tlit:L16L\t76.0\t75.0 to 77.0\t75.7\tLiT L/16\t+0.3\tinside" in rows
-    assert rows.splitlines()[0].startswith("beside the figures of the paper")
-    assert files.splitlines()[-1] == f"html\t{report.files[-1]}"
+def test_table(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    show(report, tables.results_report, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "ImageNet\taccuracy@1\tlit:L16L\t76.0\t75.0 to 77.0\t75.7\tLiT L/16\t+0.3\tinside" in lines
+    assert lines[0].startswith("beside the figures of the paper")
+    assert lines[-1] == f"html\t{report.files[-1]}"

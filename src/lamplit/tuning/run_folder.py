@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def read_settings(file: Path) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"{file} has unknown settings {', '.join(sorted(unknown))}; tune again with another --out")
     # A setting that is younger than the file had its default.
-    defaults = {name: field.default for name, field in TuneSettings.__dataclass_fields__.items()}
+    fields = TuneSettings.__dataclass_fields__.items()
+    defaults = {name: field.default for name, field in fields if field.default is not MISSING}
     return defaults | named | {"format": FORMAT}
 
 
