@@ -19,8 +19,8 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation import benchmark_images, benchmarks
 from lamplit.evaluation.benchmark_images import with_preprocessing
-from lamplit.evaluation.benchmarks import list_benchmarks, resized, run_benchmarks
-from lamplit.evaluation.protocols.known import read_tasks
+from lamplit.evaluation.benchmarks import resized, run_benchmarks
+from lamplit.evaluation.protocols.known import list_benchmarks, read_tasks
 from lamplit.evaluation.protocols.tasks import Classification
 from lamplit.metrics.bootstrap import measure
 from lamplit.metrics.probe import draw, ridge_accuracy

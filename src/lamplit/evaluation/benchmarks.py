@@ -16,7 +16,7 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import UsageError
 from lamplit.evaluation.benchmark_images import BenchmarkImages, ImageVectors, find_images, some_images
 from lamplit.evaluation.model_metadata import model_metadata
-from lamplit.evaluation.protocols.known import BENCHMARKS, read_tasks
+from lamplit.evaluation.protocols.known import read_tasks
 from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled, Retrieval, Task
 from lamplit.evaluation.result_building import Subject, classification_result, probe_result, retrieval_result
 from lamplit.evaluation.text_vectors import TextVectors
@@ -31,11 +31,6 @@ from lamplit.zeroshot.prompts import canonicalize
 
 ResizeMode = Literal["squash", "crop", "own"]
 _CROP = 0.875  # big_vision's central crop; a task of classification may have another
-
-
-def list_benchmarks() -> list[str]:
-    """Return the names of all benchmarks, as `run_benchmarks` and `--benchmark NAME=PATH` take them."""
-    return sorted(BENCHMARKS)
 
 
 def run_benchmarks(

@@ -75,7 +75,7 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
 
 
 def list_benchmarks() -> list[str]:
-    """Name the benchmarks that `run_benchmarks` takes."""
+    """Return the names of all benchmarks, as `run_benchmarks` and `--benchmark NAME=PATH` take them."""
     return sorted(BENCHMARKS)
 
 
