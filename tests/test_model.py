@@ -698,3 +698,17 @@ def test_hf_classifier_with_many_classes(text_folder: Path, image_file: Path, tm
     model.save(tmp_path / "model")
     shutil.rmtree(tmp_path / "vit")
     assert torch.equal(load(tmp_path / "model").encode_images([image_file]), model.encode_images([image_file]))
+
+
+def test_error_names_the_image(model: LiT, image_file: Path) -> None:
+    with pytest.raises(ImageError, match=r"^image 1 \(/no/such\.png\): file not found$"):
+        model.encode_images([image_file, "/no/such.png"])
+    with pytest.raises(ImageError, match=r"^the image \(/no/such\.png\): file not found$"):
+        model.encode_images("/no/such.png")
+
+
+def test_pixels_that_are_normalised_are_refused(model: LiT, image_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"pixels are a float32 tensor of shape \(1, 3, 160, 160\); expected uint8"):
+        model.encode_pixels(model.preprocess(image_file)[None])
+    with pytest.raises(UsageError, match=r"expected uint8, \(B, 3, 160, 160\)"):
+        model.encode_pixels(torch.zeros(3, 160, 160, dtype=torch.uint8))

@@ -70,6 +70,7 @@ def test_first_version_is_claimed(store: Store, tmp_path: Path) -> None:
     assert claim(tmp_path, store, SETTINGS) is None
     written = (tmp_path / "settings.json").read_text()
     as_first_version(tmp_path / "settings.json")
+    (tmp_path / "checkpoints").mkdir()  # it has begun
     with pytest.raises(UsageError, match=r"other settings: lr was 0\.5 and is 0\.25\. Give another"):
         claim(tmp_path, store, TuneSettings(**asdict(SETTINGS) | {"lr": 0.25}))
     assert claim(tmp_path, store, SETTINGS) is None
@@ -78,3 +79,9 @@ def test_first_version_is_claimed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(asdict(report)))
     as_first_version(tmp_path / "settings.json")
     assert claim(tmp_path, store, SETTINGS) == report
+
+
+def test_run_that_never_began_may_begin_otherwise(store: Store, tmp_path: Path) -> None:
+    assert claim(tmp_path, store, TuneSettings("demo:minilmm")) is None
+    assert claim(tmp_path, store, SETTINGS) is None
+    assert settings_of_run(tmp_path, store.path) == SETTINGS

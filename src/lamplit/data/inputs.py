@@ -59,6 +59,22 @@ def decode_input(image: ImageInput) -> Tensor:
     raise UsageError(f"an image is a {type(image).__name__}; expected {_FORMS}")
 
 
+def decode_nth(images: list[ImageInput], row: int) -> Tensor:
+    """Turn image `row` of a list into (3, H, W) uint8 RGB on the CPU; an error says which image it is.
+
+    Raises:
+        ImageError: the image is damaged, empty, too large, or not there.
+        UsageError: it is no image at all, or has the wrong type of numbers or the wrong shape.
+    """
+    image = images[row]
+    try:
+        return decode_input(image)
+    except ImageError as error:
+        number = f"image {row}" if len(images) > 1 else "the image"
+        name = f" ({image})" if isinstance(image, str | Path) else ""
+        raise ImageError(f"{number}{name}: {error}") from error
+
+
 def list_texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
     """List the texts, and tell whether one alone was given: a str is one text, not a list of letters.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamplit.data.inputs import ImageInput, decode_input, list_images, list_texts
+from lamplit.data.inputs import ImageInput, decode_input, decode_nth, list_images, list_texts
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.progress import progress_bar
@@ -119,7 +119,8 @@ class TwoTowers(nn.Module):
         written, is_one_text = list_texts(texts)
         if not given or not written:
             raise UsageError("model(images, texts) needs at least one image and one text")
-        zimg = self._encode_pixels(torch.stack([resize(decode_input(image)) for image in given]))
+        pixels = torch.stack([resize(decode_nth(given, row)) for row in range(len(given))])
+        zimg = self._encode_pixels(pixels)
         ztxt = self._encode_tokens(self._text_tower().tokenize(written))
         return LiTOutput(zimg[0] if is_one_image else zimg, ztxt[0] if is_one_text else ztxt, self.logit_multiplier)
 
@@ -205,7 +206,8 @@ class TwoTowers(nn.Module):
         parts = [torch.empty(0, self.width, device=self.device)]
         with progress_bar("images", len(given), shown=progress) as advance:
             for start in _starts(len(given), batch_size):
-                pixels = torch.stack([resize(decode_input(image)) for image in given[start : start + batch_size]])
+                rows = range(start, min(start + batch_size, len(given)))
+                pixels = torch.stack([resize(decode_nth(given, row)) for row in rows])
                 parts.append(self.encode_pixels(pixels))
                 advance(len(pixels), "")
         zimg = torch.cat(parts)
@@ -218,7 +220,15 @@ class TwoTowers(nn.Module):
 
         Raises:
             TowerError: the model is open without its image tower.
+            UsageError: the pixels have another type or shape; `encode_images` takes files and whole images.
         """
+        height, width = self.image_preprocessing().image_size
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, height, width):
+            raise UsageError(
+                f"pixels are a {str(pixels.dtype).removeprefix('torch.')} tensor of shape {tuple(pixels.shape)}; "
+                f"expected uint8, (B, 3, {height}, {width}), before they are normalised. encode_images takes files "
+                "and whole images"
+            )
         size = _CPU_IMAGES if self.device.type == "cpu" else len(pixels)
         with evaluating(self):
             return torch.cat([self._encode_pixels(part) for part in torch.split(pixels, size)])

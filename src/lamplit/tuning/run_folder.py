@@ -31,17 +31,21 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
         **asdict(settings),
     }
     file = out / "settings.json"
-    if file.is_file():
+    # A run whose towers could not be opened has left its settings alone.
+    has_begun = (out / "config.json").is_file() or (out / "checkpoints").is_dir()
+    if file.is_file() and has_begun:
         before = read_settings(file)
         changed = [
             f"{key} was {before.get(key)!r} and is {value!r}" for key, value in content.items()
             if before.get(key) != value
         ]  # fmt: skip
         if changed:
-            raise UsageError(f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out")
+            raise UsageError(
+                f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out folder, or delete it"
+            )
         if (out / "report.json").is_file():
             return TuneReport(**json.loads((out / "report.json").read_text(encoding="utf-8")))
-    elif (out / "config.json").is_file():
+    elif has_begun:
         raise UsageError(f"{out} holds a model that is not a run of lamplit tune; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(content, indent=2) + "\n")
