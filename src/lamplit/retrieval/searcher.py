@@ -29,15 +29,27 @@ FIRST = 100  # hits that are the best of the candidates; all further ones are ex
 _CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Hit:
-    """One image that was found."""
+    """One image that was found.
 
-    score: float  # cosine of query and image
+    Attributes:
+        score: cosine of query and image, -1 to 1.
+        id: of the image in the store.
+        path: of the image's file; the id again if the image has no file of its own.
+        texts: the image's texts in the store; may be empty.
+        metadata: every other column of the source, by its name.
+    """
+
+    score: float
     id: str
     path: str
     texts: list[str]
     metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        text = f": {self.texts[0]!r}" if self.texts else ""
+        return f"<Hit {self.score:.3f} {self.path}{text}>"
 
 
 class Searcher:

@@ -27,11 +27,17 @@ _CPU_IMAGES = 8
 
 
 class LiTOutput(NamedTuple):
-    """What `model(images, texts)` returns: unit vectors and the multiplier of their cosines, with gradients."""
+    """What `model(images, texts)` returns: unit vectors and the multiplier of their cosines, with gradients.
 
-    zimg: Tensor  # (N, D), or (D,) of one image
-    ztxt: Tensor  # (M, D), or (D,) of one text
-    logit_multiplier: Tensor  # ()
+    Attributes:
+        zimg: unit vectors of N images, (N, D) float32; of one image that is not in a list, (D,).
+        ztxt: unit vectors of M texts, (M, D) float32; of one text that is not in a list, (D,).
+        logit_multiplier: what cosines are multiplied by, a scalar.
+    """
+
+    zimg: Tensor
+    ztxt: Tensor
+    logit_multiplier: Tensor
 
 
 class TwoTowers(nn.Module):
