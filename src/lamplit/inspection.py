@@ -18,6 +18,8 @@ from lamplit.towers.published.big_vision import Published
 def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
     """Describe a model or a store.
 
+    On the command line: `lamplit info`.
+
     Args:
         path: path of a model or a store, `lit:NAME_OR_FILE` of a published model, or an open model or store.
 

@@ -42,6 +42,8 @@ class IndexReport:
 def build_index(store: Store | str | Path) -> IndexReport:
     """Build an IVF index into a store and measure how many partitions a query needs for a recall@10 of 0.99.
 
+    On the command line: `lamplit index`.
+
     Args:
         store: an open store or its path.
 
@@ -53,7 +55,7 @@ def build_index(store: Store | str | Path) -> IndexReport:
         StoreError: there is no store.
 
     Example:
-        >>> lamplit.build_index("stamps.lance").recall  # doctest: +SKIP
+        >>> lamplit.build_index("stamps.lance").recall
     """
     store = as_store(store)
     if len(store) < 256 or not Path(store.path).is_dir():

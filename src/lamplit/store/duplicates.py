@@ -54,6 +54,8 @@ def find_duplicates(
     other. The vectors are those of the tower, also if the store is centred. Time grows with the square of the
     number of images (100,000 of width 512: minutes); memory holds their vectors and chunks of cosines.
 
+    On the command line: `lamplit duplicates`.
+
     Args:
         store: a store or its path; for one of imported vectors, the same content is the same vector.
         threshold: lowest cosine of a pair. How alike images of one cosine look depends on the tower.

@@ -74,6 +74,8 @@ def compare(
     Every seed has its own split into training and held-out pairs, the same for all choices. Run again, it goes on
     where it was. The folder `out` keeps the stores, the runs, `comparison.json` and `comparison.png`.
 
+    On the command line: `lamplit compare`.
+
     Args:
         source: pairs, which are embedded with each tower; or a store, whose own tower is the only one.
         out: folder of the comparison.

@@ -149,9 +149,12 @@ def classify(
 ) -> ClassifyResult:
     """Classify images; those that cannot be used are skipped and listed with the reason.
 
+    On the command line: `lamplit classify`.
+
     Args:
         model: a folder, `lit:NAME`, or an open model. It needs its image tower alone if `classes` is a class list.
-        images: one image or several, as `LiT.encode_images` takes them.
+        images: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W); or a list of
+            these; or a batch of shape (N, H, W, 3) as an array, (N, 3, H, W) as a tensor. A folder is not an image.
         classes: names, or what `make_classes` or `ClassList.load` returned.
         templates: prompts with `{}` for the class name, or one of them; only with names.
         top: how many classes each prediction has.
@@ -162,7 +165,8 @@ def classify(
         device: torch device of a model to be loaded; by default the accelerator, if there is one.
 
     Returns:
-        Predictions, skipped images, and the probabilities of all classes.
+        Predictions, skipped images, and the probabilities of all classes. `predictions` has only the images that could
+        be used; match them by `.path`.
 
     Raises:
         UsageError: no classes, no templates, the same class twice, a template without `{}`, templates for a class

@@ -33,10 +33,12 @@ def write_report(
 ) -> Report:
     """Write `report.md`, `report.csv`, `report.json` and `report.html` of results.
 
+    On the command line: `lamplit report`.
+
     Args:
         results: the folder that `evaluate` or `run_benchmarks` wrote, or the results themselves.
         against: `paper`, the figures that the paper and its authors published; another folder of results; a CSV file
-            of figures (see `lamplit.evaluation.report.figures`); or None, to compare with nothing.
+            of figures, with the columns benchmark, task, metric, value and model; or None, to compare with nothing.
         out: folder for the four files; by default `report` inside the results' folder.
 
     Returns:
