@@ -63,7 +63,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "context length": text["context_length"] if text else "none",
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
-        **{f"held-out {name}": round(value, 4) for name, value in recall.items()},
+        **{f"held-out {name}": _figure(name, value) for name, value in recall.items()},
     }
 
 
@@ -116,6 +116,10 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
+
+
+def _figure(name: str, value: float) -> float:
+    return int(value) if name.endswith("/median_rank") and value == int(value) else value
 
 
 def _pooling(pool: str | None) -> str:

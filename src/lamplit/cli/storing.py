@@ -156,7 +156,7 @@ def info(
     """
     from lamplit.inspection import describe
 
-    show(describe(path), tables.record, as_json)
+    show(describe(path), tables.description, as_json)
 
 
 def _prepare_store(store: str) -> None:
