@@ -40,7 +40,12 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images that are connected by near pairs, in the order of their ids; the ends of a long chain may differ."""
+    """Images that are connected by near pairs, in the order of their ids; the ends of a long chain may differ.
+
+    Attributes:
+        images: at least two, each with its `id`, its `path`, its `cosine` to the nearest other image of the store, and
+            `copy_of`: the id of the first image of the group with the very same content, or None.
+    """
 
     images: list[Duplicate]
 

@@ -63,7 +63,15 @@ class ImportReport:
 
 @dataclass
 class VectorsReport:
-    """What `export_vectors` wrote, and the tower that made the vectors."""
+    """What `export_vectors` wrote, and the tower that made the vectors.
+
+    Attributes:
+        folder: what was written.
+        image_tower: name of the tower.
+        width: D, the width of the vectors.
+        images: number of images, and of vectors.
+        parts: number of `.npy` files.
+    """
 
     folder: str
     image_tower: str

@@ -20,10 +20,17 @@ PAPER = "paper"
 
 @dataclass
 class Report:
-    """The rows of a report, and its files."""
+    """The rows of a report, and its files.
+
+    Attributes:
+        folder: where the files are.
+        against: whose figures the results stand beside, in words; None if nobody's.
+        rows: one for each figure that was measured.
+        files: paths of the files that were written.
+    """
 
     folder: str
-    against: str | None  # whose figures the results stand beside, in words
+    against: str | None
     rows: list[ReportRow] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
