@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import lamplit
+from lamplit.cli import tables
+from lamplit.cli.terminal import show
 from lamplit.errors import UsageError
 from lamplit.inspection import describe
 from lamplit.store.lance_store import Store
@@ -38,7 +42,19 @@ def test_model_of_a_run_tells_its_recall(words_path: Path, text_folder: Path, tm
     settings = TuneSettings(f"hf:{text_folder}", epochs=0.1, batch_size=32)
     report = lamplit.tune(words_path, tmp_path / "run", settings)
     found = describe(tmp_path / "run")
-    assert found["held-out image_to_text/recall@5"] == round(report.best["image_to_text/recall@5"], 4)
+    held_out = {name.removeprefix("held-out "): value for name, value in found.items() if name.startswith("held-out")}
+    assert held_out == report.best
+
+
+def test_figures_are_rounded_once(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recall = {"image_to_text/recall@1": 0.38848, "image_to_text/median_rank": 2.0, "text_to_image/median_rank": 2.5}
+    shutil.copy(model_path / "config.json", tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({"best": recall}))
+    show(describe(tmp_path), tables.description, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    expected = ["recall@1\t0.388", "median_rank\t2"]
+    assert lines[-3:-1] == [f"held-out image_to_text/{line}" for line in expected]
+    assert lines[-1] == "held-out text_to_image/median_rank\t2.500"
 
 
 def test_model_without_a_text_tower(model_path: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_name_is_what_its_home_defines(name: str) -> None:
     first = (value.__doc__ or "").strip().splitlines()[:1]
     assert first, "has no docstring"
     assert first[0].endswith((".", ":")), "the first line is no sentence"
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(HOMES) if is_dataclass(getattr(lamplit, name))])
+def test_docstring_tells_every_field(name: str) -> None:
+    value = getattr(lamplit, name)
+    docs = inspect.getdoc(value) or ""
+    assert [field.name for field in fields(value) if f"\n    {field.name}: " not in docs] == []
+
+
+@pytest.mark.parametrize("name", sorted(HOMES))
+def test_help_has_no_marks_of_doctest(name: str) -> None:
+    value = getattr(lamplit, name)
+    texts = [inspect.getdoc(each) or "" for each in (value, *vars(value).values()) if callable(each)]
+    assert not [text for text in texts if "doctest:" in text]
 
 
 def test_every_error_is_public() -> None:

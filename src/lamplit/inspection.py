@@ -18,6 +18,8 @@ from lamplit.towers.published.big_vision import Published
 def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
     """Describe a model or a store.
 
+    On the command line: `lamplit info`.
+
     Args:
         path: path of a model or a store, `lit:NAME_OR_FILE` of a published model, or an open model or store.
 
@@ -61,7 +63,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "context length": text["context_length"] if text else "none",
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
-        **{f"held-out {name}": round(value, 4) for name, value in recall.items()},
+        **{f"held-out {name}": _figure(name, value) for name, value in recall.items()},
     }
 
 
@@ -114,6 +116,10 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
+
+
+def _figure(name: str, value: float) -> float:
+    return int(value) if name.endswith("/median_rank") and value == int(value) else value
 
 
 def _pooling(pool: str | None) -> str:

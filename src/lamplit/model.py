@@ -43,7 +43,9 @@ _ROWS_AT_ONCE = 65536  # of a store, on the model's device
 
 
 class LiT(TwoTowers):
-    """The two-tower model of the paper (section 3). Without an image head the locked space is the joint space.
+    """Open one with `lamplit.load`; then `encode_texts`, `encode_images`.
+
+    This is the two-tower model of the paper (section 3). Without an image head the locked space is the joint space.
 
     Args:
         text_tower: maps texts to vectors of the image tower's width; None if only images are encoded.
@@ -56,6 +58,13 @@ class LiT(TwoTowers):
         logit_multiplier: first multiplier of cosines.
         logit_bias: first offset of the logits, for the sigmoid loss; None for softmax.
         trainable_image_tower: leave the image tower unlocked.
+
+    Example:
+        >>> model = lamplit.load("runs/stamps")
+        >>> zimg = model.encode_images(["owl.png", "carp.png"])
+        >>> ztxt = model.encode_texts(["an owl", "a fish", "a hat"])
+        >>> logits = model.logit_multiplier * zimg @ ztxt.T  # (2, 3); plus model.logit_bias if it is not None
+        >>> logits.softmax(-1)  # of a model of the softmax loss; of the sigmoid loss: logits.sigmoid()
     """
 
     run_folder: Path | None = None  # the tuning run that left the model; set by load()
@@ -203,6 +212,8 @@ def as_model(model: str | Path | LiT, device: str | torch.device | None = None, 
 
 def merge_lora(model: str | Path | LiT, out: str | Path) -> None:
     """Write a model that was tuned with LoRA as an ordinary one, with the same vectors and no need of `peft`.
+
+    On the command line: `lamplit merge`.
 
     Args:
         model: a folder, or an open model, which stays as it is.

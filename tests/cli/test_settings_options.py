@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,31 @@ def test_every_setting_has_a_help_text() -> None:
     docs = field_docs(TuneSettings)
     assert list(docs) == [field.name for field in fields(TuneSettings)]
     assert all(text.endswith(".") and "\n" not in text for text in docs.values())
+
+
+def test_class_docstring_has_every_setting() -> None:
+    docs = inspect.getdoc(TuneSettings) or ""
+    assert all(f"\n    {field.name}: " in docs for field in fields(TuneSettings))
+
+
+def test_further_lines_and_sections_of_a_docstring() -> None:
+    @dataclass
+    class Few:
+        """Few settings.
+
+        Args:
+            rate: first line,
+                rate: second line.
+            size: of what.
+
+        Raises:
+            size: never.
+        """
+
+        rate: float = 0.1
+        size: int = 2
+
+    assert field_docs(Few) == {"rate": "first line, rate: second line.", "size": "of what."}
 
 
 def test_help_shows_settings_and_choices() -> None:

@@ -59,6 +59,11 @@ def test_results_do_not_overwrite_each_other(tmp_path: Path):
     assert again.file_name == result().file_name, "the same measurement of the same model, made again"
 
 
+def test_repr():
+    assert repr(result()) == "<Result imagenet-v2: accuracy@1 0.500 [0.400, 0.600]>"
+    assert repr(result(split="all", metrics={})) == "<Result imagenet-v2 all: accuracy@1>"
+
+
 def test_file_name():
     """Data set, column, split, language, task, model and its fingerprint; then digits of all that was asked."""
     measured = result(

@@ -112,6 +112,11 @@ def test_words_are_read_without_torch_if_they_can_be(model_path: Path, tmp_path:
     assert [hit.id for hit in Searcher(words, store).search("ring", k=5)] == [hit.id for hit in expected]
 
 
+def test_repr_of_a_hit() -> None:
+    assert repr(Hit(0.12345, "1", "a/owl.png", ["An owl.", "A bird."], {})) == "<Hit 0.123 a/owl.png: 'An owl.'>"
+    assert repr(Hit(-0.5, "1", "b.png", [], {"year": 1})) == "<Hit -0.500 b.png>"
+
+
 def test_repr(model: LiT, large: Store, by_bits: Searcher, store: Store) -> None:
     assert repr(Searcher(model, store)) == "<Searcher drawings.lance: 60 × 64, exact>"
     assert repr(Searcher(model, large, exact=True, small=0)) == "<Searcher large.lance: 1200 × 64, exact>"

@@ -66,6 +66,13 @@ def test_unreadable_settings_are_explained(content: str, expected: str, tmp_path
         settings_of_run(tmp_path, "a.lance")
 
 
+def test_repr_of_a_report() -> None:
+    report = TuneReport("run", "LU", "timm:a", "demo:minilm", 8, 2, 2, {}, 0, best_step=3, steps=5)
+    assert repr(report) == "<TuneReport run: LU, demo:minilm reads timm:a, 5 steps>"
+    report.best = {"image_to_text/recall@1": 0.388}
+    assert repr(report).endswith("timm:a, image_to_text/recall@1 0.388 at step 3 of 5 steps>")
+
+
 def test_first_version_is_claimed(store: Store, tmp_path: Path) -> None:
     assert claim(tmp_path, store, SETTINGS) is None
     written = (tmp_path / "settings.json").read_text()

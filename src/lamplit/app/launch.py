@@ -37,6 +37,8 @@ def serve(
 ) -> None:
     """Serve a model and a store to browsers and programs until interrupted.
 
+    On the command line: `lamplit app`.
+
     Args:
         model: an open model, the folder of a saved one, or `lit:NAME`.
         store: an open store or its path; it was embedded with the image tower that the model reads.
@@ -57,7 +59,7 @@ def serve(
         TowerError: the class list is for images of another tower.
 
     Example:
-        >>> lamplit.serve("runs/stamps", "stamps.lance", classes=["cat", "dog"])  # doctest: +SKIP
+        >>> lamplit.serve("runs/stamps", "stamps.lance", classes=["cat", "dog"])
     """
     try:
         import python_multipart  # noqa: F401 (fastapi asks for it when the first form comes)

@@ -55,7 +55,10 @@ def classes(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a list of your classes, calibrated on labelled images; classify then needs no text tower."""
+    """Make a list of your classes, calibrated on labelled images; classify then needs no text tower.
+
+    In Python: lamplit.make_classes.
+    """
     prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
     made = lamplit.make_classes(
         model, class_names(classes, classes_file), templates=prompts, sample=sample, label_column=label_column,

@@ -66,6 +66,8 @@ def evaluate(
     """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
 
     On the store that the model was tuned on, only the captions held out of tuning are measured; see --split.
+
+    In Python: lamplit.evaluate; of --benchmark: lamplit.run_benchmarks.
     """
     prompts = _templates(templates)
     results = []
@@ -97,7 +99,10 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put results beside the published figures: Markdown, CSV, JSON and one page."""
+    """Put results beside the published figures: Markdown, CSV, JSON and one page.
+
+    In Python: lamplit.write_report.
+    """
     written = lamplit.write_report(results, against=None if against == "none" else against, out=out)
     show(written, tables.results_report, as_json)
 

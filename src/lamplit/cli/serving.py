@@ -34,7 +34,10 @@ def serve(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a web page and an HTTP API: search, classify, explore, and the curves of the run."""
+    """Serve a web page and an HTTP API: search, classify, explore, and the curves of the run.
+
+    In Python: lamplit.serve.
+    """
 
     def started(address: str) -> None:
         print_line(json.dumps({"address": address}) if as_json else f"{address}  (Ctrl-C ends it)")

@@ -1,27 +1,31 @@
-"""Options of a command from a dataclass of settings: its fields, their types, defaults and docstrings."""
+"""Options of a command from a dataclass of settings: its fields, their types and defaults, and its docstring."""
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
-from itertools import pairwise
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+_FIELD_INDENT = " " * 4  # of a name in `Args:`; its further lines have twice as much
+
 
 def field_docs(settings: type) -> dict[str, str]:
-    """Read the docstring below each field of a dataclass, as one line."""
-    [definition] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for statement, following in pairwise(definition.body):
-        match statement, following:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = " ".join(text.split())
+    """Read what the `Args:` section of a dataclass's docstring says about each field, as one line each."""
+    names = {field.name for field in fields(settings)}
+    docs: dict[str, str] = {}
+    name, is_args = "", False
+    for line in (inspect.getdoc(settings) or "").splitlines():
+        if line.strip() and not line.startswith(" "):
+            is_args = line == "Args:"
+        elif is_args and line.strip():
+            first, colon, text = line.strip().partition(": ")
+            if colon and first in names and line.startswith(_FIELD_INDENT + first):
+                name, docs[first] = first, text
+            else:
+                docs[name] += f" {line.strip()}"
     return docs
 
 

@@ -29,7 +29,10 @@ def data_get(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a data set and print the path of its pairs file."""
+    """Fetch a data set and print the path of its pairs file.
+
+    In Python: lamplit.fetch.
+    """
     pairs = lamplit.fetch(name, folder)
     print_line(json.dumps({"pairs": str(pairs)}) if as_json else pairs)
 
@@ -97,7 +100,10 @@ def import_(
     text_column: TextColumns = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of vectors that other software made; no image is opened."""
+    """Make a store of vectors that other software made; no image is opened.
+
+    In Python: lamplit.import_vectors.
+    """
     report = lamplit.import_vectors(
         source, out, image_tower=image_tower, pairs=pairs, vector_column=vector_column, image_column=image_column,
         text_column=text_column, progress=True,
@@ -110,7 +116,10 @@ def index(
     store: Annotated[str, typer.Argument(help="Store that lamplit embed made.")],
     as_json: AsJson = False,
 ) -> None:
-    """Build an approximate index (IVF) for a store of many millions of images; print its recall."""
+    """Build an approximate index (IVF) for a store of many millions of images; print its recall.
+
+    In Python: lamplit.build_index.
+    """
     from lamplit.retrieval.indexing import build_index
 
     show(build_index(lamplit.Store(store)), tables.record, as_json)
@@ -124,7 +133,10 @@ def duplicates(
     sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of the biggest groups.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List groups of images that are the same or nearly the same; nothing is deleted."""
+    """List groups of images that are the same or nearly the same; nothing is deleted.
+
+    In Python: lamplit.find_duplicates.
+    """
     options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     groups = lamplit.find_duplicates(store, progress=True, **options)
     if sheet is not None:
@@ -138,10 +150,13 @@ def info(
     path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
     as_json: AsJson = False,
 ) -> None:
-    """Describe a model or a store."""
+    """Describe a model or a store.
+
+    In Python: lamplit.describe.
+    """
     from lamplit.inspection import describe
 
-    show(describe(path), tables.record, as_json)
+    show(describe(path), tables.description, as_json)
 
 
 def _prepare_store(store: str) -> None:

@@ -61,6 +61,11 @@ def record(report: Any, labels: Mapping[str, str] | None = None) -> list[Table]:
     return [table]
 
 
+def description(found: Mapping[str, Any]) -> list[Table]:
+    """Show what a model or a store is, under the names that `describe` gives."""
+    return record(found, {name: name for name in found})
+
+
 def items(found: Sequence[Any], labels: Mapping[str, str] | None = None, title: str | None = None) -> Table:
     """Make a table of dataclasses of one kind: a row for each, a column for each field."""
     names = [field.name for field in fields(found[0])] if found else []

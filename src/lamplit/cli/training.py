@@ -84,7 +84,10 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder of the ordinary model to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Merge LoRA into the text tower: an ordinary model with the same vectors."""
+    """Merge LoRA into the text tower: an ordinary model with the same vectors.
+
+    In Python: lamplit.merge_lora.
+    """
     lamplit.merge_lora(model, out)
     _prepare_search(out)
     print_line(json.dumps({"model": str(out)}) if as_json else out)
@@ -105,7 +108,10 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model for another library, checked to give the same vectors there; or the vectors of a store."""
+    """Write a model for another library, checked to give the same vectors there; or the vectors of a store.
+
+    In Python: lamplit.export; of a store: lamplit.export_vectors.
+    """
     if to == "clip-retrieval":
         show(lamplit.export_vectors(source, out), tables.record, as_json)
     else:

@@ -27,12 +27,16 @@ _MAKERS: dict[str, Callable[[Path, Path], None]] = {
 def fetch(name: str, folder: str | Path | None = None) -> Path:
     """Download a data set of the catalogue, unless it is in the cache, and return its file of pairs.
 
+    On the command line: `lamplit data get`.
+
     Args:
         name: `stamps`, `openclipart`, `emoji` or `fashion-mnist`.
         folder: the cache; None for `$LAMPLIT_CACHE`, or `~/.cache/lamplit` if that is not set.
 
     Returns:
-        The path of `pairs.jsonl` or `pairs.parquet`, which `lamplit.embed` takes.
+        The path of `pairs.jsonl` or `pairs.parquet`, which `lamplit.embed` takes. The stamps have the columns `image`
+        (path), `category` (animals, food, ...), `text` (the caption in English), and `text_de`, `text_fr`, ... (the
+        caption in up to 77 other languages; null if there is none).
 
     Raises:
         UsageError: there is no such data set, or the package manager that it comes through is not installed.

@@ -56,10 +56,16 @@ _TRANSPOSE = {
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that cannot be used, as listed in `skipped.jsonl`."""
+    """An image that cannot be used, as listed in `skipped.jsonl`.
+
+    Attributes:
+        id: of the image in its source.
+        path: of the image's file; the id again if the image has no file of its own.
+        reason: why it cannot be used, as one sentence.
+    """
 
     id: str
-    path: str  # the id again if the image has no file of its own
+    path: str
     reason: str
 
 

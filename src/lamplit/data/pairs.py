@@ -46,24 +46,44 @@ NUM_FIRST_ROWS = 100
 
 @dataclass(frozen=True)
 class Pair:
-    """One image and its texts."""
+    """One image and its texts.
 
-    id: str  # stable between runs: the path as the source writes it, the tar's key, or the row's number
-    image: Path | bytes  # the file to read, or the encoded image itself
-    texts: tuple[str, ...]  # empty for an image that is only to be searched
-    metadata: dict[str, Any]  # every other column, as values that JSON can hold
+    Attributes:
+        id: stable between runs: the path as the source writes it, the tar's key, or the row's number.
+        image: the file to read, or the encoded image itself.
+        texts: empty for an image that is only to be searched.
+        metadata: every other column by its name, as values that JSON can hold.
+    """
+
+    id: str
+    image: Path | bytes
+    texts: tuple[str, ...]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of one source; iterating again reads them again, in the same order."""
+    """The pairs of one source; iterating again reads them again, in the same order.
+
+    Attributes:
+        source: what `lamplit.read_pairs` was given.
+        count: number of pairs; None if it cannot be known without reading everything.
+        image_column: the column of images or their paths; None if images are files of their own.
+        text_columns: the columns of texts; empty if texts are files of their own, or there are none.
+        read: begins to read the pairs; iterating calls it.
+        root: the folder that ids and files are under; None for archives and the hub.
+
+    Example:
+        >>> pairs = lamplit.read_pairs("photos/")
+        >>> [pair.texts for pair in pairs]
+    """
 
     source: str
-    count: int | None  # None if it cannot be known without reading everything
-    image_column: str | None  # None if images are files of their own
-    text_columns: tuple[str, ...]  # empty if texts are files of their own, or there are none
+    count: int | None
+    image_column: str | None
+    text_columns: tuple[str, ...]
     read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
-    root: Path | None = None  # the folder that ids and files are under; None for archives and the hub
+    root: Path | None = None
 
     def __iter__(self) -> Iterator[Pair]:
         try:

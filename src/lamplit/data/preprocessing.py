@@ -41,9 +41,20 @@ class Preprocessing:
     `border` pixels are cut off on every side before anything else.
     `center` says where the odd pixel of an uneven margin goes: torchvision and timm round half the margin (to even),
     transformers rounds it down.
+
+    Attributes:
+        image_size: height and width in pixels.
+        mean: subtracted from each channel, whose values are 0 to 1.
+        std: what each channel is then divided by.
+        interpolation: how an image is scaled.
+        crop_fraction: side of the centre that is taken, as a fraction of the short side.
+        fit: crop or squash.
+        antialias: whether areas are averaged over.
+        center: where the odd pixel of an uneven margin goes.
+        border: pixels that are cut off on every side first.
     """
 
-    image_size: tuple[int, int]  # height, width
+    image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"

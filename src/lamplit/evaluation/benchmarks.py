@@ -52,6 +52,8 @@ def run_benchmarks(
     Images are embedded into stores of the cache, one per data set, tower and preprocessing. A second model that reads
     the same tower reads no image, and needs no image tower.
 
+    On the command line: `lamplit evaluate --benchmark`.
+
     Args:
         model: an open model, its folder, or `lit:NAME`.
         benchmarks: name of each benchmark (see `list_benchmarks`) and the folder of its data set; a list of pairs may
@@ -62,7 +64,7 @@ def run_benchmarks(
         templates: name of a set or prompts with `{}`, instead of each benchmark's own.
         canonical: lower-case prompts without punctuation, as big_vision's evaluator does; not for models of cased text.
         few_shot: also fit a linear probe on so many training images of each class, if a data set has any: the mean of
-            three draws (see `probe`).
+            three draws. The probe is fitted in closed form to whitened vectors (table 3 of the paper).
         out: folder for one JSON file per result, written as each is measured, with small images of what was confused.
         cache: folder of the stores and text vectors; by default lamplit's cache.
         workers: processes that decode ahead of the tower.

@@ -47,6 +47,8 @@ def evaluate(
 ) -> list[Result]:
     """Evaluate a model on a store, or on anything `read_pairs` reads (embedded first, and not kept).
 
+    On the command line: `lamplit evaluate`.
+
     Args:
         model: an open model, its folder, or `lit:NAME`. It needs its image tower only if the source is not a store.
         source: store, folder, or file of pairs.

@@ -8,14 +8,25 @@ from typing import Any
 
 @dataclass
 class ExportReport:
-    """The outcome of one export. Vectors are unit vectors of the joint space."""
+    """The outcome of one export. Vectors are unit vectors of the joint space.
+
+    Attributes:
+        to: the other library.
+        folder: what was written.
+        sample: the inputs that were compared, in words.
+        differences: largest difference of any coordinate of a vector, by tower.
+        preprocessing_cosine: lowest cosine of image vectors if the other library prepares the images itself; None if it
+            does not.
+        int8: int8 files and their agreement with float32; None if none were asked for.
+        notes: differences that the comparison cannot see, in words.
+        files: size in bytes of each file, by name.
+    """
 
     to: str
     folder: str
-    sample: str  # the inputs that were compared, in words
-    differences: dict[str, float] = field(default_factory=dict)  # largest difference of any coordinate, by tower
-    # lowest cosine of image vectors if the other library prepares the images itself; None if it does not
+    sample: str
+    differences: dict[str, float] = field(default_factory=dict)
     preprocessing_cosine: float | None = None
-    int8: dict[str, Any] | None = None  # int8 files and their agreement with float32; None if none were asked for
-    notes: list[str] = field(default_factory=list)  # differences that the comparison cannot see, in words
-    files: dict[str, int] = field(default_factory=dict)  # size in bytes, by name
+    int8: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)

@@ -32,6 +32,8 @@ def export(
     Nothing stays in the folder unless every comparison holds: 1e-4 for ONNX Runtime, 1e-5 for the others, as the
     largest difference of any coordinate of a unit vector.
 
+    On the command line: `lamplit export`.
+
     Args:
         model: an open model, its folder, or `lit:NAME`. An open one is left as it is.
         out: folder to write; new or empty.

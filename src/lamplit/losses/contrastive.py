@@ -59,7 +59,7 @@ def softmax_loss(
         UsageError: the shapes do not fit.
 
     Example:
-        >>> loss = softmax_loss(zimg, ztxt, model.logit_multiplier)
+        >>> loss = lamplit.softmax_loss(zimg, ztxt, model.logit_multiplier)
         >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
@@ -99,7 +99,7 @@ def sigmoid_loss(
         UsageError: the shapes do not fit.
 
     Example:
-        >>> loss = sigmoid_loss(zimg, ztxt, model.logit_multiplier, bias)
+        >>> loss = lamplit.sigmoid_loss(zimg, ztxt, model.logit_multiplier, bias)
         >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)

@@ -65,14 +65,23 @@ def _on_grid(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Precision, recall and the most common mistake of one class."""
+    """Precision, recall and the most common mistake of one class.
+
+    Attributes:
+        name: of the class.
+        images: number of images that have the class.
+        precision: TP / (TP + FP), 0 to 1; None if the class was never predicted.
+        recall: TP / (TP + FN), 0 to 1; None if no image has the class.
+        mistaken_for: the most common prediction for images of the class that were missed.
+        mistakes: number of images with that prediction.
+    """
 
     name: str
-    images: int  # number of images that have the class
-    precision: float | None  # TP / (TP + FP); None if the class was never predicted
-    recall: float | None  # TP / (TP + FN); None if no image has the class
-    mistaken_for: str | None = None  # the most common prediction for images of the class that were missed
-    mistakes: int = 0  # number of images with that prediction
+    images: int
+    precision: float | None
+    recall: float | None
+    mistaken_for: str | None = None
+    mistakes: int = 0
 
 
 def retrieval_ranks(

@@ -19,41 +19,80 @@ TaskName = Literal["zero-shot classification", "few-shot classification", "image
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure between 0 and 1 (a rank, from 1) with its 95 % bootstrap interval."""
+    """A figure with its 95 % bootstrap interval.
+
+    Attributes:
+        value: the figure: a fraction between 0 and 1, or a rank, from 1.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
 
     value: float
     low: float
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """Everything about one measurement; `metrics[main_metric]` is what papers print."""
+    """Everything about one measurement; `metrics[main_metric]` is what papers print.
+
+    Attributes:
+        task: zero-shot classification, few-shot classification, or image-text retrieval.
+        benchmark: name on the command line, such as imagenet-v2; for a store or pairs, the file's name.
+        dataset: name as papers write it, such as ImageNet V2; for a store or pairs, the path.
+        language: code of the language of the texts; "own" for a store or pairs.
+        main_metric: key of `metrics`, such as `accuracy@1` or `image_to_text/recall@1`.
+        metrics: every figure by its name.
+        model: `name`, `fingerprint`, `image_tower`, `image_tower_fingerprint` and `text_tower`.
+        protocol: how it was measured: preprocessing, resize_mode, templates, canonicalized, split, notes.
+        images: number of images that were measured.
+        source: path of the data set.
+        split: of a store: held_out (the run's held-out captions) or all.
+        column: of a store: the column with the texts or the labels.
+        variant: in a report: what tells it from others of the same model and data set; not in the file.
+        skipped: number of images of the data set that could not be used.
+        captions: number of distinct captions; 0 for classification.
+        classes: number of classes; 0 for retrieval.
+        per_class: `name`, `images` and `accuracy` of each class.
+        confusions: `class`, `predicted`, `images` (their number) and `examples` (small JPEGs as data URIs) of the most
+            common mistakes.
+        reliability: `error`, the expected calibration error, and `bins`, each with `confidence`, `accuracy` and
+            `images`.
+        recall_curve: recall@1, recall@2, ... of each direction, `image_to_text` and `text_to_image`.
+        versions: of the libraries, by name.
+        time: when it was measured, ISO 8601 in UTC.
+        seconds: how long it took.
+    """
 
     task: TaskName
-    benchmark: str  # name on the command line, such as imagenet-v2; for a store or pairs, the file's name
-    dataset: str  # as papers write it, such as ImageNet V2; for a store or pairs, the path
-    language: str  # code of the language of the texts; "own" for a store or pairs
-    main_metric: str  # accuracy@1, image_to_text/recall@1
+    benchmark: str
+    dataset: str
+    language: str
+    main_metric: str
     metrics: Mapping[str, Measure]
-    model: Mapping[str, str]  # name, fingerprint, image_tower, image_tower_fingerprint, text_tower
-    protocol: Mapping[str, Any]  # preprocessing, resize_mode, templates, canonicalized, split, notes
-    images: int  # images measured
-    source: str = ""  # where the data set lies
-    split: str = ""  # of a store: held_out (the run's held-out captions) or all
-    column: str = ""  # of a store: the column with the texts or the labels
-    variant: str = ""  # in a report: what tells it from others of the same model and data set; not in the file
-    skipped: int = 0  # images of the data set that could not be used
+    model: Mapping[str, str]
+    protocol: Mapping[str, Any]
+    images: int
+    source: str = ""
+    split: str = ""
+    column: str = ""
+    variant: str = ""
+    skipped: int = 0
     captions: int = 0
     classes: int = 0
-    per_class: Sequence[Mapping[str, Any]] = field(default_factory=tuple)  # name, images, accuracy
-    # class, predicted, images, examples (small JPEGs as data URIs)
+    per_class: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     confusions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    reliability: Mapping[str, Any] = field(default_factory=dict)  # error (ECE), bins of confidence, accuracy, images
-    recall_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)  # recall@1, @2, ... of each direction
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries
-    time: str = ""  # ISO 8601, UTC
+    reliability: Mapping[str, Any] = field(default_factory=dict)
+    recall_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    time: str = ""
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        subject = " ".join(filter(None, (self.benchmark or self.source, self.split)))
+        figure = self.metrics.get(self.main_metric)
+        interval = f" {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]" if figure else ""
+        return f"<Result {subject}: {self.main_metric}{interval}>"
 
     @property
     def file_name(self) -> str:

@@ -20,14 +20,16 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], out: str | Path) -> None:
 
     An image that cannot be read any more is a grey square.
 
+    On the command line: `lamplit search --sheet`.
+
     Args:
         found: the hits of each query.
         out: the image file to write; its ending decides the format.
 
     Example:
-        >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")  # doctest: +SKIP
-        >>> found = {query: searcher.search(query, k=6) for query in ("a hat", "a horse")}  # doctest: +SKIP
-        >>> lamplit.contact_sheet(found, "found.png")  # doctest: +SKIP
+        >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")
+        >>> found = {query: searcher.search(query, k=6) for query in ("a hat", "a horse")}
+        >>> lamplit.contact_sheet(found, "found.png")
     """
     columns = max(1, *(len(hits) for hits in found.values()))
     row_height = _TITLE + _CELL + _CAPTION + _MARGIN

@@ -29,27 +29,39 @@ FIRST = 100  # hits that are the best of the candidates; all further ones are ex
 _CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Hit:
-    """One image that was found."""
+    """One image that was found.
 
-    score: float  # cosine of query and image
+    Attributes:
+        score: cosine of query and image, -1 to 1.
+        id: of the image in the store.
+        path: of the image's file; the id again if the image has no file of its own.
+        texts: the image's texts in the store; may be empty.
+        metadata: every other column of the source, by its name.
+    """
+
+    score: float
     id: str
     path: str
     texts: list[str]
     metadata: dict[str, Any]
 
+    def __repr__(self) -> str:
+        text = f": {self.texts[0]!r}" if self.texts else ""
+        return f"<Hit {self.score:.3f} {self.path}{text}>"
+
 
 class Searcher:
     """An open store with the model that reads it.
 
-    Up to `derived.SMALL` images search is exact. In larger stores the first 100 hits are the best of candidates by
+    Up to 50,000 images search is exact. In larger stores the first 100 hits are the best of candidates by
     their bits, as many as gave a recall@10 of 0.99 when the store was written; further hits are exact. The hits of one
     call are always in the order of their scores.
 
     Args:
         model: an open model, the folder of a saved one, or `lit:NAME`; a model that is open with its text tower alone
-            searches by words, and so does a `WordReader`, which needs no torch.
+            searches by words.
         store: an open store or its path, embedded with the image tower that the model reads.
         exact: compare the query with all images, however many there are.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
@@ -60,8 +72,8 @@ class Searcher:
         StoreError: there is no store, or another tower embedded it than the model reads.
 
     Example:
-        >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")  # doctest: +SKIP
-        >>> [hit.path for hit in searcher.search("a red bicycle", k=3)]  # doctest: +SKIP
+        >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")
+        >>> [hit.path for hit in searcher.search("a red bicycle", k=3)]
     """
 
     def __init__(
@@ -98,8 +110,9 @@ class Searcher:
         """Find the k images nearest to words, an image, or both (their unit vectors are added).
 
         Args:
-            query: words; or a sum such as `"beach" - "people"`, see `queries.parse_query`.
-            image: a file, encoded bytes or a PIL image.
+            query: words; or a sum of words in quotes, with weights if you like: `"beach" - 0.5 * "people"`. Their unit
+                vectors are added.
+            image: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
             k: number of hits.
             offset: number of better hits to leave out, for pages.
             where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
@@ -111,6 +124,9 @@ class Searcher:
             UsageError: there are neither words nor an image, the query is blank, a sum cannot be read or cancels out,
                 or the condition is wrong.
             ImageError: the image cannot be used.
+
+        Example:
+            >>> searcher.search('"beach" - 0.5 * "people"', where="year > 2019")
         """
         return self.nearest(self.encode(query, image), k, offset=offset, where=where)
 
@@ -195,11 +211,14 @@ def search(
 ) -> list[Hit]:
     """Find the k images of a store nearest to words, an image, or both; use a `Searcher` for many queries.
 
+    On the command line: `lamplit search`.
+
     Args:
         model: an open model, the folder of a saved one, or `lit:NAME`.
         store: an open store or its path, embedded with the image tower that the model reads.
-        query: words; or a sum such as `"beach" - "people"`.
-        image: a file, encoded bytes or a PIL image.
+        query: words; or a sum of words in quotes, with weights if you like: `"beach" - 0.5 * "people"`. Their unit
+            vectors are added.
+        image: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
         k: number of hits.
         offset: number of better hits to leave out, for pages.
         where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
@@ -215,7 +234,8 @@ def search(
         ImageError: the image cannot be used.
 
     Example:
-        >>> lamplit.search("runs/stamps", "stamps.lance", "a hat", k=3)  # doctest: +SKIP
+        >>> lamplit.search("runs/stamps", "stamps.lance", "a hat", k=3)
+        >>> lamplit.search("runs/stamps", "stamps.lance", '"beach" - 0.5 * "people"')
     """
     reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
     return Searcher(reader, store).search(query, image=image, k=k, offset=offset, where=where)

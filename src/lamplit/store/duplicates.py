@@ -40,7 +40,12 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images that are connected by near pairs, in the order of their ids; the ends of a long chain may differ."""
+    """Images that are connected by near pairs, in the order of their ids; the ends of a long chain may differ.
+
+    Attributes:
+        images: at least two, each with its `id`, its `path`, its `cosine` to the nearest other image of the store, and
+            `copy_of`: the id of the first image of the group with the very same content, or None.
+    """
 
     images: list[Duplicate]
 
@@ -53,6 +58,8 @@ def find_duplicates(
     Two images are in one group if a chain of pairs with a cosine of at least `threshold` leads from one to the
     other. The vectors are those of the tower, also if the store is centred. Time grows with the square of the
     number of images (100,000 of width 512: minutes); memory holds their vectors and chunks of cosines.
+
+    On the command line: `lamplit duplicates`.
 
     Args:
         store: a store or its path; for one of imported vectors, the same content is the same vector.

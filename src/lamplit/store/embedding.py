@@ -87,6 +87,8 @@ def embed(
     are those of a file in the source's folder (for a table: the folder that the table is in), and that file is gone.
     So rows of other sources, of archives and of the hub stay.
 
+    On the command line: `lamplit embed`.
+
     Args:
         source: anything `read_pairs` reads, or the pairs themselves.
         out: the store to make or to add to.

@@ -63,7 +63,15 @@ class ImportReport:
 
 @dataclass
 class VectorsReport:
-    """What `export_vectors` wrote, and the tower that made the vectors."""
+    """What `export_vectors` wrote, and the tower that made the vectors.
+
+    Attributes:
+        folder: what was written.
+        image_tower: name of the tower.
+        width: D, the width of the vectors.
+        images: number of images, and of vectors.
+        parts: number of `.npy` files.
+    """
 
     folder: str
     image_tower: str
@@ -89,8 +97,11 @@ def import_vectors(
     the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
     cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
 
+    On the command line: `lamplit import`.
+
     Args:
-        source: clip-retrieval's folder, a `.npy` file, or Parquet with a column of vectors; see `read_vectors`.
+        source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
+            `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
         out: the store to make; it must not exist yet.
         image_tower: name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
             opened. Stores of one name and width fit each other, and a model tuned on one reads all of them.
@@ -150,6 +161,8 @@ def export_vectors(store: str | Path | Store, out: str | Path, *, part_rows: int
     Vectors are (N, D) float16, as they are stored, in the order of the ids. The metadata has `image_path`, `caption`
     (the first text), `texts` (all of them) and every metadata column. `import_vectors` makes a store with the same
     vectors, texts and metadata from it. The folder appears whole or not at all.
+
+    On the command line: `lamplit export --to clip-retrieval`.
 
     Args:
         store: a store or its path.

@@ -27,11 +27,17 @@ _CPU_IMAGES = 8
 
 
 class LiTOutput(NamedTuple):
-    """What `model(images, texts)` returns: unit vectors and the multiplier of their cosines, with gradients."""
+    """What `model(images, texts)` returns: unit vectors and the multiplier of their cosines, with gradients.
 
-    zimg: Tensor  # (N, D), or (D,) of one image
-    ztxt: Tensor  # (M, D), or (D,) of one text
-    logit_multiplier: Tensor  # ()
+    Attributes:
+        zimg: unit vectors of N images, (N, D) float32; of one image that is not in a list, (D,).
+        ztxt: unit vectors of M texts, (M, D) float32; of one text that is not in a list, (D,).
+        logit_multiplier: what cosines are multiplied by, a scalar.
+    """
+
+    zimg: Tensor
+    ztxt: Tensor
+    logit_multiplier: Tensor
 
 
 class TwoTowers(nn.Module):
@@ -78,7 +84,10 @@ class TwoTowers(nn.Module):
 
     @property
     def logit_multiplier(self) -> Tensor:
-        """The multiplier of cosines; open_clip's `logit_scale` is its logarithm."""
+        """The multiplier of cosines, a scalar: `logits = model.logit_multiplier * zimg @ ztxt.T`.
+
+        If `model.logit_bias` is not None (the sigmoid loss), it is added. open_clip's `logit_scale` is the logarithm.
+        """
         return self.log_scale.exp()
 
     @property
@@ -144,7 +153,8 @@ class TwoTowers(nn.Module):
     def preprocess(self, image: ImageInput) -> Tensor:
         """Scale, crop and normalise one image as the image tower takes it: (3, height, width) float32 on the CPU.
 
-        `encode_images` does so itself; this is for looking at it, and for other libraries.
+        No method of lamplit takes the result: `encode_images` does this itself. It is for looking at an image as the
+        tower sees it, and for other libraries.
 
         Raises:
             TowerError: the model reads imported vectors, whose preprocessing is unknown.

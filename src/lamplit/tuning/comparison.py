@@ -22,7 +22,15 @@ METRICS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/re
 
 @dataclass
 class Cell:
-    """One choice of towers and mode: held-out metrics after the last step, one value for each seed."""
+    """One choice of towers and mode: held-out metrics after the last step, one value for each seed.
+
+    Attributes:
+        image_tower: what made the vectors, such as `demo:efficientnet-lite0`.
+        text_tower: what was tuned, such as `demo:minilm`.
+        mode: the two letters of the lock mode.
+        metrics: the values of each metric, such as `image_to_text/recall@1`, one for each seed.
+        seconds: how long each run took.
+    """
 
     image_tower: str
     text_tower: str
@@ -47,13 +55,21 @@ class Cell:
 
 @dataclass
 class Comparison:
-    """The results of a grid of runs."""
+    """The results of a grid of runs.
+
+    Attributes:
+        out: folder of the comparison.
+        seeds: number of runs of each choice.
+        captions: number of distinct captions that are held out, in the run of the first seed.
+        cells: one for each choice of towers and mode.
+        impossible: choices that cannot be run, and why.
+    """
 
     out: str
     seeds: int
-    captions: int  # held out, in the run of the first seed
+    captions: int
     cells: list[Cell] = field(default_factory=list)
-    impossible: list[str] = field(default_factory=list)  # choices that cannot be run, and why
+    impossible: list[str] = field(default_factory=list)
 
 
 def compare(
@@ -73,6 +89,8 @@ def compare(
 
     Every seed has its own split into training and held-out pairs, the same for all choices. Run again, it goes on
     where it was. The folder `out` keeps the stores, the runs, `comparison.json` and `comparison.png`.
+
+    On the command line: `lamplit compare`.
 
     Args:
         source: pairs, which are embedded with each tower; or a store, whose own tower is the only one.

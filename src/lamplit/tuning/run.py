@@ -29,6 +29,8 @@ def tune(
     Run again with the same settings, it goes on from the last checkpoint, and ends in the same bytes as a run that
     was never interrupted. A finished run is not repeated.
 
+    On the command line: `lamplit tune`.
+
     Args:
         store: a store that `embed` made, or its path.
         out: the run's folder, with the best model by held-out recall, `log.jsonl`, `curves.png`, `checkpoints/`.

@@ -27,71 +27,77 @@ OLD_NAMES = {  # of settings in run folders and recipes of earlier versions
 class TuneSettings:
     """Settings of a tuning run; saved with it, and compared when it is resumed.
 
+    On the command line: the options of `lamplit tune`, such as `--batch-size`, or a `--recipe`.
+
+    Args:
+        text_tower: Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE with SIZE one of tiny, small,
+            base, large, huge, giant.
+        mode: Lock mode: two letters as in the paper (section 3.3), image tower first. L is pre-trained and locked, U
+            pre-trained and tuned, u trained from scratch. auto is LU, or Lu if the text tower is a scratch one.
+        text_column: Column of the store with the texts; another column may hold another language.
+        loss: Contrastive loss: softmax as in the paper, or sigmoid as in SigLIP.
+        optimizer: Optimizer: adamw, or adafactor as the paper uses it for large towers.
+        lr: Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's),
+            1e-5 for a pre-trained text tower, and 1e-4 with LoRA.
+        weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
+            learning rate of 1e-3 is 0.1 here.
+        batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
+        epochs: Passes over the training pairs.
+        steps: Number of steps; replaces the number of epochs.
+        warmup_ratio: Fraction of the steps over which the learning rate rises.
+        grad_clip: Largest norm of the gradient over all parameters that train; a larger gradient is scaled down.
+        image_lr: Peak learning rate of an image tower that trains. By default 1e-5 pre-trained and 1e-3 from scratch;
+            the paper's appendix H tries a tenth of the text tower's.
+        image_weight_decay: Weight decay of an image tower that trains. By default that of the text tower.
+        image_delay: Fraction of the steps before the image tower begins to train, with its warm-up (the paper's
+            appendix H).
+        image_head: Train a linear layer behind the image tower, initialised to the identity. The paper's best setting
+            has none.
+        augment: Augmentation of images for an image tower that trains: the paper's Inception crop (5 % to 100 % of the
+            area), or none. A locked image tower reads the store's vectors, which are of whole images.
+        context_length: Longest text in tokens. By default what the text tower was made for.
+        val_fraction: Fraction of the distinct captions that is held out to measure recall; at most 5,000 captions.
+        closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
+        num_evals: How often held-out recall is measured, and a checkpoint written, in the run.
+        patience: Stop after this many evaluations without a better held-out recall. By default never.
+        precision: Floating-point format: auto is bf16 autocast if the processor computes it in hardware, else fp32.
+        lora: Rank of low-rank changes (LoRA) to the text tower, which train instead of its weights. By default all
+            weights train.
+        seed: Random seed of the split, the order of the pairs, and dropout.
+
     Raises:
         UsageError: a setting has a value out of its range, or two settings contradict each other.
 
     Example:
-        >>> TuneSettings("demo:minilm", mode="LU", epochs=5).peak_lr
+        >>> lamplit.TuneSettings("demo:minilm", mode="LU", epochs=5).peak_lr
         1e-05
     """
 
     text_tower: str
-    """Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE with SIZE one of tiny, small, base, large,
-    huge, giant."""
     mode: Literal["auto", "LL", "LU", "Lu", "UL", "UU", "Uu", "uL", "uU", "uu"] = "auto"
-    """Lock mode: two letters as in the paper (section 3.3), image tower first. L is pre-trained and locked, U
-    pre-trained and tuned, u trained from scratch. auto is LU, or Lu if the text tower is a scratch one."""
     text_column: str = "texts"
-    """Column of the store with the texts; another column may hold another language."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Contrastive loss: softmax as in the paper, or sigmoid as in SigLIP."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """Optimizer: adamw, or adafactor as the paper uses it for large towers."""
     lr: float | None = None
-    """Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's), 1e-5
-    for a pre-trained text tower, and 1e-4 with LoRA."""
     weight_decay: float = 0.1
-    """Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a learning rate of
-    1e-3 is 0.1 here."""
     batch_size: int = 1024
-    """Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it."""
     epochs: float = 20.0
-    """Passes over the training pairs."""
     steps: int | None = None
-    """Number of steps; replaces the number of epochs."""
     warmup_ratio: float = 0.1
-    """Fraction of the steps over which the learning rate rises."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient over all parameters that train; a larger gradient is scaled down."""
     image_lr: float | None = None
-    """Peak learning rate of an image tower that trains. By default 1e-5 pre-trained and 1e-3 from scratch; the paper's
-    appendix H tries a tenth of the text tower's."""
     image_weight_decay: float | None = None
-    """Weight decay of an image tower that trains. By default that of the text tower."""
     image_delay: float = 0.0
-    """Fraction of the steps before the image tower begins to train, with its warm-up (the paper's appendix H)."""
     image_head: bool = False
-    """Train a linear layer behind the image tower, initialised to the identity. The paper's best setting has none."""
     augment: Literal["none", "inception"] = "none"
-    """Augmentation of images for an image tower that trains: the paper's Inception crop (5 % to 100 % of the area), or
-    none. A locked image tower reads the store's vectors, which are of whole images."""
     context_length: int | None = None
-    """Longest text in tokens. By default what the text tower was made for."""
     val_fraction: float = 0.2
-    """Fraction of the distinct captions that is held out to measure recall; at most 5,000 captions."""
     closed_form: bool = True
-    """Initialise the text head in closed form, from the image tower's classifier and the training pairs."""
     num_evals: int = 10
-    """How often held-out recall is measured, and a checkpoint written, in the run."""
     patience: int | None = None
-    """Stop after this many evaluations without a better held-out recall. By default never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Floating-point format: auto is bf16 autocast if the processor computes it in hardware, else fp32."""
     lora: int | None = None
-    """Rank of low-rank changes (LoRA) to the text tower, which train instead of its weights. By default all weights
-    train."""
     seed: int = 0
-    """Random seed of the split, the order of the pairs, and dropout."""
 
     @classmethod
     def from_recipe(cls, recipe: str | Path, **given: Any) -> Self:
@@ -105,7 +111,7 @@ class TuneSettings:
             UsageError: there is no such recipe, or a setting has no such value.
 
         Example:
-            >>> TuneSettings.from_recipe("cc12m", batch_size=4096).batch_size
+            >>> lamplit.TuneSettings.from_recipe("cc12m", batch_size=4096).batch_size
             4096
         """
         values = recipe_settings(recipe, **given)
@@ -207,7 +213,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         UsageError: there is no such recipe, or it has unknown keys.
 
     Example:
-        >>> read_recipe("cc12m")["settings"]["mode"]
+        >>> lamplit.read_recipe("cc12m")["settings"]["mode"]
         'LU'
     """
     file = Path(recipe) if str(recipe).endswith(".toml") else _FOLDER / f"{recipe}.toml"

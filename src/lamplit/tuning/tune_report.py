@@ -11,9 +11,35 @@ from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
 
 
-@dataclass
+@dataclass(repr=False)
 class TuneReport:
-    """The report of a finished run; `report.json` in its folder."""
+    """The report of a finished run; `report.json` in its folder.
+
+    `start`, `best` and `last` hold the figures on held-out captions by name: `image_to_text/recall@1` (also @5, @10),
+    `image_to_text/median_rank`, the same of `text_to_image`, and `mean_recall`. They are empty if nothing is held out.
+
+    Attributes:
+        out: folder of the run; `lamplit.load` opens the best model there.
+        mode: the two letters of the lock mode.
+        image_tower: what made the vectors, such as `demo:efficientnet-lite0`.
+        text_tower: what was tuned, such as `demo:minilm`.
+        training_pairs: number of pairs to train on.
+        held_out_pairs: number of pairs whose captions are held out.
+        held_out_captions: number of distinct captions that are held out.
+        trains: of each part of the model its `state` (trains or locked), number of `parameters`, and `megabytes` in
+            training.
+        truncated_texts: number of training texts that are longer than the text tower reads.
+        start: held-out figures before the first step.
+        best: held-out figures of the model that was saved.
+        last: held-out figures after the last step.
+        best_step: step after which the saved model was measured; 0 is before the first.
+        steps: number of steps that were done.
+        seconds: how long the run took.
+        fingerprint_before: of the image tower, before the first step.
+        fingerprint_after: of the image tower, computed again from its weights after the last step; the same as before
+            if it was locked.
+        skipped: images that could not be read in training, and why.
+    """
 
     out: str
     mode: str
@@ -24,15 +50,21 @@ class TuneReport:
     held_out_captions: int
     trains: dict[str, dict[str, float | str]]
     truncated_texts: int
-    start: dict[str, float] = field(default_factory=dict)  # held-out recall before the first step
+    start: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
     steps: int = 0
     seconds: float = 0.0
     fingerprint_before: str = ""
-    fingerprint_after: str = ""  # of the image tower, computed again from its weights after the last step
-    skipped: dict[str, str] = field(default_factory=dict)  # images that could not be read in training, and why
+    fingerprint_after: str = ""
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        recall = "image_to_text/recall@1"
+        best = f"{recall} {self.best[recall]:.3f} at step {self.best_step} of " if recall in self.best else ""
+        run = f"{self.mode}, {self.text_tower} reads {self.image_tower}"
+        return f"<TuneReport {self.out}: {run}, {best}{self.steps} steps>"
 
 
 def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[str, float | str]]:

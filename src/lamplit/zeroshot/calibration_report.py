@@ -16,22 +16,44 @@ class CalibrationReport:
     what was fitted to the other half. The list itself is fitted to the whole sample. If templates were chosen on the
     sample, the figures in `template_sets` are those of the choice, and the best of several is a little too good; so is
     `accuracy` of classes that exclude each other, which depends on the templates alone.
+
+    Attributes:
+        sample: path of the labelled sample.
+        images: number of images with one of the classes.
+        out_of_class: number of images labelled `none`.
+        unlabelled: number of images without a label, which are left out.
+        multi_label: whether an image may have several classes.
+        template_sets: score of each candidate on the whole sample, best first; empty if one was given.
+        accuracy: of the nearest class, 0 to 1; for multi-label classes the cross-fitted F1 of all labels.
+        error_before: expected calibration error, 0 to 1, with the model's own logit multiplier; None if it cannot be
+            used.
+        error_after: expected calibration error with the fitted logit multiplier.
+        scale_before: the model's own logit multiplier.
+        scale_after: the fitted logit multiplier.
+        threshold: lowest cosine of an answer; None for multi-label classes, which have one each.
+        kept: share of right answers (of labels that are there) that reach the threshold, 0 to 1; None if
+            there are none.
+        rejected: share of out-of-class images (of labels that are not there) that do not reach it;
+            None if there are none.
+        reliability: bins of `error_after`, each with its mean `confidence`, its `accuracy` and number of `images`.
+        per_class: precision, recall and the most common mistake of each class, thresholds included.
+        skipped: images of the sample that could not be used.
     """
 
     sample: str
-    images: int  # with one of the classes
-    out_of_class: int  # images labelled `none`
+    images: int
+    out_of_class: int
     unlabelled: int
     multi_label: bool
-    template_sets: dict[str, float]  # score of each candidate on the whole sample, best first; empty if one was given
-    accuracy: float  # of the nearest class; for multi-label classes the cross-fitted F1 of all labels
-    error_before: float | None  # expected calibration error with the model's own scale; None without a usable one
+    template_sets: dict[str, float]
+    accuracy: float
+    error_before: float | None
     error_after: float
     scale_before: float
     scale_after: float
-    threshold: float | None  # lowest cosine of an answer; None for multi-label classes, which have one each
-    kept: float | None  # share of right answers (of labels that are there) that reach the threshold
-    rejected: float | None  # share of out-of-class images (of labels that are not there) that do not
-    reliability: list[dict[str, float]]  # bins of `error_after`
-    per_class: list[ClassScore]  # of the answers, thresholds included
-    skipped: list[Skipped] = field(default_factory=list)  # images of the sample that could not be used
+    threshold: float | None
+    kept: float | None
+    rejected: float | None
+    reliability: list[dict[str, float]]
+    per_class: list[ClassScore]
+    skipped: list[Skipped] = field(default_factory=list)

@@ -37,21 +37,33 @@ class ClassList:
     An image's answer is its nearest class if the cosine reaches the class's threshold, and else "none of these".
     In a multi-label list (`logit_bias` is a number) it is every class whose threshold is reached.
 
+    Attributes:
+        names: the names of the C classes.
+        templates: the prompts that were averaged into the vectors.
+        vectors: (C, D) float32 unit vectors on the CPU.
+        logit_multiplier: what cosines are multiplied by before they become probabilities.
+        space: fingerprint of the joint space, as `model.space`.
+        image_tower: whose images the list is for.
+        text_tower: what read the prompts.
+        thresholds: lowest cosine of an answer of each class, (C,); the same one unless multi-label; None for none.
+        logit_bias: offset of the logits of a multi-label list; None for classes that exclude each other.
+        report: what the labelled sample said; not saved.
+
     Example:
         >>> classes = lamplit.make_classes("runs/stamps", ["bird", "fish"])
         >>> classes.save("classes.json")
     """
 
     names: list[str]
-    templates: list[str]  # the prompts that were averaged into the vectors
-    vectors: Tensor  # unit vectors, (C, D) float32, on the CPU
-    logit_multiplier: float  # multiplies cosines before they become probabilities
-    space: str  # fingerprint of the joint space, see `LiT.space`
+    templates: list[str]
+    vectors: Tensor
+    logit_multiplier: float
+    space: str
     image_tower: str
     text_tower: str
-    thresholds: list[float] | None = None  # lowest cosine of each class, (C,); the same one unless multi-label
-    logit_bias: float | None = None  # None for classes that exclude each other
-    report: CalibrationReport | None = None  # what the labelled sample said; not saved
+    thresholds: list[float] | None = None
+    logit_bias: float | None = None
+    report: CalibrationReport | None = None
 
     def __repr__(self) -> str:
         shown = f"{listed(self.names, 3)}; {'multi-label' if self.multi_label else 'one per image'}"

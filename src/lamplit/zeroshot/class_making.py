@@ -63,6 +63,8 @@ def make_classes(
     Without a sample the list has the model's own logit multiplier and no thresholds, so no image is "none of these".
     Multi-label classes then need a model of the sigmoid loss, and are given from a probability of 50 % on.
 
+    On the command line: `lamplit classes`.
+
     Args:
         model: a folder, `lit:NAME`, or an open model with its text tower, and its image tower if the sample is not a
             store.
@@ -74,7 +76,8 @@ def make_classes(
         multi_label: an image may have several of the classes, or none.
         keep_rate: share of right answers that must reach the threshold; by default what balances both errors if the
             sample has out-of-class images, and else 0.95.
-        template_sets: what `templates` chooses from; by default lamplit's own prompts and all of `zeroshot.names`.
+        template_sets: what `templates` chooses from; by default lamplit's own prompts, and those of the
+            paper, CLIP and big_vision (clip-80, paper-pets, ...).
         device: torch device of a model to be loaded; by default the accelerator, if there is one.
         progress: show a bar on stderr while embedding.
 

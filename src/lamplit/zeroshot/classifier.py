@@ -25,17 +25,31 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES, fill
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one image, with their probabilities among all classes asked for."""
+    """The best classes of one image, with their probabilities among all classes asked for.
 
-    path: str  # or "image 3" if the fourth image is not a file
-    classes: list[str]  # best first
-    probabilities: list[float]  # of these classes, 0 to 1
-    given: list[str] | None = None  # classes that reach their threshold; empty: none of these; None: no thresholds
+    Attributes:
+        path: of the image's file; "image 3" if the fourth image is not a file.
+        classes: the best classes, best first; `top` of them.
+        probabilities: of `classes`, 0 to 1, in the same order.
+        given: the classes that reach the threshold of a calibrated class list, best first: the answer. Empty if the
+            image is none of these; None if the classes have no thresholds.
+    """
+
+    path: str
+    classes: list[str]
+    probabilities: list[float]
+    given: list[str] | None = None
 
 
 @dataclass(frozen=True)
 class ClassifyResult:
     """What `classify` found. Iterating and `len` go over the predictions.
+
+    Attributes:
+        predictions: of the images that could be used, in the order given; match them to images by their `path`.
+        skipped: images that could not be used, each with the reason.
+        class_names: the names of all C classes.
+        probabilities: (N, C) float32 on the CPU: a row for each prediction, a column for each class name.
 
     Example:
         >>> result = lamplit.classify("runs/stamps", ["owl.png", "carp.png"], ["bird", "fish"])
@@ -43,10 +57,10 @@ class ClassifyResult:
         ['bird', 'fish']
     """
 
-    predictions: list[Prediction]  # of the images that could be used, in the order given
-    skipped: list[Skipped]  # images that could not be used, each with the reason
+    predictions: list[Prediction]
+    skipped: list[Skipped]
     class_names: list[str]
-    probabilities: Tensor = field(repr=False)  # (N, C) float32 on the CPU: a row a prediction, a column a class name
+    probabilities: Tensor = field(repr=False)
 
     def __iter__(self) -> Iterator[Prediction]:
         return iter(self.predictions)
@@ -135,9 +149,12 @@ def classify(
 ) -> ClassifyResult:
     """Classify images; those that cannot be used are skipped and listed with the reason.
 
+    On the command line: `lamplit classify`.
+
     Args:
         model: a folder, `lit:NAME`, or an open model. It needs its image tower alone if `classes` is a class list.
-        images: one image or several, as `LiT.encode_images` takes them.
+        images: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W); or a list of
+            these; or a batch of shape (N, H, W, 3) as an array, (N, 3, H, W) as a tensor. A folder is not an image.
         classes: names, or what `make_classes` or `ClassList.load` returned.
         templates: prompts with `{}` for the class name, or one of them; only with names.
         top: how many classes each prediction has.
@@ -148,7 +165,8 @@ def classify(
         device: torch device of a model to be loaded; by default the accelerator, if there is one.
 
     Returns:
-        Predictions, skipped images, and the probabilities of all classes.
+        Predictions, skipped images, and the probabilities of all classes. `predictions` has only the images that could
+        be used; match them by `.path`.
 
     Raises:
         UsageError: no classes, no templates, the same class twice, a template without `{}`, templates for a class

@@ -20,10 +20,17 @@ PAPER = "paper"
 
 @dataclass
 class Report:
-    """The rows of a report, and its files."""
+    """The rows of a report, and its files.
+
+    Attributes:
+        folder: where the files are.
+        against: whose figures the results stand beside, in words; None if nobody's.
+        rows: one for each figure that was measured.
+        files: paths of the files that were written.
+    """
 
     folder: str
-    against: str | None  # whose figures the results stand beside, in words
+    against: str | None
     rows: list[ReportRow] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
@@ -33,10 +40,12 @@ def write_report(
 ) -> Report:
     """Write `report.md`, `report.csv`, `report.json` and `report.html` of results.
 
+    On the command line: `lamplit report`.
+
     Args:
         results: the folder that `evaluate` or `run_benchmarks` wrote, or the results themselves.
         against: `paper`, the figures that the paper and its authors published; another folder of results; a CSV file
-            of figures (see `lamplit.evaluation.report.figures`); or None, to compare with nothing.
+            of figures, with the columns benchmark, task, metric, value and model; or None, to compare with nothing.
         out: folder for the four files; by default `report` inside the results' folder.
 
     Returns:

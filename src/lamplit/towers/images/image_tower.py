@@ -133,7 +133,7 @@ def open_image_tower(
         TowerError: the weights cannot be fetched, or do not fit; or the tower does not support the pooling.
 
     Example:
-        >>> tower = open_image_tower("timm:vit_base_patch16_224")
+        >>> tower = lamplit.open_image_tower("timm:vit_base_patch16_224")
         >>> tower(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)).shape
         torch.Size([1, 768])
     """

@@ -119,14 +119,14 @@ class TextTower(nn.Module):
         self.tokenizer.save(folder)
 
     def describe(self) -> dict[str, Any]:
-        """Return what `build_text_tower` needs besides the weights and the tokenizer's files."""
+        """Return what builds the tower again, besides the weights and the tokenizer's files."""
         keys = ("spec", "pooling", "context_length", "width", "config")
         parts = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
         lora = {} if self.lora is None else {"lora": self.lora}
         return {key: getattr(self, key) for key in keys} | parts | lora
 
     def add_lora(self, rank: int) -> None:
-        """Let only low-rank changes of the encoder train, and the head; see `lora.add_lora`.
+        """Let only low-rank changes (LoRA) of the encoder train, and the head.
 
         Raises:
             UsageError: the tower has LoRA already, or nothing pre-trained to keep.
@@ -165,13 +165,14 @@ def open_text_tower(
 ) -> TextTower:
     """Open a text tower whose head ends in `width` (the image tower's) and, but for one case, is new.
 
-    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`;
-    `encoders.open_encoder` says which tokens of each are read, and that a decoder's texts get an end token. Code
-    that comes with a model is never run.
+    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`. A decoder is read
+    at its last token, and its texts get an end token; an encoder is read at its class token if its tokenizer begins
+    texts with one, else over the mean of its tokens; a sentence-transformers folder says itself how. Code that comes
+    with a model is never run.
 
     Args:
         spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
-            model), `demo:minilm`, or `scratch:SIZE` with one of `towers.scratch.SIZES`;
+            model), `demo:minilm`, or `scratch:SIZE` with SIZE one of tiny, small, base, large, huge, giant;
             `scratch:SIZE@FILE.model` (SentencePiece) or `scratch:SIZE@FILE.txt` (WordPiece) for a vocabulary of yours
             in place of the SentencePiece that is trained on `texts`.
         width: of the vectors that come out.
@@ -185,6 +186,11 @@ def open_text_tower(
         UsageError: the spec is not one of the above.
         MissingExtraError: it needs a package that is not installed.
         TowerError: the weights cannot be fetched, or do not fit.
+
+    Example:
+        >>> tower = lamplit.open_text_tower("demo:minilm", width=1280)
+        >>> tower(tower.tokenize(["an owl"])).shape
+        torch.Size([1, 1280])
     """
     library, _, name = spec.partition(":")
     if library == "hf" and name:
