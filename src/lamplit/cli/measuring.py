@@ -67,6 +67,8 @@ def evaluate(
 
     On the store that the model was tuned on, only the captions held out of tuning are measured; see --split.
     """
+    if classes_file is not None and label_column is None and source is not None:
+        raise UsageError("--classes-file needs --label-column, the column with the class of each image")
     prompts = _templates(templates)
     results = []
     if source is not None:
