@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from lamplit import errors
-from lamplit.errors import first_line
+from lamplit.errors import first_line, kind_of, nearest_names
 
 
 def test_first_line() -> None:
@@ -18,3 +20,21 @@ def test_docstring_lists_every_class_once() -> None:
     ]
     assert listed == defined
     assert all(issubclass(getattr(errors, name), errors.LamplitError) for name in defined)
+
+
+def test_kind_of() -> None:
+    assert [kind_of(value) for value in (3, "x", None, {}, np.zeros(1))] == [
+        "an int",
+        "a str",
+        "None",
+        "a dict",
+        "an ndarray",
+    ]
+
+
+def test_nearest_names() -> None:
+    names = [f"column{i}" for i in range(79)] + ["labels"]
+    found = nearest_names("label", names)
+    assert found.startswith("labels, column0, column1, ")
+    assert found.endswith(", column8 and 70 more")
+    assert nearest_names("", ["b", "a"]) == "b, a"

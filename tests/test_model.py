@@ -149,14 +149,14 @@ def test_nothing_to_encode(model: LiT) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (3, "images are a int; expected a path, encoded bytes, a PIL image, a uint8 array"),
-        (None, "images are a NoneType"),
+        (3, "images are an int; expected a path, encoded bytes, a PIL image, a uint8 array"),
+        (None, "images are None; expected"),
         ({"a.png": 1}, "images are a dict"),
-        ([3], "an image is a int; expected a path"),
-        ([None], "an image is a NoneType"),
-        (np.zeros((4, 4, 3)), "an image is a array of float64; expected uint8"),
+        ([3], "image 0 is an int; expected a path"),
+        (["a.png", None], "image 1 is None; expected a path"),
+        (np.zeros((4, 4, 3)), "an image is an array of float64; expected uint8"),
         (torch.zeros(3, 4, 4), "an image is a tensor of float32; expected uint8"),
-        (np.zeros((4, 4), np.uint8), r"an image is a array of shape \(4, 4\); expected \(H, W, 3\)"),
+        (np.zeros((4, 4), np.uint8), r"an image is an array of shape \(4, 4\); expected \(H, W, 3\)"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"an image is a tensor of shape \(4, 4, 3\); expected \(3, H, W\)"),
         ([np.zeros((2, 4, 4, 3), np.uint8)], r"shape \(2, 4, 4, 3\)"),
     ],
@@ -187,11 +187,11 @@ def test_one_text_is_not_a_list_of_letters(model: LiT) -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (3, "texts are a int; expected a str, or a list of str"),
+        (3, "texts are an int; expected a str, or a list of str"),
         (b"ring", "texts are a bytes"),
         ({"ring"}, "texts are a set"),
         (["ring", 3.5], "text 1 is 3.5, a float; expected a str"),
-        (["ring", None], "text 1 is None, a NoneType"),
+        (["ring", None], "text 1 is None; expected a str"),
         ([["ring"]], r"text 0 is \['ring'\], a list"),
     ],
 )
@@ -276,7 +276,7 @@ def test_preprocess(model: LiT, image_tower: ImageTower, image_file: Path) -> No
     assert pixels.dtype == torch.float32
     zimg = F.normalize(image_tower.backbone(pixels[None]), dim=-1)
     assert torch.allclose(zimg[0], model.encode_images(image_file), atol=1e-6)
-    with pytest.raises(UsageError, match="an image is a int"):
+    with pytest.raises(UsageError, match="an image is an int"):
         model.preprocess(3)  # type: ignore[arg-type]
 
 
@@ -422,9 +422,9 @@ def test_run_folder(copy: Path) -> None:
 def test_load_refuses(saved: Path) -> None:
     with pytest.raises(UsageError, match="towers is 'txt'; expected one of both, text, image"):
         load(saved, towers="txt")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="there is no device 'gpu' here"):
+    with pytest.raises(UsageError, match="device 'gpu' cannot be used here"):
         load(saved, device="gpu")
-    with pytest.raises(UsageError, match="the model is a int; expected a folder"):
+    with pytest.raises(UsageError, match="the model is an int; expected a folder"):
         as_model(3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="brings its own image tower"):
         load("lit:B16B", image_tower=nn.Identity())
@@ -592,6 +592,52 @@ def test_model_saved_without_its_text_tower(image_tower: ImageTower, image_file:
 def test_no_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model at .*config.json"):  # noqa: RUF043
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "^load takes a folder or lit:NAME; this is None$"),
+        ("runs/y", "^there is no folder runs/y; expected a folder that lamplit tune wrote, or lit:NAME$"),
+        ("hf:x", "^hf:x is a tower, not a model; tune it first: lamplit tune STORE --text-tower hf:x --out FOLDER"),
+        ("demo:minilm", "^demo:minilm is a tower, not a model; tune it first: .* --text-tower demo:minilm"),
+        ("timm:x", "^timm:x is a tower, not a model; embed with it, then tune: .* --image-tower timm:x --out STORE"),
+        ("demo:efficientnet-lite0", "^demo:efficientnet-lite0 is a tower, .* --image-tower demo:efficientnet-lite0"),
+        ("model:runs/y", "^model:runs/y names the image tower of a model; .* type runs/y$"),
+    ],
+)
+def test_what_is_no_model(name: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        load(name)
+
+
+def test_open_model_and_store_are_not_loaded(model: LiT, store_path: Path) -> None:
+    with pytest.raises(UsageError, match="load takes a folder or lit:NAME; this is an open model: use it as it is"):
+        load(model)  # type: ignore[arg-type]
+    for opens in (load, as_model):
+        with pytest.raises(UsageError, match=r"drawings\.lance is a store, not a model; the model comes first"):
+            opens(store_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("encode", 'type model.encode_texts("a dog") or model.encode_images("dog.png")'),
+        ("encode_image", 'type model.encode_images("dog.png")'),
+        ("encode_text", 'type model.encode_texts("a dog")'),
+        ("logit_scale", "model.logit_multiplier is open_clip's logit_scale.exp()"),
+        ("similarity", "encode_texts"),
+        ("tokenize", "encode_texts"),
+        ("from_pretrained", "lamplit.load"),
+    ],
+)
+def test_names_of_other_libraries_get_a_hint(model: LiT, name: str, hint: str) -> None:
+    for owner in (model, LiT):
+        with pytest.raises(AttributeError, match=re.escape(f"LiT has no {name}; ") + ".*" + re.escape(hint)):
+            getattr(owner, name)
+        assert not hasattr(owner, "nonsense")
+        assert not hasattr(owner, name)
 
 
 def test_format_of_the_future(copy: Path) -> None:

@@ -10,6 +10,8 @@ LamplitError
 └── MissingExtraError   an optional part that is not installed
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +19,34 @@ from typing import Any
 def first_line(error: Exception) -> str:
     """Return the first line of an error of another library; the rest is mostly advice for its own users."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def kind_of(value: object) -> str:
+    """Name the type of a value with its article: a str, an int; None is None.
+
+    Example:
+        >>> kind_of(3)
+        'an int'
+    """
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    has_vowel = name[0] in "aeiouAEIOU" or name == "ndarray"
+    return f"{'an' if has_vowel else 'a'} {name}"
+
+
+def nearest_names(wanted: str, names: Iterable[str], most: int = 10) -> str:
+    """Name the first few of many, those that look like `wanted` before all others.
+
+    Example:
+        >>> nearest_names("label", ["id", "path", "labels"], most=2)
+        'labels, id and 1 more'
+    """
+    names = list(names)
+    near = get_close_matches(wanted, names)
+    ordered = [*near, *(name for name in names if name not in near)]
+    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
 
 
 class LamplitError(Exception):

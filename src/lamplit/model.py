@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lamplit._version import __version__
 from lamplit.data.inputs import ImageInput as ImageInput
-from lamplit.errors import TowerError, UsageError
+from lamplit.errors import TowerError, UsageError, kind_of
 from lamplit.files import replacing
 from lamplit.store.lance_store import Store
 from lamplit.towers.devices import is_same_device, pick_device
@@ -134,7 +134,7 @@ class LiT(TwoTowers):
             return self.identity
         if not isinstance(tower, ImageTower):
             raise TowerError(
-                f"a {type(tower).__name__} says nothing of its preprocessing; open it with lamplit.open_image_tower"
+                f"{kind_of(tower)} says nothing of its preprocessing; open it with lamplit.open_image_tower"
             )
         found = tower.identity()
         if not isinstance(self.image_tower, Locked):  # it trains, so it is another tower than it was
@@ -182,6 +182,11 @@ def load(
     Example:
         >>> model = lamplit.load("runs/stamps", device="cpu")
     """
+    if not isinstance(name_or_folder, str | Path):
+        raise UsageError(
+            "load takes a folder or lit:NAME; this is "
+            + ("an open model: use it as it is" if isinstance(name_or_folder, LiT) else kind_of(name_or_folder))
+        )
     where = pick_device(device)
     if towers not in get_args(Towers):
         raise UsageError(f"towers is {towers!r}; expected one of {', '.join(get_args(Towers))}")
@@ -204,7 +209,7 @@ def as_model(model: str | Path | LiT, device: str | torch.device | None = None, 
     if isinstance(model, str | Path):
         return load(model, device=device, towers=towers)
     if not isinstance(model, LiT):
-        raise UsageError(f"the model is a {type(model).__name__}; expected a folder, lit:NAME or what load returns")
+        raise UsageError(f"the model is {kind_of(model)}; expected a folder, lit:NAME or what load returns")
     if device is not None and not is_same_device(pick_device(device), model.device):
         raise UsageError(f"the model is open on {model.device}; move it with model.to({str(device)!r})")
     return model

@@ -156,6 +156,19 @@ def test_wrong_usage_is_2_and_no_traceback(lamplit: Lamplit, arguments: list[str
     assert err if arguments else out + err
 
 
+def test_search_with_words_outside_quotes(lamplit: Lamplit) -> None:
+    code, _, err = lamplit("search", "model", "store", "a", "red", "ring", "-k", 3)
+    assert code == 2
+    assert err.splitlines() == ['error: put the words in quotes: lamplit search MODEL STORE "a red ring"']
+
+
+def test_evaluate_with_classes_but_no_labels(lamplit: Lamplit, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ring\n")
+    code, _, err = lamplit("evaluate", "model", "store", "--classes-file", tmp_path / "classes.txt")
+    assert code == 2
+    assert "--classes-file needs --label-column" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -436,9 +449,13 @@ def test_classify(lamplit: Lamplit, model_path: Path, image_folder: Path, tmp_pa
     assert plain[1] == f"{prediction['path']}\t{prediction['classes'][0]}\t{prediction['probabilities'][0]:.3f}"
     options = ["--device", "cpu", "--batch-size", 1, "--workers", 1]
     assert parsed(lamplit(*by_words, "--json", *options)) == [prediction]
+    assert parsed(lamplit(*by_words, "--templates", "clip-80", "--json"))
+    misspelt = lamplit(*by_words, "--templates", "clip-81")
+    assert misspelt.code == 2
+    assert "there are no templates 'clip-81'; expected prompts with {}" in misspelt.err
     refused = lamplit(*by_words, "--device", "gpu")
     assert refused.code == 2
-    assert "there is no device 'gpu' here" in refused.err
+    assert "device 'gpu' cannot be used here" in refused.err
     only_bad = lamplit("classify", model_path, folder / "bad.png", "--classes", "a,b")
     assert only_bad.code == 2
     assert only_bad.err.splitlines()[-1] == "error: none of 1 images could be used"

@@ -46,10 +46,10 @@ def answer(question: re.Match[bytes], terminal: str) -> bytes:
     return b"\x1b_Gi=" + name[1] + b";OK\x1b\\" if terminal == "kitty" else b""
 
 
-def run(code: str, *arguments: object, terminal: str, late: float = 0.0, **environment: str) -> Shown:
+def run(code: str, *arguments: object, terminal: str, late: float = 0.0, rows: int = 50, **environment: str) -> Shown:
     """Run Python on a terminal of 120 columns that is a kitty, knows Sixel, is a plain one or answers nothing."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (50, 120))
+    termios.tcsetwinsize(theirs, (rows, 120))
     given = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -110,6 +110,12 @@ def test_terminal_that_answers_late_shows_none_by_itself() -> None:
 @pytest.mark.parametrize("asked", ["", "yes"])
 def test_terminal_without_colours_shows_none(asked: str) -> None:
     assert run(DRAWS, asked, terminal="plain", TERM="dumb").text == "False\n"
+
+
+@pytest.mark.parametrize("asked", ["", "yes"])
+def test_terminal_without_rows_shows_none(asked: str) -> None:
+    shown = run(DRAWS, asked, terminal="kitty", rows=0)
+    assert (shown.text, shown.err) == ("False\n", "")
 
 
 def test_extra_that_is_missing() -> None:

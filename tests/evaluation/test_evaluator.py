@@ -166,6 +166,16 @@ def test_class_that_was_not_given_is_named(model: LiT, store: Store) -> None:
         )
 
 
+def test_class_names_need_a_label_column(model: LiT, store: Store) -> None:
+    with pytest.raises(UsageError, match="class_names needs label_column="):
+        evaluate(model, store, class_names=["ring", "circle"])
+
+
+def test_template_set_that_does_not_exist(model: LiT, store: Store) -> None:
+    with pytest.raises(UsageError, match=r"there are no templates 'clip-81'; expected prompts with {}, or one of"):
+        evaluate(model, store, label_column="shape", templates="clip-81")
+
+
 def made_up_store(path: Path, model: LiT, texts: list[list[str]], labels: list[str | None]) -> Store:
     """Write a store under the model's own tower."""
     vectors = torch.randn(len(texts), model.identity.width, generator=torch.Generator().manual_seed(0))

@@ -73,6 +73,11 @@ def test_families(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", ["sentencepiece", "wordpiece"])
 def test_tower_from_scratch(vocabulary: str, tmp_path: Path) -> None:
+    if vocabulary == "wordpiece":
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        words = ["[PAD]", "[UNK]", "[CLS]", *letters, *(f"##{letter}" for letter in letters)]
+        (tmp_path / "words.txt").write_text("".join(f"{word}\n" for word in words))
+        vocabulary = str(tmp_path / "words.txt")
     LiT(open_text_tower(f"scratch:tiny@{vocabulary}", width=WIDTH, texts=TEXTS), TOWER).save(tmp_path)
     assert write_words(tmp_path)
     assert agree(tmp_path, load(tmp_path))

@@ -363,6 +363,18 @@ def test_no_large_temporaries(kind):
     assert 0 < max(allocations) <= 4 * 2**20
 
 
+def test_arrays_are_refused():
+    zimg, scale = torch.eye(3), torch.tensor(10.0)
+    with pytest.raises(UsageError, match="the loss takes torch tensors; ztxt is an ndarray"):
+        softmax_loss(zimg, zimg.numpy(), scale)
+    with pytest.raises(UsageError, match="the loss takes torch tensors; logit_scale is a float"):
+        softmax_loss(zimg, zimg, 10.0)
+    with pytest.raises(UsageError, match="the loss takes torch tensors; logit_bias is a float"):
+        sigmoid_loss(zimg, zimg, scale, -10.0)
+    with pytest.raises(UsageError, match="the loss takes torch tensors; text_ids is a list"):
+        softmax_loss(zimg, zimg, scale, text_ids=[0, 1, 2])
+
+
 def test_shapes_are_checked():
     rows, scale = torch.eye(3), torch.tensor(1.0)
     with pytest.raises(UsageError, match=r"\(3, 3\) and \(2, 3\)"):

@@ -4,8 +4,10 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
+import numpy as np
 import pytest
 import torch
 from conftest import write_store
@@ -268,8 +270,22 @@ def test_sums(model: LiT, store: Store, image_folder: Path) -> None:
 
 
 def test_numbers_below_zero_are_refused(model: LiT, store: Store) -> None:
-    with pytest.raises(UsageError, match="must be 0 or more, got 10 and -1"):
-        Searcher(model, store).search("ring", offset=-1)
+    for name, value in (("offset", -1), ("k", -1), ("k", "3"), ("k", 3.0)):
+        with pytest.raises(UsageError, match=f"^{name} is {value!r}; expected a whole number of at least 0$"):
+            Searcher(model, store).search("ring", **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (["hat", "dog"], r"query is a list; search takes one text\. For many: .*\[s\.search\(q\) for q in queries\]"),
+        (np.zeros(64), r"query is an ndarray; .*nearest\(vector, k\)"),
+        (Path("a.png"), "query is a .*Path; search takes one text. For an image: image=FILE"),
+    ],
+)
+def test_query_that_is_no_text_is_refused(query: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        search("no/model", "no.lance", query)
 
 
 def test_image_head_is_searched_in_its_own_space(text_folder: Path, tmp_path: Path) -> None:

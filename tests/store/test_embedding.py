@@ -31,6 +31,7 @@ from lamplit.data.images import decode_image
 from lamplit.data.pairs import read_pairs
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import PairsError, StoreError, TowerError, UsageError
+from lamplit.model import LiT
 from lamplit.store import store_writer
 from lamplit.store.embedding import EmbedReport, embed
 from lamplit.store.lance_store import Store
@@ -682,6 +683,27 @@ def test_two_stores_with_one_backbone(source: Path, out: Path, tmp_path: Path) -
         embed(source, tmp_path / f"{number}.lance", image_tower=tower, backend="torch", device="meta")
     assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
     assert module.devices.count("cpu") == 2  # what measures the width of each tower
+
+
+def test_backend_that_does_not_exist(source: Path, out: Path, image_tower: ImageTower) -> None:
+    with pytest.raises(UsageError, match=r"^backend is 'tensorrt'; expected one of auto, torch, compile, onnx$"):
+        embed(source, out, image_tower=image_tower, backend="tensorrt")  # type: ignore[arg-type]
+    assert not out.exists()
+
+
+def test_tower_that_is_none(source: Path, out: Path, image_tower: ImageTower) -> None:
+    with pytest.raises(UsageError, match=r"open it first: lamplit\.open_image_tower\(module, preprocessing=lamplit\."):
+        embed(source, out, image_tower=nn.Identity())
+    model = LiT(None, image_tower.identity(), image_tower)
+    with pytest.raises(UsageError, match=r"image_tower is a LiT, a whole model; .* image_tower='model:FOLDER'"):
+        embed(source, out, image_tower=model)
+    with pytest.raises(UsageError, match="'None' is not an image tower; expected timm:NAME"):
+        embed(source, out, image_tower=None)  # type: ignore[arg-type]
+
+
+def test_source_that_is_a_list(out: Path, image_tower: ImageTower) -> None:
+    with pytest.raises(UsageError, match=r"^source is a list; give a folder or a file of pairs$"):
+        embed(["a.png", "b.png"], out, image_tower=image_tower)  # type: ignore[arg-type]
 
 
 def test_onnx_runs_on_the_cpu_alone(source: Path, out: Path, image_tower: ImageTower) -> None:

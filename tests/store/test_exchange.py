@@ -206,7 +206,7 @@ def test_killed_import_leaves_no_store(tmp_path: Path, out: Path) -> None:
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); "
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); "
     )
-    code = f"import sys, lamplit; {limit}lamplit.import_vectors(sys.argv[1], sys.argv[2], tower='a:b')"
+    code = f"import sys, lamplit; {limit}lamplit.import_vectors(sys.argv[1], sys.argv[2], image_tower='a:b')"
     process = subprocess.run([sys.executable, "-c", code, tmp_path / "a.npy", out], check=False)
     assert process.returncode == -signal.SIGXFSZ
     left = {file.name for file in out.glob("data/*")}

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.errors import StoreError
-from lamplit.store.lance_store import Store
+from lamplit.errors import StoreError, UsageError
+from lamplit.store.lance_store import Store, as_store
 from lamplit.store.rows import Row, metadata_name
 from lamplit.store.store_metadata import FORMAT
 from lamplit.towers.identity import TowerIdentity
@@ -243,8 +243,29 @@ def test_unknown_column_lists_the_columns(path: Path) -> None:
 
 def test_nothing_there(path: Path) -> None:
     assert not Store.exists(path)
-    with pytest.raises(StoreError, match=f"no store at {path}.*lamplit embed SOURCE --out {path}"):
+    with pytest.raises(StoreError, match=f"no store at {path}.*lamplit embed SOURCE --image-tower TOWER --out {path}"):
         Store(path)
+    with pytest.raises(UsageError, match="the store is None; expected its path"):
+        as_store(None)  # type: ignore[arg-type]
+
+
+def test_model_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(StoreError, match=f"{tmp_path} is a model, not a store; the order is MODEL STORE"):
+        Store(tmp_path)
+
+
+def test_pairs_are_no_store(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "2024").mkdir(parents=True)
+    (folder / "2024" / "owl.JPG").touch()
+    files = [tmp_path / f"pairs{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".tar")]
+    for source in (folder, *files):
+        if source != folder:
+            source.touch()
+        command = f"lamplit embed {source} --image-tower TOWER --out pairs.lance"
+        with pytest.raises(StoreError, match=f"{source} holds pairs, not a store; embed it first: {command}"):
+            Store(source)
 
 
 def test_something_else_there(path: Path) -> None:

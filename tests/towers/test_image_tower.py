@@ -275,7 +275,7 @@ def test_module() -> None:
 
 
 def test_module_needs_preprocessing() -> None:
-    with pytest.raises(UsageError, match="preprocessing=Preprocessing"):
+    with pytest.raises(UsageError, match=r"preprocessing=lamplit\.Preprocessing"):
         open_image_tower(Tiny())
 
 

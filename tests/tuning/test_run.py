@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,22 @@ def test_other_settings_are_refused_with_what_changed(run: TuneReport, words_pat
         tune(words_path, run.out, made(lr=1e-4, seed=7))
     assert "lr was 0.003 and is 0.0001; seed was 0 and is 7." in str(caught.value)
     assert "epochs" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "demo:minilm",
+            "settings is a str; type lamplit.tune(store, out, lamplit.TuneSettings('demo:minilm', epochs=5))",
+        ),
+        ("hf:x", "settings is a str; type lamplit.tune(store, out, lamplit.TuneSettings('hf:x', epochs=5))"),
+        (None, "settings is None; type lamplit.tune(store, out, lamplit.TuneSettings('demo:minilm', epochs=5))"),
+    ],
+)
+def test_settings_of_another_type(words_path: Path, tmp_path: Path, given: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        tune(words_path, tmp_path / "run", given)
 
 
 def test_another_store_is_refused(run: TuneReport, made: Settings, tmp_path: Path) -> None:

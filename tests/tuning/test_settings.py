@@ -42,6 +42,27 @@ def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", "2", "epochs is '2', a str; expected a number"),
+        ("lr", "1e-3", "lr is '1e-3', a str; expected a number or None"),
+        ("batch_size", 64.0, "batch_size is 64.0, a float; expected a whole number"),
+        ("steps", True, "steps is True, a bool; expected a whole number or None"),
+        ("seed", None, "seed is None; expected a whole number"),
+        ("image_head", 1, "image_head is 1, an int; expected True or False"),
+        ("text_tower", None, "text_tower is None; expected a text"),
+    ],
+)
+def test_wrong_types_are_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        TuneSettings(**{"text_tower": "demo:minilm", name: value})
+
+
+def test_whole_number_is_a_number() -> None:
+    assert TuneSettings("demo:minilm", epochs=5, lr=1).epochs == 5
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("batch_size", 2),

@@ -254,7 +254,7 @@ def test_class_names_are_a_list(model: LiT) -> None:
     for names in ("cat,dog", "cat"):
         with pytest.raises(UsageError, match=f"the classes are one text, '{names}'; expected a list of names"):
             make_classes(model, names)
-    with pytest.raises(UsageError, match="text 1 is 3, a int; expected a str"):
+    with pytest.raises(UsageError, match="text 1 is 3, an int; expected a str"):
         make_classes(model, ["cat", 3])  # type: ignore[list-item]
 
 

@@ -13,6 +13,7 @@ import lamplit
 from lamplit.errors import TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.zeroshot.classifier import class_list, class_vectors, classify, predict_proba
+from lamplit.zeroshot.names import templates as template_set
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 CLASSES = ["circle", "square", "triangle", "red ring"]
@@ -125,7 +126,7 @@ def test_one_image(model: LiT, image_folder: Path) -> None:
             assert len(classify(model, image, CLASSES)) == 1
     [skipped] = classify(model, "owl.png", CLASSES).skipped
     assert (skipped.path, skipped.reason) == ("owl.png", "file not found")
-    with pytest.raises(UsageError, match="an image is a float; expected a path"):
+    with pytest.raises(UsageError, match="image 1 is a float; expected a path"):
         classify(model, [file, 0.5], CLASSES)  # type: ignore[list-item]
 
 
@@ -155,9 +156,9 @@ def test_one_template(model: LiT, image_folder: Path) -> None:
 
 
 def test_numbers_below_one(model: LiT) -> None:
-    for options in ({"top": 0}, {"batch_size": 0}):
-        with pytest.raises(UsageError, match="expected at least 1"):
-            classify(model, [], CLASSES, **options)  # type: ignore[arg-type]
+    for name in ("top", "batch_size"):
+        with pytest.raises(UsageError, match=f"^{name} is 0; expected at least 1$"):
+            classify(model, [], CLASSES, **{name: 0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -167,12 +168,24 @@ def test_numbers_below_one(model: LiT) -> None:
         (["cat", "dog", "cat", "dog", "cow"], ["{}"], "classes given twice: cat, dog"),
         (["cat"], ["a photo"], "has no place for the class name"),
         (["cat"], [], "no templates"),
+        (["cat", " "], ["{}"], "class name 1 is empty"),
+        (
+            ["cat"],
+            "clip-81",
+            "there are no templates 'clip-81'; expected prompts with {}, or one of: lamplit, .*clip-80",
+        ),
         ("cat,dog", ["{}"], "the classes are one text, 'cat,dog'; expected a list of names"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(model: LiT, classes: list[str], templates: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         classify(model, [], classes, templates=templates)
+
+
+def test_templates_by_the_name_of_a_set(model: LiT, image_folder: Path) -> None:
+    file = drawing(image_folder, "large_red_circle")
+    by_name = classify(model, file, CLASSES, templates="clip-80").probabilities
+    assert torch.equal(by_name, classify(model, file, CLASSES, templates=template_set("clip-80")).probabilities)
 
 
 def test_missing_tower_is_said(model_path: Path, image_folder: Path) -> None:

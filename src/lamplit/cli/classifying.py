@@ -19,8 +19,8 @@ from lamplit.cli.terminal import (
     default_workers,
     files_of,
     list_skipped,
+    named_templates,
     print_line,
-    read_lines,
     show,
 )
 from lamplit.errors import UsageError
@@ -59,10 +59,9 @@ def classes(
 
     In Python: lamplit.make_classes.
     """
-    prompts = read_lines(Path(templates)) if templates and Path(templates).is_file() else templates
     made = lamplit.make_classes(
-        model, class_names(classes, classes_file), templates=prompts, sample=sample, label_column=label_column,
-        multi_label=multi_label, keep_rate=keep_rate, device=device, progress=True,
+        model, class_names(classes, classes_file), templates=named_templates(templates), sample=sample,
+        label_column=label_column, multi_label=multi_label, keep_rate=keep_rate, device=device, progress=True,
     )  # fmt: skip
     made.save(out)
     report = made.report
@@ -80,7 +79,9 @@ def classify(
     classes_file: Annotated[
         Path | None, typer.Option(help="Class names, one per line; or the .json file that lamplit classes wrote.")
     ] = None,
-    templates: Annotated[Path | None, typer.Option(help="File of prompts with {}, one per line.")] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="Prompts with {}: a file, one per line, or a set such as clip-80.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes of each image to print.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded together.")] = 64,
     workers: Annotated[
@@ -95,7 +96,7 @@ def classify(
     if workers is None:
         workers = default_workers() if len(files) >= _WORTH_WORKERS else 0
     result = lamplit.classify(
-        model, files, chosen_classes(classes, classes_file), templates=read_lines(templates) if templates else None,
+        model, files, chosen_classes(classes, classes_file), templates=named_templates(templates),
         top=top, batch_size=batch_size, workers=workers, device=device, progress=len(files) > batch_size,
     )  # fmt: skip
     list_skipped(result.skipped)

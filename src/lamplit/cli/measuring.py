@@ -69,6 +69,8 @@ def evaluate(
 
     In Python: lamplit.evaluate; of --benchmark: lamplit.run_benchmarks.
     """
+    if classes_file is not None and label_column is None and source is not None:
+        raise UsageError("--classes-file needs --label-column, the column with the class of each image")
     prompts = _templates(templates)
     results = []
     if source is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def search(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME for a published one.")],
     store: Annotated[str, typer.Argument(help="Store that lamplit embed made with the image tower of the model.")],
     query: Annotated[
@@ -62,6 +63,9 @@ def search(
     """Find images by words, by an image, or by sums of both."""
     from lamplit.retrieval.model_reader import ModelReader, as_reader
 
+    if context.args:
+        several = " ".join([query or "", *context.args])
+        raise UsageError(f'put the words in quotes: lamplit search MODEL STORE "{several}"')
     if query is None and image is None:
         raise UsageError('give words or an image: lamplit search MODEL STORE "words", or --image FILE')
     if paths + null + as_json > 1:

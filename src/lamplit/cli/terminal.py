@@ -71,6 +71,8 @@ def draws_thumbnails(asked: bool | None) -> bool:
     """
     if asked is False or os.environ.get("TERM") == "dumb" or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
+    if 0 in os.get_terminal_size(sys.stdout.fileno()):  # textual-image divides by the rows and columns
+        return False
     if find_spec("textual_image") is None:
         if asked:
             raise MissingExtraError("textual-image", "thumbnails")
@@ -154,6 +156,11 @@ def read_lines(file: Path) -> list[str]:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
+
+
+def named_templates(name: str | None) -> str | list[str] | None:
+    """Return the prompts of a file; of anything else its name, which may be that of a template set."""
+    return read_lines(Path(name)) if name and Path(name).is_file() else name
 
 
 def default_workers() -> int:

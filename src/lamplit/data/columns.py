@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamplit.errors import PairsError, UsageError
+from lamplit.errors import PairsError, UsageError, kind_of, nearest_names
 
 # Looked for in this order, whatever their case.
 IMAGE_COLUMNS = (
@@ -63,9 +63,9 @@ def find_text_columns(
     return (found,) if found else ()
 
 
-def listed(rows: list[Cells]) -> str:
-    """Name the columns of some rows, for an error."""
-    return ", ".join(dict.fromkeys(column for row in rows for column in row)) or "no columns"
+def listed(rows: list[Cells], wanted: str = "") -> str:
+    """Name the columns of some rows, for an error; those that look like the wanted one come first."""
+    return nearest_names(wanted, dict.fromkeys(column for row in rows for column in row)) or "no columns"
 
 
 def image_cell(value: Any, column: str) -> str | bytes:
@@ -85,7 +85,7 @@ def image_cell(value: Any, column: str) -> str | bytes:
         case bytes() | str():
             return value
     raise PairsError(
-        f"column {column} holds a {type(value).__name__}; expected a path or the bytes of one image; "
+        f"column {column} holds {kind_of(value)}; expected a path or the bytes of one image; "
         "name another column with --image-column NAME"
     )
 
@@ -116,7 +116,7 @@ def _named(source: str, wanted: str, rows: list[Cells], option: str) -> str:
     present = {column for row in rows for column in row}
     alike = [wanted] if wanted in present else [c for c in present if c.casefold() == wanted.casefold()]
     if len(alike) != 1:
-        raise UsageError(f"{source} has no column {wanted!r}; it has {listed(rows)}; type {option} NAME")
+        raise UsageError(f"{source} has no column {wanted!r}; it has {listed(rows, wanted)}; type {option} NAME")
     return alike[0]
 
 
@@ -136,7 +136,7 @@ def _texts(value: Any, column: str) -> list[str]:
         case int() | float():
             return [str(value)] if math.isfinite(value) else []
     raise PairsError(
-        f"column {column} holds a {type(value).__name__}; expected a text or a list of texts; "
+        f"column {column} holds {kind_of(value)}; expected a text or a list of texts; "
         "name another column with --text-column NAME"
     )
 

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from lamplit.errors import kind_of
+
 
 class FieldError(ValueError):
     """A value is missing, or is not what it must be; the text names the key. The reader of the file adds the file."""
@@ -37,7 +39,7 @@ class Fields:
         except (ValueError, RecursionError) as error:
             raise FieldError(f"it is not JSON ({error})") from error
         if not isinstance(values, dict):
-            raise FieldError(f"it holds a {type(values).__name__}; expected an object of keys and values")
+            raise FieldError(f"it holds {kind_of(values)}; expected an object of keys and values")
         return cls(values)
 
     def has(self, key: str) -> bool:

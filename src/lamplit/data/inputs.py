@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lamplit.data.images import convert_image, decode_image, open_bytes
-from lamplit.errors import ImageError, UsageError
+from lamplit.errors import ImageError, UsageError, kind_of
 
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
 _FORMS = "a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)"
@@ -26,17 +26,21 @@ def list_images(images: ImageInput | Iterable[ImageInput]) -> tuple[list[ImageIn
         images: one image, several, or a batch: (N, H, W, 3) as an array, (N, 3, H, W) as a tensor.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or one of several is no image; the message has its number.
     """
     if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # a column of paths
-        return list(images.ravel().tolist()), False
-    if isinstance(images, np.ndarray | Tensor):
-        return (list(images), False) if images.ndim == 4 else ([images], True)
-    if isinstance(images, str | Path | bytes | Image.Image):
+        listed: list[ImageInput] = images.ravel().tolist()  # type: ignore[assignment]
+    elif isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+        listed = list(images)
+    elif isinstance(images, str | Path | bytes | Image.Image | np.ndarray | Tensor):
         return [images], True
-    if isinstance(images, Iterable) and not isinstance(images, Mapping | Set | IOBase | bytearray):
-        return list(images), False
-    raise UsageError(f"images are a {type(images).__name__}; expected {_FORMS}, or a list of these")
+    elif isinstance(images, Iterable) and not isinstance(images, Mapping | Set | IOBase | bytearray):
+        listed = list(images)
+    else:
+        raise UsageError(f"images are {kind_of(images)}; expected {_FORMS}, or a list of these")
+    for row, image in enumerate(listed):
+        _require_image(image, f"image {row}")
+    return listed, False
 
 
 def decode_input(image: ImageInput) -> Tensor:
@@ -46,17 +50,16 @@ def decode_input(image: ImageInput) -> Tensor:
         ImageError: the image is damaged, empty, too large, or not there.
         UsageError: it is no image at all, or has the wrong type of numbers or the wrong shape.
     """
+    _require_image(image, "an image")
     if isinstance(image, Image.Image):
         return convert_image(image)
     if isinstance(image, str | Path | bytes):
         return decode_image(open_bytes(Path(image) if isinstance(image, str) else image))
-    if isinstance(image, np.ndarray):
-        _require_pixels("array", image.dtype, image.shape, channels=2, expected="(H, W, 3)")
-        return convert_image(Image.fromarray(image))
+    if 0 in image.shape:
+        raise ImageError("no pixels")
     if isinstance(image, Tensor):
-        _require_pixels("tensor", image.dtype, tuple(image.shape), channels=0, expected="(3, H, W)")
-        return convert_image(Image.fromarray(image.detach().permute(1, 2, 0).contiguous().cpu().numpy()))
-    raise UsageError(f"an image is a {type(image).__name__}; expected {_FORMS}")
+        image = image.detach().permute(1, 2, 0).contiguous().cpu().numpy()
+    return convert_image(Image.fromarray(image))
 
 
 def decode_nth(images: list[ImageInput], row: int) -> Tensor:
@@ -84,21 +87,30 @@ def list_texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
     if isinstance(texts, str):
         return [texts], True
     if not isinstance(texts, Iterable) or isinstance(texts, Mapping | Set | bytes | bytearray | IOBase | Tensor):
-        raise UsageError(f"texts are a {type(texts).__name__}; expected a str, or a list of str")
+        raise UsageError(f"texts are {kind_of(texts)}; expected a str, or a list of str")
     listed = list(texts)
     for row, text in enumerate(cast("list[object]", listed)):
         if not isinstance(text, str):
-            raise UsageError(f"text {row} is {text!r:.50}, a {type(text).__name__}; expected a str")
+            found = "None" if text is None else f"{text!r:.50}, {kind_of(text)}"
+            raise UsageError(f"text {row} is {found}; expected a str")
     return listed, False
 
 
-def _require_pixels(kind: str, dtype: object, shape: tuple[int, ...], *, channels: int, expected: str) -> None:
+def _require_image(image: object, name: str) -> None:
+    """Raise if something is no image, or has the wrong type of numbers or the wrong shape."""
+    if isinstance(image, np.ndarray):
+        _require_pixels(f"{name} is an array", image.dtype, image.shape, channels=2, expected="(H, W, 3)")
+    elif isinstance(image, Tensor):
+        _require_pixels(f"{name} is a tensor", image.dtype, tuple(image.shape), channels=0, expected="(3, H, W)")
+    elif not isinstance(image, str | Path | bytes | Image.Image):
+        raise UsageError(f"{name} is {kind_of(image)}; expected {_FORMS}")
+
+
+def _require_pixels(subject: str, dtype: object, shape: tuple[int, ...], *, channels: int, expected: str) -> None:
     name = str(dtype).removeprefix("torch.")
     if name != "uint8":
         raise UsageError(
-            f"an image is a {kind} of {name}; expected uint8, from 0 to 255, as it is before it is scaled or normalised"
+            f"{subject} of {name}; expected uint8, from 0 to 255, as it is before it is scaled or normalised"
         )
     if len(shape) != 3 or shape[channels] != 3:
-        raise UsageError(f"an image is a {kind} of shape {shape}; expected {expected}, or a list or batch of such")
-    if 0 in shape:
-        raise ImageError("no pixels")
+        raise UsageError(f"{subject} of shape {shape}; expected {expected}, or a list or batch of such")

@@ -32,7 +32,7 @@ from lamplit.data.columns import (
 )
 from lamplit.data.hub import HubRows
 from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
-from lamplit.errors import PairsError, UsageError, first_line
+from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
 # SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
 IMAGE_SUFFIXES = frozenset((
@@ -117,6 +117,8 @@ def read_pairs(
         PairsError: there is nothing, or it cannot be read.
         UsageError: a named column does not exist.
     """
+    if not isinstance(source, str | Path):
+        raise UsageError(f"source is {kind_of(source)}; give a folder or a file of pairs")
     name = str(source)
     path = Path(name).expanduser()
     wanted = ColumnNames(image_column, text_column, need_images)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from lamplit.data.columns import Cells
+from lamplit.errors import kind_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -162,7 +163,7 @@ def _json_rows(file: Path) -> Iterator[Cells]:
             if isinstance(row, dict):
                 yield row
             elif row is not None:
-                raise ValueError(f"row {number} is a {type(row).__name__}; expected an object of columns")
+                raise ValueError(f"row {number} is {kind_of(row)}; expected an object of columns")
 
 
 def _json_line(line: str, number: int) -> Any:

@@ -25,7 +25,7 @@ from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import Links, link, split_store
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
-from lamplit.zeroshot.names import templates as template_set
+from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def evaluate(
         label_column: column with the class names, for zero-shot classification.
         class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
             default all that the label column has.
-        templates: prompts, with `{}` for the class name, or the name of a set of them.
+        templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`.
         out: folder for one JSON file per result, with small images of what was confused.
         device: torch device of a model that is not open yet; by default the accelerator, if there is one.
         progress: show a bar on stderr while embedding.
@@ -79,7 +79,9 @@ def evaluate(
     """
     if split not in get_args(Split):
         raise UsageError(f"there is no split {split!r}; expected one of: {', '.join(get_args(Split))}")
-    prompts = template_set(templates) if isinstance(templates, str) else templates
+    prompts = as_templates(templates)
+    if class_names is not None and label_column is None:
+        raise UsageError("class_names needs label_column=..., the column with the class of each image")
     is_store = isinstance(source, Store) or Store.exists(source)
     model = as_model(model, device=device, towers="text" if is_store else "both")
     with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as (store, skipped):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lamplit.errors import UsageError
+from lamplit.errors import UsageError, kind_of
 from lamplit.losses.tiles import Gradients, Tiles, widest
 
 _LN2 = math.log(2)  # tiles hold logits in units of it
@@ -56,7 +56,7 @@ def softmax_loss(
         The loss, a scalar; float64 for float64 vectors, else float32.
 
     Raises:
-        UsageError: the shapes do not fit.
+        UsageError: the shapes do not fit, or something is no tensor.
 
     Example:
         >>> loss = lamplit.softmax_loss(zimg, ztxt, model.logit_multiplier)
@@ -96,13 +96,14 @@ def sigmoid_loss(
         The loss, a scalar; float64 for float64 vectors, else float32.
 
     Raises:
-        UsageError: the shapes do not fit.
+        UsageError: the shapes do not fit, or something is no tensor.
 
     Example:
         >>> loss = lamplit.sigmoid_loss(zimg, ztxt, model.logit_multiplier, bias)
         >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
+    _require_tensors(logit_bias=logit_bias)
     bias = logit_bias.reshape(()).to(zimg.dtype)
     loss: Tensor = _run_uncompiled(_SigmoidLoss, *_gradient_side_last(zimg, ztxt), scale, bias)
     positives = _shared_positives(zimg, image_ids, text_ids)
@@ -121,6 +122,7 @@ def _run_uncompiled(function: type[torch.autograd.Function], *inputs: Tensor) ->
 
 def _prepare(zimg: Tensor, ztxt: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check the shapes; give all three one type of at least float32."""
+    _require_tensors(zimg=zimg, ztxt=ztxt, logit_scale=logit_scale)
     if zimg.ndim != 2 or zimg.shape != ztxt.shape or len(zimg) == 0:
         raise UsageError(
             f"the loss got vectors of shapes {tuple(zimg.shape)} and {tuple(ztxt.shape)}; "
@@ -128,6 +130,12 @@ def _prepare(zimg: Tensor, ztxt: Tensor, logit_scale: Tensor) -> tuple[Tensor, T
         )
     dtype = torch.promote_types(torch.promote_types(zimg.dtype, ztxt.dtype), torch.float32)
     return zimg.to(dtype), ztxt.to(dtype), logit_scale.reshape(()).to(dtype)
+
+
+def _require_tensors(**inputs: object) -> None:
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(f"the loss takes torch tensors; {name} is {kind_of(value)}: give torch.as_tensor({name})")
 
 
 def _gradient_side_last(zimg: Tensor, ztxt: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,6 +180,7 @@ def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor |
     groups: list[Tensor] = []
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if ids is not None:
+            _require_tensors(**{name: ids})
             if ids.shape != zimg.shape[:1]:
                 raise UsageError(f"{name} has the shape {tuple(ids.shape)}; it needs one id per row: ({len(zimg)},)")
             groups.append(_number_groups(ids.to(zimg.device)))

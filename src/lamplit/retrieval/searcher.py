@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.errors import UsageError
+from lamplit.errors import UsageError, kind_of
 from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
@@ -128,10 +129,12 @@ class Searcher:
         Example:
             >>> searcher.search('"beach" - 0.5 * "people"', where="year > 2019")
         """
+        _require_query(query, k, offset)
         return self.nearest(self.encode(query, image), k, offset=offset, where=where)
 
     def encode(self, query: str | None = None, image: ImageInput | None = None) -> NDArray[np.float32]:
         """Encode a query: a (D,) float32 unit vector in the joint space; arguments and errors as for `search`."""
+        _require_query(query)
         if query is None and image is None:
             raise UsageError("search takes words, an image, or both")
         vectors, weights = [], []
@@ -158,8 +161,7 @@ class Searcher:
         Raises:
             UsageError: the condition is wrong, or `k` or `offset` is below zero.
         """
-        if k < 0 or offset < 0:
-            raise UsageError(f"k and offset must be 0 or more, got {k} and {offset}")
+        _require_query(None, k, offset)
         allowed = None if where is None else self.store.where(where)
         found = self._page(as_array(vector), k, offset, allowed, where)
         rows = self.store.rows(found.rows.tolist())
@@ -237,5 +239,20 @@ def search(
         >>> lamplit.search("runs/stamps", "stamps.lance", "a hat", k=3)
         >>> lamplit.search("runs/stamps", "stamps.lance", '"beach" - 0.5 * "people"')
     """
+    _require_query(query, k, offset)
     reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
     return Searcher(reader, store).search(query, image=image, k=k, offset=offset, where=where)
+
+
+def _require_query(query: object, k: object = 0, offset: object = 0) -> None:
+    for name, value in (("k", k), ("offset", offset)):
+        if not isinstance(value, Integral) or int(value) < 0:
+            raise UsageError(f"{name} is {value!r}; expected a whole number of at least 0")
+    if query is None or isinstance(query, str):
+        return
+    hint = "For an image: image=FILE"
+    if isinstance(query, list | tuple | set):
+        hint = "For many: s = lamplit.Searcher(model, store); [s.search(q) for q in queries]"
+    elif hasattr(query, "ndim"):
+        hint = "For a vector: lamplit.Searcher(model, store).nearest(vector, k)"
+    raise UsageError(f"query is {kind_of(query)}; search takes one text. {hint}")

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
 from lamplit.data.pairs import Pairs, read_pairs
-from lamplit.errors import StoreError, TowerError, UsageError
+from lamplit.errors import StoreError, TowerError, UsageError, kind_of
 from lamplit.files import write_text
 from lamplit.progress import progress_bar
 from lamplit.store.backends import Backend, BackendName, choose_backend
@@ -24,6 +25,7 @@ from lamplit.store.store_writer import StoreWriter
 from lamplit.towers.borrowing import borrowed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
+from lamplit.towers.two_towers import TwoTowers
 
 
 @dataclass
@@ -123,6 +125,12 @@ def embed(
         (1200, 3)
     """
     started = time.monotonic()
+    if backend not in get_args(BackendName):
+        raise UsageError(f"backend is {backend!r}; expected one of {', '.join(get_args(BackendName))}")
+    if isinstance(image_tower, TwoTowers):
+        raise UsageError(
+            f"image_tower is {kind_of(image_tower)}, a whole model; save it, and give image_tower='model:FOLDER'"
+        )
     pairs = source
     if not isinstance(pairs, Pairs):
         pairs = read_pairs(pairs, image_column=image_column, text_column=text_column)

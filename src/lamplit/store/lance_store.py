@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lamplit.errors import LamplitError, StoreError, UsageError
+from lamplit.errors import LamplitError, StoreError, UsageError, kind_of, nearest_names
+from lamplit.store.no_store import why_no_store
 from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, column_type, fitted, to_table
 from lamplit.store.store_metadata import KEY, StoreMetadata
@@ -58,7 +59,7 @@ class Store:
         self.path = str(path)
         table = _open_table(path)
         if table is None:
-            raise StoreError(f"no store at {path}; make one with: lamplit embed SOURCE --out {path}")
+            raise StoreError(why_no_store(path))
         self._table = table
         self._metadata = StoreMetadata.read(table.schema, self.path)
         self._order = RowOrder(table)
@@ -203,7 +204,7 @@ class Store:
             StoreError: there is no such column.
         """
         if name not in self._table.schema.names:
-            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns()}")
+            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
         values: list[Any] = self._sorted(name)[name].to_pylist()
         return values
 
@@ -321,8 +322,8 @@ class Store:
         self._table.checkout_latest()
         self._order = RowOrder(self._table)
 
-    def _listed_columns(self) -> str:
-        return ", ".join(name for name in self._table.schema.names if name != "vector")
+    def _listed_columns(self, wanted: str = "") -> str:
+        return nearest_names(wanted, (name for name in self._table.schema.names if name != "vector"))
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
         halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
@@ -338,12 +339,17 @@ def as_store(store: str | Path | Store) -> Store:
 
     Raises:
         StoreError: there is no store at the path, it is damaged, or a newer lamplit wrote it.
+        UsageError: it is neither a path nor a store.
     """
-    return store if isinstance(store, Store) else Store(store)
+    if isinstance(store, Store):
+        return store
+    if not isinstance(store, str | Path):
+        raise UsageError(f"the store is {kind_of(store)}; expected its path, or an open lamplit.Store")
+    return Store(store)
 
 
 def _open_table(path: str | Path) -> Any:
-    if Path(path).is_file():  # Lance would try for seconds
+    if not isinstance(path, str | Path) or Path(path).is_file():  # of a file, Lance would try for seconds
         return None
     try:
         return lance.dataset(str(path))

@@ -6,6 +6,8 @@ import torch
 
 from lamplit.errors import UsageError, first_line
 
+_MAX_REASON = 80  # characters; torch lists its back ends, dispatch keys and addresses
+
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device that was asked for, or by default the accelerator if there is one, else the CPU.
@@ -18,8 +20,10 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)  # a driver that is missing says so here
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # CUDA's absence is an AssertionError
-        raise UsageError(f"there is no device {str(device)!r} here: {first_line(error)}") from error
+    except (RuntimeError, AssertionError, TypeError) as error:  # CUDA's absence is an AssertionError
+        reason = first_line(error)
+        reason = reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 1]}…"
+        raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); type cpu, or leave it out") from error
     return found
 
 

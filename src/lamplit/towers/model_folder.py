@@ -25,9 +25,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG
     if not file.is_file():
-        raise UsageError(
-            f"no model at {folder}: it has no config.json; expected a folder that lamplit tune wrote, or lit:NAME"
-        )
+        raise UsageError(_why_no_model(folder))
     try:
         fields = Fields.parse(file.read_bytes())
         if fields.integer("format", least=1) > FORMAT:
@@ -43,6 +41,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return (
         {key: None for key in ("center", "image_head", "logit_bias")} | dict(fields.values) | {"image_tower": identity}
     )
+
+
+def _why_no_model(folder: Path) -> str:
+    """Say why there is no model at a path: a tower's name, a store, nothing at all or something else."""
+    name = str(folder)
+    library, colon, rest = name.partition(":")
+    if colon and library == "model":
+        return f"{name} names the image tower of a model; for the model itself leave out model:, and type {rest}"
+    if colon and (library == "timm" or rest.startswith("efficientnet")):
+        return (
+            f"{name} is a tower, not a model; embed with it, then tune: lamplit embed SOURCE --image-tower {name} "
+            "--out STORE (in Python lamplit.embed, lamplit.tune)"
+        )
+    if colon and library in ("hf", "demo", "scratch"):
+        return (
+            f"{name} is a tower, not a model; tune it first: lamplit tune STORE --text-tower {name} --out FOLDER "
+            "(in Python lamplit.tune)"
+        )
+    if (folder / "_versions").is_dir():  # Lance's
+        return f"{name} is a store, not a model; the model comes first: MODEL STORE"
+    expected = "expected a folder that lamplit tune wrote, or lit:NAME"
+    if not folder.exists():
+        return f"there is no folder {name}; {expected}"
+    return f"no model at {name}: it has no config.json; {expected}"
 
 
 def _check(fields: Fields, identity: TowerIdentity) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -26,6 +26,17 @@ from lamplit.unit_vectors import as_array
 _CPU_IMAGES = 8
 
 
+_HINTS = {  # what other libraries call it
+    "encode": 'type model.encode_texts("a dog") or model.encode_images("dog.png")',
+    "encode_image": 'type model.encode_images("dog.png")',
+    "encode_text": 'type model.encode_texts("a dog")',
+    "from_pretrained": 'type lamplit.load("lit:NAME"), or a folder',
+    "logit_scale": "model.logit_multiplier is open_clip's logit_scale.exp()",
+    "similarity": "vectors have length 1, so cosines are model.encode_images(images) @ model.encode_texts(texts).T",
+    "tokenize": "model.encode_texts takes the texts themselves",
+}
+
+
 class LiTOutput(NamedTuple):
     """What `model(images, texts)` returns: unit vectors and the multiplier of their cosines, with gradients.
 
@@ -40,7 +51,12 @@ class LiTOutput(NamedTuple):
     logit_multiplier: Tensor
 
 
-class TwoTowers(nn.Module):
+class _Hinting(type):
+    def __getattr__(cls, name: str) -> Any:
+        raise _no_attribute(cls.__name__, name)
+
+
+class TwoTowers(nn.Module, metaclass=_Hinting):
     """What encodes: a text tower, an image tower, what is behind it, and the scalars. `LiT` says what each is."""
 
     def __init__(
@@ -72,6 +88,11 @@ class TwoTowers(nn.Module):
         towers = f"{self.text_tower.spec if self.text_tower else 'no text tower'} reads {self.identity.spec}"
         missing = "" if self.image_tower is not None else " (not opened)"
         return f"<{type(self).__name__} {self.name}: {towers}{missing}, {self.width} wide, on {self.device}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HINTS:
+            raise _no_attribute(type(self).__name__, name)
+        return super().__getattr__(name)
 
     def attach_trainable_image_tower(self, image_tower: nn.Module) -> None:
         """Use an unlocked image tower, which trains with the text tower. A saved model is loaded locked again."""
@@ -320,6 +341,10 @@ class TwoTowers(nn.Module):
 
     def _encode_tokens(self, tokens: list[list[int]]) -> Tensor:
         return F.normalize(self._text_tower()(tokens).float(), dim=-1)
+
+
+def _no_attribute(owner: str, name: str) -> AttributeError:
+    return AttributeError(f"{owner} has no {name}" + (f"; {_HINTS[name]}" if name in _HINTS else ""), name=name)
 
 
 def without_image_tower(identity: TowerIdentity) -> TowerError:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lamplit.errors import UsageError, kind_of
 from lamplit.store.lance_store import Store, as_store
 from lamplit.towers.devices import pick_device
 from lamplit.tuning.building import build_run
@@ -55,6 +56,11 @@ def tune(
         >>> report = lamplit.tune("stamps.lance", "runs/stamps", settings)
         >>> report.best["image_to_text/recall@1"]
     """
+    if not isinstance(settings, TuneSettings):
+        raise UsageError(
+            f"settings is {kind_of(settings)}; type lamplit.tune(store, out, lamplit.TuneSettings("
+            f"{settings if isinstance(settings, str) else 'demo:minilm'!r}, epochs=5))"
+        )
     store = as_store(store)
     out = Path(out)
     done = claim(out, store, settings)

@@ -8,11 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from lamplit.errors import UsageError
+from lamplit.errors import UsageError, kind_of
 
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
 _TABLES = {"title", "source", "paper", "settings"}
+_EXPECTED = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 OLD_NAMES = {  # of settings in run folders and recipes of earlier versions
     "text": "text_tower",
     "warmup": "warmup_ratio",
@@ -121,6 +122,7 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
+        self._check_types()
         ranges = {
             "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares pairs"),
             "epochs": (self.epochs > 0, "more than 0"),
@@ -161,6 +163,20 @@ class TuneSettings:
                 f"{', '.join(given)} cannot be given in mode {self.mode}, because its image tower is locked; "
                 "give a mode that begins with U or u"
             )
+
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            kind, *others = get_args(hint) or (hint,)
+            if kind not in _EXPECTED:  # a Literal, whose choices are checked with the ranges
+                continue
+            value = getattr(self, name)
+            taken = (int, float) if kind is float else kind
+            if (value is None and others) or (
+                isinstance(value, taken) and (kind is bool or not isinstance(value, bool))
+            ):
+                continue
+            found = "None" if value is None else f"{value!r:.50}, {kind_of(value)}"
+            raise UsageError(f"{name} is {found}; expected {_EXPECTED[kind]}{' or None' if others else ''}")
 
     @property
     def image_trains(self) -> bool:

@@ -30,7 +30,6 @@ from lamplit.zeroshot import names as protocol_names
 from lamplit.zeroshot.calibration_report import CalibrationReport
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
-from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 SUGGEST = "suggest"
 
@@ -95,7 +94,7 @@ def make_classes(
     """
     if keep_rate is not None and not 0 < keep_rate <= 1:
         raise UsageError(f"keep_rate is {keep_rate}; expected more than 0 and at most 1")
-    candidates = _candidates(templates, template_sets or _known_sets())
+    candidates = _candidates(templates, template_sets or protocol_names.known_template_sets())
     opened = as_model(model, device, towers="text" if sample is None or _is_store(sample) else "both")
     if sample is None:
         if len(candidates) > 1:
@@ -166,27 +165,14 @@ def _calibrate(
     return replace(fitted, report=report)
 
 
-def _known_sets() -> dict[str, Sequence[str]]:
-    sets = {name: protocol_names.templates(name) for name in protocol_names.template_sets()}
-    return {"lamplit": DEFAULT_TEMPLATES, **sets}
-
-
 def _candidates(
     templates: Sequence[str] | str | None, template_sets: Mapping[str, Sequence[str]]
-) -> dict[str, Sequence[str] | None]:
+) -> dict[str, Sequence[str]]:
     """Return the templates to try, by name."""
     if templates == SUGGEST:
         return dict(template_sets)
-    if isinstance(templates, str) and "{}" in templates:
-        return {"given": [templates]}
-    if isinstance(templates, str):
-        if templates not in template_sets:
-            raise UsageError(
-                f"there are no templates {templates!r}; expected prompts with {{}}, {SUGGEST}, or one of: "
-                f"{', '.join(template_sets)}"
-            )
-        return {templates: template_sets[templates]}
-    return {"given": templates}
+    name = templates if isinstance(templates, str) and "{}" not in templates else "given"
+    return {name: protocol_names.as_templates(templates, template_sets, others=f"{SUGGEST}, ")}
 
 
 def _uncalibrated(model: LiT, classes: ClassList, multi_label: bool) -> ClassList:

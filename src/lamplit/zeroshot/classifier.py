@@ -20,6 +20,7 @@ from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT, as_model
 from lamplit.progress import progress_bar
 from lamplit.zeroshot.class_list import ClassList
+from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES, fill
 
 
@@ -122,7 +123,7 @@ def class_list(model: LiT, class_names: Sequence[str], templates: str | Sequence
         UsageError: no classes, no templates, the same class twice, or a template without `{}`.
         TowerError: the model was loaded without its text tower.
     """
-    names, prompts = _list_names(class_names), list_texts(DEFAULT_TEMPLATES if templates is None else templates)[0]
+    names, prompts = _list_names(class_names), list_texts(as_templates(templates))[0]
     vectors = class_vectors(model, names, prompts).cpu()
     return ClassList(
         names,
@@ -156,7 +157,8 @@ def classify(
         images: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W); or a list of
             these; or a batch of shape (N, H, W, 3) as an array, (N, 3, H, W) as a tensor. A folder is not an image.
         classes: names, or what `make_classes` or `ClassList.load` returned.
-        templates: prompts with `{}` for the class name, or one of them; only with names.
+        templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`; only
+            with names.
         top: how many classes each prediction has.
         batch_size: images that are decoded and encoded together.
         workers: processes that decode files ahead of the tower; with any, a script needs
@@ -177,8 +179,9 @@ def classify(
         >>> lamplit.classify("runs/stamps", "owl.png", ["bird", "fish"])[0].classes
         ['bird', 'fish']
     """
-    if batch_size < 1 or top < 1:
-        raise UsageError(f"batch_size is {batch_size} and top is {top}; expected at least 1")
+    for name, value in (("batch_size", batch_size), ("top", top)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}; expected at least 1")
     opened = as_model(model, device, towers="image" if isinstance(classes, ClassList) else "both")
     if not isinstance(classes, ClassList):
         classes = class_list(opened, classes, templates)
@@ -204,6 +207,9 @@ def _list_names(class_names: Iterable[str]) -> list[str]:
     names, is_one = list_texts(class_names)
     if is_one:
         raise UsageError(f"the classes are one text, {class_names!r}; expected a list of names, such as ['cat', 'dog']")
+    for row, name in enumerate(names):
+        if not name.strip():
+            raise UsageError(f"class name {row} is empty; expected a name such as 'cat'")
     return names
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
 from lamplit.errors import UsageError
+from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 
 class Source(NamedTuple):
@@ -32,6 +33,38 @@ def templates(name: str) -> list[str]:
     entry = _entry("templates.json", name)
     extended = templates(entry["extends"]) if "extends" in entry else []
     return [*extended, *entry["templates"]]
+
+
+def known_template_sets() -> dict[str, Sequence[str]]:
+    """Return every template set by its name; `lamplit` is the default one."""
+    return {"lamplit": DEFAULT_TEMPLATES, **{name: templates(name) for name in template_sets()}}
+
+
+def as_templates(
+    given: str | Sequence[str] | None, sets: Mapping[str, Sequence[str]] | None = None, *, others: str = ""
+) -> list[str]:
+    """Return the templates that a caller means: prompts, one prompt, or the name of a set; None for the default ones.
+
+    Args:
+        given: what the caller gave.
+        sets: the sets by name; by default `known_template_sets`.
+        others: further words that the caller could have given, for the message.
+
+    Raises:
+        UsageError: there is no such set.
+    """
+    if given is None:
+        return list(DEFAULT_TEMPLATES)
+    if not isinstance(given, str):
+        return list(given)
+    if "{}" in given:
+        return [given]
+    sets = known_template_sets() if sets is None else sets
+    if given not in sets:
+        raise UsageError(
+            f"there are no templates {given!r}; expected prompts with {{}}, {others}or one of: {', '.join(sets)}"
+        )
+    return list(sets[given])
 
 
 def template_source(name: str) -> Source:

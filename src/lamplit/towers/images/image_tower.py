@@ -139,6 +139,7 @@ def open_image_tower(
     """
     if isinstance(tower, nn.Module):
         return _wrap_module(tower, weights, preprocessing, pool)
+    tower = str(tower)  # what is no name is refused with the other wrong ones
     library, _, name = tower.partition(":")
     if library == "timm" and name:
         opened = open_timm(name, weights)
@@ -257,6 +258,9 @@ def _wrap_module(
     if pool is not None:
         raise UsageError("a module pools as it was written; let its forward pool otherwise")
     if preprocessing is None:
-        raise UsageError("a module does not say how it wants its images; give preprocessing=Preprocessing(...)")
+        raise UsageError(
+            "a module does not say how it wants its images; open it first: lamplit.open_image_tower(module, "
+            "preprocessing=lamplit.Preprocessing((224, 224), mean, std))"
+        )
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     return ImageTower(f"module:{name}", module, preprocessing, {"library": "module", "name": name})

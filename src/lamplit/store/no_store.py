@@ -1,0 +1,25 @@
+"""Why there is no store at a path, for the error that says so."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+_LOOKED_AT = 1000  # files of a folder
+
+
+def why_no_store(path: str | Path) -> str:
+    """Say why there is no store at a path, and what to type: a model, pairs that are not embedded yet, or nothing."""
+    # A search reads no pairs, and their readers take longer to import than all it does.
+    from lamplit.data.pairs import IMAGE_SUFFIXES
+    from lamplit.data.readers import TABLE_SUFFIXES
+
+    folder = Path(path)
+    if (folder / "config.json").is_file() or str(path).startswith("lit:"):
+        return f"{path} is a model, not a store; the order is MODEL STORE"
+    is_table = folder.is_file() and folder.suffix.lower() in (*TABLE_SUFFIXES, ".tar")
+    below = islice(folder.rglob("*"), _LOOKED_AT) if folder.is_dir() else ()
+    if is_table or any(file.suffix.lower() in IMAGE_SUFFIXES for file in below):
+        command = f"lamplit embed {path} --image-tower TOWER --out pairs.lance"
+        return f"{path} holds pairs, not a store; embed it first: {command}"
+    return f"no store at {path}; make one with: lamplit embed SOURCE --image-tower TOWER --out {path}"
