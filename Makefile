@@ -18,7 +18,7 @@ docs: $(INSTALLED)  ## the site, strictly, into build/site
 	$(BIN)/mkdocs build --strict
 
 # One process a core, one thread each: two processes with two threads each get in each other's way.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadgroup
 
 test: $(INSTALLED)  ## every test, slow ones too
 	$(TEST)

@@ -168,6 +168,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("tutorial")  # which takes minutes, so one process runs it once
 def test_tutorial(tutorial: tuple[Path, list[str]]) -> None:
     _, printed = tutorial
     _, embedded, tuned, found, evaluated, classified, program = printed
@@ -180,6 +181,7 @@ def test_tutorial(tutorial: tuple[Path, list[str]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("tutorial")
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_blocks_run_beside_what_the_tutorial_leaves(
     page: Path, tutorial: tuple[Path, list[str]], tmp_path: Path
