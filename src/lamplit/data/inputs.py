@@ -73,6 +73,8 @@ def decode_nth(images: list[ImageInput], row: int) -> Tensor:
     try:
         return decode_input(image)
     except ImageError as error:
+        if len(images) == 1 and not isinstance(image, str | Path):  # it has no name, and there is no other
+            raise
         number = f"image {row}" if len(images) > 1 else "the image"
         name = f" ({image})" if isinstance(image, str | Path) else ""
         raise ImageError(f"{number}{name}: {error}") from error
