@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import FolderHandler, serve
 
-from lamplit.files import cache_folder, download, replacing, write_text
+from lamplit.files import cache_folder, download, replacing, replacing_parts, write_text
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,6 +91,30 @@ def test_replacing_leaves_the_old_where_writing_fails(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "old"
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["old"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "folder"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_replacing_a_folder_gives_its_files_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    with replacing(tmp_path / "folder") as partial:
+        (partial / "inner").mkdir(parents=True)
+        (partial / "inner" / "weights").touch(mode=0o600)
+    (tmp_path / "new").touch()
+    assert (tmp_path / "folder" / "inner" / "weights").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_replacing_parts(tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    for text in ("first", "second"):
+        with replacing_parts(tmp_path, "last") as partial:
+            (partial / "last").write_text(text)
+            (partial / "folder").mkdir()
+            (partial / "folder" / text).touch()
+        assert (tmp_path / "last").read_text() == text
+        assert [file.name for file in (tmp_path / "folder").iterdir()] == [text]
+    with pytest.raises(FileNotFoundError), replacing_parts(tmp_path, "last") as partial:
+        shutil.copytree(tmp_path / "nowhere", partial / "folder")
+    assert (tmp_path / "last").read_text() == "second"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "kept", "last"]
 
 
 def test_replacing_a_folder(tmp_path: Path) -> None:

@@ -448,14 +448,42 @@ def test_save_whole_or_not_at_all(copy: Path, monkeypatch: pytest.MonkeyPatch) -
     model = load(copy)
     before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
 
-    def fail(module: nn.Module, file: str) -> None:
-        Path(file).write_bytes(b"half")
+    def fail(weights: nn.Module, file: Path) -> None:
+        file.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("lamplit.model.save_model", fail)
+    monkeypatch.setattr("lamplit.model.save_weights", fail)
     with pytest.raises(OSError, match="no space"):
         model.save(copy)
     assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_a_model_that_is_saved_over_another_is_never_a_mixture(
+    renames: int, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(copy, towers="text")
+    assert model.text_tower is not None
+    with torch.no_grad():
+        for parameter in model.text_tower.parameters():
+            parameter += 1
+    left, rename = renames, Path.replace
+
+    def until_killed(self: Path, target: Path) -> Path:
+        nonlocal left
+        if left == 0:
+            raise OSError("killed")
+        left -= 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", until_killed)
+    try:
+        model.save(copy)
+    except OSError:
+        with pytest.raises(UsageError, match=r"no config\.json"):
+            load(copy)
+    else:
+        assert torch.equal(load(copy, towers="text").encode_texts("a ring"), model.encode_texts("a ring"))
 
 
 def test_save_refuses_what_could_not_be_loaded(image_tower: ImageTower, text_folder: Path, tmp_path: Path) -> None:

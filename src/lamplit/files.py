@@ -34,18 +34,41 @@ def replacing(target: Path) -> Iterator[Path]:
         >>> with replacing(Path("report.json")) as partial:
         ...     partial.write_text("{}")
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        if not psutil.pid_exists(int(left.suffixes[-2][1:])):  # its process was killed
-            _remove(left)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = _beside(target)
     try:
         yield partial
-        if partial.is_file():
-            _finish(partial)
-        elif target.is_dir():
+        _settle(partial)
+        if partial.is_dir() and target.is_dir():
             shutil.rmtree(target)
         partial.replace(target)
+    finally:
+        _remove(partial)
+
+
+@contextmanager
+def replacing_parts(folder: Path, last: str) -> Iterator[Path]:
+    """Write several files or folders of a folder, of which `last` says that they belong together.
+
+    Yields an empty folder to write them to. When the block ends, each takes its place in `folder`: `last` is removed
+    first and comes back last. So a process that is killed meanwhile leaves no `last`, and never a mixture of old and
+    new under it. When the block fails, `folder` stays as it was.
+
+    Example:
+        >>> with replacing_parts(Path("model"), "config.json") as partial:
+        ...     (partial / "weights").write_bytes(b"...")
+        ...     (partial / "config.json").write_text("{}")
+    """
+    partial = _beside(folder / last)
+    try:
+        partial.mkdir()
+        yield partial
+        _settle(partial)
+        (folder / last).unlink(missing_ok=True)
+        for part in sorted(partial.iterdir(), key=lambda part: part.name == last):
+            target = folder / part.name
+            if part.is_dir() and target.is_dir():
+                shutil.rmtree(target)
+            part.replace(target)
     finally:
         _remove(partial)
 
@@ -71,6 +94,23 @@ def download(url: str, file: Path) -> None:
             raise OSError(f"it broke off after {partial.stat().st_size} of {expected} bytes")
 
 
+def give_permissions(file: Path) -> None:
+    """Give a file the permissions that new files of this user have, whatever library wrote it."""
+    probe = file.with_name(f".{file.name}.{os.getpid()}.mode")
+    probe.touch()
+    shutil.copymode(probe, file)
+    probe.unlink()
+
+
+def _beside(target: Path) -> Path:
+    """Return a path beside `target` to write to, and remove what processes that were killed left there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        if not psutil.pid_exists(int(left.suffixes[-2][1:])):
+            _remove(left)
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -78,10 +118,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _finish(file: Path) -> None:
-    probe = file.with_name(f"{file.name}.mode")
-    probe.touch()  # with the permissions that new files of this user have
-    shutil.copymode(probe, file)
-    probe.unlink()
-    with file.open("r+b") as written:  # Windows flushes only what is open for writing
-        os.fsync(written.fileno())
+def _settle(path: Path) -> None:
+    """Give a file, or all files of a folder, the user's permissions, and wait until they are on the disk."""
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        give_permissions(file)
+        with file.open("r+b") as written:  # Windows flushes only what is open for writing
+            os.fsync(written.fileno())

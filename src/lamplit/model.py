@@ -10,19 +10,17 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from lamplit._version import __version__
 from lamplit.data.inputs import ImageInput as ImageInput
 from lamplit.errors import TowerError, UsageError, kind_of
-from lamplit.files import replacing
+from lamplit.files import replacing, replacing_parts
 from lamplit.store.lance_store import Store
 from lamplit.towers.devices import is_same_device, pick_device
 from lamplit.towers.identity import TowerIdentity
@@ -31,6 +29,7 @@ from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
 from lamplit.towers.model_folder import CONFIG, FORMAT, IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, TOKENIZER, read_config
 from lamplit.towers.published.big_vision import Published
+from lamplit.towers.saving import save_weights
 from lamplit.towers.texts.text_tower import build_text_tower, open_published_text_tower
 from lamplit.towers.two_towers import LiTOutput as LiTOutput
 from lamplit.towers.two_towers import TwoTowers, without_image_tower
@@ -110,21 +109,16 @@ class LiT(TwoTowers):
             "text_tower": None,
             "logit_bias": None if self.logit_bias is None else float(self.logit_bias.detach()),
         }
-        with ExitStack() as files:
-
-            def part(name: str) -> Path:
-                return files.enter_context(replacing(folder / name))
-
-            description = part(CONFIG)  # the first that is begun takes its place last
+        with replacing_parts(folder, CONFIG) as partial:
             if self.text_tower is not None:
                 config["text_tower"] = self.text_tower.describe()
-                self.text_tower.save_tokenizer(part(TOKENIZER))
-                save_model(_TextPart(self), str(part(TEXT_TOWER)))
+                self.text_tower.save_tokenizer(partial / TOKENIZER)
+                save_weights(_TextPart(self), partial / TEXT_TOWER)
             if self.image_head is not None:
-                save_model(self.image_head, str(part(IMAGE_HEAD)))
+                save_weights(self.image_head, partial / IMAGE_HEAD)
             if tower is not None:
-                save_model(tower, str(part(IMAGE_TOWER)))
-            description.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+                save_weights(tower, partial / IMAGE_TOWER)
+            (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / TEXT_GRAPH).unlink(missing_ok=True)  # made from the weights that were here before
 
     def _identity_saved_in(self, folder: Path) -> TowerIdentity:
@@ -240,7 +234,7 @@ def merge_lora(model: str | Path | LiT, out: str | Path) -> None:
 def save_image_tower(tower: nn.Module, folder: Path) -> None:
     """Write the weights of an image tower beside the text tower that reads it."""
     with replacing(folder / IMAGE_TOWER) as partial:
-        save_model(tower, str(partial))
+        save_weights(tower, partial)
 
 
 def _load_folder(folder: Path, towers: Towers, image_tower: nn.Module | None) -> LiT:

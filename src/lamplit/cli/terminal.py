@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -130,7 +131,16 @@ def explain(error: Exception, debug: bool) -> None:
     """Print an error as one line, after its traceback if `debug`."""
     if debug:
         stderr.print_exception()
-    stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    text = _in_words(error) if isinstance(error, OSError) else str(error)
+    stderr.print(f"error: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _in_words(error: OSError) -> str:
+    """Say what the system refused, for which file, and what to do about a full disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"there is no space left{where}; free some, and type the same command again"
+    return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
 
 
 def class_names(by_commas: str | None, file: Path | None) -> list[str]:

@@ -12,6 +12,7 @@ from lamplit.errors import UsageError
 from lamplit.exports import onnx, open_clip, sentence_transformers, transformers
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.sample import take_sample
+from lamplit.files import give_permissions
 from lamplit.model import LiT, load
 from lamplit.towers.devices import pick_device
 
@@ -74,6 +75,8 @@ def export(
             report = sentence_transformers.write(own, folder, checked_on)
         failed.pop_all()
     files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in files:
+        give_permissions(file)
     report.files = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     return report
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from lamplit.data.preprocessing import Preprocessing
@@ -32,6 +31,7 @@ from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_to
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.loading import load_strictly, quiet_transformers
+from lamplit.towers.saving import save_weights
 from lamplit.towers.texts.text_tower import TextTower
 
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
@@ -60,7 +60,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
             built = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
         _fill(built, model, image, text)
         state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
-        save_file(state, folder / "open_clip_model.safetensors")
+        save_weights(state, folder / "open_clip_model.safetensors")
         _check(folder, model, sample, report, refusal)
     report.notes += [
         "open_clip's tokenizer mends texts before it reads them (curly quotes, HTML entities, runs of spaces): its "

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamplit.errors import TuneError
 from lamplit.files import replacing, write_text
+from lamplit.towers.saving import save_weights
 
 _OLD_KEYS = {"head_start": "closed_form"}  # of the log of an earlier version
 
@@ -34,7 +34,7 @@ def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.
     described = {"lamplit": json.dumps({"progress": progress, "numbers": numbers})}
     with replacing(file) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, described)
+        save_weights({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, described)
 
 
 def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
