@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.retrieval.nearest import BitPlanes, choose_kept, find, find_all, num_threads, rank_many, sample_queries
+from lamplit.retrieval.nearest import BitPlanes, find, find_all, num_threads, rank_many
+from lamplit.retrieval.recall import KINDS, choose_kept, sample_queries
 
 WIDTH, BATCH, SAMPLE = 512, 100, 64
 Answer = Callable[[np.ndarray], np.ndarray]  # (Q, D) queries to (Q, 10) rows
@@ -88,12 +89,12 @@ def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]
         sides[side], megabytes = build(vectors)
         seconds = time.perf_counter() - began
         found = sides[side](queries)
-        recalls = [float((found[kind::2, :, None] == true[kind::2, None, :]).any(1).mean()) for kind in range(2)]
+        recalls = [float((found[k::KINDS, :, None] == true[k::KINDS, None, :]).any(1).mean()) for k in range(KINDS)]
         row = {"seconds": seconds, "megabytes": megabytes, "resident": resident() - before}
         figures["sides"][side] = row | {"recall@10": statistics.mean(recalls), "by kind": recalls}
         console.print(
             f"{name}, {side}: built in {seconds:.1f} s, {megabytes:.0f} MB, recall@10 {recalls[0]:.3f} of images, "
-            f"{recalls[1]:.3f} as of words"
+            f"{recalls[1]:.3f} as of words, {recalls[2]:.3f} of sums of four images"
         )
     ours = next(iter(sides))
     batch = np.resize(queries, (BATCH, WIDTH))

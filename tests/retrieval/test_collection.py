@@ -14,7 +14,8 @@ import lamplit
 from lamplit.inspection import describe
 from lamplit.model import LiT
 from lamplit.retrieval.collection import open_collection, prepare
-from lamplit.retrieval.nearest import find_all, rank_many, recall_of, sample_queries
+from lamplit.retrieval.nearest import find_all, rank_many
+from lamplit.retrieval.recall import recall_of, sample_queries
 from lamplit.store.derived import FOLDER, SMALL, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row

@@ -10,19 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.retrieval.nearest import (
-    TARGET_RECALL,
     BitPlanes,
-    Found,
-    choose_kept,
     find,
     find_all,
     in_threads,
     num_threads,
     rank,
     rank_many,
-    recall_of,
-    sample_queries,
 )
+from lamplit.retrieval.recall import recall_of, sample_queries
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -168,28 +164,6 @@ def test_all_candidates_give_the_exact_ranking() -> None:
     assert found.scores.tolist() == exact.scores.tolist()
 
 
-@pytest.mark.parametrize("groups", [0, 40])
-def test_chosen_numbers_keep_their_recall_on_queries_not_seen(groups: int) -> None:
-    vectors = unit_rows(10_000, 128, groups=groups).astype(np.float16)
-    planes = BitPlanes.of(vectors)
-    kept, recall = choose_kept(vectors, planes)
-    assert recall >= TARGET_RECALL
-    assert kept[1] < kept[0] < 5_000
-    queries = unit(unit_rows(100, 128, seed=8, groups=groups) + vectors[:100].astype(np.float32))
-    true = rank_many(vectors, queries, 10)
-    assert recall_of(find_all(vectors, planes, queries, 10, kept), true) > TARGET_RECALL - 0.02
-    assert recall_of(find_all(vectors, planes, queries, 10, (50, 20)), true) < recall  # the bits alone would not do
-
-
-def test_unequal_components_count_by_their_deviation() -> None:
-    """As of real towers, whose few strong dimensions decide; a measure of signs alone would need several times more."""
-    random = np.random.default_rng(0)
-    vectors = unit(random.standard_normal((10_000, 256)) * np.geomspace(1, 0.01, 256)).astype(np.float16)
-    kept, recall = choose_kept(vectors, BitPlanes.of(vectors))
-    assert recall >= TARGET_RECALL
-    assert kept[0] < 5_000
-
-
 def test_many_at_once_are_each_alone() -> None:
     vectors = unit_rows(4000, 64).astype(np.float16)
     planes, queries = BitPlanes.of(vectors), sample_queries(vectors, 6)
@@ -199,15 +173,6 @@ def test_many_at_once_are_each_alone() -> None:
         alone = find(vectors, planes, query, 7, (900, 300))
         assert alone.rows.tolist() == found.rows.tolist()
         assert rank(vectors, query, 7).scores.tolist() == pytest.approx(exact.scores.tolist(), abs=1e-6)
-
-
-def test_recall_counts_equals_as_found() -> None:
-    def found(*scores: float) -> Found:
-        return Found(np.arange(len(scores)), np.array(scores, np.float32))
-
-    assert recall_of([found(0.9, 0.5)], [found(0.9, 0.5)]) == 1
-    assert recall_of([found(0.9, 0.4)], [found(0.9, 0.5)]) == 0.5
-    assert recall_of([found(0.9, 0.4), found(0.1, 0.1)], [found(0.9, 0.5), found(0.1, 0.1)]) == 0.75
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])

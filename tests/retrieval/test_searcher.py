@@ -158,6 +158,32 @@ def test_centred_store_is_searched_in_its_own_space(text_folder: Path, tmp_path:
     assert [hit.score for hit in hits] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("query", ["\U00012031", "\U00012031 \U00012032", '"ring" - 0.5 * "\U00012031"'])
+def test_a_query_of_unknown_words_says_so(model: LiT, store: Store, query: str) -> None:
+    with pytest.raises(UsageError, match="text tower knows no word of '\U00012031"):
+        search(model, store, query)
+    assert search(model, store, "\U00012031 ring", k=1)  # some of it is known
+
+
+@pytest.mark.parametrize("small", [0, 50_000])
+def test_copies_are_one_hit(text_folder: Path, tmp_path: Path, small: int) -> None:
+    """Nine images, of which 0, 3 and 7 are one, as 2 and 5 are; two more have no known content."""
+    vectors = torch.randn(11, 8, generator=torch.Generator().manual_seed(0))
+    vectors[3] = vectors[7] = vectors[0]
+    vectors[5] = vectors[2]
+    hashes = ["a", "b", "c", "a", "d", "c", "e", "a", "f", "", ""]
+    years = [{"year": year} for year in range(11)]
+    store = write_store(tmp_path / "a.lance", vectors, [["ring"]] * 11, years, hashes=hashes)
+    model = LiT(open_text_tower(f"hf:{text_folder}", width=8), store.tower)
+    searcher = Searcher(model, store, small=small)
+    found = {int(hit.id): [int(name) for name in hit.copies] for hit in searcher.search("ring", k=11)}
+    assert found == {0: [3, 7], 1: [], 2: [5], 4: [], 6: [], 8: [], 9: [], 10: []}
+    pages = [searcher.search("ring", k=3, offset=offset) for offset in (0, 3, 6)]
+    assert [int(hit.id) for page in pages for hit in page] == list(found)
+    later = {int(hit.id): [int(name) for name in hit.copies] for hit in searcher.search("ring", k=11, where="year > 2")}
+    assert later == {3: [7], 4: [], 5: [], 6: [], 8: [], 9: [], 10: []}
+
+
 # --- Large stores, filters, pages and sums
 
 

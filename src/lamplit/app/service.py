@@ -93,7 +93,8 @@ class Service:
         """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([row])
         hits = self._searcher.nearest(vector, offset + k + 1, where=where)
-        return [hit for hit in hits if hit.id != str(self._ids[row])][offset : offset + k]
+        name = str(self._ids[row])
+        return [hit for hit in hits if name != hit.id and name not in hit.copies][offset : offset + k]
 
     def encode_query(self, query: str | None = None, image: bytes | None = None) -> NDArray[np.float32]:
         """Encode a query as `Searcher.encode` does: a (D,) unit vector."""

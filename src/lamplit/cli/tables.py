@@ -148,9 +148,11 @@ def calibration(report: CalibrationReport) -> list[Table]:
 
 def hits(results: Sequence[Hit], thumbnails: Sequence[RenderableType] = ()) -> list[Table]:
     """Show images that were found, best first; each beside its thumbnail, if there are any."""
-    table = _table(*([""] if thumbnails else []), "score", "path", "texts")
+    have_copies = any(hit.copies for hit in results)
+    table = _table(*([""] if thumbnails else []), "score", "path", "texts", *(["copies"] if have_copies else []))
     for i, hit in enumerate(results):
-        cells = (f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3]))
+        cells = [f"{hit.score:.3f}", hit.path, "; ".join(hit.texts[:3])]
+        cells += [str(len(hit.copies) or "")] if have_copies else []
         table.add_row(*thumbnails[i : i + 1], *map(_text, cells))
     table.show_lines = bool(thumbnails)  # or they would touch
     return [table]

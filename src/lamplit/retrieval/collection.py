@@ -2,10 +2,10 @@
 
 Up to `SMALL` images they are read into memory, and every search is the exact product. For larger stores, files are
 derived when the store is written, and for other models at their first search: vectors in float16 and two bits of each
-component, both memory-mapped, the order of the rows, and how many rows the recall needs. They lie in the folder
-`_search` of the store, which Lance leaves alone, or in the user's cache if the store cannot be written to. Their name
-says from which rows and for which model they were made: when a store has changed, they are made again. They may be
-deleted.
+component, both memory-mapped, the order of the rows, which of them are copies, and how many rows the recall needs. They
+lie in the folder `_search` of the store, which Lance leaves alone, or in the user's cache if the store cannot be
+written to. Their name says from which rows and for which model they were made: when a store has changed, they are made
+again. They may be deleted.
 
 Shapes: N images, E width of the model's joint space.
 """
@@ -24,21 +24,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.files import replacing
-from lamplit.retrieval.nearest import BitPlanes, Vectors, choose_kept
+from lamplit.retrieval.copies import Copies
+from lamplit.retrieval.nearest import BitPlanes, Vectors
+from lamplit.retrieval.recall import choose_kept
 from lamplit.store.derived import DESCRIPTION, SMALL, centers, is_exact, search_folders, search_name
 from lamplit.store.lance_store import Store
 from lamplit.unit_vectors import normalize
 
 logger = logging.getLogger(__name__)
-_FILES = ("vectors", "bits", "scale", "order")
+_FILES = ("vectors", "bits", "scale", "order", "copies")
 Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The vectors that are searched, and for large stores their bits."""
+    """The vectors that are searched, which images are copies of each other, and for large stores the vectors' bits."""
 
     vectors: Vectors  # (N, E)
+    copies: Copies
     planes: BitPlanes | None = None  # None: every search is exact
     kept: tuple[int, int] = (0, 0)  # rows that the first and the second sieve let through
     recall: float = 1.0  # @10, as measured on a sample of the store
@@ -54,7 +57,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
         small: largest number of images up to which no file is written.
     """
     if len(store) <= small:
-        return Collection(_in_memory(store, project))
+        return Collection(_in_memory(store, project), Copies.of(store.contents()))
     for folder in search_folders(store):
         opened = _read(folder / search_name(store, name), store)
         if opened is not None:
@@ -70,7 +73,7 @@ def open_collection(store: Store, project: Project, name: str, small: int = SMAL
             return opened
     vectors = _in_memory(store, project)
     planes = BitPlanes.of(vectors)
-    return Collection(vectors, planes, *choose_kept(vectors, planes))
+    return Collection(vectors, Copies.of(store.contents()), planes, *choose_kept(vectors, planes))
 
 
 def prepare(store: Store) -> None:
@@ -97,15 +100,16 @@ def _read(folder: Path, store: Store) -> Collection | None:
     """Open derived files; None if they are not whole."""
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        vectors, words, scale, order = (_open(folder / f"{name}.npy") for name in _FILES)
+        vectors, words, scale, order, copies = (_open(folder / f"{name}.npy") for name in _FILES)
         width = vectors.shape[1]
         if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):
             return None
-        if {len(vectors), len(order)} != {len(store)}:
+        if {len(vectors), len(order)} != {len(store)} or len(copies) != 2:
             return None
         store.use_order(order)
         first, second = described["kept"]
-        return Collection(vectors, BitPlanes(words, scale), (int(first), int(second)), float(described["recall"]))
+        kept, recall = (int(first), int(second)), float(described["recall"])
+        return Collection(vectors, Copies(*copies), BitPlanes(words, scale), kept, recall)
     except (OSError, ValueError, LookupError, TypeError, EOFError):
         return None
 
@@ -127,6 +131,8 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
             start += len(halves)
         assert vectors is not None, "only a store with rows has files"
         np.save(partial / "order.npy", store.order)
+        copies = Copies.of(store.contents())
+        np.save(partial / "copies.npy", np.stack([copies.rows, copies.contents]))
         words = _create(partial / "bits.npy", (2, len(store), -(-vectors.shape[1] // 64)), np.uint64)
         planes = BitPlanes.of(vectors, words)
         np.save(partial / "scale.npy", planes.scale)

@@ -18,7 +18,8 @@ import numpy as np
 from lamplit.errors import UsageError
 from lamplit.files import write_text
 from lamplit.retrieval.collection import open_collection
-from lamplit.retrieval.nearest import TARGET_RECALL, rank, rank_many, recall_of, sample_queries
+from lamplit.retrieval.nearest import rank, rank_many
+from lamplit.retrieval.recall import TARGET_RECALL, sample_queries, worst_recall
 from lamplit.store.derived import FOLDER
 from lamplit.store.lance_store import Store, as_store
 
@@ -101,7 +102,7 @@ def _measure(store: Store, partitions: int) -> tuple[int, float, float]:
             began = time.perf_counter()
             found.append(rank(vectors, query, 10, store.near(query, CANDIDATES, probes)))
             seconds.append(time.perf_counter() - began)
-        recall = min(recall_of(found[kind::2], true[kind::2]) for kind in range(2))
+        recall = worst_recall(found, true)
         if recall >= TARGET_RECALL or probes >= partitions:
             return probes, recall, 1000 * float(np.median(seconds))
         probes = min(2 * probes, partitions)

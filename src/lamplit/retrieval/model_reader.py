@@ -31,6 +31,9 @@ class Reader(Protocol):
     def space(self) -> str:
         """Fingerprint of the joint space."""
 
+    def tokenize(self, texts: Sequence[str], /) -> list[list[int]]:
+        """Return the token ids of each text."""
+
     def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """Embed N texts."""
 
@@ -52,6 +55,11 @@ class ModelReader:
     def space(self) -> str:
         """Fingerprint of the joint space."""
         return self.model.space
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text; none if the model is open without its text tower."""
+        tower = self.model.text_tower
+        return [[] for _ in texts] if tower is None else tower.tokenize(texts)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts: N strings in, (N, E) unit vectors out."""

@@ -9,7 +9,7 @@ quantiser of normal values). A query goes through three sieves, each of which lo
 2. *Some thousand rows*: the same for both bits, 0.93.
 3. *Some hundred rows*: the exact product.
 
-How many rows each sieve lets through is measured on the collection, see `choose_kept`. The query is not centred,
+How many rows each sieve lets through is measured on the collection, see `recall.choose_kept`. The query is not centred,
 because its inner product with the mean is the same for all rows.
 
 Shapes: N rows, D width, Q queries, W words of 64 bits.
@@ -18,7 +18,7 @@ Shapes: N rows, D width, Q queries, W words of 64 bits.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -33,17 +33,13 @@ from lamplit.unit_vectors import normalize
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Vectors = NDArray[Any]  # (N, D) unit vectors, float32 or rounded to float16; perhaps a memory map
-TARGET_RECALL = 0.99  # @10
 _WEIGHT_BITS = 3
 _CLIP_RMS = 2.7  # components of a query beyond so many root mean squares have the largest weight
 _STEP = 0.9957  # of the quantiser, in standard deviations
 _BLOCK = 32768  # rows that are unpacked or compared at once
 _PRODUCT_ROWS = 1024  # whose float32 copies stay in a core's cache
-_MIN_CANDIDATES = 128  # rows for the exact product, which cost next to nothing
-_SAMPLE = 256  # queries that measure recall; 128 of each kind leave an error of 0.003
 # Rounding to float16 moves a component by 2^-11 of itself at most, so a length and a cosine move no more.
 _ROUNDING = 2**-10 + 1e-5
-_EQUAL = 2e-6  # difference of two float32 products of the same vectors
 _MAX_COSINE = 1.5  # a larger product comes from a row that holds no numbers
 _thread = local()  # whether this is a thread of the pool
 
@@ -113,7 +109,7 @@ class BitPlanes:
         words = np.empty((2, size, _num_words(width)), np.uint64) if words is None else words
         mean, square = np.zeros(width), np.zeros(width)
         for start in range(0, size, _BLOCK):
-            rows = _float(vectors[start : start + _BLOCK])
+            rows = to_floats(vectors[start : start + _BLOCK])
             mean += rows.sum(0, dtype=np.float64)
             square += np.einsum("nd,nd->d", rows, rows, dtype=np.float64)
         mean /= max(1, size)
@@ -123,7 +119,7 @@ class BitPlanes:
         def pack(start: int, stop: int) -> None:
             for first in range(start, stop, _BLOCK // 8):
                 part = slice(first, min(first + _BLOCK // 8, stop))
-                rows = _float(vectors[part]) - center
+                rows = to_floats(vectors[part]) - center
                 words[0, part] = _pack(rows >= 0)
                 words[1, part] = _pack((rows >= step) | ((rows < 0) & (rows >= -step)))
 
@@ -204,7 +200,7 @@ def find(
     kept: tuple[int, int],
     allowed: NDArray[np.bool_] | None = None,
 ) -> Found:
-    """Find the k best of the candidates of a (D,) unit vector; `kept` as `choose_kept` measured it."""
+    """Find the k best of the candidates of a (D,) unit vector; `kept` as `recall.choose_kept` measured it."""
     return rank(vectors, query, k, planes.candidates(query, (max(k, kept[0]), max(k, kept[1])), allowed))
 
 
@@ -220,67 +216,19 @@ def find_all(vectors: Vectors, planes: BitPlanes, queries: Floats, k: int, kept:
     return [found[number] for number in range(len(queries))]
 
 
-def choose_kept(vectors: Vectors, planes: BitPlanes) -> tuple[tuple[int, int], float]:
-    """Find how many rows the sieves must keep for a recall@10 of `TARGET_RECALL`; return that and the measured recall.
-
-    Half of the sample's queries are rows of the collection. The other half are rows under noise that leaves a cosine of
-    0.3, as far away as words are from images, and far harder. The recall is that of the worse half.
-    """
-    queries = sample_queries(vectors)
-    true = rank_many(vectors, queries, 10)
-    kinds = range(min(2, len(queries)))
-    ranks = [planes.ranks(query, best.rows) for query, best in zip(queries, true, strict=True)]
-    # Each sieve may lose a quarter of what may be lost; half of it is left for queries that are not in the sample.
-    first, second = (
-        max(
-            [
-                _MIN_CANDIDATES,
-                *(int(np.quantile([row[sieve] for row in ranks[kind::2]], (3 + TARGET_RECALL) / 4)) for kind in kinds),
-            ]
-        )
-        for sieve in range(2)
-    )
-    while True:
-        found = find_all(vectors, planes, queries, 10, (first, second))
-        recall = min(recall_of(found[kind::2], true[kind::2]) for kind in kinds)
-        if recall >= TARGET_RECALL or second >= len(vectors):
-            return (min(first, len(vectors)), min(second, len(vectors))), recall
-        first, second = first * 5 // 4 + 1, second * 5 // 4 + 1
-
-
-def sample_queries(vectors: Vectors, size: int = _SAMPLE, seed: int = 0) -> Floats:
-    """Draw (Q, D) unit vectors to measure recall with, always the same for one seed; see `choose_kept`."""
-    random = np.random.default_rng(seed)
-    chosen = np.sort(random.choice(len(vectors), min(size, len(vectors)), replace=False))
-    rows = normalize(_float(vectors[chosen]))
-    noise = normalize(random.standard_normal(rows.shape, np.float32))
-    kept = np.ones((len(rows), 1), np.float32)
-    kept[1::2] = 0.3
-    return normalize(kept * rows + np.sqrt(1 - kept**2) * noise)
-
-
 def rank_many(vectors: Vectors, queries: Floats, k: int) -> list[Found]:
     """Rank as `rank` does for (Q, D) queries in one pass over the vectors, with float32 scores."""
     k = min(k, len(vectors))
     best = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(vectors), _BLOCK):
-        scores = queries @ normalize(_float(vectors[start : start + _BLOCK])).T
+        scores = queries @ normalize(to_floats(vectors[start : start + _BLOCK])).T
         top = np.argpartition(scores, max(0, scores.shape[1] - k), axis=1)[:, -k:] if k else rows[:, :0]
         best = np.concatenate([best, np.take_along_axis(scores, top, 1)], 1)
         rows = np.concatenate([rows, top + start], 1)
         order = np.lexsort((rows, -best), axis=1)[:, :k]
         best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
     return [Found(*found) for found in zip(rows, best, strict=True)]
-
-
-def recall_of(found: Sequence[Found], true: Sequence[Found]) -> float:
-    """Average the part of the true rows that were found; a row as near as the last true one counts as found."""
-    parts = [
-        min(1.0, float((some.scores >= best.scores.min() - _EQUAL).sum()) / len(best.scores))
-        for some, best in zip(found, true, strict=True)
-    ]
-    return float(np.mean(parts))
 
 
 def in_threads(work: Callable[[int, int], None], size: int, least: int = 32768) -> None:
@@ -368,7 +316,7 @@ def _num_words(width: int) -> int:
     return -(-width // 64)
 
 
-def _float(rows: Vectors) -> Floats:
+def to_floats(rows: Vectors) -> Floats:
     """Return rows as float32; one that holds anything but finite numbers becomes zeros."""
     floats = rows.astype(np.float32, copy=False)
     if rows.dtype == np.float16:

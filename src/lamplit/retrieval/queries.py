@@ -14,11 +14,13 @@ and signs inside them: `a dog - not a cat` is one text.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lamplit.errors import UsageError
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_UNKNOWN = "\U00012000"  # a sign of cuneiform
 _IS_SUM = re.compile(rf'\s*[+-]?\s*(?:{_NUMBER}\s*\*\s*)?"')
 _TOKEN = re.compile(rf'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<number>{_NUMBER})|(?P<mark>[-+*]))', re.DOTALL)
 
@@ -55,6 +57,25 @@ def parse_query(query: str) -> list[Term]:
             raise _error(query, position, "expected + or -")
         terms.append(_term(query, tokens, sign))
     return terms
+
+
+def require_known_words(tokenize: Callable[[list[str]], list[list[int]]], texts: Sequence[str]) -> None:
+    """Raise if a text tower knows no word of a text: any two such texts have the same vector, whatever they say.
+
+    Args:
+        tokenize: returns the token ids of each text, as `TextTower.tokenize` does.
+        texts: what is searched for.
+
+    Raises:
+        UsageError: a tokenizer makes no more of a text than of a sign that no vocabulary has.
+    """
+    nothing = {token for tokens in tokenize(["", _UNKNOWN, f"{_UNKNOWN} {_UNKNOWN}"]) for token in tokens}
+    for text, tokens in zip(texts, tokenize(list(texts)), strict=True):
+        if tokens and nothing.issuperset(tokens):
+            raise UsageError(
+                f"the model's text tower knows no word of {text!r}, so what it would find has nothing to do with it; "
+                "type other words, or take a text tower that reads this language or script"
+            )
 
 
 def _term(query: str, tokens: list[tuple[str, str, int]], sign: float) -> Term:

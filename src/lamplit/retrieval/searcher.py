@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
 from lamplit.retrieval.nearest import Found, find, rank
-from lamplit.retrieval.queries import parse_query
+from lamplit.retrieval.queries import parse_query, require_known_words
 from lamplit.store.derived import SMALL
 from lamplit.store.lance_store import Store, as_store
 from lamplit.unit_vectors import as_array, normalize
@@ -40,6 +40,7 @@ class Hit:
         path: of the image's file; the id again if the image has no file of its own.
         texts: the image's texts in the store; may be empty.
         metadata: every other column of the source, by its name.
+        copies: ids of the other images with the very same content, which are not hits of their own.
     """
 
     score: float
@@ -47,6 +48,7 @@ class Hit:
     path: str
     texts: list[str]
     metadata: dict[str, Any]
+    copies: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         text = f": {self.texts[0]!r}" if self.texts else ""
@@ -58,7 +60,7 @@ class Searcher:
 
     Up to 50,000 images search is exact. In larger stores the first 100 hits are the best of candidates by
     their bits, as many as gave a recall@10 of 0.99 when the store was written; further hits are exact. The hits of one
-    call are always in the order of their scores.
+    call are always in the order of their scores. Images with the same bytes are one hit.
 
     Args:
         model: an open model, the folder of a saved one, or `lit:NAME`; a model that is open with its text tower alone
@@ -122,8 +124,8 @@ class Searcher:
             At most k hits, best first.
 
         Raises:
-            UsageError: there are neither words nor an image, the query is blank, a sum cannot be read or cancels out,
-                or the condition is wrong.
+            UsageError: there are neither words nor an image, the query is blank, the text tower knows no word of it, a
+                sum cannot be read or cancels out, or the condition is wrong.
             ImageError: the image cannot be used.
 
         Example:
@@ -142,6 +144,7 @@ class Searcher:
             terms = parse_query(query)
             if not all(term.text.strip() for term in terms):
                 raise UsageError("the query is blank; type words to search for")
+            require_known_words(self.reader.tokenize, [term.text for term in terms])
             vectors.append(self.reader.encode_texts([term.text for term in terms]))
             weights += [term.weight for term in terms]
         if image is not None:
@@ -163,11 +166,14 @@ class Searcher:
         """
         _require_query(None, k, offset)
         allowed = None if where is None else self.store.where(where)
-        found = self._page(as_array(vector), k, offset, allowed, where)
+        copies = self.collection.copies
+        first_only = copies.first_only(len(self.collection.vectors), allowed)
+        found = self._page(as_array(vector), k, offset, first_only, where)
+        others = [self._ids(rows) for rows in copies.of_rows(found.rows, allowed)]
         rows = self.store.rows(found.rows.tolist())
         return [
-            Hit(score, row["id"], row["path"], row["texts"], {c: row[c] for c in self.store.metadata_columns})
-            for score, row in zip(found.scores.tolist(), rows, strict=True)
+            Hit(score, row["id"], row["path"], row["texts"], {c: row[c] for c in self.store.metadata_columns}, same)
+            for score, row, same in zip(found.scores.tolist(), rows, others, strict=True)
         ]
 
     def _page(
@@ -190,9 +196,14 @@ class Searcher:
         """Find the best 100 candidates of the index, if there is one, or of the bits."""
         vectors, planes = self.collection.vectors, self.collection.planes
         if self.probes is not None:
-            return rank(vectors, vector, FIRST, self.store.near(vector, CANDIDATES, self.probes, where))
+            rows = self.store.near(vector, CANDIDATES, self.probes, where)
+            return rank(vectors, vector, FIRST, rows if allowed is None else rows[allowed[rows]])
         assert planes is not None, "without planes and index the search is exact"
         return find(vectors, planes, vector, FIRST, self.collection.kept, allowed)
+
+    def _ids(self, rows: NDArray[np.int64]) -> list[str]:
+        found: list[str] = self.store.take(rows.tolist(), ["id"])["id"].to_pylist() if len(rows) else []
+        return found
 
     def _method(self) -> str:
         if self.exact or (self.collection.planes is None and self.probes is None):
@@ -230,8 +241,8 @@ def search(
         At most k hits, best first.
 
     Raises:
-        UsageError: there is no model, neither words nor an image, a blank query, a sum that cannot be read or cancels
-            out, or a wrong condition.
+        UsageError: there is no model, neither words nor an image, a blank query, one of which the text tower knows no
+            word, a sum that cannot be read or cancels out, or a wrong condition.
         StoreError: there is no store, or another tower embedded it than the model reads.
         ImageError: the image cannot be used.
 

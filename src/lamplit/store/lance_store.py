@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lamplit.errors import LamplitError, StoreError, UsageError, kind_of, nearest_names
@@ -207,6 +208,16 @@ class Store:
             raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
         values: list[Any] = self._sorted(name)[name].to_pylist()
         return values
+
+    def contents(self) -> NDArray[np.int64]:
+        """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
+        encoded = self._table.to_table(columns=["hash"])["hash"].combine_chunks().dictionary_encode("encode")
+        numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        unnamed = pc.index(encoded.dictionary.fill_null(""), "").as_py()
+        unknown = np.flatnonzero(numbers == unnamed)
+        numbers[unknown] = len(encoded.dictionary) + np.arange(len(unknown))
+        found: NDArray[np.int64] = numbers[self.order]
+        return found
 
     def texts(self, column: str = "texts") -> list[list[str]]:
         """Return the texts of each image, from the pairs' own text column or a metadata column of text.
