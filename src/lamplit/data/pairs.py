@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,11 @@ from lamplit.data.columns import (
 )
 from lamplit.data.hub import HubRows
 from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
+from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
+
+if TYPE_CHECKING:
+    from lamplit.data.images import Skipped
 
 # SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
 IMAGE_SUFFIXES = frozenset((
@@ -53,12 +57,14 @@ class Pair:
         image: the file to read, or the encoded image itself.
         texts: empty for an image that is only to be searched.
         metadata: every other column by its name, as values that JSON can hold.
+        not_kept: the columns in which a further row of the same image has another value, once for every lost value.
     """
 
     id: str
     image: Path | bytes
     texts: tuple[str, ...]
     metadata: dict[str, Any]
+    not_kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Pairs:
         text_columns: the columns of texts; empty if texts are files of their own, or there are none.
         read: begins to read the pairs; iterating calls it.
         root: the folder that ids and files are under; None for archives and the hub.
+        notes: what a reader of the source should know, in plain sentences, each once; more may come while it is read.
+        problems: parts that could not be used, such as a shard that was cut off; they come while it is read.
 
     Example:
         >>> pairs = lamplit.read_pairs("photos/")
@@ -84,10 +92,12 @@ class Pairs:
     text_columns: tuple[str, ...]
     read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
     root: Path | None = None
+    notes: list[str] = field(default_factory=list, compare=False)
+    problems: list[Skipped] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
         try:
-            yield from self.read()
+            yield from map(_valid, self.read())
         except READ_ERRORS as error:
             raise unreadable(self.source, error) from error
 
@@ -318,6 +328,17 @@ def _unique(name: str, seen: dict[str, int]) -> str:
     """Return the name the first time, then `name#2`, `name#3`."""
     seen[name] = seen.get(name, 0) + 1
     return name if seen[name] == 1 else _unique(f"{name}#{seen[name]}", seen)
+
+
+def _valid(pair: Pair) -> Pair:
+    """Make the id, the texts and the metadata valid Unicode; the image's file keeps its name and opens."""
+    return Pair(
+        valid_id(pair.id),
+        pair.image,
+        tuple(map(valid_text, pair.texts)),
+        {valid_text(name): valid_value(value) for name, value in pair.metadata.items()},
+        pair.not_kept,
+    )
 
 
 def unreadable(name: str, error: Exception) -> PairsError:
