@@ -120,6 +120,12 @@ def print_line(value: object) -> None:
     typer.echo(str(value))
 
 
+def print_notes(notes: list[str]) -> None:
+    """Print what to know about a source, a line each, on stderr."""
+    for note in notes:
+        stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
 def list_skipped(skipped: list[Skipped]) -> None:
     """Name the images that could not be used, on stderr."""
     for item in skipped:
