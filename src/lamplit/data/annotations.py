@@ -11,7 +11,7 @@ from typing import Any
 
 from lamplit.data.columns import Cells
 from lamplit.data.encodings import Encoding, open_text
-from lamplit.data.splits import choose_split
+from lamplit.data.splits import choose_split, refuse_split
 from lamplit.errors import kind_of
 
 _EXPECTED = (
@@ -54,6 +54,8 @@ def read_annotations(file: Path, encoding: Encoding, split: str | None) -> Annot
     if splits:
         chosen, note = choose_split(file.name, splits, split)
         notes += [note] if note else []
+    else:
+        refuse_split(file.name, split)
 
     def read() -> list[Cells]:
         rows = _rows(_load(file, encoding), file)

@@ -179,7 +179,7 @@ def _texts_in(cell: str) -> list[str]:
     if not _LIST_OF_QUOTED.fullmatch(written):
         return [cell]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # about odd backslashes
+        warnings.simplefilter("ignore")  # about odd backslashes
         try:
             return [ast.literal_eval(text) for text in re.findall(_QUOTED, written, re.DOTALL)]
         except (ValueError, SyntaxError):

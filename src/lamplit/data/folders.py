@@ -9,7 +9,6 @@ from pathlib import PurePath
 
 from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
 from lamplit.data.splits import choose_split, split_of
-from lamplit.errors import UsageError
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _ANNOTATIONS = ("captions_*.json", "dataset_flickr*.json", "dataset_coco*.json")
@@ -61,16 +60,6 @@ def choose_files(name: str, files: Sequence[PurePath], split: str | None) -> tup
         return list(files), ""
     chosen, note = choose_split(name, sizes, split)
     return [file for file in files if chosen is None or splits[file] is None or splits[file] in chosen], note
-
-
-def refuse_split(name: str, split: str | None) -> None:
-    """Refuse a split of a source that has none.
-
-    Raises:
-        UsageError: one is wanted.
-    """
-    if split not in (None, "all"):
-        raise UsageError(f"{name} has no splits; leave out --split")
 
 
 def loose_tables(files: Sequence[PurePath]) -> list[PurePath]:

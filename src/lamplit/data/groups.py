@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ class Groups:
         if self._codes is None:
             yield from (row for _, row in rows)
             return
-        held: dict[int, dict[Path | bytes, _Held]] = {}
+        held: dict[int, dict[str, _Held]] = {}
         for number, (key, row) in enumerate(rows):
             code = self._codes[number] if number < self.num_rows else _ALONE
             if key == 0 or code == _ALONE:
@@ -70,10 +71,11 @@ class Groups:
                 continue
             # By file too: two names may have one hash.
             group = held.setdefault(key, {})
-            if row.image in group:
-                group[row.image].add(row)
+            file = os.path.normpath(os.fsdecode(row.image))
+            if file in group:
+                group[file].add(row)
             else:
-                group[row.image] = _Held(row)
+                group[file] = _Held(row)
             if code == _LAST:
                 yield from (each.row() for each in held.pop(key).values())
         for group in held.values():  # the file has changed since its keys were read

@@ -29,11 +29,12 @@ from lamplit.data.columns import (
     strip,
     text_cells,
 )
-from lamplit.data.folders import choose_files, find_tables, loose_tables, named, refuse_split
+from lamplit.data.folders import choose_files, find_tables, loose_tables, named
 from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
 from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
 from lamplit.data.readers import TABLE_SUFFIXES, suffix_of, tar_samples
+from lamplit.data.splits import refuse_split, split_of
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
@@ -185,7 +186,8 @@ def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None
     tars = [file for file in files if file.suffix.lower() == ".tar"]
     tables, note = find_tables(name, files, split, has_images=bool(images or tars))
     if tables:
-        pairs = _open_tables(name, folder, [folder / table for table in tables], wanted, split, images)
+        left = None if any(map(split_of, tables)) else split  # else the rows may tell theirs
+        pairs = _open_tables(name, folder, [folder / table for table in tables], wanted, left, images)
         pairs.notes[:0] = [note] if note else []
         return pairs
     if tars and not images:
@@ -232,6 +234,8 @@ def _open_tables(
     split: str | None,
     images: Sequence[PurePath] = (),
 ) -> Pairs:
+    if any(suffix_of(file) != ".json" for file in files):
+        refuse_split(name, split)
     table = Table(name, root, files, wanted, split)
     if unnamed := table.unnamed(images):
         tables = named([file.relative_to(table.root) for file in files])

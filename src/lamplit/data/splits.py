@@ -64,5 +64,15 @@ def choose_split(name: str, sizes: Mapping[str, int], wanted: str | None) -> tup
     return chosen, said
 
 
+def refuse_split(name: str, split: str | None) -> None:
+    """Refuse a split of a source that has none.
+
+    Raises:
+        UsageError: one is wanted.
+    """
+    if split not in (None, ALL):
+        raise UsageError(f"{name} has no splits; leave out --split")
+
+
 def _canonical(split: str) -> str:
     return split_of(PurePath(split)) or split
