@@ -12,7 +12,7 @@ from lamplit.errors import PairsError, UsageError, kind_of, nearest_names
 
 # Looked for in this order, whatever their case.
 IMAGE_COLUMNS = (
-    "image", "images", "img", "jpg", "png",
+    "image", "images", "img", "jpg", "jpeg", "png", "webp",
     "file_name", "filename", "filepath", "path", "image_path",
 )  # fmt: skip
 TEXT_COLUMNS = (

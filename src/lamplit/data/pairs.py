@@ -27,18 +27,17 @@ from lamplit.data.columns import (
     image_cell,
     listed,
     metadata_cells,
-    strip,
     text_cells,
 )
 from lamplit.data.hub import HubRows
-from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
+from lamplit.data.image_files import is_image, walk
+from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows
+from lamplit.data.sidecars import last_ending, read_beside
+from lamplit.data.skipped import Skipped
+from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
+from lamplit.data.tars import TarSamples, text_names
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
-# SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
-IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
-))  # fmt: skip
 READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
 # Rows looked at to find the columns: the first may lack one.
 NUM_FIRST_ROWS = 100
@@ -72,6 +71,8 @@ class Pairs:
         text_columns: the columns of texts; empty if texts are files of their own, or there are none.
         read: begins to read the pairs; iterating calls it.
         root: the folder that ids and files are under; None for archives and the hub.
+        notes: what a reader of the source should know, in plain sentences, each once; more may come while it is read.
+        problems: parts that could not be used, such as a shard that was cut off; they come while it is read.
 
     Example:
         >>> pairs = lamplit.read_pairs("photos/")
@@ -84,6 +85,8 @@ class Pairs:
     text_columns: tuple[str, ...]
     read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
     root: Path | None = None
+    notes: list[str] = field(default_factory=list, compare=False)
+    problems: list[Skipped] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
         try:
@@ -127,10 +130,7 @@ def read_pairs(
             return _open_folder(name, path.absolute(), wanted)
         if files := _expand(str(path)):
             return _open_files(name, files, wanted)
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
-            *TABLE_SUFFIXES,
-            ".tar",
-        ):
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.lower().endswith((*TABLE_SUFFIXES, *TAR_SUFFIXES)):
             return _open_hub(name, wanted, split)
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
@@ -160,14 +160,24 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
 
 
 def _open_folder(name: str, folder: Path, wanted: ColumnNames) -> Pairs:
-    files = _walk(folder)
+    found = walk(folder)
+    pairs = _open_found(name, folder, found.files, wanted)
+    pairs.notes[:0], pairs.problems[:0] = found.notes, found.problems
+    return pairs
+
+
+def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNames) -> Pairs:
     tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
+    images = [file for file in files if is_image(file.name)]
+    tars = [file for file in files if is_tar(file)]
+    parquets = [file for file in files if file.suffix.lower() == ".parquet"]
     if tables:
         return _open_tables(name, folder, [folder / table for table in tables], wanted)
-    if shards and not images:
-        return _open_files(name, [folder / shard for shard in shards], wanted)
+    if tars and len(tars) >= len(images):
+        pairs = _open_files(name, [folder / tar for tar in tars], wanted)
+        return _beside(pairs, "tars", [*images, *parquets])
+    if parquets and not images:
+        return _open_files(name, [folder / parquet for parquet in parquets], wanted)
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
@@ -178,13 +188,22 @@ def _open_folder(name: str, folder: Path, wanted: ColumnNames) -> Pairs:
             f"{name} has no table, so it has no columns: texts come from .txt files beside the images; "
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
-    return Pairs(name, len(images), None, (), lambda: (_image(folder, file) for file in images), folder)
+    pairs = Pairs(name, len(images), None, (), lambda: (_image(folder, file) for file in images), folder)
+    return _beside(pairs, "images", [*tars, *parquets])
+
+
+def _beside(pairs: Pairs, kind: str, others: list[PurePath]) -> Pairs:
+    """Say which files are not read, because a folder is read as tars or as images."""
+    if others:
+        files = f"{others[0]} is" if len(others) == 1 else f"{len(others):,} files such as {others[0]} are"
+        pairs.notes.append(f"{pairs.source} is read as a folder of {kind}; {files} left out")
+    return pairs
 
 
 def _open_files(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
-    suffixes = {file.suffix.lower() for file in files}
-    if suffixes == {".tar"}:
+    if files and all(map(is_tar, files)):
         return _open_tars(name, files, wanted)
+    suffixes = {file.suffix.lower() for file in files}
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
         return _open_tables(name, files[0].parent, files, wanted)
     raise PairsError(
@@ -230,26 +249,32 @@ def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
 
 
 def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
-    def samples() -> Iterator[tuple[str, Cells]]:
-        return chain.from_iterable(map(tar_samples, files))
-
-    first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
-    if not any(_image_field(fields, wanted.image) for fields in first):
+    notes: list[str] = []
+    problems: list[Skipped] = []
+    samples = TarSamples(
+        files, wanted.image, wanted.text.split(",") if wanted.text else (), notes=notes, problems=problems
+    )
+    first = list(islice(samples, NUM_FIRST_ROWS))
+    if not any(sample.image for sample in first) and problems:
+        raise PairsError(f"{name} cannot be read: {problems[0].id}: {problems[0].reason}")
+    if not any(sample.ending for sample in first):
         raise PairsError(
-            f"{name} holds no images in its first samples; it has {listed(first)}; expected files such as "
-            "000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
+            f"{name} holds no images in its first samples; it has {listed([sample.cells for sample in first])}; "
+            "expected files such as 000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
         )
-    # By webdataset's own custom the caption is the .txt; a .json often repeats it.
-    texts = find_text_columns(name, first, wanted.text, ("txt", *TEXT_COLUMNS))
+    # By webdataset's own custom the caption is the .txt; a .json often repeats it. A column may be the last part of
+    # an ending (txt of outputs.txt).
+    rows = [sample.cells | {last_ending(cell): "" for cell in sample.cells} for sample in first]
+    texts = find_text_columns(name, rows, wanted.text, ("txt", *TEXT_COLUMNS))
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
-        for key, fields in samples():
-            ending = _image_field(fields, wanted.image)
-            image = fields.pop(ending) if ending else b""
-            yield Pair(_unique(key, seen), image, text_cells(fields, texts), metadata_cells(fields, texts))
+        for sample in samples:
+            names = text_names(sample, texts)
+            metadata = metadata_cells(sample.cells, names)
+            yield Pair(_unique(sample.key, seen), sample.image, text_cells(sample.cells, names), metadata)
 
-    return Pairs(name, None, wanted.image, texts, read)
+    return Pairs(name, None, wanted.image, texts, read, notes=notes, problems=problems)
 
 
 def _find_columns(name: str, rows: list[Cells], wanted: ColumnNames) -> tuple[str, tuple[str, ...]]:
@@ -276,27 +301,9 @@ def _pair(
 
 
 def _image(folder: Path, file: PurePath) -> Pair:
-    captions = (folder / file).with_suffix(".txt")
-    texts = captions.read_text("utf-8-sig", "replace").splitlines() if captions.is_file() else []
+    texts, cells = read_beside(folder / file)
     metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
-    return Pair(file.as_posix(), folder / file, strip(texts), metadata)
-
-
-def _image_field(fields: Cells, image_column: str | None) -> str | None:
-    for name, value in fields.items():
-        wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES
-        if wanted and isinstance(value, bytes):
-            return name
-    return None
-
-
-def _walk(folder: Path) -> list[PurePath]:
-    """List every file below a folder, hidden ones left out, sorted, relative to it."""
-    files: list[PurePath] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [PurePath(parent, name).relative_to(folder) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return Pair(file.as_posix(), folder / file, texts, metadata | metadata_cells(cells, ()))
 
 
 def _expand(path: str) -> list[Path]:
