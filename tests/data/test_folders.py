@@ -67,4 +67,4 @@ def test_tables_that_are_not_read_are_named(tmp_path: Path) -> None:
         read_pairs(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"-")
     [said] = read_pairs(tmp_path).notes
-    assert said.endswith("is read as a folder of images, without captions.csv; give such a file itself to read it")
+    assert said.endswith("is read as a folder of images; captions.csv is left out")

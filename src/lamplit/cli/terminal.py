@@ -22,7 +22,7 @@ import lamplit
 from lamplit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from lamplit.data.images import Skipped
+    from lamplit.data.skipped import Skipped
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images; by default it is found by its name.")]

@@ -15,31 +15,19 @@ from lamplit.errors import PairsError, UsageError, kind_of, nearest_names
 
 # Looked for in this order, whatever their case.
 IMAGE_COLUMNS = (
-    "image", "images", "img", "jpg", "png",
+    "image", "images", "img", "jpg", "jpeg", "png", "webp",
     "file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "image_name",
 )  # fmt: skip
 TEXT_COLUMNS = (
-    "text",
-    "texts",
-    "caption",
-    "captions",
-    "title",
-    "description",
-    "sentence",
-    "sentences",
-    "alt",
-    "txt",
-    "comment",
-    "raw",
-    "conversations",
-    "messages",
-)
+    "text", "texts", "caption", "captions", "title", "description",
+    "sentence", "sentences", "alt", "txt", "comment", "raw", "conversations", "messages",
+)  # fmt: skip
 # What holds the text of an object in a cell of texts: Karpathy's sentences, and translations.
 _TEXT_KEYS = ("raw", "caption", "text", "sentence", "value")
 # Who says what describes the image, in LLaVA's conversations and in those of other chat models.
 _ANSWERING = ("gpt", "assistant", "model")
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-_LIST_OF_QUOTED = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED}|\s+{_QUOTED})*\s*,?\s*\]", re.DOTALL)  # fmt: skip
+_LIST_OF_QUOTED = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED}|\s+{_QUOTED})*\s*,?\s*\]", re.DOTALL)
 
 Cells = dict[str, Any]
 

@@ -27,6 +27,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.skipped import Skipped
 from lamplit.data.workers import identity_collate, start_worker, worker_context
 from lamplit.errors import ImageError, first_line
 
@@ -52,21 +53,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that cannot be used, as listed in `skipped.jsonl`.
-
-    Attributes:
-        id: of the image in its source.
-        path: of the image's file; the id again if the image has no file of its own.
-        reason: why it cannot be used, as one sentence.
-    """
-
-    id: str
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,31 +21,26 @@ from numpy.typing import NDArray
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
-    Cells,
     ColumnNames,
     find_text_columns,
     listed,
     metadata_cells,
-    strip,
     text_cells,
 )
 from lamplit.data.folders import choose_files, find_tables, loose_tables, named
 from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
+from lamplit.data.image_files import is_image, walk
 from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
-from lamplit.data.readers import TABLE_SUFFIXES, suffix_of, tar_samples
+from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
+from lamplit.data.sidecars import last_ending, read_beside
+from lamplit.data.skipped import Skipped
 from lamplit.data.splits import refuse_split, split_of
+from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
+from lamplit.data.tars import TarSamples, text_names
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
-if TYPE_CHECKING:
-    from lamplit.data.images import Skipped
-
-# SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
-IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
-))  # fmt: skip
 READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
 
 
@@ -151,7 +146,8 @@ def read_pairs(
             return _open_folder(name, path.absolute(), wanted, split)
         if files := _expand(str(path)):
             return _open_files(name, files, wanted, split)
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and suffix_of(path) not in (*TABLE_SUFFIXES, ".tar"):
+        is_file = suffix_of(path) in TABLE_SUFFIXES or name.lower().endswith(TAR_SUFFIXES)
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not is_file:
             return _open_hub(name, wanted, split or "train")
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
@@ -181,21 +177,27 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
 
 
 def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None) -> Pairs:
-    files = _walk(folder)
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    tars = [file for file in files if file.suffix.lower() == ".tar"]
+    found = walk(folder)
+    pairs = _open_found(name, folder, found.files, wanted, split)
+    pairs.notes[:0], pairs.problems[:0] = found.notes, found.problems
+    return pairs
+
+
+def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNames, split: str | None) -> Pairs:
+    images = [file for file in files if is_image(file.name)]
+    tars = [file for file in files if is_tar(file)]
+    loose = loose_tables(files)
     tables, note = find_tables(name, files, split, has_images=bool(images or tars))
     if tables:
         left = None if any(map(split_of, tables)) else split  # else the rows may tell theirs
         pairs = _open_tables(name, folder, [folder / table for table in tables], wanted, left, images)
         pairs.notes[:0] = [note] if note else []
         return pairs
-    if tars and not images:
+    if tars and len(tars) >= len(images):
         chosen, note = choose_files(name, tars, split)
-        pairs = _open_files(name, [folder / tar for tar in chosen], wanted, None)
+        pairs = _open_tars(name, [folder / tar for tar in chosen], wanted)
         pairs.notes[:0] = [note] if note else []
-        return pairs
-    loose = loose_tables(files)
+        return _beside(pairs, "tars", [*images, *(file for file in loose if file.suffix.lower() != ".json")])
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
@@ -208,16 +210,23 @@ def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
     refuse_split(name, split)
-    notes = [f"{name} is read as a folder of images, without {named(loose)}; give such a file itself to read it"]
     read = partial(_images, folder, images)
-    return Pairs(name, len(images), None, (), read, folder, notes if loose else [])
+    return _beside(Pairs(name, len(images), None, (), read, folder), "images", [*tars, *loose])
+
+
+def _beside(pairs: Pairs, kind: str, others: list[PurePath]) -> Pairs:
+    """Say which files are not read, because a folder is read as tars or as images."""
+    if others:
+        files = f"{others[0]} is" if len(others) == 1 else f"{len(others):,} files such as {others[0]} are"
+        pairs.notes.append(f"{pairs.source} is read as a folder of {kind}; {files} left out")
+    return pairs
 
 
 def _open_files(name: str, files: list[Path], wanted: ColumnNames, split: str | None) -> Pairs:
-    suffixes = {suffix_of(file) for file in files}
-    if suffixes == {".tar"}:
+    if files and all(map(is_tar, files)):
         refuse_split(name, split)
         return _open_tars(name, files, wanted)
+    suffixes = {suffix_of(file) for file in files}
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
         return _open_tables(name, None, files, wanted, split)
     raise PairsError(
@@ -274,26 +283,32 @@ def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
 
 
 def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
-    def samples() -> Iterator[tuple[str, Cells]]:
-        return chain.from_iterable(map(tar_samples, files))
-
-    first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
-    if not any(_image_field(fields, wanted.image) for fields in first):
+    notes: list[str] = []
+    problems: list[Skipped] = []
+    samples = TarSamples(
+        files, wanted.image, wanted.text.split(",") if wanted.text else (), notes=notes, problems=problems
+    )
+    first = list(islice(samples, NUM_FIRST_ROWS))
+    if not any(sample.image for sample in first) and problems:
+        raise PairsError(f"{name} cannot be read: {problems[0].id}: {problems[0].reason}")
+    if not any(sample.ending for sample in first):
         raise PairsError(
-            f"{name} holds no images in its first samples; it has {listed(first)}; expected files such as "
-            "000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
+            f"{name} holds no images in its first samples; it has {listed([sample.cells for sample in first])}; "
+            "expected files such as 000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
         )
-    # By webdataset's own custom the caption is the .txt; a .json often repeats it.
-    texts = find_text_columns(name, first, wanted.text, ("txt", *TEXT_COLUMNS))
+    # By webdataset's own custom the caption is the .txt; a .json often repeats it. A column may be the last part of
+    # an ending (txt of outputs.txt).
+    rows = [sample.cells | {last_ending(cell): "" for cell in sample.cells} for sample in first]
+    texts = find_text_columns(name, rows, wanted.text, ("txt", *TEXT_COLUMNS))
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
-        for key, fields in samples():
-            ending = _image_field(fields, wanted.image)
-            image = fields.pop(ending) if ending else b""
-            yield Pair(_unique(key, seen), image, text_cells(fields, texts), metadata_cells(fields, texts))
+        for sample in samples:
+            names = text_names(sample, texts)
+            metadata = metadata_cells(sample.cells, names)
+            yield Pair(_unique(sample.key, seen), sample.image, text_cells(sample.cells, names), metadata)
 
-    return Pairs(name, None, wanted.image, texts, read)
+    return Pairs(name, None, wanted.image, texts, read, notes=notes, problems=problems)
 
 
 def _images(folder: Path, files: Sequence[PurePath]) -> Iterator[Pair]:
@@ -301,27 +316,9 @@ def _images(folder: Path, files: Sequence[PurePath]) -> Iterator[Pair]:
 
 
 def _image(folder: Path, file: PurePath) -> Pair:
-    captions = (folder / file).with_suffix(".txt")
-    texts = captions.read_text("utf-8-sig", "replace").splitlines() if captions.is_file() else []
+    texts, cells = read_beside(folder / file)
     metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
-    return Pair(file.as_posix(), folder / file, strip(texts), metadata)
-
-
-def _image_field(fields: Cells, image_column: str | None) -> str | None:
-    for name, value in fields.items():
-        wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES
-        if wanted and isinstance(value, bytes):
-            return name
-    return None
-
-
-def _walk(folder: Path) -> list[PurePath]:
-    """List every file below a folder, hidden ones left out, sorted, relative to it."""
-    files: list[PurePath] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [PurePath(parent, name).relative_to(folder) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return Pair(file.as_posix(), folder / file, texts, metadata | metadata_cells(cells, ()))
 
 
 def _expand(path: str) -> list[Path]:

@@ -1,14 +1,12 @@
-"""Rows of tables and samples of tars, as they stand in their files.
+"""Rows of tables, as they stand in their files.
 
 Every format is read in small pieces by the standard library and pyarrow. Hugging Face `datasets` was measured losing
-rows: its webdataset reader expects every sample of a tar to have the same types of files (a PNG among JPEGs gives
-nothing), and its JSON reader fails if a column is null for the first 10 MB, and parses captions that look like dates.
+rows: its JSON reader fails if a column is null for the first 10 MB, and parses captions that look like dates.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -27,7 +25,6 @@ from lamplit.errors import kind_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 _PACKED = ".gz"  # a table of text may end in it, too
-_TEXT_FIELDS = frozenset(("txt", "text", "caption", "title", "transcript", "cls", "id"))  # of a tar's sample
 _MAX_BATCH_BYTES = 2**24  # of the rows of a Parquet file that are in memory at once
 _MAX_BATCH_ROWS = 4096
 _ARROW_ROWS = 64  # these files are mapped, and may hold images
@@ -89,31 +86,6 @@ def open_table(file: Path, *, image_column: str | None = None, split: str | None
     if suffix_of(file) == ".json" and (found := read_annotations(file, encoding, split)):
         return _Listed(file, found.notes, found.rows)
     return _JsonLines(file, encoding)
-
-
-def tar_samples(file: Path) -> Iterator[tuple[str, Cells]]:
-    """Yield the key and the fields of each sample of a webdataset tar.
-
-    Neighbours that share their path up to the first dot of the file name are one sample. The content of a `.json`
-    becomes fields of their own; files of unknown endings stay bytes.
-    """
-    key = ""
-    fields: Cells = {}
-    with tarfile.open(file, "r|*") as archive:
-        for member in archive:
-            folder, _, base = member.name.removeprefix("./").rpartition("/")
-            stem, _, ending = base.partition(".")
-            content = archive.extractfile(member) if member.isfile() and stem and ending else None
-            if content is None:
-                continue
-            name = f"{folder}/{stem}" if folder else stem
-            if name != key and fields:
-                yield key, fields
-                fields = {}
-            key = name
-            fields |= _field(ending.lower(), content.read())
-    if fields:
-        yield key, fields
 
 
 def to_rows(batch: pa.RecordBatch) -> list[Cells]:
@@ -250,13 +222,3 @@ def _json_line(line: str, number: int) -> Any:
         return json.loads(line) if line.strip() else None
     except ValueError as error:
         raise ValueError(f"line {number} is not JSON ({error})") from error
-
-
-def _field(ending: str, content: bytes) -> Cells:
-    if ending == "json":
-        try:
-            value = json.loads(content)
-        except ValueError:  # one bad sidecar among a million is kept as text, and ends nothing
-            return {"json": content.decode("utf-8", "replace")}
-        return value if isinstance(value, dict) else {"json": value}
-    return {ending: content.decode("utf-8", "replace") if ending in _TEXT_FIELDS else content}

@@ -14,8 +14,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
+from lamplit.data.images import MAX_PIXELS, Batch, read_batches
 from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError, TowerError, UsageError, kind_of
 from lamplit.files import write_text
 from lamplit.progress import progress_bar
