@@ -65,6 +65,7 @@ def test_tables_that_are_not_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("image,text\na.jpg,x\n")
     with pytest.raises(PairsError, match=r"holds no images.*it has captions\.csv: give such a file itself"):
         read_pairs(tmp_path)
-    (tmp_path / "a.jpg").write_bytes(b"-")
+    for name in ("a.jpg", "a.json", "00000_stats.json"):
+        (tmp_path / name).write_bytes(b"{}")
     [said] = read_pairs(tmp_path).notes
     assert said.endswith("is read as a folder of images; captions.csv is left out")

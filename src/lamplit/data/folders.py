@@ -63,8 +63,18 @@ def choose_files(name: str, files: Sequence[PurePath], split: str | None) -> tup
 
 
 def loose_tables(files: Sequence[PurePath]) -> list[PurePath]:
-    """Return the files that look like tables, though a folder of images is not read by them."""
-    return [file for file in files if suffix_of(file) in TABLE_SUFFIXES and len(file.parts) <= 2]
+    """Return the files that look like tables, though a folder of images is not read by them.
+
+    JSON beside a file of the same name is about that file, and img2dataset's statistics are no table.
+    """
+    names = Counter(file.with_suffix("") for file in files)
+    return [
+        file
+        for file in files
+        if suffix_of(file) in TABLE_SUFFIXES
+        and len(file.parts) <= 2
+        and not (file.suffix.lower() == ".json" and (names[file.with_suffix("")] > 1 or file.stem.endswith("_stats")))
+    ]
 
 
 def named(files: Sequence[PurePath]) -> str:

@@ -197,7 +197,7 @@ def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNa
         chosen, note = choose_files(name, tars, split)
         pairs = _open_tars(name, [folder / tar for tar in chosen], wanted)
         pairs.notes[:0] = [note] if note else []
-        return _beside(pairs, "tars", [*images, *(file for file in loose if file.suffix.lower() != ".json")])
+        return _beside(pairs, "tars", [*images, *loose])
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
