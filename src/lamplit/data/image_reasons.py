@@ -94,7 +94,7 @@ def _tiff_reason(data: bytes) -> str:
         compression = int(tags.get(TiffImagePlugin.COMPRESSION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, struct.error):
         return ""
-    if TiffImagePlugin.IMAGEWIDTH not in tags:
+    if TiffImagePlugin.BITSPERSAMPLE not in tags or TiffImagePlugin.PHOTOMETRIC_INTERPRETATION not in tags:
         return ""
     if 50706 in tags:  # DNGVersion
         return "a camera's raw file (DNG) is not read; convert it to JPEG"

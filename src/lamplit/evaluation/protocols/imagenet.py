@@ -45,13 +45,13 @@ def validation(root: Path) -> Labelled:
         PairsError: none of them is there, or its classes are not ImageNet's.
     """
     for folder in (root / "val", root):
-        found = [name for name in folders(folder) if re.fullmatch(r"n\d{8}", name)]
-        if found and len(found) < len(synsets()) and label_of_synset().keys() >= set(found):
+        found = folders(folder)
+        if 0 < len(found) < len(synsets()) and label_of_synset().keys() >= set(found):
             raise PairsError(
                 f"{folder} has {len(found):,} of the {len(synsets()):,} classes, and accuracy among these is not "
                 f"ImageNet's; type folder={root}, where they are called by the same names"
             )
-        if found:
+        if any(re.fullmatch(r"n\d{8}", name) for name in found):
             return by_folder("imagenet-val", folder, label_of_synset())
     for folder in (root / "val", root / "ILSVRC/Data/CLS-LOC/val", root):
         if files := sorted(file.name for file in folder.glob("ILSVRC2012_val_*.*")):
