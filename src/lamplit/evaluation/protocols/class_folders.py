@@ -9,6 +9,7 @@ from pathlib import Path
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import wordnet_name
+from lamplit.evaluation.protocols.shards import read_shards, split_of_shards
 from lamplit.evaluation.protocols.tasks import Task
 
 
@@ -18,6 +19,8 @@ def read_folder(root: Path) -> list[Task]:
     Where `root` has `train` and `test` (or `val`), or one of these alone, the classes are in these, and the few-shot
     probe trains on `train`. WordNet ids are called by their names, and numbers by the lines of `classnames.txt`.
     """
+    if split_of_shards(root):
+        return read_shards(root)
     held_out = next((name for name in ("test", "val") if (root / name).is_dir()), "")
     is_split = bool(held_out) and (
         (root / "train").is_dir() or (folders(root) == [held_out] and bool(folders(root / held_out)))
