@@ -431,6 +431,8 @@ def test_classify(lamplit: Lamplit, model_path: Path, image_folder: Path, tmp_pa
     (folder / "inner.png").mkdir(parents=True)
     shutil.copy(next(image_folder.glob("large_red_ring.*")), folder / "inner.png" / "[red]ring.png")
     (folder / "bad.png").write_text("no image")
+    for name in (".DS_Store", "._ring.png", "Thumbs.db", "ring.txt", "holiday.mp4"):  # not images, as for embed
+        (folder / name).write_text("x")
     (tmp_path / "classes.txt").write_text("ring\n\n  Größe \ncircle\n", encoding="utf-8")
     (tmp_path / "templates.txt").write_text("a {}\n")
     by_words = ["classify", model_path, folder, "--classes", "ring, Größe,circle,", "--top", 2]

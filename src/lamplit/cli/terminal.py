@@ -151,11 +151,6 @@ def split_names(by_commas: str | None) -> list[str]:
     return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return all files below a folder."""
-    return sorted(file for file in folder.rglob("*.*") if file.is_file())
-
-
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a file that are not empty."""
     try:

@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = frozenset((
     ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
 ))  # fmt: skip
 
+MAX_IMAGE_BYTES = 2**31  # of an encoded image; compared before it is read
+
 
 @dataclass
 class Walk:

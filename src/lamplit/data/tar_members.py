@@ -82,7 +82,7 @@ def read_members(file: Path) -> Iterator[TarMember]:
     try:
         with _open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
             while (header := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep every header
+                cast("Any", archive).members.clear()  # tarfile would keep every header
                 if not header.isdir():
                     yield TarMember(archive, header)
             while rest := stream.read(2**16):

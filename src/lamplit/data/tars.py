@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamplit.data.columns import Cells
-from lamplit.data.image_files import is_image
+from lamplit.data.image_files import MAX_IMAGE_BYTES, is_image
 from lamplit.data.sidecars import TEXT_ENDINGS, last_ending, sidecar_cells
 from lamplit.data.skipped import Skipped
 from lamplit.data.tar_members import CutError, TarMember, read_members
 
-MAX_IMAGE_BYTES = 2**31  # compared with the header, before anything is read
 MAX_TEXT_BYTES = 2**24
 # Of one key, while it is not known whether more belongs to it.
 _MAX_GROUP_FILES = 200
