@@ -80,7 +80,8 @@ def installed() -> dict[str, set[str]]:
 
 
 def distributions_of(module: str) -> set[str]:
-    return installed()[module]
+    # An extra need not be installed; its module is then taken to have the distribution's name.
+    return installed().get(module, {canonicalize_name(module)})
 
 
 CORE = names_of(PROJECT["dependencies"])

@@ -11,9 +11,9 @@ from lamplit._version import __version__
 if TYPE_CHECKING:
     from lamplit.app.launch import serve
     from lamplit.data.catalog import fetch
-    from lamplit.data.images import Skipped
     from lamplit.data.pairs import Pair, Pairs, read_pairs
     from lamplit.data.preprocessing import Preprocessing
+    from lamplit.data.skipped import Skipped
     from lamplit.errors import (
         ImageError,
         LamplitError,
@@ -86,7 +86,7 @@ _HOMES = {
     "Report": "evaluation.report.writing",
     "Result": "metrics.results",
     "Searcher": "retrieval.searcher",
-    "Skipped": "data.images",
+    "Skipped": "data.skipped",
     "Store": "store.lance_store",
     "StoreError": "errors",
     "TextTower": "towers.texts.text_tower",

@@ -26,6 +26,7 @@ from safetensors.torch import save_model
 from lamplit._version import __version__
 from lamplit.cli import main as cli
 from lamplit.cli import tables, training
+from lamplit.cli.terminal import print_notes
 from lamplit.data.images import Skipped
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.retrieval.searcher import Hit
@@ -430,6 +431,8 @@ def test_classify(lamplit: Lamplit, model_path: Path, image_folder: Path, tmp_pa
     (folder / "inner.png").mkdir(parents=True)
     shutil.copy(next(image_folder.glob("large_red_ring.*")), folder / "inner.png" / "[red]ring.png")
     (folder / "bad.png").write_text("no image")
+    for name in (".DS_Store", "._ring.png", "Thumbs.db", "ring.txt", "holiday.mp4"):  # not images, as for embed
+        (folder / name).write_text("x")
     (tmp_path / "classes.txt").write_text("ring\n\n  Größe \ncircle\n", encoding="utf-8")
     (tmp_path / "templates.txt").write_text("a {}\n")
     by_words = ["classify", model_path, folder, "--classes", "ring, Größe,circle,", "--top", 2]
@@ -557,6 +560,12 @@ def test_import_prepares_search_of_a_large_store(lamplit: Lamplit, tmp_path: Pat
     store = tmp_path / "large.lance"
     assert lamplit("import", tmp_path / "vectors.npy", "--image-tower", "acme", "--out", store).code == 0
     assert measured_recall(Store(store)) is not None
+
+
+def test_notes_are_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    print_notes(["a.csv is separated by [bold]bars", "b"])
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "note: a.csv is separated by [bold]bars\nnote: b\n")
 
 
 def test_record_shows_every_value_of_a_report() -> None:

@@ -6,9 +6,11 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from hashlib import blake2b
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -228,10 +230,127 @@ def test_what_is_no_image_says_so():
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not an image", "Ghostscript beware"
     svg = b'<?xml version="1.0"?><!-- owl --><svg xmlns="http://www.w3.org/2000/svg"></svg>'
     assert reason(svg) == "SVG is not a raster image"
-    assert reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "HEIC is not read; convert it to JPEG"
+    assert reason(b"8BPS\0\1") == "Photoshop's format is not read; convert it to JPEG"
+    for start in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"):
+        assert reason(start + bytes(60)) == "JPEG XL is not read; convert it to JPEG"
+    preview = encode(RGB, "TIFF")
+    assert reason(preview, name="a.NEF") == "a camera's raw file (.nef) is not read; convert it to JPEG"
     broken = bytearray(encode(RGB, "PNG"))
     broken[60:90] = bytes(30)
     assert reason(bytes(broken)).startswith("damaged (")
+
+
+@pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="HEIC is read here")
+@pytest.mark.parametrize("brand", [b"heic", b"hevx", b"msf1", b"mif1"])
+def test_heic_names_the_extra_that_reads_it(brand):
+    expected = "HEIC is not read: pillow_heif is not installed; type: pip install 'lamplit[heic]'"
+    assert reason(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic") == expected
+
+
+def test_heic_is_read_by_its_extra():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(RGB).save(file, quality=-1)
+    assert np.abs(pixels(file.getvalue()).astype(int) - np.asarray(RGB)).mean() < 3
+
+
+def tiff(num_bands: int, bits: int, kind: int, photometric: int = 1) -> bytes:
+    """Write by hand what Pillow cannot: uncompressed, in one strip, of any bands."""
+    extra = struct.pack(f"<{2 * num_bands}H", *[bits] * num_bands, *[kind] * num_bands)
+    content = bytes(4 * 4 * num_bands * bits // 8)
+    start = 8 + 2 + 10 * 12 + 4
+    tags = [
+        (256, 3, 1, 4), (257, 3, 1, 4), (258, 3, num_bands, start), (259, 3, 1, 1), (262, 3, 1, photometric),
+        (273, 4, 1, start + len(extra)), (277, 3, 1, num_bands), (278, 3, 1, 4), (279, 4, 1, len(content)),
+        (339, 3, num_bands, start + 2 * num_bands),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + extra + content
+
+
+@pytest.mark.parametrize(
+    ("num_bands", "bits", "kind", "expected"),
+    [
+        (5, 8, 1, "5 bands of 8-bit whole numbers"),
+        (3, 16, 1, "3 bands of 16-bit whole numbers"),
+        (3, 32, 3, "3 bands of 32-bit floats"),
+    ],
+)
+def test_tiffs_that_are_not_read_say_of_what_kind_they_are(num_bands, bits, kind, expected):
+    assert reason(tiff(num_bands, bits, kind)) == f"a TIFF of {expected} is not read; convert it to 8-bit RGB"
+    assert reason(tiff(num_bands, bits, kind)[:60]) == "truncated"
+
+
+def test_floats_are_read_by_their_range():
+    values = np.array([[0.0, 0.5, 1.0, np.nan, np.inf, -np.inf]], dtype=np.float32)
+    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0]
+    assert pixels(encode(Image.fromarray(values[:, :3]), "PPM"))[0, :, 0].tolist() == [0, 128, 255]  # a PFM
+
+
+def many_scans(num_scans: int, width: int, height: int) -> bytes:
+    """Make a progressive JPEG that claims a size and refines its last scan again and again."""
+    data = encode(RGB, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    frame = data.index(b"\xff\xc2")
+    data = data[: frame + 5] + struct.pack(">HH", height, width) + data[frame + 9 :]
+    return data[:last] + data[last:-2] * num_scans + data[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
+    start = time.monotonic()
+    expected = "64.0 megapixels, which would take minutes to decode"
+    assert reason(many_scans(2000, 8000, 8000)).endswith(expected)
+    assert time.monotonic() - start < 1
+    assert pixels(encode(RGB, "JPEG", progressive=True)).shape == (HEIGHT, WIDTH, 3)
+    assert pixels(many_scans(40, WIDTH, HEIGHT)).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_files_are_bounded_before_they_are_read(tmp_path):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(2**31 + 1)
+    with pytest.raises(ImageError, match="2,048 MiB, more than the bound of 2,048"):
+        open_bytes(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        open_bytes(tmp_path / "a.jpg")
+
+
+PEAK = """
+import resource, sys
+from PIL import Image
+from lamplit.data.images import decode_image
+decode_image(open(sys.argv[1], "rb").read())
+data = open(sys.argv[2], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode_image(data)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes are Linux's unit")
+@pytest.mark.parametrize("kind", ["grey16", "float", "P5", "rgba16"])
+def test_an_image_takes_about_twice_its_pixels(tmp_path, kind):
+    side = 5000
+    pixels_bytes = side * side * 3
+    match kind:
+        case "grey16":
+            data = png_16_bits(np.full((side, side), 9, dtype=np.uint16))
+        case "float":
+            data = encode(Image.new("F", (side, side)), "TIFF")
+        case "P5":
+            data = b"P5\n%d %d\n65535\n" % (side, side) + bytes(side * side * 2)
+        case _:
+            data = encode(Image.new("RGBA", (side, side)), "PNG")
+    (tmp_path / "small").write_bytes(encode(RGB, "PNG"))
+    (tmp_path / "large").write_bytes(data)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "large")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
+    assert peak < 2.6 * pixels_bytes
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -68,6 +68,38 @@ def test_splits_of_a_folder_are_not_classes(held_out: str, tmp_path: Path) -> No
     assert task.training().images.root == tmp_path / "train"
 
 
+def test_wordnet_ids_are_called_by_their_names(tmp_path: Path) -> None:
+    write(tmp_path, *(f"val/{name}/1.png" for name in ("n03388043", "n11939491", "n00007846", "n99999999")))
+    task = only(tmp_path)
+    assert task.class_names == [("person",), ("fountain",), ("daisy",), ("n99999999",)]
+    assert task.notes == ("n99999999 is a WordNet id whose name is not known",)
+    (tmp_path / "val/n99999999/1.png").unlink()
+    (tmp_path / "val/n99999999").rmdir()
+    (tmp_path / "val/n00007846/1.png").unlink()
+    (tmp_path / "val/n00007846").rmdir()
+    assert only(tmp_path).notes == ()
+    with pytest.raises(PairsError, match=r"has 2 of the 1,000 classes.*type folder="):
+        read_tasks("imagenet", tmp_path)
+
+
+def test_numbers_are_named_by_a_list_or_noted(tmp_path: Path) -> None:
+    write(tmp_path, "0/1.png", "2/1.png", "10/1.png")
+    assert "called by numbers (0)" in only(tmp_path).notes[0]
+    (tmp_path / "classnames.txt").write_text("\n".join(f"thing {n}" for n in range(11)))
+    task = only(tmp_path)
+    assert (task.class_names, task.notes) == ([("thing 0",), ("thing 2",), ("thing 10",)], ())
+    (tmp_path / "classnames.txt").write_text("one\ntwo")
+    with pytest.raises(PairsError, match="has 2 names, and a folder is called 10"):
+        only(tmp_path)
+
+
+def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "own", "cat/1.png")
+    write(tmp_path / "elsewhere", "more/2.png")
+    (tmp_path / "own/cat/linked").symlink_to(tmp_path / "elsewhere")
+    assert list(only(tmp_path / "own").test.labels) == ["cat/1.png", "cat/linked/more/2.png"]
+
+
 def test_a_folder_without_classes_or_with_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=r"has no folders; expected for folder: a folder of images for each class"):
         read_tasks("folder", tmp_path)

@@ -17,12 +17,12 @@ from lamplit.cli.terminal import (
     chosen_classes,
     class_names,
     default_workers,
-    files_of,
     list_skipped,
     named_templates,
     print_line,
     show,
 )
+from lamplit.data.image_files import walk
 from lamplit.errors import UsageError
 
 _WORTH_WORKERS = 512  # images; a worker takes seconds to start
@@ -92,7 +92,13 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Classify images by words."""
-    files = [file for image in images for file in (files_of(image) if image.is_dir() else [image])]
+    walks = {image: walk(image) for image in images if image.is_dir()}
+    files = [
+        file
+        for image in images
+        for file in ([image / found for found in walks[image].images] if image in walks else [image])
+    ]
+    list_skipped([problem for found in walks.values() for problem in found.problems])
     if workers is None:
         workers = default_workers() if len(files) >= _WORTH_WORKERS else 0
     result = lamplit.classify(

@@ -17,6 +17,7 @@ from lamplit.cli.terminal import (
     TextColumns,
     default_workers,
     print_line,
+    print_notes,
     show,
 )
 from lamplit.errors import UsageError
@@ -38,7 +39,7 @@ def data_get(
 
 
 def embed(
-    source: Annotated[str, typer.Argument(help="CSV, TSV, JSONL, Parquet, folder, webdataset tars or hub id.")],
+    source: Annotated[str, typer.Argument(help="CSV, TSV, JSON, Parquet, Arrow, folder, webdataset tars or hub id.")],
     image_tower: Annotated[
         str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
     ],
@@ -52,6 +53,10 @@ def embed(
     ] = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the source to read, or 'all'; by default train, if there are several."),
+    ] = None,
     mean_center: Annotated[
         bool, typer.Option("--mean-center", help="Subtract the mean vector of the store from every vector.")
     ] = False,
@@ -78,10 +83,11 @@ def embed(
         raise UsageError(f"there is no backend {backend!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
         source, out, image_tower=image_tower, image_tower_weights=image_tower_weights, pool=pool,
-        image_column=image_column, text_column=text_column, mean_center=mean_center, prune=prune, backend=backend,  # type: ignore[arg-type]
-        batch_size=batch_size,
+        image_column=image_column, text_column=text_column, split=split, mean_center=mean_center, prune=prune,
+        backend=backend, batch_size=batch_size,  # type: ignore[arg-type]
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
+    print_notes(report.notes)
     _prepare_store(out)
     show(report, tables.record, as_json)
 

@@ -23,7 +23,7 @@ import lamplit
 from lamplit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from lamplit.data.images import Skipped
+    from lamplit.data.skipped import Skipped
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images; by default it is found by its name.")]
@@ -121,6 +121,12 @@ def print_line(value: object) -> None:
     typer.echo(str(value))
 
 
+def print_notes(notes: list[str]) -> None:
+    """Print what to know about a source, a line each, on stderr."""
+    for note in notes:
+        stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
 def list_skipped(skipped: list[Skipped]) -> None:
     """Name the images that could not be used, on stderr."""
     for item in skipped:
@@ -153,11 +159,6 @@ def class_names(by_commas: str | None, file: Path | None) -> list[str]:
 def split_names(by_commas: str | None) -> list[str]:
     """Return the names between commas."""
     return [name.strip() for name in (by_commas or "").split(",") if name.strip()]
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Return all files below a folder."""
-    return sorted(file for file in folder.rglob("*.*") if file.is_file())
 
 
 def read_lines(file: Path) -> list[str]:

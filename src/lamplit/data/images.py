@@ -7,7 +7,8 @@ with its reason in the batch it would have been in.
 from __future__ import annotations
 
 import io
-import re
+import os
+import stat
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,15 +21,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import to_pil_image
 
+from lamplit.data.image_files import MAX_IMAGE_BYTES
+from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_reason
+from lamplit.data.pixels import rgb_pixels
 from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.skipped import Skipped
 from lamplit.data.workers import identity_collate, start_worker, worker_context
-from lamplit.errors import ImageError, first_line
+from lamplit.errors import ImageError, MissingExtraError, require
 
 if TYPE_CHECKING:  # the workers need no readers of tables
     from lamplit.data.pairs import Pair
@@ -37,36 +42,13 @@ MAX_PIXELS = 100_000_000  # checked from the header, before anything is decoded
 
 # What Pillow may open. Others can do more than hold pixels: it runs Ghostscript for an EPS file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_MANY_SCANS = 30  # a JPEG of a camera has 1, a progressive one about 10
+_MAX_SCANNED_PIXELS = 4e9  # of all scans; some seconds
 # What Pillow and torchvision raise on damaged files: 140,000 that were damaged at random gave these, and MemoryError
 # comes from sizes that only the header claims.
 _DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, RuntimeError, MemoryError, Image.DecompressionBombError,
+    OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, MemoryError, Image.DecompressionBombError,
 )  # fmt: skip
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that cannot be used, as listed in `skipped.jsonl`.
-
-    Attributes:
-        id: of the image in its source.
-        path: of the image's file; the id again if the image has no file of its own.
-        reason: why it cannot be used, as one sentence.
-    """
-
-    id: str
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -135,22 +117,28 @@ def read_batches(
     return _collect(iter(loader), waiting)
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode_image(data: bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode one image to (3, H, W) uint8 RGB, upright, its transparent parts on white.
 
-    An animation gives its first frame; 16-bit grey is scaled, not clipped.
+    An animation gives its first frame; 16-bit grey is scaled, not clipped. The name of its file, if it has one, tells
+    a camera's raw file from the small preview in it.
 
     Raises:
         ImageError: with the reason in a few words.
     """
     if not data:
         raise ImageError("empty file")
+    if reason := raw_reason(name):
+        raise ImageError(reason)
+    formats = _formats(data)
     with warnings.catch_warnings():  # Pillow warns about a bound of its own, and about every odd tag
         warnings.simplefilter("ignore")
         with _decoding(data, max_pixels):
-            opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+            opened = Image.open(io.BytesIO(data), formats=formats)
         with opened as image:
             _check_size(image.width * image.height, max_pixels)
+            if image.format in ("JPEG", "MPO"):
+                _require_few_scans(data, image.width * image.height)
             if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
                 with _decoding(data, max_pixels):
                     return _decode_jpeg(data)
@@ -173,7 +161,7 @@ def read_thumbnail(image: Path | bytes, side: int) -> Image.Image:
     Raises:
         ImageError: with the reason in a few words.
     """
-    small: Image.Image = to_pil_image(decode_image(open_bytes(image)))
+    small: Image.Image = to_pil_image(decode_image(open_bytes(image), name=name_of(image)))
     small.thumbnail((side, side))
     return small
 
@@ -182,11 +170,17 @@ def open_bytes(image: Path | bytes) -> bytes:
     """Return the encoded image.
 
     Raises:
-        ImageError: the file cannot be read.
+        ImageError: the file cannot be read, or is larger than any image.
     """
     if isinstance(image, bytes):
         return image
     try:
+        status = os.stat(image)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ImageError("not a regular file")  # a pipe would be waited for
+        if status.st_size > MAX_IMAGE_BYTES:
+            size, most = status.st_size / 2**20, MAX_IMAGE_BYTES / 2**20
+            raise ImageError(f"{size:,.0f} MiB, more than the bound of {most:,.0f}")
         return image.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("file not found") from error
@@ -194,6 +188,11 @@ def open_bytes(image: Path | bytes) -> bytes:
         raise ImageError(f"file cannot be read ({error.strerror})") from error
     except ValueError as error:  # a path that no system call takes
         raise ImageError("file not found") from error
+
+
+def name_of(image: Path | bytes) -> str:
+    """Return the name of an image's file; "" if it has none."""
+    return "" if isinstance(image, bytes) else image.name
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
@@ -209,76 +208,40 @@ def _decoding(data: bytes, max_pixels: int) -> Iterator[None]:
     try:
         yield
     except _DECODE_ERRORS as error:
-        raise ImageError(_reason(error, data, max_pixels)) from error
+        raise ImageError(decoding_reason(error, data, max_pixels)) from error
 
 
 def _pixels(image: Image.Image, data: bytes, max_pixels: int) -> Tensor:
     with _decoding(data, max_pixels):
         image.load()
-        image = _upright(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _grey_to_8_bits(image)
-    with _decoding(data, max_pixels):
-        image = _on_white(image)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _require_few_scans(data: bytes, num_pixels: int) -> None:
+    """Refuse a JPEG that refines its pixels so often that it takes minutes.
+
+    Inside the scans every 0xFF is followed by a zero, so the marker of a scan is found wherever it stands; in other
+    segments it is rare.
+    """
+    scans = data.count(b"\xff\xda")
+    if scans > _MANY_SCANS and scans * num_pixels > _MAX_SCANNED_PIXELS:
+        raise ImageError(f"{scans:,} scans of {num_pixels / 1e6:.1f} megapixels, which would take minutes to decode")
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Return what Pillow may open; HEIF only by the extra that reads it."""
+    if not is_heif(data):
+        return _FORMATS
     try:
-        method = _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except SyntaxError:  # damaged EXIF; the pixels are good, and viewers ignore it too
-        return image
-    return image if method is None else image.transpose(method)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = 0.0, 65535.0
-    if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
-        # 32-bit and float greys do not say what white is: the least usual white that no pixel exceeds, or
-        # else the range of the pixels.
-        low, high = min(float(values.min()), 0.0), float(values.max())
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        if low == 0:
-            high = next((white for white in whites if high <= white), high)
-    grey = (values - low) * (255 / ((high - low) or 1))
-    if "transparency" in image.info and image.mode.startswith("I;16"):
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+        require("pillow_heif", "heic").register_heif_opener()
+    except MissingExtraError as error:
+        raise ImageError(no_heif(error)) from error
+    return ("HEIF",)
 
 
 def _check_size(num_pixels: int, max_pixels: int) -> None:
     if num_pixels > max_pixels:
         raise ImageError(f"{num_pixels / 1e6:.1f} megapixels, more than the bound of {max_pixels / 1e6:g}")
-
-
-def _reason(error: Exception, data: bytes, max_pixels: int) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        # Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, comes before ours and tells the size so.
-        size = re.search(r"\d+", str(error))
-        bound = f"more than the bound of {max_pixels / 1e6:g}"
-        return f"{int(size.group()) / 1e6:.1f} megapixels, {bound}" if size else f"megapixels: {bound}"
-    if isinstance(error, UnidentifiedImageError):
-        if b"<svg" in data[:4096].lower():
-            return "SVG is not a raster image"
-        if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
-            return "HEIC is not read; convert it to JPEG"
-        return "truncated" if data.startswith(_SIGNATURES) else "not an image"
-    text = first_line(error)
-    # A WEBP says how long it is, and its reader does not say what is wrong with it.
-    is_short = data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if is_short or isinstance(error, EOFError) or re.search("truncated|end of file|not enough", text, re.I):
-        return "truncated"
-    text = re.sub(r"^decode_jpeg, \S+, ", "", text)  # torchvision's messages begin with a line of its source
-    return f"damaged ({text[:120]})"
 
 
 class _Job(NamedTuple):
@@ -318,7 +281,8 @@ class _Images(Dataset[tuple[Tensor, list[_Outcome]]]):
                 return _Outcome(content_hash, "", is_unchanged=True)
             if self._is_stored(content_hash):
                 return _Outcome(content_hash, "", is_stored=True)
-            images.append(self.preprocessing.resize(decode_image(data, max_pixels=self.max_pixels)))
+            image = decode_image(data, name=name_of(job.image), max_pixels=self.max_pixels)
+            images.append(self.preprocessing.resize(image))
         except ImageError as error:
             return _Outcome("", str(error))
         return _Outcome(content_hash, "")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lamplit.data.images import convert_image, decode_image, open_bytes
+from lamplit.data.images import convert_image, decode_image, name_of, open_bytes
 from lamplit.errors import ImageError, UsageError, kind_of
 
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
@@ -54,7 +54,8 @@ def decode_input(image: ImageInput) -> Tensor:
     if isinstance(image, Image.Image):
         return convert_image(image)
     if isinstance(image, str | Path | bytes):
-        return decode_image(open_bytes(Path(image) if isinstance(image, str) else image))
+        image = Path(image) if isinstance(image, str) else image
+        return decode_image(open_bytes(image), name=name_of(image))
     if 0 in image.shape:
         raise ImageError("no pixels")
     if isinstance(image, Tensor):

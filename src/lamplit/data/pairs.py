@@ -7,10 +7,11 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,28 +21,27 @@ from numpy.typing import NDArray
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
-    Cells,
     ColumnNames,
-    find_image_column,
     find_text_columns,
-    image_cell,
     listed,
     metadata_cells,
-    strip,
     text_cells,
 )
+from lamplit.data.folders import choose_files, find_tables, loose_tables, named
+from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
-from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
+from lamplit.data.image_files import is_image, walk
+from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
+from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
+from lamplit.data.sidecars import last_ending, read_beside
+from lamplit.data.skipped import Skipped
+from lamplit.data.splits import refuse_split, split_of
+from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
+from lamplit.data.tars import TarSamples, text_names
+from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
-# SVG and HEIC are listed so that they are reported as skipped, rather than overlooked.
-IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
-))  # fmt: skip
 READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
-# Rows looked at to find the columns: the first may lack one.
-NUM_FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Pair:
         image: the file to read, or the encoded image itself.
         texts: empty for an image that is only to be searched.
         metadata: every other column by its name, as values that JSON can hold.
+        not_kept: the columns in which a further row of the same image has another value, once for every lost value.
     """
 
     id: str
     image: Path | bytes
     texts: tuple[str, ...]
     metadata: dict[str, Any]
+    not_kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Pairs:
         text_columns: the columns of texts; empty if texts are files of their own, or there are none.
         read: begins to read the pairs; iterating calls it.
         root: the folder that ids and files are under; None for archives and the hub.
+        notes: what a reader of the source should know, in plain sentences, each once; more may come while it is read.
+        problems: parts that could not be used, such as a shard that was cut off; they come while it is read.
 
     Example:
         >>> pairs = lamplit.read_pairs("photos/")
@@ -84,10 +88,12 @@ class Pairs:
     text_columns: tuple[str, ...]
     read: Callable[[], Iterator[Pair]] = field(repr=False, compare=False)
     root: Path | None = None
+    notes: list[str] = field(default_factory=list, compare=False)
+    problems: list[Skipped] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
         try:
-            yield from self.read()
+            yield from map(_valid, self.read())
         except READ_ERRORS as error:
             raise unreadable(self.source, error) from error
 
@@ -97,25 +103,38 @@ def read_pairs(
     *,
     image_column: str | None = None,
     text_column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     need_images: bool = True,
 ) -> Pairs:
-    """Open images with their texts, reading no more than the first rows.
+    """Open images with their texts. Of a table the first rows and the column of paths are read, of others less.
+
+    Rows that name one image are one pair, with the texts of all of them and the metadata of the first. What a reader
+    should know, such as an encoding that was guessed or images that no row names, is in `notes`.
 
     Args:
-        source: a CSV, TSV, JSONL or Parquet file; a folder of images, with same-named `.txt` files (one
-            caption a line), a `metadata.csv|jsonl|parquet` with a `file_name` column, or no text at all; a
-            webdataset tar, or a folder of them; a glob or brace form of files (`shards/a-{000..099}.tar`);
-            or the id of a data set on the Hugging Face hub (`owner/name`).
+        source: one of these:
+
+            - a table: CSV or TSV (also with semicolons or bars, in UTF-8, UTF-16 or Latin-1), JSONL, JSON, Parquet, or
+              an `.arrow` file of `datasets`; text may end in `.gz`;
+            - captions in one JSON: COCO's `captions_*.json`, Karpathy's `dataset_*.json`, LLaVA's conversations, or
+              captions by file name; the images are beside it or in the usual folders, such as `train2017/`;
+            - a folder of images, with same-named `.txt` files (one caption a line), a `metadata.csv|jsonl|parquet` with
+              a `file_name` column, COCO's `annotations/`, or no text at all;
+            - a folder that `datasets` saved to disk, or of Parquet files;
+            - a webdataset tar, or a folder of them;
+            - a glob or brace form of files (`shards/a-{000..099}.tar`);
+            - the id of a data set on the Hugging Face hub (`owner/name`).
         image_column: the column of images or their paths; by default found by its name.
         text_column: the column of texts, or several with commas between; by default found by its name. If there is
             none, no texts are read.
-        split: of a data set on the hub; files have none.
-        need_images: refuse a table without a column of images; else its pairs have `b""` for theirs.
+        split: which one to read, where files, folders or annotations are named after several; `all` for every one;
+            by default `train`, with a note.
+        need_images: refuse a table without a column of images; else its pairs have `b""` for theirs, and every row is
+            a pair of its own.
 
     Raises:
         PairsError: there is nothing, or it cannot be read.
-        UsageError: a named column does not exist.
+        UsageError: a named column or split does not exist.
     """
     if not isinstance(source, str | Path):
         raise UsageError(f"source is {kind_of(source)}; give a folder or a file of pairs")
@@ -124,14 +143,12 @@ def read_pairs(
     wanted = ColumnNames(image_column, text_column, need_images)
     try:
         if path.is_dir():
-            return _open_folder(name, path.absolute(), wanted)
+            return _open_folder(name, path.absolute(), wanted, split)
         if files := _expand(str(path)):
-            return _open_files(name, files, wanted)
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
-            *TABLE_SUFFIXES,
-            ".tar",
-        ):
-            return _open_hub(name, wanted, split)
+            return _open_files(name, files, wanted, split)
+        is_file = suffix_of(path) in TABLE_SUFFIXES or name.lower().endswith(TAR_SUFFIXES)
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not is_file:
+            return _open_hub(name, wanted, split or "train")
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
     raise PairsError(
@@ -159,55 +176,85 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
     return np.array([caption in marked for caption in captions], dtype=np.bool_)
 
 
-def _open_folder(name: str, folder: Path, wanted: ColumnNames) -> Pairs:
-    files = _walk(folder)
-    tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
+def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None) -> Pairs:
+    found = walk(folder)
+    pairs = _open_found(name, folder, found.files, wanted, split)
+    pairs.notes[:0], pairs.problems[:0] = found.notes, found.problems
+    return pairs
+
+
+def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNames, split: str | None) -> Pairs:
+    images = [file for file in files if is_image(file.name)]
+    tars = [file for file in files if is_tar(file)]
+    loose = loose_tables(files)
+    tables, note = find_tables(name, files, split, has_images=bool(images or tars))
     if tables:
-        return _open_tables(name, folder, [folder / table for table in tables], wanted)
-    if shards and not images:
-        return _open_files(name, [folder / shard for shard in shards], wanted)
+        left = None if any(map(split_of, tables)) else split  # else the rows may tell theirs
+        pairs = _open_tables(name, folder, [folder / table for table in tables], wanted, left, images)
+        pairs.notes[:0] = [note] if note else []
+        return pairs
+    if tars and len(tars) >= len(images):
+        chosen, note = choose_files(name, tars, split)
+        pairs = _open_tars(name, [folder / tar for tar in chosen], wanted)
+        pairs.notes[:0] = [note] if note else []
+        return _beside(pairs, "tars", [*images, *loose])
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
             "their captions or a metadata.csv with a file_name column, or webdataset tars"
+            + (f"; it has {named(loose)}: give such a file itself" if loose else "")
         )
     if wanted.image or wanted.text:
         raise UsageError(
             f"{name} has no table, so it has no columns: texts come from .txt files beside the images; "
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
-    return Pairs(name, len(images), None, (), lambda: (_image(folder, file) for file in images), folder)
+    refuse_split(name, split)
+    read = partial(_images, folder, images)
+    return _beside(Pairs(name, len(images), None, (), read, folder), "images", [*tars, *loose])
 
 
-def _open_files(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
-    suffixes = {file.suffix.lower() for file in files}
-    if suffixes == {".tar"}:
+def _beside(pairs: Pairs, kind: str, others: list[PurePath]) -> Pairs:
+    """Say which files are not read, because a folder is read as tars or as images."""
+    if others:
+        files = f"{others[0]} is" if len(others) == 1 else f"{len(others):,} files such as {others[0]} are"
+        pairs.notes.append(f"{pairs.source} is read as a folder of {kind}; {files} left out")
+    return pairs
+
+
+def _open_files(name: str, files: list[Path], wanted: ColumnNames, split: str | None) -> Pairs:
+    if files and all(map(is_tar, files)):
+        refuse_split(name, split)
         return _open_tars(name, files, wanted)
+    suffixes = {suffix_of(file) for file in files}
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
-        return _open_tables(name, files[0].parent, files, wanted)
+        return _open_tables(name, None, files, wanted, split)
     raise PairsError(
         f"{name} ends in {' and '.join(sorted(suffixes)) or 'nothing'}; expected files of one kind out of "
         f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of images"
     )
 
 
-def _open_tables(name: str, root: Path, files: list[Path], wanted: ColumnNames) -> Pairs:
-    first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
-    image, texts = _find_columns(name, first, wanted)
-    counts = [count_rows(file) for file in files]
-
-    def read() -> Iterator[Pair]:
-        # Ids are relative to the source; a table deeper in it names paths relative to itself.
-        rows = ((row, file.parent) for file in files for row in table_rows(file))
-        seen: dict[str, int] = {}
-        for number, (row, folder) in enumerate(rows):
-            prefix = PurePath(os.path.relpath(folder, root))
-            yield _pair(row, image, texts, folder, prefix, str(number), seen)
-
-    count = None if None in counts else sum(count or 0 for count in counts)
-    return Pairs(name, count, image or None, texts, read, root)
+def _open_tables(
+    name: str,
+    root: Path | None,
+    files: list[Path],
+    wanted: ColumnNames,
+    split: str | None,
+    images: Sequence[PurePath] = (),
+) -> Pairs:
+    if any(suffix_of(file) != ".json" for file in files):
+        refuse_split(name, split)
+    table = Table(name, root, files, wanted, split)
+    if unnamed := table.unnamed(images):
+        tables = named([file.relative_to(table.root) for file in files])
+        subject, verb = ("1 image", "is") if len(unnamed) == 1 else (f"{len(unnamed):,} images", "are")
+        said = f"{subject} below {name} {verb} not named by {tables} and {verb} left out: {named(unnamed)}"
+        table.notes.append(said)
+    return Pairs(
+        name, table.count, table.image or None, table.texts,
+        lambda: _pairs(table, unique=table.is_grouped), table.root, table.notes,
+    )  # fmt: skip
 
 
 def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
@@ -219,84 +266,59 @@ def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
             f"{name} is not a file or folder here, and the Hugging Face hub does not have it: {first_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
-    image, texts = _find_columns(name, first, wanted)
+    image, texts, notes = find_columns(name, first, wanted)
 
     def read() -> Iterator[Pair]:
-        seen: dict[str, int] = {}
-        for number, row in enumerate(rows):
-            yield _pair(row, image, texts, Path(), PurePath(), str(number), seen)
+        return _pairs(image_row(row, image, texts, str(number)) for number, row in enumerate(rows))
 
-    return Pairs(name, rows.count, image or None, texts, read)
+    return Pairs(name, rows.count, image or None, texts, read, notes=notes)
+
+
+def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
+    """Make pairs of rows, with ids of their own unless they are unique already."""
+    seen: dict[str, int] = {}
+    for row in rows:  # a row's number is no other's
+        is_new = unique or not isinstance(row.image, Path)
+        yield Pair(row.id if is_new else _unique(row.id, seen), *row[1:])
 
 
 def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
-    def samples() -> Iterator[tuple[str, Cells]]:
-        return chain.from_iterable(map(tar_samples, files))
-
-    first = [fields for _, fields in islice(samples(), NUM_FIRST_ROWS)]
-    if not any(_image_field(fields, wanted.image) for fields in first):
+    notes: list[str] = []
+    problems: list[Skipped] = []
+    samples = TarSamples(
+        files, wanted.image, wanted.text.split(",") if wanted.text else (), notes=notes, problems=problems
+    )
+    first = list(islice(samples, NUM_FIRST_ROWS))
+    if not any(sample.image for sample in first) and problems:
+        raise PairsError(f"{name} cannot be read: {problems[0].id}: {problems[0].reason}")
+    if not any(sample.ending for sample in first):
         raise PairsError(
-            f"{name} holds no images in its first samples; it has {listed(first)}; expected files such as "
-            "000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
+            f"{name} holds no images in its first samples; it has {listed([sample.cells for sample in first])}; "
+            "expected files such as 000.jpg with 000.txt or 000.json (--image-column NAME names another ending)"
         )
-    # By webdataset's own custom the caption is the .txt; a .json often repeats it.
-    texts = find_text_columns(name, first, wanted.text, ("txt", *TEXT_COLUMNS))
+    # By webdataset's own custom the caption is the .txt; a .json often repeats it. A column may be the last part of
+    # an ending (txt of outputs.txt).
+    rows = [sample.cells | {last_ending(cell): "" for cell in sample.cells} for sample in first]
+    texts = find_text_columns(name, rows, wanted.text, ("txt", *TEXT_COLUMNS))
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
-        for key, fields in samples():
-            ending = _image_field(fields, wanted.image)
-            image = fields.pop(ending) if ending else b""
-            yield Pair(_unique(key, seen), image, text_cells(fields, texts), metadata_cells(fields, texts))
+        for sample in samples:
+            names = text_names(sample, texts)
+            metadata = metadata_cells(sample.cells, names)
+            yield Pair(_unique(sample.key, seen), sample.image, text_cells(sample.cells, names), metadata)
 
-    return Pairs(name, None, wanted.image, texts, read)
-
-
-def _find_columns(name: str, rows: list[Cells], wanted: ColumnNames) -> tuple[str, tuple[str, ...]]:
-    image = find_image_column(name, rows, wanted.image, optional=not wanted.need_images)
-    return image, find_text_columns(name, rows, wanted.text, [c for c in TEXT_COLUMNS if c != image])
+    return Pairs(name, None, wanted.image, texts, read, notes=notes, problems=problems)
 
 
-def _pair(
-    row: Cells,
-    column: str,
-    texts: tuple[str, ...],
-    folder: Path,
-    prefix: PurePath,
-    name: str,
-    seen: dict[str, int],
-) -> Pair:
-    image: Path | bytes
-    match image_cell(row.get(column), column):
-        case str() as path:
-            name, image = (prefix / path).as_posix(), folder / path
-        case content:
-            image = content
-    return Pair(_unique(name, seen), image, text_cells(row, texts), metadata_cells(row, (column, *texts)))
+def _images(folder: Path, files: Sequence[PurePath]) -> Iterator[Pair]:
+    return (_image(folder, file) for file in files)
 
 
 def _image(folder: Path, file: PurePath) -> Pair:
-    captions = (folder / file).with_suffix(".txt")
-    texts = captions.read_text("utf-8-sig", "replace").splitlines() if captions.is_file() else []
+    texts, cells = read_beside(folder / file)
     metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
-    return Pair(file.as_posix(), folder / file, strip(texts), metadata)
-
-
-def _image_field(fields: Cells, image_column: str | None) -> str | None:
-    for name, value in fields.items():
-        wanted = name == image_column if image_column else f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES
-        if wanted and isinstance(value, bytes):
-            return name
-    return None
-
-
-def _walk(folder: Path) -> list[PurePath]:
-    """List every file below a folder, hidden ones left out, sorted, relative to it."""
-    files: list[PurePath] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [PurePath(parent, name).relative_to(folder) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return Pair(file.as_posix(), folder / file, texts, metadata | metadata_cells(cells, ()))
 
 
 def _expand(path: str) -> list[Path]:
@@ -318,6 +340,17 @@ def _unique(name: str, seen: dict[str, int]) -> str:
     """Return the name the first time, then `name#2`, `name#3`."""
     seen[name] = seen.get(name, 0) + 1
     return name if seen[name] == 1 else _unique(f"{name}#{seen[name]}", seen)
+
+
+def _valid(pair: Pair) -> Pair:
+    """Make the id, the texts and the metadata valid Unicode; the image's file keeps its name and opens."""
+    return Pair(
+        valid_id(pair.id),
+        pair.image,
+        tuple(map(valid_text, pair.texts)),
+        {valid_text(name): valid_value(value) for name, value in pair.metadata.items()},
+        pair.not_kept,
+    )
 
 
 def unreadable(name: str, error: Exception) -> PairsError:

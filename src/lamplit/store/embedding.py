@@ -14,8 +14,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lamplit.data.images import MAX_PIXELS, Batch, Skipped, read_batches
+from lamplit.data.images import MAX_PIXELS, Batch, read_batches
 from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError, TowerError, UsageError, kind_of
 from lamplit.files import write_text
 from lamplit.progress import progress_bar
@@ -42,6 +43,7 @@ class EmbedReport:
         moved: same content under a new path; the stored vector is reused.
         missing: rows that stay in the store although their files are gone from the source's folder.
         pruned: such rows, deleted.
+        notes: what to know about the source, in plain sentences.
         skipped: could not be used, with the reasons.
         skipped_file: where these are listed, one JSON object a line; None if there are none.
         seconds: wall-clock time of the run.
@@ -56,6 +58,7 @@ class EmbedReport:
     moved: int = 0
     missing: int = 0
     pruned: int = 0
+    notes: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     skipped_file: str | None = None
     seconds: float = 0.0
@@ -70,6 +73,7 @@ def embed(
     pool: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    split: str | None = None,
     mean_center: bool = False,
     prune: bool = False,
     backend: BackendName = "auto",
@@ -100,6 +104,7 @@ def embed(
         pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
         image_column: column with the images; by default found by its name.
         text_column: column (or columns, with commas between) with the texts; by default found by its name.
+        split: which split of the source to read, or `all`; by default `train`, if it has several.
         mean_center: for a new store, subtract the mean of its vectors from every vector that is read from it.
         prune: delete the rows of images that are gone, at the end of a run that read the source to its end.
         backend: what runs the tower: `torch`, `compile`, `onnx` (on the CPU), or `auto`, which measures. On Linux,
@@ -133,7 +138,7 @@ def embed(
         )
     pairs = source
     if not isinstance(pairs, Pairs):
-        pairs = read_pairs(pairs, image_column=image_column, text_column=text_column)
+        pairs = read_pairs(pairs, image_column=image_column, text_column=text_column, split=split)
     chosen_device = _device_for(backend, device)
     with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
         tower = _as_image_tower(image_tower, image_tower_weights, pool)
@@ -155,6 +160,7 @@ def embed(
     usable = report.embedded + report.moved + report.unchanged
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0)
     report.backend, report.updated = runner.backend, writer.updated
+    report.notes = list(pairs.notes)
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
         found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
-from lamplit.data.images import Skipped
 from lamplit.data.parquet import BLOCK_ROWS
+from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar

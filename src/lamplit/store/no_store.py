@@ -11,7 +11,7 @@ _LOOKED_AT = 1000  # files of a folder
 def why_no_store(path: str | Path) -> str:
     """Say why there is no store at a path, and what to type: a model, pairs that are not embedded yet, or nothing."""
     # A search reads no pairs, and their readers take longer to import than all it does.
-    from lamplit.data.pairs import IMAGE_SUFFIXES
+    from lamplit.data.image_files import is_image
     from lamplit.data.readers import TABLE_SUFFIXES
 
     folder = Path(path)
@@ -19,7 +19,7 @@ def why_no_store(path: str | Path) -> str:
         return f"{path} is a model, not a store; the order is MODEL STORE"
     is_table = folder.is_file() and folder.suffix.lower() in (*TABLE_SUFFIXES, ".tar")
     below = islice(folder.rglob("*"), _LOOKED_AT) if folder.is_dir() else ()
-    if is_table or any(file.suffix.lower() in IMAGE_SUFFIXES for file in below):
+    if is_table or any(is_image(file.name) for file in below):
         command = f"lamplit embed {path} --image-tower TOWER --out pairs.lance"
         return f"{path} holds pairs, not a store; embed it first: {command}"
     return f"no store at {path}; make one with: lamplit embed SOURCE --image-tower TOWER --out {path}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lamplit.data.images import Skipped
+from lamplit.data.skipped import Skipped
 from lamplit.metrics.ranking import ClassScore
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lamplit.data.images import Skipped
+from lamplit.data.skipped import Skipped
 from lamplit.errors import UsageError
 from lamplit.metrics.calibration import (
     expected_calibration_error,

@@ -8,28 +8,52 @@ from pathlib import Path
 
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, zero_shot
+from lamplit.evaluation.protocols.imagenet_labels import wordnet_name
+from lamplit.evaluation.protocols.shards import read_shards, split_of_shards
 from lamplit.evaluation.protocols.tasks import Task
 
 
 def read_folder(root: Path) -> list[Task]:
     """Read images in a folder by class; `fire_truck` is called "fire truck", and class 2 comes before class 10.
 
-    Where `root` has `train` and `test` (or `val`), the classes are in these, and the few-shot probe trains on `train`.
+    Where `root` has `train` and `test` (or `val`), or one of these alone, the classes are in these, and the few-shot
+    probe trains on `train`. WordNet ids are called by their names, and numbers by the lines of `classnames.txt`.
     """
+    if split_of_shards(root):
+        return read_shards(root)
     held_out = next((name for name in ("test", "val") if (root / name).is_dir()), "")
-    is_split = bool(held_out) and (root / "train").is_dir()
+    is_split = bool(held_out) and (
+        (root / "train").is_dir() or (folders(root) == [held_out] and bool(folders(root / held_out)))
+    )
     folder = root / held_out if is_split else root
     found = sorted(folders(folder), key=_natural)
     if not found:
         raise PairsError(f"{folder} has no folders")
     classes = {name: label for label, name in enumerate(found)}
     test = by_folder(f"folder-{held_out}" if is_split else "folder", folder, classes)
+    names, notes = _names(found, root / "classnames.txt")
     task = zero_shot(
-        "folder", root.name, test, [(name.replace("_", " "),) for name in found],
+        "folder", root.name, test, [(name,) for name in names], notes=notes,
         split=held_out if is_split else "all", size=0, templates="big_vision-8",
-        training=partial(by_folder, "folder-train", root / "train", classes) if is_split else None,
+        training=partial(by_folder, "folder-train", root / "train", classes) if (root / "train").is_dir() else None,
     )  # fmt: skip
     return [task]
+
+
+def _names(found: list[str], list_of_names: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Return what the classes are called, by the names of their folders, and a note if that may be wrong."""
+    if all(name.isdecimal() for name in found):
+        if list_of_names.is_file():
+            listed = [line.strip() for line in list_of_names.read_text("utf-8-sig").splitlines() if line.strip()]
+            if all(int(name) < len(listed) for name in found):
+                return [listed[int(name)] for name in found], ()
+            raise PairsError(f"{list_of_names} has {len(listed):,} names, and a folder is called {found[-1]}")
+        numbers = f"the classes are called by numbers ({found[0]}), which no model reads; name them in classnames.txt"
+        return found, (numbers,)
+    of_ids = {name: wordnet_name(name) for name in found if re.fullmatch(r"n\d{8}", name)}
+    unknown = [name for name, known in of_ids.items() if known is None]
+    notes = (f"{unknown[0]} is a WordNet id whose name is not known",) if unknown else ()
+    return [of_ids.get(name) or name.replace("_", " ") for name in found], notes
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

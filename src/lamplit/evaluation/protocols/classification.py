@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamplit.data.pairs import IMAGE_SUFFIXES, Pair, Pairs
+from lamplit.data.image_files import walk
+from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled
 from lamplit.zeroshot.names import listed
@@ -112,14 +113,7 @@ def folders(root: Path) -> list[str]:
 
 
 def _images_below(folder: Path) -> list[str]:
-    images = []
-    for parent, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        below = os.path.relpath(parent, folder).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
-        images += [
-            prefix + name
-            for name in files
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(images)
+    found = walk(folder)
+    if found.problems:
+        raise PairsError(f"{found.problems[0].path}: {found.problems[0].reason}")
+    return sorted(image.as_posix() for image in found.images)

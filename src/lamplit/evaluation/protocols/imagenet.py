@@ -16,7 +16,13 @@ from typing import Any
 from lamplit.data.pairs import read_pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, from_files, zero_shot
-from lamplit.evaluation.protocols.imagenet_labels import label_of_synset, labels_of_flat_files, subset, timm_text
+from lamplit.evaluation.protocols.imagenet_labels import (
+    label_of_synset,
+    labels_of_flat_files,
+    subset,
+    synsets,
+    timm_text,
+)
 from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Task
 from lamplit.zeroshot.names import class_names, listed
 
@@ -39,7 +45,13 @@ def validation(root: Path) -> Labelled:
         PairsError: none of them is there, or its classes are not ImageNet's.
     """
     for folder in (root / "val", root):
-        if any(re.fullmatch(r"n\d{8}", name) for name in folders(folder)):
+        found = folders(folder)
+        if 0 < len(found) < len(synsets()) and label_of_synset().keys() >= set(found):
+            raise PairsError(
+                f"{folder} has {len(found):,} of the {len(synsets()):,} classes, and accuracy among these is not "
+                f"ImageNet's; type folder={root}, where they are called by the same names"
+            )
+        if any(re.fullmatch(r"n\d{8}", name) for name in found):
             return by_folder("imagenet-val", folder, label_of_synset())
     for folder in (root / "val", root / "ILSVRC/Data/CLS-LOC/val", root):
         if files := sorted(file.name for file in folder.glob("ILSVRC2012_val_*.*")):

@@ -16,7 +16,7 @@ from pathlib import Path
 import scipy.io
 
 from lamplit.errors import PairsError
-from lamplit.zeroshot.names import listed
+from lamplit.zeroshot.names import class_names, listed
 
 
 @cache
@@ -29,6 +29,22 @@ def synsets() -> tuple[str, ...]:
 def label_of_synset() -> dict[str, int]:
     """Return the label of each synset."""
     return {synset: label for label, synset in enumerate(synsets())}
+
+
+@cache
+def _lemmas() -> dict[str, str]:
+    lines = timm_text("synset_to_lemma.txt").splitlines()
+    return {synset: lemmas.split(",")[0].strip() for synset, _, lemmas in (line.partition("\t") for line in lines)}
+
+
+def wordnet_name(synset: str) -> str | None:
+    """Return what a WordNet id such as n03388043 stands for: CLIP's name for ImageNet's classes, else WordNet's first.
+
+    None if it is no such id, or is not among the 21,842 of ImageNet.
+    """
+    if (label := label_of_synset().get(synset)) is not None:
+        return class_names("imagenet")[label][0]
+    return _lemmas().get(synset)
 
 
 def subset(letter: str) -> tuple[list[int], list[str]]:

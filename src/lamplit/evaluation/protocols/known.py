@@ -70,7 +70,11 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
     "flickr30k": (captions.read_flickr30k, "flickr30k-images/*.jpg and dataset_flickr30k.json (Karpathy's list)"),
     "xm3600": (captions.read_xm3600, "images/*.jpg and captions.jsonl"),
     "xtd": (captions.read_xtd, "the 1,000 images, test_image_names.txt and test_1kcaptions_en.txt and so on"),
-    "folder": (read_folder, "a folder of images for each class; or train/ and test/ (or val/) with such folders"),
+    "folder": (
+        read_folder,
+        "a folder of images for each class; or train/ and test/ (or val/) with such folders; or test/0.tar and so on "
+        "with classnames.txt, as CLIP_benchmark exports them",
+    ),
 }
 
 
