@@ -470,10 +470,12 @@ def test_broken_and_odd_images(out: Path, image_tower: ImageTower, tmp_path: Pat
         assert {item["id"]: item["reason"] for item in items} == {name: why for name, (_, why) in broken.items()}
         assert all(item["path"] == str(tmp_path / item["id"]) for item in items)
 
-    # mended, they are embedded, and nothing is listed any more
+    # mended, they are embedded (as one image, which they are), and nothing is listed any more
     for name in broken:
         drawn.save(tmp_path / name, "PNG")
-    assert counts(embed_with(image_tower, tmp_path / "pairs.csv", out)) == (7, 0, 4, 0)
+    report = embed_with(image_tower, tmp_path / "pairs.csv", out)
+    assert counts(report) == (1, 0, 4, 0)
+    assert report.copies == 6
     assert not listed.exists()
 
 
