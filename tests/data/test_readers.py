@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from lamplit.data import readers
-from lamplit.data.readers import count_rows, table_rows
+from lamplit.data.readers import open_table
 
 
 def write(path: Path, content: str) -> Path:
@@ -34,8 +34,8 @@ def write(path: Path, content: str) -> Path:
 def test_csv_rows(tmp_path: Path, content: str, rows: list[dict[str, str]]) -> None:
     for suffix, text in ((".csv", content), (".tsv", content.replace(",", "\t"))):
         file = write(tmp_path / f"a{suffix}", text)
-        assert list(table_rows(file)) == rows
-        assert count_rows(file) == len(rows)
+        assert list(open_table(file).rows()) == rows
+        assert open_table(file).count() == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_csv_rows(tmp_path: Path, content: str, rows: list[dict[str, str]]) -> N
 )
 def test_csv_rows_refuse_damage(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        list(table_rows(write(tmp_path / "a.csv", content)))
+        list(open_table(write(tmp_path / "a.csv", content)).rows())
 
 
 def test_parquet_times_have_microseconds(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_parquet_times_have_microseconds(tmp_path: Path) -> None:
     times = pa.array([nanoseconds, None], pa.timestamp("ns", "UTC"))
     table = pa.table({"when": times, "nested": pa.array([[{"at": nanoseconds}], None], _nested("ns"))})
     parquet.write_table(table, tmp_path / "a.parquet")
-    first, second = table_rows(tmp_path / "a.parquet")
+    first, second = open_table(tmp_path / "a.parquet").rows()
     assert first["when"].isoformat() == "2020-01-02T03:04:05.678901+00:00"
     assert first["nested"][0]["at"].isoformat() == "2020-01-02T03:04:05.678901"
     assert second == {"when": None, "nested": None}
@@ -77,7 +77,7 @@ def test_parquet_is_read_in_small_batches(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(readers, "to_rows", rows_of)
     images = [os.urandom(2**20) for _ in range(40)]
     parquet.write_table(pa.table({"image": images}), tmp_path / "a.parquet", use_dictionary=False)
-    assert [row["image"] for row in table_rows(tmp_path / "a.parquet")] == images
+    assert [row["image"] for row in open_table(tmp_path / "a.parquet").rows()] == images
     assert max(sizes) < 2**25
     assert len(sizes) > 2
 
@@ -85,7 +85,7 @@ def test_parquet_is_read_in_small_batches(tmp_path: Path, monkeypatch: pytest.Mo
 def test_parquet_refuses_equal_names(tmp_path: Path) -> None:
     parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="two columns have one name: a, a"):
-        list(table_rows(tmp_path / "a.parquet"))
+        list(open_table(tmp_path / "a.parquet").rows())
 
 
 def test_tables_need_no_home(tmp_path: Path) -> None:

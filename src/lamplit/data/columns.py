@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +16,30 @@ from lamplit.errors import PairsError, UsageError, kind_of, nearest_names
 # Looked for in this order, whatever their case.
 IMAGE_COLUMNS = (
     "image", "images", "img", "jpg", "png",
-    "file_name", "filename", "filepath", "path", "image_path",
+    "file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "image_name",
 )  # fmt: skip
 TEXT_COLUMNS = (
-    "text", "texts", "caption", "captions", "title", "description",
-    "sentence", "sentences", "alt", "txt",
-)  # fmt: skip
+    "text",
+    "texts",
+    "caption",
+    "captions",
+    "title",
+    "description",
+    "sentence",
+    "sentences",
+    "alt",
+    "txt",
+    "comment",
+    "raw",
+    "conversations",
+    "messages",
+)
+# What holds the text of an object in a cell of texts: Karpathy's sentences, and translations.
+_TEXT_KEYS = ("raw", "caption", "text", "sentence", "value")
+# Who says what describes the image, in LLaVA's conversations and in those of other chat models.
+_ANSWERING = ("gpt", "assistant", "model")
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LIST_OF_QUOTED = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED}|\s+{_QUOTED})*\s*,?\s*\]", re.DOTALL)  # fmt: skip
 
 Cells = dict[str, Any]
 
@@ -59,7 +80,8 @@ def find_text_columns(
     if wanted:
         names = [wanted] if any(wanted in row for row in rows) else wanted.split(",")
         return tuple(_named(source, name.strip(), rows, "--text-column") for name in names)
-    found = _first(candidates, rows)
+    of_text = [{column: cell for column, cell in row.items() if not _is_content(cell)} for row in rows]
+    found = _first(candidates, of_text)
     return (found,) if found else ()
 
 
@@ -105,11 +127,7 @@ def metadata_cells(row: Cells, taken: Sequence[str]) -> Cells:
 
     Bytes are left out: they are other media, and too large to store with every vector.
     """
-    return {
-        column: _plain(value)
-        for column, value in row.items()
-        if column not in taken and not isinstance(value, bytes) and not _is_media(value)
-    }
+    return {column: _plain(value) for column, value in row.items() if column not in taken and not _is_content(value)}
 
 
 def _named(source: str, wanted: str, rows: list[Cells], option: str) -> str:
@@ -130,15 +148,61 @@ def _texts(value: Any, column: str) -> list[str]:
         case None:
             return []
         case str():
-            return [value]
+            return _texts_in(value)
+        case list() if any(isinstance(item, dict) and ("from" in item or "role" in item) for item in value):
+            return [text for item in value if _answers(item) for text in _said(item, column)]
         case list():
             return [text for item in value for text in _texts(item, column)]
+        case dict() if key := next((key for key in _TEXT_KEYS if key in value), None):
+            return _texts(value[key], column)
+        case dict() if value and all(isinstance(item, str | list | None) for item in value.values()):
+            return [text for item in value.values() for text in _texts(item, column)]  # in several languages
         case int() | float():
             return [str(value)] if math.isfinite(value) else []
     raise PairsError(
         f"column {column} holds {kind_of(value)}; expected a text or a list of texts; "
         "name another column with --text-column NAME"
     )
+
+
+def _texts_in(cell: str) -> list[str]:
+    """Return the texts of a cell: several if it is a list as JSON, Python or numpy writes it."""
+    written = cell.strip()
+    if not (written.startswith("[") and written.endswith("]")):
+        return [cell]
+    try:
+        items = json.loads(written)
+    except ValueError:
+        items = None
+    if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
+        return items
+    if not _LIST_OF_QUOTED.fullmatch(written):
+        return [cell]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # about odd backslashes
+        try:
+            return [ast.literal_eval(text) for text in re.findall(_QUOTED, written, re.DOTALL)]
+        except (ValueError, SyntaxError):
+            return [cell]
+
+
+def _answers(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("from", item.get("role")) in _ANSWERING
+
+
+def _said(item: Cells, column: str) -> list[str]:
+    said = item.get("value", item.get("content"))
+    parts = said if isinstance(said, list) else [said]
+    return [
+        text
+        for part in parts
+        if not (isinstance(part, dict) and part.get("type") != "text")
+        for text in _texts(part, column)
+    ]
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, bytes) or _is_media(value)
 
 
 def _is_media(value: Any) -> bool:

@@ -7,8 +7,9 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path, PurePath
@@ -22,16 +23,17 @@ from lamplit.data.columns import (
     TEXT_COLUMNS,
     Cells,
     ColumnNames,
-    find_image_column,
     find_text_columns,
-    image_cell,
     listed,
     metadata_cells,
     strip,
     text_cells,
 )
+from lamplit.data.folders import choose_files, find_tables, loose_tables, named, refuse_split
+from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
-from lamplit.data.readers import TABLE_SUFFIXES, count_rows, table_rows, tar_samples
+from lamplit.data.readers import TABLE_SUFFIXES, suffix_of, tar_samples
+from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
@@ -44,8 +46,6 @@ IMAGE_SUFFIXES = frozenset((
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".svg", ".heic", ".heif",
 ))  # fmt: skip
 READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
-# Rows looked at to find the columns: the first may lack one.
-NUM_FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -107,25 +107,38 @@ def read_pairs(
     *,
     image_column: str | None = None,
     text_column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     need_images: bool = True,
 ) -> Pairs:
-    """Open images with their texts, reading no more than the first rows.
+    """Open images with their texts. Of a table the first rows and the column of paths are read, of others less.
+
+    Rows that name one image are one pair, with the texts of all of them and the metadata of the first. What a reader
+    should know, such as an encoding that was guessed or images that no row names, is in `notes`.
 
     Args:
-        source: a CSV, TSV, JSONL or Parquet file; a folder of images, with same-named `.txt` files (one
-            caption a line), a `metadata.csv|jsonl|parquet` with a `file_name` column, or no text at all; a
-            webdataset tar, or a folder of them; a glob or brace form of files (`shards/a-{000..099}.tar`);
-            or the id of a data set on the Hugging Face hub (`owner/name`).
+        source: one of these:
+
+            - a table: CSV or TSV (also with semicolons or bars, in UTF-8, UTF-16 or Latin-1), JSONL, JSON, Parquet, or
+              an `.arrow` file of `datasets`; text may end in `.gz`;
+            - captions in one JSON: COCO's `captions_*.json`, Karpathy's `dataset_*.json`, LLaVA's conversations, or
+              captions by file name; the images are beside it or in the usual folders, such as `train2017/`;
+            - a folder of images, with same-named `.txt` files (one caption a line), a `metadata.csv|jsonl|parquet` with
+              a `file_name` column, COCO's `annotations/`, or no text at all;
+            - a folder that `datasets` saved to disk, or of Parquet files;
+            - a webdataset tar, or a folder of them;
+            - a glob or brace form of files (`shards/a-{000..099}.tar`);
+            - the id of a data set on the Hugging Face hub (`owner/name`).
         image_column: the column of images or their paths; by default found by its name.
         text_column: the column of texts, or several with commas between; by default found by its name. If there is
             none, no texts are read.
-        split: of a data set on the hub; files have none.
-        need_images: refuse a table without a column of images; else its pairs have `b""` for theirs.
+        split: which one to read, where files, folders or annotations are named after several; `all` for every one;
+            by default `train`, with a note.
+        need_images: refuse a table without a column of images; else its pairs have `b""` for theirs, and every row is
+            a pair of its own.
 
     Raises:
         PairsError: there is nothing, or it cannot be read.
-        UsageError: a named column does not exist.
+        UsageError: a named column or split does not exist.
     """
     if not isinstance(source, str | Path):
         raise UsageError(f"source is {kind_of(source)}; give a folder or a file of pairs")
@@ -134,14 +147,11 @@ def read_pairs(
     wanted = ColumnNames(image_column, text_column, need_images)
     try:
         if path.is_dir():
-            return _open_folder(name, path.absolute(), wanted)
+            return _open_folder(name, path.absolute(), wanted, split)
         if files := _expand(str(path)):
-            return _open_files(name, files, wanted)
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix.lower() not in (
-            *TABLE_SUFFIXES,
-            ".tar",
-        ):
-            return _open_hub(name, wanted, split)
+            return _open_files(name, files, wanted, split)
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and suffix_of(path) not in (*TABLE_SUFFIXES, ".tar"):
+            return _open_hub(name, wanted, split or "train")
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
     raise PairsError(
@@ -169,55 +179,69 @@ def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDAr
     return np.array([caption in marked for caption in captions], dtype=np.bool_)
 
 
-def _open_folder(name: str, folder: Path, wanted: ColumnNames) -> Pairs:
+def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None) -> Pairs:
     files = _walk(folder)
-    tables = [file for file in files if file.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    shards = [file for file in files if file.suffix.lower() in (".tar", ".parquet")]
+    tars = [file for file in files if file.suffix.lower() == ".tar"]
+    tables, note = find_tables(name, files, split, has_images=bool(images or tars))
     if tables:
-        return _open_tables(name, folder, [folder / table for table in tables], wanted)
-    if shards and not images:
-        return _open_files(name, [folder / shard for shard in shards], wanted)
+        pairs = _open_tables(name, folder, [folder / table for table in tables], wanted, split, images)
+        pairs.notes[:0] = [note] if note else []
+        return pairs
+    if tars and not images:
+        chosen, note = choose_files(name, tars, split)
+        pairs = _open_files(name, [folder / tar for tar in chosen], wanted, None)
+        pairs.notes[:0] = [note] if note else []
+        return pairs
+    loose = loose_tables(files)
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
             "their captions or a metadata.csv with a file_name column, or webdataset tars"
+            + (f"; it has {named(loose)}: give such a file itself" if loose else "")
         )
     if wanted.image or wanted.text:
         raise UsageError(
             f"{name} has no table, so it has no columns: texts come from .txt files beside the images; "
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
-    return Pairs(name, len(images), None, (), lambda: (_image(folder, file) for file in images), folder)
+    refuse_split(name, split)
+    notes = [f"{name} is read as a folder of images, without {named(loose)}; give such a file itself to read it"]
+    read = partial(_images, folder, images)
+    return Pairs(name, len(images), None, (), read, folder, notes if loose else [])
 
 
-def _open_files(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
-    suffixes = {file.suffix.lower() for file in files}
+def _open_files(name: str, files: list[Path], wanted: ColumnNames, split: str | None) -> Pairs:
+    suffixes = {suffix_of(file) for file in files}
     if suffixes == {".tar"}:
+        refuse_split(name, split)
         return _open_tars(name, files, wanted)
     if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
-        return _open_tables(name, files[0].parent, files, wanted)
+        return _open_tables(name, None, files, wanted, split)
     raise PairsError(
         f"{name} ends in {' and '.join(sorted(suffixes)) or 'nothing'}; expected files of one kind out of "
         f"{', '.join(TABLE_SUFFIXES)} and .tar, or a folder of images"
     )
 
 
-def _open_tables(name: str, root: Path, files: list[Path], wanted: ColumnNames) -> Pairs:
-    first = list(islice(chain.from_iterable(map(table_rows, files)), NUM_FIRST_ROWS))
-    image, texts = _find_columns(name, first, wanted)
-    counts = [count_rows(file) for file in files]
-
-    def read() -> Iterator[Pair]:
-        # Ids are relative to the source; a table deeper in it names paths relative to itself.
-        rows = ((row, file.parent) for file in files for row in table_rows(file))
-        seen: dict[str, int] = {}
-        for number, (row, folder) in enumerate(rows):
-            prefix = PurePath(os.path.relpath(folder, root))
-            yield _pair(row, image, texts, folder, prefix, str(number), seen)
-
-    count = None if None in counts else sum(count or 0 for count in counts)
-    return Pairs(name, count, image or None, texts, read, root)
+def _open_tables(
+    name: str,
+    root: Path | None,
+    files: list[Path],
+    wanted: ColumnNames,
+    split: str | None,
+    images: Sequence[PurePath] = (),
+) -> Pairs:
+    table = Table(name, root, files, wanted, split)
+    if unnamed := table.unnamed(images):
+        tables = named([file.relative_to(table.root) for file in files])
+        subject, verb = ("1 image", "is") if len(unnamed) == 1 else (f"{len(unnamed):,} images", "are")
+        said = f"{subject} below {name} {verb} not named by {tables} and {verb} left out: {named(unnamed)}"
+        table.notes.append(said)
+    return Pairs(
+        name, table.count, table.image or None, table.texts,
+        lambda: _pairs(table, unique=table.is_grouped), table.root, table.notes,
+    )  # fmt: skip
 
 
 def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
@@ -229,14 +253,20 @@ def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
             f"{name} is not a file or folder here, and the Hugging Face hub does not have it: {first_line(error)}; "
             "check the name, the split and the network, or `hf auth login` for a private data set"
         ) from error
-    image, texts = _find_columns(name, first, wanted)
+    image, texts, notes = find_columns(name, first, wanted)
 
     def read() -> Iterator[Pair]:
-        seen: dict[str, int] = {}
-        for number, row in enumerate(rows):
-            yield _pair(row, image, texts, Path(), PurePath(), str(number), seen)
+        return _pairs(image_row(row, image, texts, str(number)) for number, row in enumerate(rows))
 
-    return Pairs(name, rows.count, image or None, texts, read)
+    return Pairs(name, rows.count, image or None, texts, read, notes=notes)
+
+
+def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
+    """Make pairs of rows, with ids of their own unless they are unique already."""
+    seen: dict[str, int] = {}
+    for row in rows:  # a row's number is no other's
+        is_new = unique or not isinstance(row.image, Path)
+        yield Pair(row.id if is_new else _unique(row.id, seen), *row[1:])
 
 
 def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
@@ -262,27 +292,8 @@ def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
     return Pairs(name, None, wanted.image, texts, read)
 
 
-def _find_columns(name: str, rows: list[Cells], wanted: ColumnNames) -> tuple[str, tuple[str, ...]]:
-    image = find_image_column(name, rows, wanted.image, optional=not wanted.need_images)
-    return image, find_text_columns(name, rows, wanted.text, [c for c in TEXT_COLUMNS if c != image])
-
-
-def _pair(
-    row: Cells,
-    column: str,
-    texts: tuple[str, ...],
-    folder: Path,
-    prefix: PurePath,
-    name: str,
-    seen: dict[str, int],
-) -> Pair:
-    image: Path | bytes
-    match image_cell(row.get(column), column):
-        case str() as path:
-            name, image = (prefix / path).as_posix(), folder / path
-        case content:
-            image = content
-    return Pair(_unique(name, seen), image, text_cells(row, texts), metadata_cells(row, (column, *texts)))
+def _images(folder: Path, files: Sequence[PurePath]) -> Iterator[Pair]:
+    return (_image(folder, file) for file in files)
 
 
 def _image(folder: Path, file: PurePath) -> Pair:

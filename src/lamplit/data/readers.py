@@ -7,53 +7,88 @@ nothing), and its JSON reader fails if a column is null for the first 10 MB, and
 
 from __future__ import annotations
 
-import csv
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
+from lamplit.data.annotations import read_annotations
 from lamplit.data.columns import Cells
+from lamplit.data.delimited import DelimitedFile, require_distinct
+from lamplit.data.encodings import Encoding, find_encoding, open_text
 from lamplit.errors import kind_of
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
+_PACKED = ".gz"  # a table of text may end in it, too
 _TEXT_FIELDS = frozenset(("txt", "text", "caption", "title", "transcript", "cls", "id"))  # of a tar's sample
 _MAX_BATCH_BYTES = 2**24  # of the rows of a Parquet file that are in memory at once
 _MAX_BATCH_ROWS = 4096
+_ARROW_ROWS = 64  # these files are mapped, and may hold images
 _BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
 
 
-def table_rows(file: Path) -> Iterator[Cells]:
-    """Yield the rows of a table in the format that its suffix names; images stay encoded.
+class TableFile(Protocol):
+    """One file of a table; every method reads it anew, in small pieces. Images stay encoded."""
+
+    @property
+    def file(self) -> Path:
+        """Where it is."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of it, in plain sentences."""
+
+    def rows(self) -> Iterator[Cells]:
+        """Yield the rows; a ValueError says that the file is damaged, or that its columns have no distinct names."""
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of one column, None where a row lacks it."""
+
+    def count(self) -> int:
+        """Count the rows, without reading their images."""
+
+
+def suffix_of(file: PurePath) -> str:
+    """Return the suffix that names the format of a table or an archive: `.csv` of `a.CSV` and of `a.csv.gz`.
+
+    Example:
+        >>> suffix_of(Path("a.csv.gz"))
+        '.csv'
+    """
+    suffix = file.suffix.lower()
+    inner = file.with_suffix("").suffix.lower()
+    return inner if suffix == _PACKED and inner in (".csv", ".tsv", ".jsonl", ".json") else suffix
+
+
+def open_table(file: Path, *, image_column: str | None = None, split: str | None = None) -> TableFile:
+    """Open a table in the format that its suffix names.
+
+    Args:
+        file: where it is.
+        image_column: name of a column that it has, which helps to see what separates its cells.
+        split: of annotations that name one for each image.
 
     Raises:
-        ValueError: the file is damaged, or its columns have no distinct names.
+        ValueError: it holds no rows of a known kind.
     """
-    match file.suffix.lower():
-        case ".csv" | ".tsv":
-            yield from _csv_rows(file)
+    match suffix_of(file):
+        case ".csv" | ".tsv" as suffix:
+            return DelimitedFile.open(file, suffix, image_column)
         case ".parquet":
-            yield from _parquet_rows(file)
-        case _:
-            yield from _json_rows(file)
-
-
-def count_rows(file: Path) -> int | None:
-    """Count the rows of a table without reading its images; None if that is not possible."""
-    match file.suffix.lower():
-        case ".parquet":
-            return int(parquet.read_metadata(file).num_rows)
-        case ".jsonl":
-            with file.open("rb") as lines:
-                return sum(not line.isspace() for line in lines)
-        case ".csv" | ".tsv":
-            return max(0, sum(1 for _ in _csv_lines(file, errors="replace")) - 1)
-    return None
+            return _Parquet(file)
+        case ".arrow":
+            return _Arrow(file)
+    encoding = find_encoding(file)
+    if suffix_of(file) == ".json" and (found := read_annotations(file, encoding, split)):
+        return _Listed(file, found.notes, found.rows)
+    return _JsonLines(file, encoding)
 
 
 def tar_samples(file: Path) -> Iterator[tuple[str, Cells]]:
@@ -90,54 +125,67 @@ def to_rows(batch: pa.RecordBatch) -> list[Cells]:
     return rows
 
 
-def _csv_rows(file: Path) -> Iterator[Cells]:
-    # Every cell stays the text that it is: "007" is not 7, and "NA" is not None.
-    lines = _csv_lines(file)
-    _, header = next(lines, (0, []))
-    names = [column or f"Unnamed: {index}" for index, column in enumerate(header)]  # as pandas names them
-    _require_distinct(names)
-    for number, cells in lines:
-        if len(cells) > len(names):
-            raise ValueError(f"expected {len(names)} cells in line {number}, as in the header, and found {len(cells)}")
-        yield dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))
+@dataclass(frozen=True)
+class _Parquet:
+    file: Path
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> Iterator[Cells]:
+        with parquet.ParquetFile(self.file, buffer_size=_BUFFER_BYTES) as opened:
+            require_distinct(opened.schema_arrow.names)
+            groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
+            row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+            batch_rows = min(_MAX_BATCH_ROWS, max(1, _MAX_BATCH_BYTES // max(1, row_bytes)))
+            for batch in opened.iter_batches(batch_rows):
+                yield from to_rows(batch)
+
+    def column(self, name: str) -> Iterator[Any]:
+        with parquet.ParquetFile(self.file, buffer_size=_BUFFER_BYTES) as opened:
+            if name not in opened.schema_arrow.names:
+                yield from repeat(None, opened.metadata.num_rows)
+                return
+            # Of an image as `datasets` writes it, the path alone.
+            child = ".path" if pa.types.is_struct(opened.schema_arrow.field(name).type) else ""
+            for batch in opened.iter_batches(_MAX_BATCH_ROWS, columns=[f"{name}{child}"]):
+                cells = batch.column(0)
+                yield from (pc.struct_field(cells, "path") if child else cells).to_pylist()
+
+    def count(self) -> int:
+        return int(parquet.read_metadata(self.file).num_rows)
 
 
-def _csv_lines(file: Path, *, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the line on which a row ends, and its cells; blank lines are left out."""
-    has_ended = False
+@dataclass(frozen=True)
+class _Arrow:
+    """What `datasets` keeps on disk: a stream of Arrow's batches, or a file of them."""
 
-    def until_end(lines: Iterable[str]) -> Iterator[str]:
-        nonlocal has_ended
-        yield from lines
-        has_ended = True
+    file: Path
+    notes: tuple[str, ...] = ()
 
-    with file.open(encoding="utf-8-sig", newline="", errors=errors) as lines:
-        reader = csv.reader(until_end(lines), delimiter=_SEPARATORS[file.suffix.lower()])
-        start = 1
-        try:
-            for cells in reader:
-                if has_ended:  # the reader wanted another line to complete this row
-                    raise ValueError(f"a quote in the row that begins in line {start} is never closed")
-                if cells and not (len(cells) == 1 and cells[0].isspace()):
-                    yield reader.line_num, cells
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise ValueError(f"line {reader.line_num} is not a row ({error})") from error
-
-
-def _parquet_rows(file: Path) -> Iterator[Cells]:
-    with parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES) as opened:
-        _require_distinct(opened.schema_arrow.names)
-        groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
-        row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-        batch_rows = min(_MAX_BATCH_ROWS, max(1, _MAX_BATCH_BYTES // max(1, row_bytes)))
-        for batch in opened.iter_batches(batch_rows):
+    def rows(self) -> Iterator[Cells]:
+        for batch in self._batches():
+            require_distinct(batch.schema.names)
             yield from to_rows(batch)
 
+    def column(self, name: str) -> Iterator[Any]:
+        for batch in self._batches():
+            if name in batch.schema.names:
+                yield from batch.column(name).to_pylist()
+            else:
+                yield from repeat(None, batch.num_rows)
 
-def _require_distinct(names: list[str]) -> None:
-    if len(set(names)) < len(names):
-        raise ValueError(f"two columns have one name: {', '.join(names)}")
+    def count(self) -> int:
+        return sum(batch.num_rows for batch in self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(str(self.file)) as mapped:
+            try:
+                batches = iter(pa.ipc.open_stream(mapped))
+            except pa.ArrowInvalid:
+                opened = pa.ipc.open_file(mapped)
+                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
+            for batch in batches:
+                for start in range(0, batch.num_rows, _ARROW_ROWS):
+                    yield batch.slice(start, _ARROW_ROWS)
 
 
 def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
@@ -154,16 +202,47 @@ def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _json_rows(file: Path) -> Iterator[Cells]:
-    with file.open(encoding="utf-8-sig") as lines:
-        is_array = lines.read(1) == "["
-        lines.seek(0)
-        rows = enumerate(json.load(lines) if is_array else map(_json_line, lines, range(1, 1 << 62)), start=1)
-        for number, row in rows:
-            if isinstance(row, dict):
-                yield row
-            elif row is not None:
-                raise ValueError(f"row {number} is {kind_of(row)}; expected an object of columns")
+@dataclass(frozen=True)
+class _Listed:
+    """Rows that were read with the file they are in."""
+
+    file: Path
+    notes: tuple[str, ...]
+    read: Callable[[], list[Cells]]
+
+    def rows(self) -> Iterator[Cells]:
+        yield from self.read()
+
+    def column(self, name: str) -> Iterator[Any]:
+        return (row.get(name) for row in self.read())
+
+    def count(self) -> int:
+        return len(self.read())
+
+
+@dataclass(frozen=True)
+class _JsonLines:
+    file: Path
+    encoding: Encoding
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (self.encoding.note,) if self.encoding.note else ()
+
+    def rows(self) -> Iterator[Cells]:
+        with open_text(self.file, self.encoding) as lines:
+            for number, row in enumerate(map(_json_line, lines, range(1, 1 << 62)), start=1):
+                if isinstance(row, dict):
+                    yield row
+                elif row is not None:
+                    raise ValueError(f"row {number} is {kind_of(row)}; expected an object of columns")
+
+    def column(self, name: str) -> Iterator[Any]:
+        return (row.get(name) for row in self.rows())
+
+    def count(self) -> int:
+        with open_text(self.file, self.encoding) as lines:
+            return sum(not line.isspace() for line in lines)
 
 
 def _json_line(line: str, number: int) -> Any:
