@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import math
+import os
 from typing import Any
 
 import pyarrow as pa
@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamplit.data.images import Skipped
-from lamplit.data.pairs import Pair, Pairs
+from lamplit.data.pairs import Pair
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.store import store_writer
 from lamplit.store.column_types import UnfitError, as_text, column_type, fitted, is_ours

@@ -126,6 +126,11 @@ def list_skipped(skipped: list[Skipped]) -> None:
         stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_note(text: str) -> None:
+    """Print what a user should know, in a line of its own on stderr."""
+    stderr.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
 def explain(error: Exception, debug: bool) -> None:
     """Print an error as one line, after its traceback if `debug`."""
     if debug:

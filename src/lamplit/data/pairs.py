@@ -32,8 +32,8 @@ from lamplit.data.columns import (
 from lamplit.data.folders import choose_files, find_tables, loose_tables, named, refuse_split
 from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
-from lamplit.data.readers import TABLE_SUFFIXES, suffix_of, tar_samples
 from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
+from lamplit.data.readers import TABLE_SUFFIXES, suffix_of, tar_samples
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 

@@ -1,7 +1,7 @@
 """Which type a column of metadata has: the narrowest that gives back every value it was given, else text.
 
-The types that lamplit makes are booleans, int64, float64, text, lists of one of these and structs. Columns of other types
-were made elsewhere: they keep their type, and take the values that fit them.
+The types that lamplit makes are booleans, int64, float64, text, lists of one of these and structs. Columns of other
+types were made elsewhere: they keep their type, and take the values that fit them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,28 @@ class UnfitError(ValueError):
     """A value does not come back equal from a column of this type."""
 
 
+class ColumnType:
+    """Finds the narrowest type that gives back all values that are added; text if they are of several kinds."""
+
+    def __init__(self) -> None:
+        self._kind = pa.null()
+
+    def add(self, value: Any) -> None:
+        """Take one more value."""
+        if value is not None:
+            self._kind = _joined(self._kind, _type_of(value))
+
+    def settled(self) -> pa.DataType:
+        """Return the type so far; text if all values are missing."""
+        return _settled(self._kind)
+
+
 def column_type(values: Iterable[Any]) -> pa.DataType:
     """Find the narrowest type that gives all values back; text if they are of several kinds, or all missing."""
-    return _settled(reduce(_joined, map(_type_of, values), pa.null()))
+    kind = ColumnType()
+    for value in values:
+        kind.add(value)
+    return kind.settled()
 
 
 def is_ours(kind: pa.DataType) -> bool:

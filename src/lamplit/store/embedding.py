@@ -46,7 +46,7 @@ class EmbedReport:
         pruned: such rows, deleted.
         without_text: are in the store without any text.
         not_kept: values of metadata that could not be kept, by column.
-        notes: what to know about the source, in plain sentences.
+        notes: what to know about the source and the store, in plain sentences.
         skipped: could not be used, with the reasons; parts of the source that could not be read, too.
         skipped_file: where these are listed, one JSON object a line; None if there are none.
         seconds: wall-clock time of the run.
@@ -166,7 +166,7 @@ def embed(
     # Where a part of the source could not be read, what it names is not known to be gone.
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0 and not pairs.problems)
     report.backend, report.updated, report.without_text = runner.backend, writer.updated, writer.without_text
-    report.not_kept, report.notes = dict(writer.not_kept), list(pairs.notes)
+    report.not_kept, report.notes = dict(writer.not_kept), [*pairs.notes, *writer.notes]
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
         found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"

@@ -27,7 +27,7 @@ from lamplit.store.column_types import column_type
 from lamplit.store.no_store import why_no_store
 from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row
-from lamplit.store.schema_changes import is_passing, required_columns
+from lamplit.store.schema_changes import allow_empty_cells, is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
 from lamplit.store.table_writing import (
     PRIMARY_KEY,
@@ -119,7 +119,7 @@ class Store:
         columns |= {name: pa.field(name, kind) for name, kind in kinds.items() if name != "id"}
         metadata = StoreMetadata(tower, backend, centered)
         schema = pa.schema(columns.values(), {KEY: metadata.to_json()})
-        create_table(str(path), schema, chain([rows], more), lost)
+        create_table(str(path), schema, chain([rows], more), Counter() if lost is None else lost)
         return cls(path)
 
     def __repr__(self) -> str:
@@ -204,19 +204,13 @@ class Store:
         delete_rows(self._table, ids)
         self._refresh()
 
-    def prepare_to_write(self) -> None:
-        """Let several processes write at once; check that rows can be added before any work is done.
+    def prepare_to_write(self) -> list[str]:
+        """Let several processes write at once, and let columns of other software be empty; return the latter.
 
-        Raises:
-            StoreError: a column that other software added takes no row without a value.
+        Other software adds columns that must not be empty, and then no image could be added.
         """
-        if required := required_columns(self._table.schema):
-            column = required[0]
-            raise StoreError(
-                f"{self.path} has a column {column!r} of other software, which takes no row without a value, so no image "
-                f"can be added; with pylance: alter_columns({{'path': {column!r}, 'nullable': True}})"
-            )
         require_key(self._table)
+        return allow_empty_cells(self._table)
 
     def finish(self) -> None:
         """Fix the centre of a centred store once its first images are in, merge small fragments, give back space."""

@@ -43,9 +43,13 @@ def make_room(table: Any, rows: Sequence[Row]) -> None:
             _widen(table, name, values)
 
 
-def required_columns(schema: pa.Schema) -> list[str]:
-    """Name the columns of other software that take no row without a value for them."""
-    return [field.name for field in schema if field.name not in COLUMNS and not field.nullable]
+def allow_empty_cells(table: Any) -> list[str]:
+    """Let the columns of other software be empty in rows that do not name them; return those that could not before."""
+    names = [field.name for field in table.schema if field.name not in COLUMNS and not field.nullable]
+    if names:
+        table.alter_columns(*({"path": name, "nullable": True} for name in names))
+        table.checkout_latest()
+    return names
 
 
 def _needed(table: Any, name: str, values: Sequence[Any]) -> pa.DataType | None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from lamplit.errors import StoreError
 
 _FOLDER = "_writers"  # in the store, where Lance leaves it alone
-_PATIENCE = 60.0  # seconds; what is done under the lock takes less, but for very large stores
+PATIENCE = 60.0  # seconds; what is done under the lock takes less, but for very large stores
 
 
 class StoreBusyError(StoreError):
@@ -23,7 +23,7 @@ class StoreBusyError(StoreError):
 
 
 @contextmanager
-def store_lock(path: str | Path, doing: str, patience: float = _PATIENCE) -> Iterator[None]:
+def store_lock(path: str | Path, doing: str, patience: float | None = None) -> Iterator[None]:
     """Let one process of those that see a store's folder go on at a time; on object storage, all.
 
     Embedding needs no lock: its commits merge.
@@ -31,7 +31,7 @@ def store_lock(path: str | Path, doing: str, patience: float = _PATIENCE) -> Ite
     Args:
         path: the store.
         doing: what the holder does, for the message to others.
-        patience: seconds to wait for the holder.
+        patience: seconds to wait for the holder; by default a minute.
 
     Raises:
         StoreBusyError: another process holds it for longer; the message names it.
@@ -43,7 +43,7 @@ def store_lock(path: str | Path, doing: str, patience: float = _PATIENCE) -> Ite
     folder.mkdir(exist_ok=True)
     holder = folder / "holder.json"
     try:
-        lock = FileLock(folder / "lock").acquire(timeout=patience)
+        lock = FileLock(folder / "lock").acquire(timeout=PATIENCE if patience is None else patience)
     except Timeout:
         raise StoreBusyError(f"{path} is in use: {_described(holder)}; wait for it, or end that process") from None
     with lock:

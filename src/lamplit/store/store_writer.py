@@ -121,6 +121,7 @@ class StoreWriter:
         updated: how many rows were replaced.
         without_text: how many images have no text.
         not_kept: how many values of metadata could not be kept, by column.
+        notes: what to know about the store, in plain sentences.
     """
 
     def __init__(self, out: str | Path, tower: TowerIdentity, *, centered: bool) -> None:
@@ -128,6 +129,7 @@ class StoreWriter:
         self.seen: set[str] = set()
         self.updated = self.without_text = 0
         self.not_kept: Counter[str] = Counter()
+        self.notes: list[str] = []
         self._out, self._tower, self._centered = out, tower, centered
         self._backend = "none"
         self._rows: list[Row] = []
@@ -197,7 +199,10 @@ class StoreWriter:
         self.store.require_tower(self._tower)
         if self._centered and not self.store.centered:
             raise StoreError(f"{self._out} was made without --mean-center; give another --out to have a centred store")
-        self.store.prepare_to_write()
+        self.notes += [
+            f"the column {name} of {self._out}, which other software added, may be empty from now on"
+            for name in self.store.prepare_to_write()
+        ]
 
     def _take(self, pair: Pair, content_hash: str, vector: Tensor) -> None:
         self.seen.add(pair.id)
@@ -246,9 +251,15 @@ class StoreWriter:
         if self.store is not None:
             return False
         names = list(dict.fromkeys(name for row in rows for name in row.metadata))
-        options = {"backend": self._backend, "centered": self._centered, "metadata_columns": names}
         try:
-            self.store = Store.create(self._out, self._tower, rows, **options)
+            self.store = Store.create(
+                self._out,
+                self._tower,
+                rows,
+                backend=self._backend,
+                centered=self._centered,
+                metadata_columns=names,
+            )
         except StoreExistsError:
             return False
         return True

@@ -190,7 +190,7 @@ def _with_vectors(table: Any, rows: Sequence[Row]) -> list[Row]:
     import torch  # not needed to read a store, and slow to import
 
     ids = [row.id for row in rows if row.vector is None]
-    vectors = {}
+    vectors: dict[str, torch.Tensor] = {}
     for start in range(0, len(ids), _IDS_TOGETHER):
         found = table.to_table(columns=["id", "vector"], filter=_condition(ids[start : start + _IDS_TOGETHER]))
         halves = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(found), -1)
