@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -207,6 +209,17 @@ def test_widening_that_was_killed_is_finished(path: Path) -> None:
     store.append([row("c", 3, n=3.5)])
     assert store.column("n") == [1.0, 2.0, 3.5]
     assert lance.dataset(str(path)).schema.names == ["id", "path", "hash", "texts", "vector", "n"]
+
+
+def test_rows_without_a_vector_are_named(path: Path) -> None:
+    store = create(path, [row("a", 1), row("b", 2)])
+    lance.write_dataset(pa.table({"id": ["c"], "path": ["c"], "hash": ["h"], "texts": [["x"]]}), path, mode="append")
+    store = Store(path)
+    for read in (store.vectors, lambda: list(store.blocks()), lambda: store.vectors_at([2])):
+        with pytest.raises(StoreError, match=r"has rows without a vector.*delete\('vector IS NULL'\)"):
+            read()
+    lance.dataset(str(path)).delete("vector IS NULL")
+    assert torch.equal(Store(path).vectors(), stored([1, 2]))
 
 
 def test_halves_of_characters(path: Path) -> None:
@@ -478,3 +491,20 @@ def test_width_that_does_not_fit_the_vectors(path: Path) -> None:
     change_metadata(path, lambda values: values["tower"].update(width=TOWER.width + 1))
     with pytest.raises(StoreError, match=f"its vectors are .*, but tower.width is {TOWER.width + 1}"):
         Store(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_full_disk_is_one_sentence_and_loses_nothing(path: Path) -> None:
+    import resource
+
+    store = create(path, [row("a", 1)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"cannot be written: a file may not grow further; what was committed"):
+            store.append([row("b", 2, [secrets.token_hex(10**6)])])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Store(path).column("id") == ["a"]
+    store.append([row("b", 2)])
+    assert torch.equal(Store(path).vectors(), stored([1, 2]))

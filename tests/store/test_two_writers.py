@@ -152,3 +152,11 @@ def test_four_processes(out: Path) -> None:
             assert process.exitcode == 0
     require_whole(out, range(120))
     assert Store(out).column("n")[3:7] == ["3", None, None, "odd"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the campaign forks")
+def test_some_trials_of_the_campaign() -> None:
+    script = Path(__file__).parents[1] / "campaigns" / "kill_embed.py"
+    done = subprocess.run([sys.executable, script, "--trials", "3"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.data.workers import identity_collate, start_worker, worker_context
+from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, first_line
 
 if TYPE_CHECKING:  # the workers need no readers of tables
@@ -130,7 +130,7 @@ def read_batches(
         num_workers=workers,
         collate_fn=identity_collate,
         multiprocessing_context=worker_context() if workers else None,
-        worker_init_fn=start_worker,
+        worker_init_fn=worker_start() if workers else None,
     )
     return _collect(iter(loader), waiting)
 

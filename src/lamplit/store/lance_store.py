@@ -33,6 +33,7 @@ from lamplit.store.table_writing import (
     PRIMARY_KEY,
     create_table,
     delete_rows,
+    explained,
     insert_rows,
     replace_rows,
     require_key,
@@ -217,7 +218,8 @@ class Store:
         self._refresh()
         if self.centered and self._metadata.center is None:
             self._metadata = replace(self._metadata, center=self.vectors().mean(0).tolist())
-            self._table.update_schema_metadata({KEY: self._metadata.to_json()})
+            with explained(self.path):
+                self._table.update_schema_metadata({KEY: self._metadata.to_json()})
         tidy(self._table)
         self._refresh()
 
@@ -363,6 +365,11 @@ class Store:
         return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
+        if column.null_count:
+            raise StoreError(
+                f"{self.path} has rows without a vector, which other software wrote; delete them, such as with pylance: "
+                f"lance.dataset({self.path!r}).delete('vector IS NULL')"
+            )
         halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
         return halves
 

@@ -140,26 +140,34 @@ def tidy(table: Any, kept_for: timedelta = KEPT_FOR) -> None:
 
     If another process writes at this moment, its work goes first, and the next run tidies.
     """
+    table.checkout_latest()
+    if not (_has_much_to_merge(table) or _old_versions(table, kept_for)):
+        return  # a store that the user may only read needs no lock
     with (
         suppress(CommitConflictError, StoreBusyError),
         explained(table.uri),
         store_lock(table.uri, "cleans up", patience=0),
     ):
-        table.checkout_latest()
-        fragments = table.get_fragments()
-        deleted = sum(fragment.num_deletions for fragment in fragments)
-        if len(fragments) > _MOST_FRAGMENTS or deleted > _MOST_DELETED * table.count_rows():
+        if _has_much_to_merge(table):
             table.optimize.compact_files()
             table.checkout_latest()
-        versions = table.versions()
-        limit = datetime.now() - kept_for
-        old = [
-            version["version"]
-            for version, next_one in pairwise(versions)
-            if next_one["timestamp"].replace(tzinfo=None) <= limit
-        ]
-        if old:
+        if old := _old_versions(table, kept_for):
             table.cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
+
+
+def _has_much_to_merge(table: Any) -> bool:
+    fragments = table.get_fragments()
+    deleted = sum(fragment.num_deletions for fragment in fragments)
+    return len(fragments) > _MOST_FRAGMENTS or deleted > _MOST_DELETED * table.count_rows()
+
+
+def _old_versions(table: Any, kept_for: timedelta) -> list[int]:
+    limit = datetime.now() - kept_for
+    return [
+        version["version"]
+        for version, next_one in pairwise(table.versions())
+        if next_one["timestamp"].replace(tzinfo=None) <= limit
+    ]
 
 
 def _committed(table: Any, rows: Sequence[Row], write: Callable[[], int]) -> int:
