@@ -538,7 +538,10 @@ def test_interrupted_run_goes_on(
 ) -> None:
     """An error in the middle; `kill -9` is below."""
     monkeypatch.setattr(store_writer, "COMMIT_ROWS", 20)
-    lines = [json.dumps(row) for row in read_csv(source)] * 10  # the same image again gets an id of its own
+    rows = [{**row, "path": f"{copy}_{row['path']}"} for copy in range(10) for row in read_csv(source)]
+    for row in rows:  # the same content again gets an id of its own
+        shutil.copy(source.parent / row["path"].partition("_")[2], source.parent / row["path"])
+    lines = list(map(json.dumps, rows))
     file = source.with_suffix(".jsonl")
     file.write_text("\n".join([*lines[:110], "{broken", *lines[110:]]))
     with pytest.raises(PairsError, match="line 111 is not JSON"):

@@ -24,21 +24,13 @@ from numpy.typing import NDArray
 
 from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
 from lamplit.store.column_types import column_type
-from lamplit.store.no_store import why_no_store
+from lamplit.store.no_store import why_no_store, why_no_vectors
 from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row
 from lamplit.store.schema_changes import allow_empty_cells, is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
-from lamplit.store.table_writing import (
-    PRIMARY_KEY,
-    create_table,
-    delete_rows,
-    explained,
-    insert_rows,
-    replace_rows,
-    require_key,
-    tidy,
-)
+from lamplit.store.table_writing import PRIMARY_KEY, create_table, delete_rows, explained, insert_rows, replace_rows
+from lamplit.store.table_writing import require_key, tidy
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
@@ -366,10 +358,7 @@ class Store:
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
         if column.null_count:
-            raise StoreError(
-                f"{self.path} has rows without a vector, which other software wrote; delete them, such as with pylance: "
-                f"lance.dataset({self.path!r}).delete('vector IS NULL')"
-            )
+            raise StoreError(why_no_vectors(self.path))
         halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
         return halves
 
