@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -541,15 +543,18 @@ def test_interrupted_run_goes_on(
     rows = [{**row, "path": f"{copy}_{row['path']}"} for copy in range(10) for row in read_csv(source)]
     for row in rows:  # the same content again gets an id of its own
         shutil.copy(source.parent / row["path"].partition("_")[2], source.parent / row["path"])
-    lines = list(map(json.dumps, rows))
-    file = source.with_suffix(".jsonl")
-    file.write_text("\n".join([*lines[:110], "{broken", *lines[110:]]))
-    with pytest.raises(PairsError, match="line 111 is not JSON"):
-        embed_with(image_tower, read_pairs(file), out, batch_size=2)
+    write_csv(source, rows)
+    pairs = read_pairs(source)
+
+    def read() -> Iterator[Pair]:
+        yield from islice(pairs, 110)
+        raise ValueError("the disk is gone")
+
+    with pytest.raises(PairsError, match="the disk is gone"):
+        embed_with(image_tower, replace(pairs, read=read), out, batch_size=2)
     done = len(Store(out))
     assert 80 <= done <= 110
-    file.write_text("\n".join(lines))
-    report = embed_with(image_tower, file, out)
+    report = embed_with(image_tower, source, out)
     assert counts(report) == (0, 0, done, 0)
     assert report.moved == 120 - done  # the same images again have their vectors already
 

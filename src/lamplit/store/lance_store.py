@@ -29,8 +29,16 @@ from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row
 from lamplit.store.schema_changes import allow_empty_cells, is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
-from lamplit.store.table_writing import PRIMARY_KEY, create_table, delete_rows, explained, insert_rows, replace_rows
-from lamplit.store.table_writing import require_key, tidy
+from lamplit.store.table_writing import (
+    PRIMARY_KEY,
+    create_table,
+    delete_rows,
+    explained,
+    insert_rows,
+    replace_rows,
+    require_key,
+    tidy,
+)
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
