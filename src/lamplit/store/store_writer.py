@@ -27,6 +27,8 @@ from lamplit.towers.identity import TowerIdentity
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
 COMMIT_ROWS = 4096
+# Rows that keep their vectors cost no work of the tower. Many together are new columns, and no new vectors.
+COMMIT_KEPT_ROWS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class StoreWriter:
         self._out, self._tower, self._centered = out, tower, centered
         self._backend = "none"
         self._rows: list[Row] = []
+        self._kept: list[Row] = []
         self._named: dict[str, None] = {}  # the columns that the source has named so far
         self._contents = Contents()
         self._last_commit = time.monotonic()
@@ -176,16 +179,19 @@ class StoreWriter:
             self.seen.add(pair.id)
             row = self._row(pair, self.before.hashes[pair.id], None)
             if not self.before.has_same(row):
-                self._rows.append(row)
+                self._kept.append(row)
 
     def commit_if_due(self) -> None:
         """Commit what was taken if there is much of it, or if the last commit was long ago."""
         if len(self._rows) >= COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
             self._commit()
+        if len(self._kept) >= COMMIT_KEPT_ROWS:
+            self._commit_kept()
 
     def finish(self, root: Path | None, *, prune: bool) -> tuple[int, int]:
         """Commit what is left; count the rows that are missing below `root` and stay, and those that were deleted."""
         self._commit()
+        self._commit_kept()
         if self.store is None:
             return 0, 0
         missing = self.before.missing(root, self.seen)
@@ -245,6 +251,12 @@ class StoreWriter:
             self.store.append([row for row in rows if row.id not in self.before.by_id])
             self.store.replace(changed)
         self._contents.commit()
+
+    def _commit_kept(self) -> None:
+        rows, self._kept = self._kept, []
+        if rows and self.store is not None:
+            self.updated += len(rows)
+            self.store.replace([self._filled(row) for row in rows])
 
     def _create(self, rows: Sequence[Row]) -> bool:
         """Make the store of its first rows; return False if there is one."""

@@ -32,7 +32,7 @@ _MOST_DELETED = 0.2
 _IDS_TOGETHER = 4096  # in one condition
 _ATTEMPTS = 20
 # Above it, new columns for whole fragments are smaller than whole new rows for some.
-_SHARE_FOR_COLUMNS = 0.1
+_SHARE_FOR_COLUMNS = 0.05
 _REASONS = {
     errno.ENOSPC: "no space is left on the disk",
     errno.EFBIG: "a file may not grow further",
