@@ -26,7 +26,7 @@ from safetensors.torch import save_model
 from lamplit._version import __version__
 from lamplit.cli import main as cli
 from lamplit.cli import tables, training
-from lamplit.cli.terminal import print_notes
+from lamplit.cli.terminal import print_note
 from lamplit.data.images import Skipped
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.retrieval.searcher import Hit
@@ -563,7 +563,8 @@ def test_import_prepares_search_of_a_large_store(lamplit: Lamplit, tmp_path: Pat
 
 
 def test_notes_are_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    print_notes(["a.csv is separated by [bold]bars", "b"])
+    print_note("a.csv is separated by [bold]bars")
+    print_note("b")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "note: a.csv is separated by [bold]bars\nnote: b\n")
 

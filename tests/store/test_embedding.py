@@ -10,11 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -27,14 +32,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from lamplit.data.images import decode_image
-from lamplit.data.pairs import read_pairs
+from lamplit.data.images import Skipped, decode_image
+from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import PairsError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.store import store_writer
 from lamplit.store.embedding import EmbedReport, embed
 from lamplit.store.lance_store import Store
+from lamplit.store.store_writer import StoreWriter
+from lamplit.store.table_writing import tidy
+from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
 ONE_FP16_STEP = 1e-3  # for unit vectors, whose coordinates are less than 1
@@ -158,6 +166,155 @@ def test_added_and_removed_pairs(source: Path, out: Path, image_tower: ImageTowe
     write_csv(source, rows[4:])
     assert counts(embed_with(image_tower, source, out)) == (4, 0, 4, 0)
     assert Store(out).column("id") == sorted(row["path"] for row in rows)  # what is gone from the source stays
+
+
+# what is kept, and what is said
+
+
+class Bad(nn.Module):
+    """A tower whose vectors of dark images are not numbers, and of white ones nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.seen = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        mean = images.mean((1, 2, 3))[:, None]
+        vectors = torch.cat([mean, mean + 1, mean - 3], 1) * self.weight
+        vectors[(mean < -1.5).flatten()] = torch.nan
+        return vectors * (mean < 1.5)
+
+
+def own_tower(model: nn.Module) -> ImageTower:
+    return open_image_tower(model, preprocessing=Preprocessing((8, 8), (0.5,) * 3, (0.25,) * 3))
+
+
+def save_levels(folder: Path, levels: dict[str, int]) -> None:
+    for name, level in levels.items():
+        Image.new("L", (8, 8), level).save(folder / name)
+
+
+def test_vectors_that_are_no_numbers_are_skipped(out: Path, tmp_path: Path) -> None:
+    save_levels(tmp_path, {"a.png": 0, "b.png": 128, "c.png": 0, "d.png": 255, "e.png": 100})
+    report = embed(tmp_path, out, image_tower=own_tower(Bad()), backend="torch")
+    assert counts(report)[:1] == (2,)
+    assert {item.id: item.reason for item in report.skipped} == dict.fromkeys(
+        ("a.png", "c.png", "d.png"), "the tower gives no number"
+    )
+    assert Store(out).column("id") == ["b.png", "e.png"]
+    assert torch.isfinite(Store(out).vectors()).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+@pytest.mark.parametrize("commit_rows", [1, 100])
+def test_equal_bytes_go_through_the_tower_once(
+    out: Path, tmp_path: Path, batch_size: int, commit_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "COMMIT_ROWS", commit_rows)
+    save_levels(tmp_path, {"a.png": 100, "b.png": 128, "c.png": 100, "d.png": 100, "e.png": 128, "f.png": 90})
+    model = Bad()
+    tower = own_tower(model)
+    model.seen = 0  # opening it took a look
+    report = embed(tmp_path, out, image_tower=tower, backend="torch", batch_size=batch_size)
+    assert (report.embedded, report.copies, model.seen) == (3, 3, 3)
+    vectors = by_id(Store(out))
+    assert len(vectors) == 6
+    assert torch.equal(vectors["a.png"], vectors["d.png"])
+    assert torch.equal(vectors["a.png"], vectors["c.png"])
+    assert torch.equal(vectors["b.png"], vectors["e.png"])
+    assert not torch.equal(vectors["a.png"], vectors["b.png"])
+    assert not torch.equal(vectors["a.png"], vectors["f.png"])
+
+
+def test_column_that_comes_later_and_wider_values(source: Path, out: Path, image_tower: ImageTower) -> None:
+    rows = read_csv(source)
+    file = source.with_suffix(".jsonl")
+
+    def embedded(prices: list[Any], **more: Any) -> EmbedReport:
+        priced = [{**row, "price": price, **more} for row, price in zip(rows, prices, strict=True)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in priced))
+        return embed_with(image_tower, file, out)
+
+    embedded(list(range(12)))
+    later = [number + 0.5 for number in range(12)]
+    assert counts(embedded(later)) == (0, 12, 12, 0)
+    assert sorted(Store(out).column("price")) == later
+    assert counts(embedded(later)) == (0, 0, 12, 0)
+    assert counts(embedded(later, made="yesterday")) == (0, 12, 12, 0)
+    assert Store(out).column("made") == ["yesterday"] * 12
+    assert counts(embedded(later, made="yesterday")) == (0, 0, 12, 0)
+
+
+def test_columns_of_other_software_are_kept(source: Path, out: Path, image_tower: ImageTower) -> None:
+    embed_with(image_tower, source, out)
+    lance.dataset(str(out)).add_columns({"stars": "CAST(5 AS INT)"})
+    assert not lance.dataset(str(out)).schema.field("stars").nullable
+    rows = read_csv(source)
+    shutil.copy(source.parent / rows[0]["path"], source.parent / "new.png")
+    rows[3]["caption"] = "Another."
+    write_csv(source, [*rows, {**rows[0], "path": "new.png"}])
+    report = embed_with(image_tower, source, out)
+    assert (*counts(report), report.moved) == (0, 1, 12, 0, 1)
+    assert report.notes == [f"the column stars of {out}, which other software added, may be empty from now on"]
+    assert Counter(Store(out).column("stars")) == {5: 12, None: 1}
+    write_csv(source, rows)
+    assert counts(embed_with(image_tower, source, out)) == (0, 0, 12, 0)
+    for row in rows:
+        row["stars"] = "many"  # which their column cannot hold
+    write_csv(source, rows)
+    report = embed_with(image_tower, source, out)
+    assert counts(report) == (0, 0, 12, 0)
+    assert report.not_kept == {"stars": 12}
+    assert Counter(Store(out).column("stars")) == {5: 12, None: 1}
+
+
+def test_report_counts_what_has_no_text_and_what_was_lost(out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    save_levels(tmp_path, {"a.png": 100, "b.png": 128, "c.png": 0})
+    problem = Skipped("x.tar", "x.tar", "cut off")
+    given = [
+        Pair("a", tmp_path / "a.png", ("A text.",), {"a.b": 1, "a_b": 2}, ("title", "title")),
+        Pair("b", tmp_path / "b.png", (), {"a.b": 3, "a_b": 3}),
+        Pair("c", tmp_path / "c.png", ("half \ud83d",), {"a.b": "\ud83d"}),
+    ]
+    pairs = Pairs("given", 3, None, (), lambda: iter(given), None, ["a note"], [problem])
+    report = embed_with(image_tower, pairs, out)
+    assert report.without_text == 1
+    assert report.notes == ["a note"]
+    assert report.skipped == [problem]
+    assert report.not_kept == {"title": 2, "a_b": 1}
+    assert Store(out).texts() == [["A text."], [], ["half \ufffd"]]
+    assert Store(out).column("a_b") == ["1", "3", "\ufffd"]
+
+
+def test_captions_that_change_leave_the_space_of_vectors_alone(tmp_path: Path) -> None:
+    """Before, each run wrote the vectors again, and nothing was given back."""
+    out = tmp_path / "pairs.lance"
+    identity = TowerIdentity(
+        "timm:tower", "f" * 32, 4096, Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), {"library": "timm"}
+    )
+    vectors = F.normalize(torch.randn(100, 4096, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    def size() -> float:
+        return sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / (100 * 4096 * 2)
+
+    for run in range(5):
+        writer = StoreWriter(out, identity, centered=False)
+        pairs = [Pair(f"{number:03}", b"", (f"caption {run}",), {}) for number in range(100)]
+        if run == 0:
+            writer.add(pairs, [f"{number:032x}" for number in range(100)], vectors, "torch")
+        else:
+            writer.keep(pairs)
+        writer.finish(None, prune=False)
+    store = Store(out)
+    assert store.texts() == [["caption 4"]] * 100
+    assert torch.equal(store.vectors(), F.normalize(vectors.half().float(), dim=-1))
+    assert size() < 1.2
+    store.delete(store.column("id")[:50])
+    tidy(lance.dataset(str(out)), kept_for=timedelta(0))
+    assert size() < 0.7
+    assert torch.equal(Store(out).vectors(), F.normalize(vectors[50:].half().float(), dim=-1))
 
 
 # moved, copied and deleted images
@@ -383,15 +540,21 @@ def test_interrupted_run_goes_on(
 ) -> None:
     """An error in the middle; `kill -9` is below."""
     monkeypatch.setattr(store_writer, "COMMIT_ROWS", 20)
-    lines = [json.dumps(row) for row in read_csv(source)] * 10  # the same image again gets an id of its own
-    file = source.with_suffix(".jsonl")
-    file.write_text("\n".join([*lines[:110], "{broken", *lines[110:]]))
-    with pytest.raises(PairsError, match="line 111 is not JSON"):
-        embed_with(image_tower, read_pairs(file), out, batch_size=2)
+    rows = [{**row, "path": f"{copy}_{row['path']}"} for copy in range(10) for row in read_csv(source)]
+    for row in rows:  # the same content again gets an id of its own
+        shutil.copy(source.parent / row["path"].partition("_")[2], source.parent / row["path"])
+    write_csv(source, rows)
+    pairs = read_pairs(source)
+
+    def read() -> Iterator[Pair]:
+        yield from islice(pairs, 110)
+        raise ValueError("the disk is gone")
+
+    with pytest.raises(PairsError, match="the disk is gone"):
+        embed_with(image_tower, replace(pairs, read=read), out, batch_size=2)
     done = len(Store(out))
     assert 80 <= done <= 110
-    file.write_text("\n".join(lines))
-    report = embed_with(image_tower, file, out)
+    report = embed_with(image_tower, source, out)
     assert counts(report) == (0, 0, done, 0)
     assert report.moved == 120 - done  # the same images again have their vectors already
 
@@ -470,10 +633,12 @@ def test_broken_and_odd_images(out: Path, image_tower: ImageTower, tmp_path: Pat
         assert {item["id"]: item["reason"] for item in items} == {name: why for name, (_, why) in broken.items()}
         assert all(item["path"] == str(tmp_path / item["id"]) for item in items)
 
-    # mended, they are embedded, and nothing is listed any more
+    # mended, they are embedded (as one image, which they are), and nothing is listed any more
     for name in broken:
         drawn.save(tmp_path / name, "PNG")
-    assert counts(embed_with(image_tower, tmp_path / "pairs.csv", out)) == (7, 0, 4, 0)
+    report = embed_with(image_tower, tmp_path / "pairs.csv", out)
+    assert counts(report) == (1, 0, 4, 0)
+    assert report.copies == 6
     assert not listed.exists()
 
 

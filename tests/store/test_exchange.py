@@ -28,6 +28,7 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError, PairsError, StoreError, TowerError, UsageError
 from lamplit.inspection import describe
 from lamplit.store import exchange
+from lamplit.store.column_types import as_text
 from lamplit.store.exchange import ImportReport, export_vectors, import_vectors
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
@@ -447,3 +448,35 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[st
     for name in ("path", "texts", *before.metadata_columns):
         assert after.column(name) == before.column(name), name
     assert after.metadata_columns == before.metadata_columns
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(
+        st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats(allow_nan=False, allow_infinity=False)
+        | st.lists(st.integers(0, 3) | st.text("ab", max_size=2), max_size=2),
+        min_size=1, max_size=9,
+    )
+)  # fmt: skip
+def test_values_of_any_kind_in_any_block(tmp_path_factory: pytest.TempPathFactory, values: list[Any]) -> None:
+    """The types are those of all rows, not of the first block."""
+    folder = tmp_path_factory.mktemp("mixed")
+    np.save(folder / "vectors.npy", np.eye(9, dtype=np.float32)[: len(values)])
+    lines = [{"image": f"{row}.png", "text": "x", "value": value} for row, value in enumerate(values)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors_of, "BLOCK_ROWS", 2)
+        report = import_vectors(
+            folder / "vectors.npy", folder / "a.lance", image_tower="any", pairs=folder / "pairs.jsonl"
+        )
+    assert report.not_kept == {}
+    stored = Store(folder / "a.lance").column("value")
+    for value, back in zip(values, stored, strict=True):
+        if isinstance(back, str) and not isinstance(value, list):
+            assert back == as_text(value)
+        elif isinstance(back, str):
+            assert json.loads(back) == value
+        elif isinstance(value, list):
+            assert back in (value, list(map(str, value)))
+        else:
+            assert back == value

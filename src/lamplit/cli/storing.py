@@ -17,7 +17,7 @@ from lamplit.cli.terminal import (
     TextColumns,
     default_workers,
     print_line,
-    print_notes,
+    print_note,
     show,
 )
 from lamplit.errors import UsageError
@@ -87,8 +87,11 @@ def embed(
         backend=backend, batch_size=batch_size,  # type: ignore[arg-type]
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
-    print_notes(report.notes)
     _prepare_store(out)
+    num_images = report.embedded + report.moved + report.copies + report.unchanged
+    if 0 < report.without_text < num_images:
+        print_note(f"{report.without_text:,} of {num_images:,} images have no text")
+    _print_notes(report)
     show(report, tables.record, as_json)
 
 
@@ -115,6 +118,7 @@ def import_(
         text_column=text_column, progress=True,
     )  # fmt: skip
     _prepare_store(out)
+    _print_notes(report)
     show(report, tables.record, as_json)
 
 
@@ -163,6 +167,13 @@ def info(
     from lamplit.inspection import describe
 
     show(describe(path), tables.description, as_json)
+
+
+def _print_notes(report: lamplit.EmbedReport | lamplit.ImportReport) -> None:
+    for note in getattr(report, "notes", ()):
+        print_note(note)
+    for column, count in report.not_kept.items():
+        print_note(f"{count:,} values of the column {column} could not be kept")
 
 
 def _prepare_store(store: str) -> None:

@@ -121,16 +121,15 @@ def print_line(value: object) -> None:
     typer.echo(str(value))
 
 
-def print_notes(notes: list[str]) -> None:
-    """Print what to know about a source, a line each, on stderr."""
-    for note in notes:
-        stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-
-
 def list_skipped(skipped: list[Skipped]) -> None:
     """Name the images that could not be used, on stderr."""
     for item in skipped:
         stderr.print(f"skipped {item.path}: {item.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """Print what a user should know, in a line of its own on stderr."""
+    stderr.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def explain(error: Exception, debug: bool) -> None:

@@ -14,7 +14,7 @@ from torchvision.transforms import v2 as transforms
 
 from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.preprocessing import Preprocessing
-from lamplit.data.workers import identity_collate, start_worker, worker_context
+from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError
 
 AREA = (0.05, 1.0)  # of the image; big_vision's `inception_crop`
@@ -47,7 +47,7 @@ def read_crops(batches: Iterable[Sequence[Crop]], preprocessing: Preprocessing, 
         num_workers=workers,
         collate_fn=identity_collate,
         multiprocessing_context=worker_context() if workers else None,
-        worker_init_fn=start_worker,
+        worker_init_fn=worker_start() if workers else None,
         generator=torch.Generator(),  # else it would draw from the one that a resumed run brings back
     )
     yield from loader

@@ -32,7 +32,7 @@ from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_re
 from lamplit.data.pixels import rgb_pixels
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
-from lamplit.data.workers import identity_collate, start_worker, worker_context
+from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, MissingExtraError, require
 
 if TYPE_CHECKING:  # the workers need no readers of tables
@@ -112,7 +112,7 @@ def read_batches(
         num_workers=workers,
         collate_fn=identity_collate,
         multiprocessing_context=worker_context() if workers else None,
-        worker_init_fn=start_worker,
+        worker_init_fn=worker_start() if workers else None,
     )
     return _collect(iter(loader), waiting)
 

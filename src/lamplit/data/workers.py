@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -23,7 +27,12 @@ def worker_context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def start_worker(_worker: int) -> None:
+def worker_start() -> Callable[[int], None]:
+    """Return what each worker calls first: `start_worker`, which is told where this process has its sockets."""
+    return partial(start_worker, multiprocessing.util.get_temp_dir())
+
+
+def start_worker(main_folder: str, _worker: int) -> None:
     """Keep a worker quiet, and let it end with the main process."""
     # libjpeg writes about slightly damaged files to file descriptor 2, through the progress bar. Python's own
     # messages keep their way out. (Torch has set one thread already.)
@@ -32,10 +41,12 @@ def start_worker(_worker: int) -> None:
         os.dup2(nowhere.fileno(), 2)
     # Torch watches the process that forked this one: the fork server, which waits for its workers to end, and
     # so would outlive a killed main process together with them.
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    threading.Thread(target=_end_with_main_process, args=(main_folder,), daemon=True).start()
 
 
-def _end_with_main_process() -> None:
+def _end_with_main_process(main_folder: str) -> None:
     if main := multiprocessing.parent_process():
         main.join()
+        for folder in (main_folder, multiprocessing.util.get_temp_dir()):  # which a process that is killed leaves
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)

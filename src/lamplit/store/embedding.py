@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lamplit.data.images import MAX_PIXELS, Batch, read_batches
-from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError, TowerError, UsageError, kind_of
 from lamplit.files import write_text
@@ -41,10 +42,13 @@ class EmbedReport:
         updated: rows that were replaced, because the image, its texts, its metadata or its path changed.
         unchanged: were stored with the same content.
         moved: same content under a new path; the stored vector is reused.
+        copies: same content as an earlier image of this run, which went through the tower for both.
         missing: rows that stay in the store although their files are gone from the source's folder.
         pruned: such rows, deleted.
-        notes: what to know about the source, in plain sentences.
-        skipped: could not be used, with the reasons.
+        without_text: are in the store without any text.
+        not_kept: values of metadata that could not be kept, by column.
+        notes: what to know about the source and the store, in plain sentences.
+        skipped: could not be used, with the reasons; parts of the source that could not be read, too.
         skipped_file: where these are listed, one JSON object a line; None if there are none.
         seconds: wall-clock time of the run.
     """
@@ -56,8 +60,11 @@ class EmbedReport:
     updated: int = 0
     unchanged: int = 0
     moved: int = 0
+    copies: int = 0
     missing: int = 0
     pruned: int = 0
+    without_text: int = 0
+    not_kept: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     skipped_file: str | None = None
@@ -157,10 +164,12 @@ def embed(
         with progress_bar("embed", pairs.count, shown=progress) as advance:
             for batch in _written(batches, runner, writer, report):
                 advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
-    usable = report.embedded + report.moved + report.unchanged
-    report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0)
-    report.backend, report.updated = runner.backend, writer.updated
-    report.notes = list(pairs.notes)
+    usable = report.embedded + report.moved + report.copies + report.unchanged
+    report.skipped += pairs.problems
+    # Where a part of the source could not be read, what it names is not known to be gone.
+    report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0 and not pairs.problems)
+    report.backend, report.updated, report.without_text = runner.backend, writer.updated, writer.without_text
+    report.not_kept, report.notes = dict(writer.not_kept), [*pairs.notes, *writer.notes]
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
         found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"
@@ -236,14 +245,14 @@ class _Runner:
         self._num_images, self._batch_size = num_images, batch_size
         self._run: Backend | None = None
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Embed the (B, 3, height, width) uint8 images of a batch; return (B, D) float32 unit vectors on the CPU."""
+    def __call__(self, images: Tensor, size: int) -> Tensor:
+        """Embed (B, 3, height, width) uint8 images of a batch of `size`; return (B, D) float32 on the CPU."""
         if self._run is not None:
-            return self._run(batch.images)
+            return self._run(images)
         # A batch that is not full is the last one.
-        left = batch.size if batch.size < self._batch_size else self._num_images
+        left = size if size < self._batch_size else self._num_images
         self.backend, self._run, vectors = choose_backend(
-            self._tower, self._name, batch.images, num_images=left, device=self._device
+            self._tower, self._name, images, num_images=left, device=self._device
         )
         return vectors
 
@@ -251,14 +260,36 @@ class _Runner:
 def _written(batches: Iterable[Batch], runner: _Runner, writer: StoreWriter, report: EmbedReport) -> Iterator[Batch]:
     """Embed and write batches, and count what is in them; yield each when that is done."""
     for batch in batches:
+        report.skipped += batch.skipped
         if len(batch.images):
-            vectors = runner(batch)
-            writer.add(batch.pairs, batch.hashes, vectors, runner.backend)
+            _embed_images(batch, runner, writer, report)
         writer.reuse(batch.stored)
         writer.keep(batch.unchanged)
         writer.seen.update(item.id for item in batch.skipped)
-        report.embedded += len(batch.images)
+        writer.commit_if_due()
         report.moved += len(batch.stored)
         report.unchanged += len(batch.unchanged)
-        report.skipped += batch.skipped
         yield batch
+
+
+def _embed_images(batch: Batch, runner: _Runner, writer: StoreWriter, report: EmbedReport) -> None:
+    """Run the tower on the images of a batch, each content once; skip those of which it gives no number."""
+    copies = writer.find_copies(batch.hashes)
+    first, again = np.flatnonzero(~copies), np.flatnonzero(copies)
+    without: list[Pair] = []
+    if len(first):
+        vectors = runner(batch.images if len(again) == 0 else batch.images[torch.from_numpy(first)], batch.size)
+        is_usable = (torch.isfinite(vectors).all(1) & (vectors != 0).any(1)).numpy()
+        usable = first[is_usable]
+        without += [batch.pairs[place] for place in first[~is_usable]]
+        hashes = [batch.hashes[place] for place in usable]
+        writer.add(
+            [batch.pairs[place] for place in usable], hashes, vectors[torch.from_numpy(is_usable)], runner.backend
+        )
+        report.embedded += len(usable)
+    more = writer.add_copies([batch.pairs[place] for place in again], [batch.hashes[place] for place in again])
+    report.copies += len(again) - len(more)
+    for pair in without + more:
+        path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
+        report.skipped.append(Skipped(pair.id, path, "the tower gives no number"))
+        writer.seen.add(pair.id)

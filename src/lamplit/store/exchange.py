@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -26,6 +27,7 @@ from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
+from lamplit.store.column_types import ColumnType
 from lamplit.store.embedding import list_skipped
 from lamplit.store.lance_store import Store, as_store
 from lamplit.store.rows import COLUMNS, Row, metadata_name
@@ -46,6 +48,7 @@ class ImportReport:
         width: of the vectors.
         imported: are in the store.
         texts: that they have together.
+        not_kept: values of metadata that could not be kept, by column.
         skipped: vectors that could not be used, with the reasons.
         skipped_file: where these are listed, one JSON object a line; None if there are none.
         seconds: wall-clock time of the run.
@@ -56,6 +59,7 @@ class ImportReport:
     width: int
     imported: int = 0
     texts: int = 0
+    not_kept: dict[str, int] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     skipped_file: str | None = None
     seconds: float = 0.0
@@ -137,16 +141,19 @@ def import_vectors(
         blocks = _rows(vectors, report, advance)
         first = next(blocks, None)
         if first is not None:
-            names = [*map(metadata_name, vectors.types), *(name for row in first for name in row.metadata)]
+            types = _metadata_types(vectors, has_table=pairs is not None)
+            lost: Counter[str] = Counter()
             Store.create(
                 out,
                 TowerIdentity.of_imported(image_tower, vectors.width),
                 first,
                 backend="imported",
-                metadata_columns=list(dict.fromkeys(names)),
-                metadata_types={metadata_name(name): kind for name, kind in vectors.types.items() if kind},
+                metadata_columns=list(types),
+                metadata_types=types,
                 more=blocks,
+                lost=lost,
             )
+            report.not_kept = dict(lost)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if first is None:
@@ -192,6 +199,22 @@ def export_vectors(store: str | Path | Store, out: str | Path, *, part_rows: int
             # Readers sort the names as text, so the numbers are of one length.
             _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}")
     return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
+
+
+def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa.DataType]:
+    """Find the types of the metadata columns: from the source if it knows them, else from all its values.
+
+    The store appears in one commit, so no column can be widened on the way.
+    """
+    types = {metadata_name(name): kind for name, kind in vectors.types.items()}
+    if not has_table and None not in types.values():
+        return types
+    found: dict[str, ColumnType] = {}
+    for _, entries in vectors:
+        for entry in entries:
+            for column, value in entry.metadata.items():
+                found.setdefault(metadata_name(column), ColumnType()).add(value)
+    return {name: types.get(name) or found.get(name, ColumnType()).settled() for name in [*types, *found]}
 
 
 def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:

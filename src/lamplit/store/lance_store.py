@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,18 +23,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lamplit.errors import LamplitError, StoreError, UsageError, kind_of, nearest_names
-from lamplit.store.no_store import why_no_store
+from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
+from lamplit.store.column_types import column_type
+from lamplit.store.no_store import why_no_store, why_no_vectors
 from lamplit.store.row_order import RowOrder
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, column_type, fitted, to_table
+from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row
+from lamplit.store.schema_changes import allow_empty_cells, is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
+from lamplit.store.table_writing import (
+    PRIMARY_KEY,
+    create_table,
+    delete_rows,
+    explained,
+    insert_rows,
+    replace_rows,
+    require_key,
+    tidy,
+)
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
 if TYPE_CHECKING:  # a search reads no tensor, and torch would take longer to import than all it does
     from torch import Tensor
-
-_DELETED_TOGETHER = 4096  # ids in one condition
 
 
 class Store:
@@ -82,6 +92,7 @@ class Store:
         metadata_columns: Sequence[str] = (),
         metadata_types: Mapping[str, pa.DataType] | None = None,
         more: Iterable[Sequence[Row]] = (),
+        lost: Counter[str] | None = None,
     ) -> Self:
         """Write a new store in one atomic commit.
 
@@ -94,18 +105,24 @@ class Store:
             metadata_columns: names of the columns beside ids, paths, hashes, texts and vectors.
             metadata_types: types of some of these.
             more: more blocks of rows, for the same commit.
+            lost: where values that do not fit the type of their column are counted, by column.
+
+        Raises:
+            StoreExistsError: there is one already.
+            StoreError: the disk is full or cannot be written to.
         """
         types = dict(metadata_types or {})
         for name in metadata_columns:
-            types.setdefault(name, column_type([row.metadata.get(name) for row in rows]))
-        columns = FIXED_COLUMNS | {name: types[name] for name in metadata_columns}
-        columns["vector"] = pa.list_(pa.float16(), tower.width)
+            if name not in types:
+                types[name] = column_type(row.metadata.get(name) for row in rows)
+        columns = {"id": pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY)}
+        kinds = FIXED_COLUMNS | {name: types[name] for name in metadata_columns}
+        kinds["vector"] = pa.list_(pa.float16(), tower.width)
+        columns |= {name: pa.field(name, kind) for name, kind in kinds.items() if name != "id"}
         metadata = StoreMetadata(tower, backend, centered)
-        _write_table(str(path), pa.schema(columns, {KEY: metadata.to_json()}), chain([rows], more))
-        store = cls(path)
-        # Removes what a run that was killed before its commit left; the new table refers to none of it.
-        store._table.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
-        return store
+        schema = pa.schema(columns.values(), {KEY: metadata.to_json()})
+        create_table(str(path), schema, chain([rows], more), Counter() if lost is None else lost)
+        return cls(path)
 
     def __repr__(self) -> str:
         """Say in a line what it is."""
@@ -140,7 +157,12 @@ class Store:
     @property
     def metadata_columns(self) -> list[str]:
         """Names of the columns that the pairs brought along."""
-        return [name for name in self._table.schema.names if name not in COLUMNS]
+        return [name for name in self._table.schema.names if name not in COLUMNS and not is_passing(name)]
+
+    @property
+    def column_types(self) -> dict[str, pa.DataType]:
+        """Types of the metadata columns."""
+        return {name: self._table.schema.field(name).type for name in self.metadata_columns}
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -159,35 +181,47 @@ class Store:
     # Writing
 
     def replace(self, rows: Sequence[Row]) -> None:
-        """Replace rows by id, in one atomic commit; a row without a vector keeps the one that is stored."""
-        for kept in (True, False):
-            some = [row for row in rows if (row.vector is None) == kept]
-            if some:
-                schema = self._table.schema
-                columns = [name for name in schema.names if not (kept and name == "vector")]
-                table = to_table(some, schema, columns)
-                self._table.merge_insert("id").when_matched_update_all().execute(table)
-        self._refresh()
+        """Replace rows by id, in one atomic commit.
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add rows whose ids are new, in one atomic commit."""
+        A row without a vector keeps the one that is stored, and columns that no row names stay as they are.
+        """
         if rows:
-            lance.write_dataset(to_table(rows, self._table.schema), self.path, mode="append")
+            replace_rows(self._table, rows)
             self._refresh()
 
+    def append(self, rows: Sequence[Row]) -> int:
+        """Add the rows whose ids are new, in one atomic commit; return how many that are."""
+        if not rows:
+            return 0
+        added = insert_rows(self._table, rows)
+        self._refresh()
+        return added
+
     def delete(self, ids: Sequence[str]) -> None:
-        """Delete rows by id, in atomic commits of some thousands; unknown ids are ignored."""
-        for start in range(0, len(ids), _DELETED_TOGETHER):
-            listed = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start : start + _DELETED_TOGETHER])
-            self._table.delete(f"id IN ({listed})")
+        """Delete rows by id, in atomic commits of some thousands; unknown ids are ignored.
+
+        Raises:
+            StoreError: another process deletes or cleans up for more than a minute; the message names it.
+        """
+        delete_rows(self._table, ids)
         self._refresh()
 
+    def prepare_to_write(self) -> list[str]:
+        """Let several processes write at once, and let columns of other software be empty; return the latter.
+
+        Other software adds columns that must not be empty, and then no image could be added.
+        """
+        require_key(self._table)
+        return allow_empty_cells(self._table)
+
     def finish(self) -> None:
-        """Fix the centre of a centred store once its first images are in, and merge small fragments."""
+        """Fix the centre of a centred store once its first images are in, merge small fragments, give back space."""
+        self._refresh()
         if self.centered and self._metadata.center is None:
             self._metadata = replace(self._metadata, center=self.vectors().mean(0).tolist())
-            self._table.update_schema_metadata({KEY: self._metadata.to_json()})
-        self._table.optimize.compact_files()
+            with explained(self.path):
+                self._table.update_schema_metadata({KEY: self._metadata.to_json()})
+        tidy(self._table)
         self._refresh()
 
     def build_index(self, partitions: int) -> None:
@@ -249,7 +283,7 @@ class Store:
 
     def rows(self, rows: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Return everything but the vectors of some rows, or of all."""
-        names = [name for name in self._table.schema.names if name != "vector"]
+        names = [*FIXED_COLUMNS, *self.metadata_columns]
         table = self._sorted(*names) if rows is None else self.take(rows, names)
         found: list[dict[str, Any]] = table.to_pylist()
         return found
@@ -264,10 +298,14 @@ class Store:
 
         return torch.from_numpy(self._halves(self.take(rows, ["vector"])["vector"].combine_chunks()).copy())
 
-    def as_stored(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the columns of this store keep of a row's metadata."""
-        schema = self._table.schema
-        return {name: fitted(metadata.get(name), schema.field(name).type) for name in self.metadata_columns}
+    def vectors_of_contents(self, hashes: Sequence[str]) -> dict[str, Tensor]:
+        """Return the (D,) float16 vectors of images with these contents, by hash; unknown ones are left out."""
+        import torch
+
+        listed = ", ".join(f"'{content_hash}'" for content_hash in dict.fromkeys(hashes))
+        found = self._table.to_table(columns=["hash", "vector"], filter=f"hash IN ({listed})")
+        vectors = torch.from_numpy(self._halves(found["vector"].combine_chunks()).copy())
+        return dict(zip(found["hash"].to_pylist(), vectors, strict=True))
 
     # Searching
 
@@ -331,12 +369,15 @@ class Store:
 
     def _refresh(self) -> None:
         self._table.checkout_latest()
+        self._metadata = StoreMetadata.read(self._table.schema, self.path)
         self._order = RowOrder(self._table)
 
     def _listed_columns(self, wanted: str = "") -> str:
-        return nearest_names(wanted, (name for name in self._table.schema.names if name != "vector"))
+        return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
+        if column.null_count:
+            raise StoreError(why_no_vectors(self.path))
         halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
         return halves
 
@@ -366,22 +407,3 @@ def _open_table(path: str | Path) -> Any:
         return lance.dataset(str(path))
     except (ValueError, OSError):
         return None
-
-
-def _write_table(path: str, schema: pa.Schema, blocks: Iterable[Sequence[Row]]) -> None:
-    failures: list[LamplitError] = []
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        try:
-            for block in blocks:
-                yield from to_table(block, schema).to_batches()
-        except LamplitError as error:  # Lance raises an error of its own instead
-            failures.append(error)
-            raise
-
-    try:
-        lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), path, schema=schema)
-    except OSError:
-        if failures:
-            raise failures[0] from None
-        raise

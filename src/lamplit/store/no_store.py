@@ -1,4 +1,4 @@
-"""Why there is no store at a path, for the error that says so."""
+"""Why there is no store at a path, or why it cannot be read, for the error that says so."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def why_no_store(path: str | Path) -> str:
         command = f"lamplit embed {path} --image-tower TOWER --out pairs.lance"
         return f"{path} holds pairs, not a store; embed it first: {command}"
     return f"no store at {path}; make one with: lamplit embed SOURCE --image-tower TOWER --out {path}"
+
+
+def why_no_vectors(path: str) -> str:
+    """Say what to do about rows without a vector."""
+    return (
+        f"{path} has rows without a vector, written by other software; delete them, such as with pylance: "
+        f"lance.dataset({path!r}).delete('vector IS NULL')"
+    )

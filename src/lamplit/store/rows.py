@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+from lamplit.data.valid_text import valid_id, valid_text
+from lamplit.store.column_types import UnfitError, fitted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,14 +39,19 @@ def metadata_name(name: str) -> str:
     return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
 
 
-def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Make a table of a store's schema from rows, with all columns or some."""
+def to_table(
+    rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None, lost: Counter[str] | None = None
+) -> pa.Table:
+    """Make a table of a store's schema from rows, with all columns or some; count in `lost` what does not fit.
+
+    Text that is not valid Unicode is made valid.
+    """
     columns = columns or schema.names
     arrays = {
-        "id": pa.array([row.id for row in rows], pa.string()),
-        "path": pa.array([row.path for row in rows], pa.string()),
+        "id": pa.array([valid_id(row.id) for row in rows], pa.string()),
+        "path": pa.array([valid_id(row.path) for row in rows], pa.string()),
         "hash": pa.array([row.hash for row in rows], pa.string()),
-        "texts": pa.array([list(row.texts) for row in rows], pa.list_(pa.string())),
+        "texts": pa.array([list(map(valid_text, row.texts)) for row in rows], pa.list_(pa.string())),
     }
     if "vector" in columns:
         import torch  # not needed to read a store, and slow to import
@@ -52,25 +61,15 @@ def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | No
     for name in columns:
         if name not in arrays:
             kind = schema.field(name).type
-            arrays[name] = pa.array([fitted(row.metadata.get(name), kind) for row in rows], kind)
+            arrays[name] = pa.array([_cell(row.metadata.get(name), name, kind, lost) for row in rows], kind)
     described = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
     return pa.table([arrays[name] for name in columns], schema=described)
 
 
-def column_type(values: Sequence[Any]) -> pa.DataType:
-    """Find the type of a column from its first values; text if they are of several kinds, or all missing."""
+def _cell(value: Any, name: str, kind: pa.DataType, lost: Counter[str] | None) -> Any:
     try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, OverflowError):
-        return pa.string()
-    if pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
-        return pa.list_(pa.string())
-    return pa.string() if "null" in str(kind) else kind
-
-
-def fitted(value: Any, kind: pa.DataType) -> Any:
-    """Return `value` as `kind`; one that does not fit becomes text in a column of text, else None."""
-    try:
-        return pa.scalar(value, kind).as_py()
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return str(value) if pa.types.is_string(kind) else None
+        return fitted(value, kind)
+    except UnfitError:
+        if lost is not None:
+            lost[name] += 1
+        return None

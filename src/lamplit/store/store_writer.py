@@ -5,21 +5,30 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lamplit.data.pairs import Pair
+from lamplit.data.valid_text import valid_id
 from lamplit.errors import StoreError
+from lamplit.store.column_types import UnfitError, fitted, is_ours, is_same
+from lamplit.store.contents import Contents
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
+from lamplit.store.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed
 COMMIT_ROWS = 4096
+# Rows that keep their vectors cost no work of the tower. Many together are new columns, and no new vectors.
+COMMIT_KEPT_ROWS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +48,14 @@ class StoredRows:
         by_id: every row.
         hashes: content hash of every image, by id.
         row_by_hash: number of a row with each content.
+        types: of the metadata columns.
     """
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
-        names = [] if store is None else store.metadata_columns
+        self.types = {} if store is None else store.column_types
+        self._foreign = {name: kind for name, kind in self.types.items() if not is_ours(kind)}
+        names = list(self.types)
         rows = [] if store is None else store.rows()
         self.by_id = {
             row["id"]: StoredRow(row["path"], row["hash"], row["texts"], {name: row[name] for name in names})
@@ -58,14 +70,32 @@ class StoredRows:
         return self._store.vectors_at([self.row_by_hash[content_hash] for content_hash in hashes])
 
     def has_same(self, row: Row) -> bool:
-        """Tell whether the store has this row already, as far as its columns can keep it."""
+        """Tell whether the store has all that this row names; columns that it does not name may hold anything."""
         stored = self.by_id[row.id]
         if (row.path, row.texts) != (stored.path, stored.texts):
             return False
-        if row.metadata == stored.metadata:
-            return True  # most often; to find what the columns keep of a row takes far longer
-        assert self._store is not None, "it has rows"
-        return self._store.as_stored(row.metadata) == stored.metadata
+        return all(self._keeps(name, value, stored.metadata.get(name)) for name, value in row.metadata.items())
+
+    def _keeps(self, name: str, value: Any, stored: Any) -> bool:
+        if value is stored or (type(value) is type(stored) is str and value == stored):
+            return True  # most often; to find what the column keeps of a value takes far longer
+        if name not in self.types:
+            return value is None
+        try:
+            return is_same(fitted(value, self.types[name]), stored)
+        except UnfitError:
+            return False
+
+    def refuses(self, name: str, value: Any) -> bool:
+        """Tell whether a column that other software made cannot hold a value."""
+        kind = self._foreign.get(name)
+        if kind is None:
+            return False
+        try:
+            fitted(value, kind)
+        except UnfitError:
+            return True
+        return False
 
     def missing(self, root: Path | None, seen: Set[str]) -> list[str]:
         """Return the ids of files below `root` that are gone and that the source does not name."""
@@ -78,41 +108,63 @@ class StoredRows:
             return not below.startswith("../") and re.sub(r"(#\d+)*$", "", name) in (below, path)
 
         gone = ((name, row.path) for name, row in self.by_id.items() if name not in seen and os.path.isabs(row.path))
-        return [name for name, path in gone if is_below(name, path) and not os.path.lexists(path)]
+        return [name for name, path in gone if is_below(name, path) and not _exists(path)]
 
 
 class StoreWriter:
     """Collects rows and commits them, each commit atomic: what is in the store is whole and there once.
+
+    Several processes may write to one store. A row whose id another one has added meanwhile is left as it is there.
 
     Attributes:
         before: what the store had when the run began.
         seen: ids that the source has.
         store: None until the first commit makes it.
         updated: how many rows were replaced.
+        without_text: how many images have no text.
+        not_kept: how many values of metadata could not be kept, by column.
+        notes: what to know about the store, in plain sentences.
     """
 
     def __init__(self, out: str | Path, tower: TowerIdentity, *, centered: bool) -> None:
         self.store: Store | None = None
         self.seen: set[str] = set()
-        self.updated = 0
+        self.updated = self.without_text = 0
+        self.not_kept: Counter[str] = Counter()
+        self.notes: list[str] = []
         self._out, self._tower, self._centered = out, tower, centered
         self._backend = "none"
         self._rows: list[Row] = []
+        self._kept: list[Row] = []
+        self._named: dict[str, None] = {}  # the columns that the source has named so far
+        self._contents = Contents()
         self._last_commit = time.monotonic()
         if Store.exists(out):
-            self.store = Store(out)
-            self.store.require_tower(tower)
-            if centered and not self.store.centered:
-                raise StoreError(f"{out} was made without --mean-center; give another --out to have a centred store")
+            self._open()
         # Another Store, which stays at this version: two files that swap their names give each other their vectors.
         self.before = StoredRows(None if self.store is None else Store(out))
 
+    def find_copies(self, hashes: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell which images of a batch, (B,), have the content of an earlier one of this run."""
+        return self._contents.find(hashes, self.store)
+
     def add(self, pairs: Sequence[Pair], hashes: Sequence[str], vectors: Tensor, backend: str) -> None:
-        """Take images that `backend` embedded, with their (B, D) vectors."""
+        """Take images that `backend` embedded, with their (B, D) vectors; `commit_if_due` comes after."""
         self._backend = backend
         for pair, content_hash, vector in zip(pairs, hashes, vectors, strict=True):
             self._take(pair, content_hash, vector)
-        self._commit_if_due()
+            self._contents.add(content_hash, vector)
+
+    def add_copies(self, pairs: Sequence[Pair], hashes: Sequence[str]) -> list[Pair]:
+        """Take images with the vectors of earlier ones of this run; return those of which the tower gave none."""
+        without = []
+        for pair, content_hash in zip(pairs, hashes, strict=True):
+            vector = self._contents.vectors.get(content_hash)
+            if vector is None:
+                without.append(pair)
+            else:
+                self._take(pair, content_hash, vector)
+        return without
 
     def reuse(self, stored: Sequence[tuple[Pair, str]]) -> None:
         """Take images whose content the store has under other ids, with the vectors that are there."""
@@ -120,43 +172,98 @@ class StoreWriter:
             vectors = self.before.vectors([content_hash for _, content_hash in stored])
             for (pair, content_hash), vector in zip(stored, vectors, strict=True):
                 self._take(pair, content_hash, vector)
-            self._commit_if_due()
 
     def keep(self, pairs: Sequence[Pair]) -> None:
         """Take images whose vectors are in the store; write those whose texts, metadata or path are new."""
         for pair in pairs:
             self.seen.add(pair.id)
-            row = _row(pair, self.before.hashes[pair.id], None)
+            row = self._row(pair, self.before.hashes[pair.id], None)
             if not self.before.has_same(row):
-                self._rows.append(row)
-        self._commit_if_due()
+                self._kept.append(row)
+
+    def commit_if_due(self) -> None:
+        """Commit what was taken if there is much of it, or if the last commit was long ago."""
+        if len(self._rows) >= COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
+            self._commit()
+        if len(self._kept) >= COMMIT_KEPT_ROWS:
+            self._commit_kept()
 
     def finish(self, root: Path | None, *, prune: bool) -> tuple[int, int]:
         """Commit what is left; count the rows that are missing below `root` and stay, and those that were deleted."""
         self._commit()
+        self._commit_kept()
         if self.store is None:
             return 0, 0
         missing = self.before.missing(root, self.seen)
-        if prune:  # after the commit: what was moved has its new row before it loses the old one
+        if prune and missing:  # after the commit: what was moved has its new row before it loses the old one
             self.store.delete(missing)
         self.store.finish()
         return (0, len(missing)) if prune else (len(missing), 0)
 
+    def _open(self) -> None:
+        self.store = Store(self._out)
+        self.store.require_tower(self._tower)
+        if self._centered and not self.store.centered:
+            raise StoreError(f"{self._out} was made without --mean-center; give another --out to have a centred store")
+        self.notes += [
+            f"the column {name} of {self._out}, which other software added, may be empty from now on"
+            for name in self.store.prepare_to_write()
+        ]
+
     def _take(self, pair: Pair, content_hash: str, vector: Tensor) -> None:
         self.seen.add(pair.id)
-        self._rows.append(_row(pair, content_hash, vector))
+        self._rows.append(self._row(pair, content_hash, vector))
 
-    def _commit_if_due(self) -> None:
-        if len(self._rows) >= COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
-            self._commit()
+    def _row(self, pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
+        path = pair.id if isinstance(pair.image, bytes) else valid_id(str(pair.image))
+        self.without_text += not pair.texts
+        return Row(pair.id, path, content_hash, list(pair.texts), vector, self._metadata(pair))
+
+    def _metadata(self, pair: Pair) -> dict[str, Any]:
+        """Return the values to write by their columns; a column that the source has named before is empty, then."""
+        self.not_kept.update(map(metadata_name, pair.not_kept))
+        values: dict[str, Any] = {}
+        refused = []
+        for column, value in pair.metadata.items():
+            name = metadata_name(column)
+            if name in values:  # of `a.b` and `a_b`, one is kept
+                self.not_kept[column] += value not in (None, values[name])
+            elif self.before.refuses(name, value):
+                self.not_kept[name] += 1
+                refused.append(name)
+            else:
+                values[name] = value
+        self._named |= dict.fromkeys(values)
+        row = self._named | values
+        for name in refused:
+            row.pop(name, None)
+        return row
 
     def _commit(self) -> None:
         rows, self._rows = self._rows, []
         self._last_commit = time.monotonic()
-        if not rows:
-            return
-        if self.store is None:
-            names = list(dict.fromkeys(name for row in rows for name in row.metadata))
+        if rows and not self._create(rows):
+            if self.store is None:
+                self._open()  # another process made it a moment ago
+            assert self.store is not None
+            changed = [self._filled(row) for row in rows if row.id in self.before.by_id]
+            self.updated += len(changed)
+            self.store.append([row for row in rows if row.id not in self.before.by_id])
+            self.store.replace(changed)
+        self._contents.commit()
+
+    def _commit_kept(self) -> None:
+        rows, self._kept = self._kept, []
+        if rows and self.store is not None:
+            self.updated += len(rows)
+            self.store.replace([self._filled(row) for row in rows])
+
+    def _create(self, rows: Sequence[Row]) -> bool:
+        """Make the store of its first rows; return False if there is one."""
+        if self.store is not None:
+            return False
+        names = list(dict.fromkeys(name for row in rows for name in row.metadata))
+        try:
             self.store = Store.create(
                 self._out,
                 self._tower,
@@ -165,14 +272,22 @@ class StoreWriter:
                 centered=self._centered,
                 metadata_columns=names,
             )
-            return
-        changed = [row for row in rows if row.id in self.before.by_id]
-        self.updated += len(changed)
-        self.store.append([row for row in rows if row.id not in self.before.by_id])
-        self.store.replace(changed)
+        except StoreExistsError:
+            return False
+        return True
+
+    def _filled(self, row: Row) -> Row:
+        """Give a row what is stored in the columns that it does not name, but others of its block do."""
+        stored = self.before.by_id[row.id].metadata
+        others = {name: stored.get(name) for name in self._named if name not in row.metadata}
+        return replace(row, metadata=others | dict(row.metadata)) if others else row
 
 
-def _row(pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
-    path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
-    metadata = {metadata_name(name): value for name, value in pair.metadata.items()}
-    return Row(pair.id, path, content_hash, list(pair.texts), vector, metadata)
+def _exists(path: str) -> bool:
+    """Tell whether a file is there; its name may have been made valid Unicode."""
+    return os.path.lexists(path) or ("\\x" in path and os.path.lexists(_raw_path(path)))
+
+
+def _raw_path(path: str) -> bytes:
+    """Undo `valid_id`."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), os.fsencode(path))

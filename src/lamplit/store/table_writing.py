@@ -1,0 +1,212 @@
+"""How rows get into a table that several processes may write to: every commit merges with what others committed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+
+from lamplit.errors import LamplitError, StoreError
+from lamplit.store.rows import FIXED_COLUMNS, Row, to_table
+from lamplit.store.schema_changes import make_room
+from lamplit.store.store_lock import StoreBusyError, store_lock
+
+# With it, Lance sees that two processes insert the same id at once, and tries the second again.
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
+# A reader goes on with the version that it opened. It is deleted when a newer one has been there for so long.
+KEPT_FOR = timedelta(days=1)
+# Merging fragments writes them anew, so a run that adds a few rows to a large store leaves it for later.
+_MOST_FRAGMENTS = 16
+_MOST_DELETED = 0.2
+_IDS_TOGETHER = 4096  # in one condition
+_ATTEMPTS = 20
+# Above it, new columns for whole fragments are smaller than whole new rows for some.
+_SHARE_FOR_COLUMNS = 0.05
+_REASONS = {
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EFBIG: "a file may not grow further",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+}
+
+
+class StoreExistsError(Exception):
+    """Another process has just made the store."""
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Make one sentence of what a disk has against a write, in the words of Lance.
+
+    Raises:
+        StoreError: the disk is full, read-only or not the user's.
+    """
+    try:
+        yield
+    except OSError as error:
+        for number, reason in _REASONS.items():
+            if f"(os error {number})" in str(error) or error.errno == number or os.strerror(number) in str(error):
+                raise StoreError(
+                    f"{path} cannot be written: {reason}; what was committed before is kept, and the next run goes on"
+                ) from error
+        raise
+
+
+def create_table(path: str, schema: pa.Schema, blocks: Iterable[Sequence[Row]], lost: Counter[str]) -> None:
+    """Write a new table in one commit.
+
+    Raises:
+        StoreExistsError: there is a table.
+        LamplitError: `blocks` raised it.
+    """
+    failures: list[LamplitError] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for block in blocks:
+                yield from to_table(block, schema, lost=lost).to_batches()
+        except LamplitError as error:  # Lance raises an error of its own instead
+            failures.append(error)
+            raise
+
+    try:
+        with explained(path):
+            lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), path, schema=schema)
+    except OSError as error:
+        if failures:
+            raise failures[0] from None
+        if "already exists" in str(error):
+            raise StoreExistsError from None
+        raise
+
+
+def require_key(table: Any) -> None:
+    """Declare the ids the key of a table that was made before they were."""
+    field = table.schema.field("id")
+    if b"lance-schema:unenforced-primary-key" not in (field.metadata or {}):
+        with suppress(OSError):  # another process does it, or other software wrote rows without an id
+            table.alter_columns({"path": "id", "nullable": False})
+            table.update_field_metadata({"id": PRIMARY_KEY})
+            table.checkout_latest()
+
+
+def insert_rows(table: Any, rows: Sequence[Row]) -> int:
+    """Add the rows whose ids are new in one commit; return how many these are."""
+
+    def write() -> int:
+        new = _as_table(table, rows, [*FIXED_COLUMNS, "vector"])
+        return int(table.merge_insert("id").when_not_matched_insert_all().execute(new)["num_inserted_rows"])
+
+    return _committed(table, rows, write)
+
+
+def replace_rows(table: Any, rows: Sequence[Row]) -> None:
+    """Replace rows by id in one commit: the columns that they name, and the vectors that they have."""
+
+    def write() -> int:
+        update = table.merge_insert("id").when_matched_update_all()
+        if all(row.vector is None for row in rows):
+            share = len(rows) / max(1, table.count_rows())
+            update = update.write_mode("rewrite_columns" if share > _SHARE_FOR_COLUMNS else "rewrite_rows")
+            new = _as_table(table, rows, list(FIXED_COLUMNS))
+        else:
+            new = _as_table(table, _with_vectors(table, rows), [*FIXED_COLUMNS, "vector"])
+        return int(update.execute(new)["num_updated_rows"])
+
+    _committed(table, rows, write)
+
+
+def delete_rows(table: Any, ids: Sequence[str]) -> None:
+    """Delete rows by id, in commits of some thousands; unknown ids are ignored."""
+    with explained(table.uri), store_lock(table.uri, "deletes rows"):
+        for start in range(0, len(ids), _IDS_TOGETHER):
+            table.delete(_condition(ids[start : start + _IDS_TOGETHER]))
+
+
+def tidy(table: Any, kept_for: timedelta = KEPT_FOR) -> None:
+    """Merge small fragments, and delete the versions that were replaced long enough ago, with their files.
+
+    If another process writes at this moment, its work goes first, and the next run tidies.
+    """
+    table.checkout_latest()
+    if not (_has_much_to_merge(table) or _old_versions(table, kept_for)):
+        return  # a store that the user may only read needs no lock
+    with (
+        suppress(CommitConflictError, StoreBusyError),
+        explained(table.uri),
+        store_lock(table.uri, "cleans up", patience=0),
+    ):
+        if _has_much_to_merge(table):
+            table.optimize.compact_files()
+            table.checkout_latest()
+        if old := _old_versions(table, kept_for):
+            table.cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
+
+
+def _has_much_to_merge(table: Any) -> bool:
+    fragments = table.get_fragments()
+    deleted = sum(fragment.num_deletions for fragment in fragments)
+    return len(fragments) > _MOST_FRAGMENTS or deleted > _MOST_DELETED * table.count_rows()
+
+
+def _old_versions(table: Any, kept_for: timedelta) -> list[int]:
+    limit = datetime.now() - kept_for
+    return [
+        version["version"]
+        for version, next_one in pairwise(table.versions())
+        if next_one["timestamp"].replace(tzinfo=None) <= limit
+    ]
+
+
+def _committed(table: Any, rows: Sequence[Row], write: Callable[[], int]) -> int:
+    """Write rows to the newest version of a table; again, if another process changed it meanwhile."""
+    for attempt in range(_ATTEMPTS):
+        table.checkout_latest()
+        schema = table.schema
+        try:
+            with explained(table.uri):
+                make_room(table, rows)
+                schema = table.schema
+                return write()
+        except OSError as error:
+            table.checkout_latest()
+            if not isinstance(error, CommitConflictError) and "ontention" not in str(error) and table.schema == schema:
+                raise
+            time.sleep(0.05 * attempt)
+    raise StoreError(f"{table.uri} is written by others all the time: a commit failed {_ATTEMPTS} times; run it again")
+
+
+def _as_table(table: Any, rows: Sequence[Row], columns: list[str]) -> pa.Table:
+    names = dict.fromkeys(name for row in rows for name in row.metadata)
+    return to_table(rows, table.schema, [*columns, *names])
+
+
+def _with_vectors(table: Any, rows: Sequence[Row]) -> list[Row]:
+    """Give the rows without a vector the one that is stored; a row that has none there either is gone meanwhile."""
+    import torch  # not needed to read a store, and slow to import
+
+    ids = [row.id for row in rows if row.vector is None]
+    vectors: dict[str, torch.Tensor] = {}
+    for start in range(0, len(ids), _IDS_TOGETHER):
+        found = table.to_table(columns=["id", "vector"], filter=_condition(ids[start : start + _IDS_TOGETHER]))
+        halves = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(found), -1)
+        vectors |= dict(zip(found["id"].to_pylist(), torch.from_numpy(halves.copy()), strict=True))
+    filled = (row if row.vector is not None else replace(row, vector=vectors.get(row.id)) for row in rows)
+    return [row for row in filled if row.vector is not None]
+
+
+def _condition(ids: Sequence[str]) -> str:
+    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in ids)
+    return f"id IN ({listed})"

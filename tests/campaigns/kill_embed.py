@@ -1,0 +1,156 @@
+"""Kill `embed` at random moments, again and again: what is in the store must be whole, and the next run must go on.
+
+    python tests/campaigns/kill_embed.py --trials 200
+
+Each trial starts one or two writers, with 0 or 2 worker processes, on a new store or on one that has a part of the
+images already, and kills them all (SIGKILL) at a random moment. A run that is left alone then has to end with the same
+store as one that nobody disturbed, bit for bit. What lies about in the temporary folder is printed. Linux and macOS: it
+forks, so that no trial has to import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lamplit.store import store_writer
+from lamplit.store.embedding import embed
+from lamplit.store.lance_store import Store
+from lamplit.towers.images.image_tower import open_image_tower
+
+IMAGES = 96
+PART = 32  # images of a store that is there before
+
+
+def main() -> None:
+    """Run the trials; exit with 1 if one of them fails."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = str(Path(folder, "tmp"))
+        Path(tempfile.tempdir).mkdir()
+        campaign = Campaign(Path(folder), chance)
+        failed = sum(not campaign.trial(number) for number in range(options.trials))
+    print(f"{failed} of {options.trials} trials failed; {campaign.killed} processes were killed at work")
+    sys.exit(failed > 0)
+
+
+class Campaign:
+    """The images, a store that nobody disturbed, and how long it took."""
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.folder, self.chance, self.killed = folder, chance, 0
+        self.whole, self.part = folder / "whole.lance", folder / "part.lance"
+        for name, number in (("all", IMAGES), ("some", PART)):
+            (folder / name).mkdir()
+            for place in range(number):
+                pixels = np.random.default_rng(place).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{place:03}.png")
+                (folder / name / f"{place:03}.txt").write_text(f"caption {place}")
+        began = time.monotonic()
+        require(finished(child(write, folder / "all", self.whole, 0)))
+        self.seconds = time.monotonic() - began
+        require(finished(child(write, folder / "some", self.part, 0)))
+
+    def trial(self, number: int) -> bool:
+        """Start, kill, look, go on, compare; tell whether all was right."""
+        out = self.folder / f"{number}.lance"
+        is_new, writers, workers = self.chance.random() < 0.5, self.chance.choice((1, 2)), self.chance.choice((0, 2))
+        if not is_new:
+            shutil.copytree(self.part, out)
+        started = [child(write, self.folder / "all", out, workers) for _ in range(writers)]
+        wait = self.chance.random() * (self.seconds + 2 * (workers > 0))
+        time.sleep(wait)
+        for process in started:
+            self.killed += os.waitpid(process, os.WNOHANG) == (0, 0) and end(process)
+        right = finished(child(look, out, self.whole))
+        right = right and finished(child(write, self.folder / "all", out, 0))
+        right = right and finished(child(compare, out, self.whole))
+        time.sleep(0.2)
+        left = [file.name for file in Path(tempfile.gettempdir()).iterdir() if file.name.startswith("pymp-")]
+        kind = f"{'new' if is_new else 'old'} store, writers {writers}, workers {workers}, killed after {wait:.2f} s"
+        print(f"trial {number}: {kind}: {'right' if right else 'WRONG'}; left behind: {left or 'nothing'}", flush=True)
+        shutil.rmtree(out, ignore_errors=True)
+        return right
+
+
+def child(action: Callable[..., None], *arguments: Any) -> int:
+    """Run a function in a process of its own, which never returns from here; return its id."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        action(*arguments)
+        os._exit(0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def finished(process: int) -> bool:
+    """Wait for a process; tell whether it ended well."""
+    return os.waitpid(process, 0)[1] == 0
+
+
+def end(process: int) -> bool:
+    """Kill a process."""
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def write(source: Path, out: Path, workers: int) -> None:
+    """Embed the images, with a commit for every batch."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    store_writer.COMMIT_ROWS = 4
+    tower = open_image_tower("timm:test_vit", weights="random")
+    embed(source, out, image_tower=tower, backend="torch", batch_size=4, workers=workers)
+
+
+def look(out: Path, whole: Path) -> None:
+    """Check a store that was left by killed processes: every row is whole and there once."""
+    if not Store.exists(out):
+        return
+    found = Store(out)
+    ids = found.column("id")
+    require(len(ids) == len(set(ids)), "an id is there twice")
+    true = {row["id"]: row for row in Store(whole).rows()}
+    require(all(row["hash"] == true[row["id"]]["hash"] for row in found.rows()), "a row is not whole")
+    require(bool(torch.isfinite(found.vectors()).all()), "a vector is not whole")
+
+
+def compare(out: Path, whole: Path) -> None:
+    """Check a store that was finished: it is the undisturbed one."""
+    found, true = Store(out), Store(whole)
+    names = ("id", "hash", "texts")
+    require(all(found.column(name) == true.column(name) for name in names), "rows differ")
+    every = range(len(true))
+    require(torch.equal(found.vectors_at(every), true.vectors_at(every)), "vectors differ")
+
+
+def require(holds: bool, reason: str = "the first run failed") -> None:
+    """Raise if something is not so."""
+    if not holds:
+        raise RuntimeError(reason)
+
+
+if __name__ == "__main__":
+    main()

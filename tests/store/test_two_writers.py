@@ -1,0 +1,162 @@
+"""Several processes that write to one store: nothing twice, nothing lost, nothing deleted that another one needs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lamplit.data.pairs import Pair
+from lamplit.data.preprocessing import Preprocessing
+from lamplit.errors import StoreError
+from lamplit.store import store_lock as locking
+from lamplit.store import store_writer
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
+from lamplit.store.store_lock import store_lock
+from lamplit.store.store_writer import StoreWriter
+from lamplit.towers.identity import TowerIdentity
+
+HALF = (0.5, 0.5, 0.5)
+TOWER = TowerIdentity("timm:tower", "f" * 32, 4, Preprocessing((32, 32), HALF, HALF), {"library": "timm"})
+
+
+def vectors(numbers: Sequence[int]) -> torch.Tensor:
+    return F.normalize(torch.tensor([[1.0, number, number % 7, -3.0] for number in numbers]), dim=1)
+
+
+def add(writer: StoreWriter, numbers: Sequence[int], **metadata: Any) -> None:
+    pairs = [Pair(f"{number:04}", b"", (f"text {number}",), metadata) for number in numbers]
+    writer.add(pairs, [f"{number:032x}" for number in numbers], vectors(numbers), "torch")
+    writer.commit_if_due()
+
+
+def write_all(out: Path, start: int, stop: int, step: int) -> None:
+    store_writer.COMMIT_ROWS = 5
+    writer = StoreWriter(out, TOWER, centered=False)
+    for number in range(start, stop, step):
+        add(writer, [number], **({} if number % 3 else {"n": number if number % 2 else "odd"}))
+    writer.finish(None, prune=False)
+
+
+def require_whole(out: Path, numbers: Sequence[int]) -> None:
+    store = Store(out)
+    assert store.column("id") == [f"{number:04}" for number in numbers]
+    assert store.texts() == [[f"text {number}"] for number in numbers]
+    assert torch.equal(store.vectors(), F.normalize(vectors(numbers).half().float(), dim=-1))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "pairs.lance"
+
+
+def test_two_writers_that_began_together(out: Path) -> None:
+    first, second = (StoreWriter(out, TOWER, centered=False) for _ in range(2))
+    add(first, range(10))
+    add(second, range(5, 15), note="theirs")
+    for writer in (first, second):  # both make the store
+        writer.finish(None, prune=False)
+    require_whole(out, range(15))
+    assert Store(out).column("note") == [None] * 10 + ["theirs"] * 5
+    first, second = (StoreWriter(out, TOWER, centered=False) for _ in range(2))
+    add(first, range(12, 20), n=1)
+    add(second, range(12, 22), n=1.5)
+    for writer in (second, first):
+        writer.finish(None, prune=False)
+    require_whole(out, range(22))
+    assert Store(out).column("n") == [None] * 12 + [1.0] * 3 + [1.5] * 7
+
+
+def test_store_that_was_made_before_ids_were_a_key(out: Path) -> None:
+    Store.create(out, TOWER, [Row("0000", "0000", "0" * 32, ["text 0"], vectors([0])[0], {})], backend="torch")
+    table = lance.dataset(str(out)).to_table()
+    schema = table.schema.set(0, pa.field("id", pa.string()))
+    lance.write_dataset(table.cast(schema), out, mode="overwrite", schema=schema)
+    test_two_writers_that_began_together(out)
+
+
+def test_nothing_young_is_deleted(out: Path) -> None:
+    """A file that another process has written, and not committed yet, is there after a run has ended."""
+    write_all(out, 0, 30, 1)
+    stray = out / "data" / "0123456789abcdef.lance"
+    stray.write_bytes(b"written a moment ago")
+    reader = lance.dataset(str(out))
+    write_all(out, 30, 160, 1)
+    require_whole(out, range(160))
+    assert stray.exists()
+    assert reader.count_rows() == len(reader.to_table()) == 30
+
+
+def test_lock_names_its_holder(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all(out, 0, 3, 1)
+    code = (
+        "import sys; from lamplit.store.store_lock import store_lock\n"
+        f"with store_lock({str(out)!r}, 'deletes rows'):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(locking, "PATIENCE", 0.1)
+        store = Store(out)
+        with pytest.raises(StoreError) as raised:
+            store.delete(["0001"])
+        assert f"in use: process {holder.pid} on " in str(raised.value)
+        assert " deletes rows since 2" in str(raised.value)
+        write_all(out, 3, 6, 1)  # embedding does not wait
+        holder.kill()
+    Store(out).delete(["0005"])  # a lock ends with its process
+    require_whole(out, range(5))
+    assert not (out / "_writers" / "holder.json").exists()
+
+
+def test_lock_of_threads(out: Path) -> None:
+    write_all(out, 0, 1, 1)
+    inside = []
+
+    def enter() -> None:
+        with store_lock(out, "waits"):
+            inside.append(json.loads((out / "_writers" / "holder.json").read_text())["pid"])
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside == [os.getpid()] * 4
+
+
+@pytest.mark.slow
+def test_four_processes(out: Path) -> None:
+    """Two of them write the same rows at once, two others overlap; whichever is first makes the store."""
+    context = multiprocessing.get_context("spawn")
+    for numbers in ([(0, 60, 1), (0, 60, 1), (0, 80, 2), (20, 80, 3)], [(60, 120, 1), (50, 120, 1)]):
+        processes = [context.Process(target=write_all, args=(out, *each)) for each in numbers]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+            assert process.exitcode == 0
+    require_whole(out, range(120))
+    assert Store(out).column("n")[3:7] == ["3", None, None, "odd"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the campaign forks")
+def test_some_trials_of_the_campaign() -> None:
+    script = Path(__file__).parents[1] / "campaigns" / "kill_embed.py"
+    done = subprocess.run([sys.executable, script, "--trials", "3"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
