@@ -157,7 +157,7 @@ class Run:
         self._warn_if_guessing(step, value)
         return {
             "step": step + 1,
-            "epoch": round((step + 1) / self.batches.steps_per_epoch, 3),
+            "epoch": round(self.batches.epochs(step + 1), 3),
             "loss": value,
             **rates,
             "logit_scale": float(self.model.logit_multiplier.detach()),

@@ -43,7 +43,8 @@ class TuneSettings:
         weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
             learning rate of 1e-3 is 0.1 here.
         batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
-        epochs: Passes over the training pairs.
+        epochs: Passes over the training pairs, rounded to whole steps: epochs times pairs divided by the batch size, at
+            least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next.
         steps: Number of steps; replaces the number of epochs.
         warmup_ratio: Fraction of the steps over which the learning rate rises.
         grad_clip: Largest norm of the gradient over all parameters that train; a larger gradient is scaled down.
