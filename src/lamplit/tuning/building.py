@@ -51,7 +51,10 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         TowerError: the text tower cannot be opened.
         TuneError: the image tower or its images cannot be read, and the mode needs them.
     """
-    train, held_out = split_store(store, settings.text_column, settings.val_fraction, settings.seed)
+    split = split_store(store, settings.text_column, settings.val_fraction, settings.seed, settings.test_fraction)
+    for warning in split.warnings:
+        logger.warning("%s", warning)
+    train, held_out = split.train, split.held_out
     center = None if settings.image_trains else store.center
     paths, hashes, zimg = store.column("path"), store.column("hash"), store.vectors(center)
     batches = Batches(train, paths, settings)
@@ -64,6 +67,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         logit_bias=None if settings.loss == "softmax" else -math.log(batches.batch_size - 1),
         logit_multiplier=text_tower.trained_scale or 10.0,
     ).to(device)  # fmt: skip
+    model.tuned_on = split.record
     precision = _precision(settings, device)
     text_side: TextSide
     image_side: ImageSide
@@ -76,7 +80,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         group |= {"rate": "lr", "peak": settings.peak_lr, "start": 0}
     if settings.image_trains:
         assert image_tower is not None
-        _require_images(paths, torch.cat([train.image_index, held_out.image_index]), settings.mode)
+        _require_images(paths, torch.cat([part.image_index for part in (train, held_out, split.test)]), settings.mode)
         image_side = _train_image_tower(image_tower, model, optimizer, paths, settings, batches.total_steps, precision)
     else:
         image_side = ConstantImages(zimg, image_tower, model.image_head, device)
@@ -88,6 +92,10 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         training_pairs=len(train),
         held_out_pairs=len(held_out),
         held_out_captions=len(held_out.texts),
+        test_pairs=len(split.test),
+        test_captions=len(split.test.texts),
+        dropped_pairs=split.dropped,
+        warnings=split.warnings,
         trains=what_trains(model, image_tower),
         truncated_texts=text_tower.count_truncated(train.texts, tokens),
         fingerprint_before=image_side.fingerprint(),
@@ -100,6 +108,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         optimizer,
         train,
         held_out,
+        split.test,
         zimg,
         _numbered(hashes),
         batches,
