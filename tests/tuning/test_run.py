@@ -160,7 +160,7 @@ def test_log_has_a_line_per_step_and_per_evaluation(run: TuneReport, made: Setti
 def test_model_is_the_best_one(run: TuneReport, words_path: Path, made: Settings) -> None:
     model = lamplit.load(run.out)
     store = Store(words_path)
-    links = split_store(store, "texts", made().val_fraction, made().seed)[1]
+    links = split_store(store, "texts", made().val_fraction, made().seed).held_out
     found = held_out_recall(store.vectors(), model.encode_texts(links.texts), links)
     assert found == pytest.approx(run.best)
 

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lamplit.data.caption_hash import hash_captions, hash_names
-from lamplit.data.split_record import PARTS, Part, SplitRecord
+from lamplit.data.split_record import PARTS, SplitRecord
 from lamplit.errors import UsageError
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.store.lance_store import Store
@@ -99,36 +99,58 @@ def split_store(store: Store, text_column: str, fraction: float, seed: int, test
         StoreError: there is no such column.
         UsageError: fewer than two pairs are left to tune on.
     """
-    texts, contents = store.texts(text_column), content_hashes(store)
+    texts = store.texts(text_column)
+    found = split_pairs(texts, content_hashes(store), fraction, seed, test_fraction, text_column=text_column)
+    if len(found.train) < 2:
+        raise UsageError(
+            f"{store.path} has {len(found.train)} pairs to tune on in column {text_column!r} "
+            f"({sum(map(bool, texts))} of {len(texts)} images have a text there); tuning compares pairs, so give at "
+            "least 2"
+        )
+    return found
+
+
+def split_pairs(
+    texts: Sequence[Sequence[str]],
+    contents: NDArray[np.uint64],
+    fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    *,
+    text_column: str = "texts",
+) -> Split:
+    """Split pairs as `split_store` does.
+
+    Args:
+        texts: the texts of N rows.
+        contents: hash of the content of each row, (N,).
+        fraction: of the distinct captions, to be held out.
+        seed: of the order in which captions are taken.
+        test_fraction: of the distinct captions, to be kept for the test.
+        text_column: what the record calls the texts.
+    """
     links = link(range(len(texts)), texts)
     text, rows = links.text_index.numpy(), links.image_index.numpy()
     distinct, image = np.unique(contents[rows], return_inverse=True)
     order = hash_captions(links.texts, seed)
     wanted = [min(round(each * len(order)), MAX_HELD_OUT) for each in (fraction, test_fraction)]
     component = _components(image, text)
-    parts = (
-        _by_caption(image, text, order, wanted) if component is None else _by_component(component, text, order, wanted)
-    )
-    dropped = int((parts == _DROPPED).sum())
+    if component is None:
+        parts = _by_caption(image, text, order, wanted)
+    else:
+        parts = _by_component(component, text, order, wanted)
     train, held_out, test = (
         _links_of(links, parts == number, contents if number else None) for number in range(len(PARTS))
     )
-    if len(train) < 2:
-        raise UsageError(
-            f"{store.path} has {len(train)} pairs to tune on in column {text_column!r} "
-            f"({sum(map(bool, texts))} of {len(texts)} images have a text there); tuning compares pairs, so give at "
-            "least 2"
-        )
-    hashes = hash_captions(links.texts)
-    named: dict[int, Part] = dict(enumerate(PARTS))
+    hashes, chosen = hash_captions(links.texts), {part: parts == number for number, part in enumerate(PARTS)}
     record = SplitRecord.make(
         text_column,
-        {part: hashes[text[parts == number]] for number, part in named.items()},
-        {part: distinct[image[parts == number]] for number, part in named.items()},
+        {part: hashes[text[pairs]] for part, pairs in chosen.items()},
+        {part: distinct[image[pairs]] for part, pairs in chosen.items()},
     )
     warnings = _empty_parts((fraction, test_fraction), (held_out, test), len(order))
     warnings += _lost_classes(links.texts, image, text, parts)
-    if dropped:
+    if dropped := int((parts == _DROPPED).sum()):
         warnings.append(
             f"{dropped} pairs are left out, neither tuned on nor held out: they share an image with a held-out pair"
         )
