@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         logger.warning("%s", warning)
     train, held_out = split.train, split.held_out
     center = None if settings.image_trains else store.center
-    paths, hashes, zimg = store.column("path"), store.column("hash"), store.vectors(center)
+    paths, zimg = store.column("path"), store.vectors(center)
     batches = Batches(train, paths, settings)
     text_tower = _open_text_tower(store, settings, train.texts)
     tokens = text_tower.tokenize(train.texts)
@@ -110,18 +111,12 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         held_out,
         split.test,
         zimg,
-        _numbered(hashes),
+        torch.from_numpy(np.unique(split.contents, return_inverse=True)[1]),
         batches,
         image_side,
         text_side,
         report,
     )
-
-
-def _numbered(hashes: list[str]) -> Tensor:
-    """Give images of equal content one number: (N,)."""
-    numbers = {content: number for number, content in enumerate(dict.fromkeys(hashes))}
-    return torch.tensor([numbers[content] for content in hashes])
 
 
 def _open_text_tower(store: Store, settings: TuneSettings, texts: list[str]) -> TextTower:

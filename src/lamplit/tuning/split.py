@@ -49,6 +49,7 @@ class Split:
         held_out: pairs to choose the best checkpoint by. Here, and in `test`, rows of one content are one image.
         test: pairs to measure once, at the end.
         record: the captions and contents of each part, to be kept with the model.
+        contents: hash of the content of each row of the store, (N,).
         dropped: pairs of no part, since their caption or image is in another.
         warnings: what is unusual in this split, a plain sentence each.
     """
@@ -57,6 +58,7 @@ class Split:
     held_out: Links
     test: Links
     record: SplitRecord
+    contents: NDArray[np.uint64]
     dropped: int = 0
     warnings: list[str] = field(default_factory=list)
 
@@ -154,7 +156,7 @@ def split_pairs(
         warnings.append(
             f"{dropped} pairs are left out, neither tuned on nor held out: they share an image with a held-out pair"
         )
-    return Split(train, held_out, test, record, dropped, warnings)
+    return Split(train, held_out, test, record, contents, dropped, warnings)
 
 
 def held_out_recall(zimg: Tensor, ztxt: Tensor, links: Links) -> dict[str, float]:
