@@ -228,7 +228,7 @@ def test_settings_of_another_type(words_path: Path, tmp_path: Path, given: Any, 
 
 def test_another_store_is_refused(run: TuneReport, made: Settings, tmp_path: Path) -> None:
     store = write_store(tmp_path / "other.lance", torch.eye(4), [[word] for word in ("red", "blue", "ring", "cross")])
-    with pytest.raises(UsageError, match="on other pairs: .*it has 4 images and had 360"):
+    with pytest.raises(UsageError, match=r"on other pairs: .*it has 4 images and had 360"):
         tune(store, run.out, made())
     with pytest.raises(StoreError, match="no store at"):
         tune(tmp_path / "none.lance", tmp_path / "new", made())
