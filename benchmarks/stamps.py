@@ -61,7 +61,8 @@ def main() -> None:
 def closed_forms(store: lamplit.Store, seed: int) -> dict[str, dict[str, float]]:
     """Held-out recall of head starts that lack a part."""
     tower = lamplit.open_image_tower(store.tower.spec)
-    train, held_out = split_store(store, "texts", 0.2, seed)
+    split = split_store(store, "texts", 0.2, seed)
+    train, held_out = split.train, split.held_out
     zimg, texts = store.vectors(), [train.texts[i] for i in train.text_index.tolist()]
     text_tower = lamplit.open_text_tower("demo:minilm", width=tower.width)
     model = lamplit.LiT(text_tower, store.tower)

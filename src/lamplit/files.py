@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,25 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(file) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def safetensors_errors(file: str | Path) -> Iterator[None]:
+    """Turn what safetensors raises when the system refuses to write `file` into the system's own error.
+
+    Raises:
+        OSError: the disk is full, or the file may not be written.
+    """
+    from safetensors import SafetensorError  # a search writes none
+
+    try:
+        yield
+    except SafetensorError as error:  # its text is all that says which error of the system it was
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(file)) from error
 
 
 def download(url: str, file: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lamplit.data.split_record import PARTS, SplitRecord
 from lamplit.errors import UsageError
 from lamplit.model import LiT
 from lamplit.store.derived import is_exact, measured_recall
@@ -52,7 +53,8 @@ def _describe_model(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     image, text = config["image_tower"], config["text_tower"]
     report = folder / "report.json"
-    recall = json.loads(report.read_text(encoding="utf-8"))["best"] if report.is_file() else {}
+    found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    recall, test = found.get("best", {}), found.get("test", {})
     return {
         "model": str(folder),
         "image tower": image["spec"],
@@ -63,7 +65,9 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "context length": text["context_length"] if text else "none",
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),
+        **_tuned_on(SplitRecord.find(folder)),
         **{f"held-out {name}": _figure(name, value) for name, value in recall.items()},
+        **{f"test {name}": _figure(name, value) for name, value in test.items()},
     }
 
 
@@ -78,6 +82,7 @@ def _describe_open(model: LiT) -> dict[str, Any]:
         "pooling": _pooling(model.identity.config.get("pool")),
         "context length": "none" if text is None else text.context_length,
         "centred": model.center is not None,
+        **_tuned_on(model.tuned_on),
         "device": str(model.device),
     }
 
@@ -115,6 +120,18 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "search": "exact" if is_exact(store) else _recall(measured_recall(store)),
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
+    }
+
+
+def _tuned_on(record: SplitRecord | None) -> dict[str, str]:
+    """Say what a model was tuned on, and what was held out."""
+    if record is None:
+        return {}
+    words = {"train": "tuned on", "held_out": "held out, and the best checkpoint chosen by", "test": "kept for a test"}
+    return {
+        words[part]: f"{len(record.captions(part)):,} captions, {len(record.contents(part)):,} images"
+        for part in PARTS
+        if len(record.captions(part))
     }
 
 

@@ -2,6 +2,7 @@
 
 A saved model is a folder that works offline and can be read one tower at a time: `config.json`,
 `text_tower.safetensors`, `image_tower.safetensors`, `tokenizer/`, and `image_head.safetensors` if there is one;
+`split.safetensors` knows what it was tuned on, and what was held out;
 `text_tower.onnx`, by which words are read without torch, is written beside them by `exports.text_graph`.
 """
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from lamplit._version import __version__
 from lamplit.data.inputs import ImageInput as ImageInput
+from lamplit.data.split_record import FILE as SPLIT
+from lamplit.data.split_record import SplitRecord
 from lamplit.errors import TowerError, UsageError, kind_of
 from lamplit.files import replacing, replacing_parts
 from lamplit.store.lance_store import Store
@@ -67,6 +70,7 @@ class LiT(TwoTowers):
     """
 
     run_folder: Path | None = None  # the tuning run that left the model; set by load()
+    tuned_on: SplitRecord | None = None  # what it was tuned on, and what was held out; None if that is not known
 
     @classmethod
     def load(
@@ -118,7 +122,11 @@ class LiT(TwoTowers):
                 save_weights(self.image_head, partial / IMAGE_HEAD)
             if tower is not None:
                 save_weights(tower, partial / IMAGE_TOWER)
+            if self.tuned_on is not None:
+                self.tuned_on.write(partial / SPLIT)
             (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if self.tuned_on is None:
+            (folder / SPLIT).unlink(missing_ok=True)  # of the model that was here before
         (folder / TEXT_GRAPH).unlink(missing_ok=True)  # made from the weights that were here before
 
     def _identity_saved_in(self, folder: Path) -> TowerIdentity:
@@ -237,6 +245,15 @@ def save_image_tower(tower: nn.Module, folder: Path) -> None:
         save_weights(tower, partial)
 
 
+def restore(model: LiT, folder: Path) -> None:
+    """Read the weights that were saved in `folder` into the model that saved them."""
+    load_whole(_TextPart(model), folder / TEXT_TOWER)
+    if model.image_head is not None:
+        load_whole(model.image_head, folder / IMAGE_HEAD)
+    if model.image_tower is not None and not isinstance(model.image_tower, Locked):
+        load_whole(model.image_tower, folder / IMAGE_TOWER)
+
+
 def _load_folder(folder: Path, towers: Towers, image_tower: nn.Module | None) -> LiT:
     config = read_config(folder)
     identity: TowerIdentity = config["image_tower"]
@@ -260,6 +277,7 @@ def _load_folder(folder: Path, towers: Towers, image_tower: nn.Module | None) ->
         else:
             raise without_image_tower(identity)
     model.name = folder.absolute().name
+    model.tuned_on = SplitRecord.find(folder)
     model.run_folder = folder if (folder / _RUN_SETTINGS).is_file() else None
     return model
 

@@ -15,11 +15,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lamplit.data.pairs import Pair, held_out, read_pairs
+from lamplit.data.pairs import Pair, read_pairs
 from lamplit.errors import PairsError, UsageError
 
 
@@ -325,28 +324,3 @@ def test_reading_leaves_no_cache(tmp_path):
 captions = st.lists(
     st.sampled_from(["a", " A", "b", "B ", "ß", "SS", "c", "", "  "]) | st.text(max_size=3), max_size=40
 )
-
-
-@settings(deadline=None)
-@given(captions, st.floats(0, 1), st.integers(), st.randoms(use_true_random=False))
-def test_held_out_is_exact_keeps_captions_together_and_ignores_order(texts, fraction, seed, shuffler):
-    mask = held_out(texts, fraction, seed)
-    normal = [text.strip().casefold() for text in texts]
-    marked = {text for text, is_marked in zip(normal, mask, strict=True) if is_marked}
-    kept = {text for text, is_marked in zip(normal, mask, strict=True) if not is_marked}
-    assert not marked & kept
-    assert len(marked) == round(fraction * len(set(normal)))
-    order = list(range(len(texts)))
-    shuffler.shuffle(order)
-    assert held_out([texts[i] for i in order], fraction, seed).tolist() == [mask[i] for i in order]
-
-
-def test_held_out_sets_are_nested_seeded_and_the_same_everywhere():
-    texts = [f"caption {n}" for n in range(100)]
-    small, large = held_out(texts, 0.1), held_out(texts, 0.3)
-    assert small.sum() == 10
-    assert (small <= large).all()
-    assert (held_out(texts, seed=1) != held_out(texts, seed=2)).any()
-    assert held_out(texts, 0.05).nonzero()[0].tolist() == [28, 44, 67, 78, 83]
-    with pytest.raises(UsageError, match="between 0 and 1"):
-        held_out(texts, 20)

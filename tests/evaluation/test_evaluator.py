@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,23 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
 
 def tuned_on(store: Store, model_path: Path, folder: Path, **settings: Any) -> LiT:
     """Open the model as one that a run with these settings left in `folder`."""
-    claim(folder, store, TuneSettings("demo:minilm", **settings))
+    asked = TuneSettings("demo:minilm", **settings)
+    claim(folder, store, asked)
     shutil.copytree(model_path, folder, dirs_exist_ok=True)
+    split = split_store(store, asked.text_column, asked.val_fraction, asked.seed, asked.test_fraction)
+    split.record.write(folder / "split.safetensors")
     return lamplit.load(folder)
 
 
 def test_held_out_only(model_path: Path, store: Store, tmp_path: Path) -> None:
     model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.3, seed=3)
     [found] = evaluate(model, store)
-    links = split_store(store, "texts", 0.3, 3)[1]
+    links = split_store(store, "texts", 0.3, 3).held_out
     assert found.split == "held_out"
-    assert found.protocol["split"] == "captions held out of the run that made the model, column texts"
-    assert found.protocol["notes"] == ["the run chose its best checkpoint by these captions"]
+    expected = "captions held out of the run that made the model (18 of 60, 42 were tuned on), column texts"
+    assert found.protocol["split"] == expected
+    [note] = found.protocol["notes"]
+    assert note == "the run chose its best checkpoint by these captions, so the figures are slightly optimistic"
     assert (found.images, found.captions) == (18, 18)
     pairs = [(row, store.texts()[row][0]) for row in links.image_index.tolist()]
     assert found.metrics["image_to_text/recall@1"].value == pytest.approx(recall_by_hand(store, model, pairs, 1))
@@ -93,13 +99,114 @@ def test_splits(model_path: Path, store: Store, image_folder: Path, tmp_path: Pa
     captions = {split: evaluate(model, store, split=split)[0].captions for split in ("auto", "held_out", "all")}
     assert captions == {"auto": 12, "held_out": 12, "all": 60}
     assert evaluate(run, store.path)[0].captions == 12, "paths are taken too"
-    for elsewhere in (image_folder / "pairs.csv", lamplit.load(model_path)):
-        asked = (model, elsewhere) if isinstance(elsewhere, Path) else (elsewhere, store)
-        assert evaluate(*asked)[0].captions == 60
-        with pytest.raises(UsageError, match=r"was not tuned on .*: --split all"):
-            evaluate(*asked, split="held_out")
-    with pytest.raises(UsageError, match="there is no split 'train'; expected one of: auto, held_out, all"):
+    assert evaluate(model, image_folder / "pairs.csv")[0].captions == 12, "and the pairs that the store was made of"
+    unknown = lamplit.load(model_path)
+    assert evaluate(unknown, store)[0].captions == 60
+    with pytest.raises(UsageError, match=r"nothing is known of what .* was tuned on.*: --split all"):
+        evaluate(unknown, store, split="held_out")
+    with pytest.raises(UsageError, match=r"was tuned on pairs of .* none of the others were kept for 'test'"):
+        evaluate(model, store, split="test")
+    with pytest.raises(UsageError, match="there is no split 'train'; expected one of: auto, held_out, test, all"):
         evaluate(model, store, split="train")  # type: ignore[arg-type]
+
+
+def test_test_captions_go_before_held_out_ones(model_path: Path, store: Store, tmp_path: Path) -> None:
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.2, test_fraction=0.1)
+    [found] = evaluate(model, store)
+    assert (found.split, found.captions, found.protocol["notes"]) == ("test", 6, [])
+    assert [evaluate(model, store, split=split)[0].captions for split in ("test", "held_out")] == [6, 12]
+
+
+def made(path: Path, store: Store, changes: dict[int, dict[str, Any]], rows: Sequence[int], new: int = 0) -> Store:
+    """Write some rows of a store elsewhere, some changed, and new ones."""
+    texts, vectors, names, hashes = store.texts(), store.vectors(), store.column("id"), store.column("hash")
+    kept = [Row(names[i], f"{i}.png", hashes[i], texts[i], vectors[i], {}) for i in rows]
+    kept = [replace(row, **changes.get(i, {})) for row, i in zip(kept, rows, strict=True)]
+    kept += [Row(f"new {i}", "", f"new hash {i}", [f"new caption {i}"], vectors[i], {}) for i in range(new)]
+    return Store.create(path, store.tower, kept, backend="torch")
+
+
+def test_record_knows_pairs_wherever_they_are(model_path: Path, store: Store, tmp_path: Path) -> None:
+    """A grown, pruned, copied store: no caption that was tuned on is measured, and the split line has the numbers."""
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.2)
+    split = split_store(store, "texts", 0.2, 0)
+    held_out, train = split.held_out.image_index.tolist(), split.train.image_index.tolist()
+    grown = evaluate(model, made(tmp_path / "grown.lance", store, {}, range(60), new=30))[0]
+    assert (grown.split, grown.captions) == ("held_out", 12)
+    assert "(12 of 90, 48 were tuned on, 30 are in no part that is measured)" in grown.protocol["split"]
+    assert values(grown) == values(evaluate(model, store)[0])
+    pruned = evaluate(model, made(tmp_path / "pruned.lance", store, {}, [*held_out[:5], *train[:20]]))[0]
+    assert (pruned.split, pruned.captions) == ("held_out", 5)
+    shutil.copytree(store.path, tmp_path / "moved.lance")
+    assert values(evaluate(model, tmp_path / "moved.lance")[0]) == values(grown)
+    copy = lamplit.load(tmp_path / "run")
+    copy.save(tmp_path / "copy")
+    assert values(evaluate(tmp_path / "copy", store)[0]) == values(grown), "a saved model keeps what it was tuned on"
+    # A held-out image with a second caption that was tuned on: that caption is not measured.
+    texts = store.texts()
+    both = {held_out[0]: {"texts": [*texts[held_out[0]], *texts[train[0]]]}}
+    assert evaluate(model, made(tmp_path / "both.lance", store, both, range(60)))[0].captions == 12
+
+
+def test_pairs_that_share_no_image_are_measured_whole(model_path: Path, store: Store, tmp_path: Path) -> None:
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.2)
+    others = made(tmp_path / "others.lance", store, {}, [], new=20)
+    [found] = evaluate(model, others)
+    assert (found.split, found.captions, found.protocol["notes"]) == ("all", 20, [])
+    with pytest.raises(UsageError, match=r"was not tuned on .*others.lance: it shares no image"):
+        evaluate(model, others, split="held_out")
+    again = {i: {"hash": f"encoded again {i}"} for i in range(60)}
+    [found] = evaluate(model, made(tmp_path / "again.lance", store, again, range(60)))
+    assert (found.split, found.captions) == ("all", 60)
+    assert found.protocol["notes"] == ["48 of 60 captions were tuned on, with other images"]
+
+
+def test_pairs_that_were_all_tuned_on(
+    model_path: Path, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.0)
+    with pytest.raises(UsageError, match=r"was tuned on all captions of .* --split all"):
+        evaluate(model, store)
+    [found] = evaluate(model, store, label_column="shape")
+    assert found.task == "zero-shot classification"
+    assert "was tuned on all captions of" in caplog.text
+    [found] = evaluate(model, made(tmp_path / "grown.lance", store, {}, range(60), new=30))
+    assert (found.split, found.captions) == ("unseen", 30)
+    assert evaluate(model, store, split="all")[0].captions == 60
+
+
+def test_run_without_a_record_says_so(
+    model_path: Path, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned_on(store, model_path, tmp_path / "run", val_fraction=0.2)
+    (tmp_path / "run" / "split.safetensors").unlink()
+    [found] = evaluate(tmp_path / "run", store)
+    assert (found.split, found.captions) == ("all", 60)
+    assert "tuned by an earlier lamplit, which did not keep what it was tuned on" in found.protocol["notes"][0]
+    assert found.protocol["notes"][0] in caplog.text
+
+
+def test_copies_are_one_image_and_right(model: LiT, store: Store, tmp_path: Path) -> None:
+    hashes = store.column("hash")
+    copies = {i + 30: {"hash": hashes[i]} for i in range(30)}
+    [found] = evaluate(model, made(tmp_path / "copies.lance", store, copies, range(60)))
+    assert (found.images, found.captions) == (30, 60)
+
+
+def test_equal_captions_are_told_with_the_figures_of_each_pair(model: LiT, store: Store, tmp_path: Path) -> None:
+    texts = store.texts()
+    equal = {i + 30: {"texts": [texts[i][0].upper()]} for i in range(30)}
+    twice = made(tmp_path / "equal.lance", store, equal, range(60))
+    [found] = evaluate(model, twice)
+    assert (found.images, found.captions) == (60, 30)
+    cosines = (store.vectors() @ model.encode_texts([texts[i % 30][0] for i in range(60)]).T).double()
+    right = cosines.diagonal()
+    to_text, to_image = ((cosines >= right[:, None]).sum(1), (cosines >= right[None]).sum(0))
+    expected = [(ranks <= 1).double().mean() for ranks in (to_text, to_image)]
+    assert found.protocol["notes"] == [
+        "captions that are equal but for their case are one: 30 of 60 pairs; with a caption for each pair and only its "
+        f"own image right, image_to_text/recall@1 {expected[0]:.3f} and text_to_image/recall@1 {expected[1]:.3f}"
+    ]
 
 
 def test_column_is_the_one_of_the_run_unless_asked_for_another(model_path: Path, store: Store, tmp_path: Path) -> None:
@@ -107,7 +214,7 @@ def test_column_is_the_one_of_the_run_unless_asked_for_another(model_path: Path,
     model = tuned_on(store, model_path, tmp_path / "german", val_fraction=0.3, text_column="german")
     asked = evaluate(model, store, text_column="german")
     assert same(evaluate(model, store), asked)
-    held_out_rows = split_store(store, "texts", 0.3, 0)[1].image_index.tolist()
+    held_out_rows = split_store(store, "texts", 0.3, 0).held_out.image_index.tolist()
     [found] = evaluate(english, store, text_column="german")
     pairs = [(row, store.texts("german")[row][0]) for row in held_out_rows]
     assert found.metrics["image_to_text/recall@5"].value == pytest.approx(recall_by_hand(store, model, pairs, 5))
@@ -192,7 +299,8 @@ def test_equal_captions_are_said(model: LiT, tmp_path: Path) -> None:
     store = made_up_store(tmp_path / "a.lance", model, [["A ring"], ["a ring"], ["a cross"]], ["ring", "ring", "cross"])
     [found] = evaluate(model, store)
     assert (found.images, found.captions) == (3, 2)
-    assert found.protocol["notes"] == ["captions that are equal but for their case are one: 3 pairs"]
+    [note] = found.protocol["notes"]
+    assert note.startswith("captions that are equal but for their case are one: 2 of 3 pairs; with a caption for each")
 
 
 def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None:

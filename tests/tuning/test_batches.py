@@ -18,15 +18,25 @@ def made(num_pairs: int, **changes: object) -> Batches:
     return Batches(pairs, paths, TuneSettings("demo:minilm", mode="UU", **changes))  # type: ignore[arg-type]
 
 
-@given(st.integers(2, 60), st.integers(2, 40), st.integers(0, 3))
+@given(st.integers(2, 60), st.integers(2, 70), st.sampled_from([0.5, 1, 2, 3, 4.7]), st.integers(0, 3))
 @settings(deadline=None, max_examples=60)
-def test_an_epoch_has_every_pair_at_most_once(num_pairs: int, batch_size: int, seed: int) -> None:
-    batches = made(num_pairs, batch_size=batch_size, seed=seed, epochs=3)
+def test_every_pair_is_seen_as_often_as_epochs_say(num_pairs: int, batch_size: int, epochs: float, seed: int) -> None:
+    batches = made(num_pairs, batch_size=batch_size, seed=seed, epochs=epochs)
     assert batches.batch_size == min(batch_size, num_pairs)
-    for epoch in range(3):
-        steps = [epoch * batches.steps_per_epoch + index for index in range(batches.steps_per_epoch)]
-        rows = torch.cat([batches.rows(step) for step in steps]).tolist()
-        assert len(rows) == len(set(rows)) == batches.steps_per_epoch * batches.batch_size
+    assert batches.total_steps == max(1, round(epochs * num_pairs / batches.batch_size))
+    rows = torch.cat([batches.rows(step) for step in range(batches.total_steps)])
+    assert len(rows) == batches.total_steps * batches.batch_size
+    times = torch.bincount(rows, minlength=num_pairs)
+    assert times.max() - times.min() <= 1
+    whole, rest = divmod(len(rows), num_pairs)
+    assert times.min() == whole
+    assert (times > whole).sum() == rest
+    assert batches.epochs(batches.total_steps) == pytest.approx(len(rows) / num_pairs)
+
+
+@pytest.mark.parametrize(("num_pairs", "epochs", "steps"), [(2047, 20, 40), (1500, 20, 29), (130, 1, 1), (562, 3, 3)])
+def test_epochs_are_passes_whatever_the_batch_size(num_pairs: int, epochs: float, steps: int) -> None:
+    assert made(num_pairs, batch_size=1024 if num_pairs > 200 else 128, epochs=epochs).total_steps == steps
 
 
 def test_rows_depend_on_the_step_alone() -> None:

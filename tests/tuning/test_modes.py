@@ -124,7 +124,7 @@ def test_held_out_recall_is_what_evaluate_finds(mode: str, vit_store: Store, mad
     if mode == "uu":  # the best of the others may be the one before the first step
         with pytest.raises(StoreError, match="their vectors cannot be compared"):
             lamplit.evaluate(model, vit_store)
-    links = split_store(store, settings.text_column, settings.val_fraction, settings.seed)[1]
+    links = split_store(store, settings.text_column, settings.val_fraction, settings.seed).held_out
     found = held_out_recall(model.read_store(store), model.encode_texts(links.texts), links)
     assert found == pytest.approx(report.best, abs=1e-6)
     if mode[0] == "L":

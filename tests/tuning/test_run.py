@@ -124,14 +124,16 @@ def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path)
         "log.jsonl",
         "report.json",
         "settings.json",
+        "split.safetensors",
         "text_tower.safetensors",
         "tokenizer",
     }
     assert [file.name for file in (out / "checkpoints").iterdir()] == ["last.safetensors"]
     assert TuneReport(**json.loads((out / "report.json").read_text())) == run
     kept = json.loads((out / "settings.json").read_text())
+    assert {len(kept.pop(name)) for name in ("pairs", "vectors")} == {32}
     assert kept == asdict(made()) | {
-        "format": 1, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
+        "format": 2, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
     }  # fmt: skip
     with Image.open(out / "curves.png") as image_file:
         assert image_file.format == "PNG"
@@ -160,9 +162,38 @@ def test_log_has_a_line_per_step_and_per_evaluation(run: TuneReport, made: Setti
 def test_model_is_the_best_one(run: TuneReport, words_path: Path, made: Settings) -> None:
     model = lamplit.load(run.out)
     store = Store(words_path)
-    links = split_store(store, "texts", made().val_fraction, made().seed)[1]
+    links = split_store(store, "texts", made().val_fraction, made().seed).held_out
     found = held_out_recall(store.vectors(), model.encode_texts(links.texts), links)
     assert found == pytest.approx(run.best)
+
+
+def test_test_captions_are_measured_once_with_the_best_model(
+    words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rate is so high that the first model is better than the last."""
+    settings = made(test_fraction=0.1, lr=1.0, epochs=2.0, closed_form=True, mode="LL", image_head=True)
+    report = tune(words_path, tmp_path / "run", settings)
+    assert (report.training_pairs, report.held_out_captions, report.test_captions, report.test_pairs) == (
+        252,
+        72,
+        36,
+        36,
+    )
+    assert report.best_step < report.steps
+    store, model = Store(words_path), lamplit.load(tmp_path / "run")
+    found = split_store(store, "texts", settings.val_fraction, settings.seed, settings.test_fraction)
+    recalls = held_out_recall(model.read_store(store), model.encode_texts(found.test.texts), found.test)
+    assert report.test == pytest.approx(recalls)
+    assert report.test["mean_recall"] > report.last["mean_recall"]
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["test"] == report.test
+    # What was tuned on and what was not is kept with the model.
+    assert model.tuned_on is not None
+    for part in ("train", "held_out", "test"):
+        assert np.array_equal(model.tuned_on.captions(part), found.record.captions(part))  # type: ignore[arg-type]
+        assert np.array_equal(model.tuned_on.contents(part), found.record.contents(part))  # type: ignore[arg-type]
+    [result] = lamplit.evaluate(model, store)
+    assert (result.split, result.captions) == ("test", 36)
+    assert {name: measured.value for name, measured in result.metrics.items()} == pytest.approx(report.test)
 
 
 def test_finished_run_is_not_repeated(run: TuneReport, words_path: Path, made: Settings) -> None:
@@ -197,7 +228,7 @@ def test_settings_of_another_type(words_path: Path, tmp_path: Path, given: Any, 
 
 def test_another_store_is_refused(run: TuneReport, made: Settings, tmp_path: Path) -> None:
     store = write_store(tmp_path / "other.lance", torch.eye(4), [[word] for word in ("red", "blue", "ring", "cross")])
-    with pytest.raises(UsageError, match=r"store was .*images was 360 and is 4"):
+    with pytest.raises(UsageError, match=r"on other pairs: .*it has 4 images and had 360"):
         tune(store, run.out, made())
     with pytest.raises(StoreError, match="no store at"):
         tune(tmp_path / "none.lance", tmp_path / "new", made())
@@ -243,7 +274,7 @@ def test_report_after_a_kill(run: TuneReport, words_path: Path, made: Settings, 
 def test_nothing_held_out_keeps_the_last_model(words_path: Path, made: Settings, tmp_path: Path) -> None:
     report = tune(words_path, tmp_path / "run", made(val_fraction=0.0, epochs=2.0, patience=1))
     assert (report.held_out_pairs, report.best, report.last) == (0, {}, {})
-    assert report.best_step == report.steps == 14
+    assert report.best_step == report.steps == 15
     with safe_open(tmp_path / "run" / "checkpoints" / "last.safetensors", "pt") as last:
         assert torch.equal(
             load_file(tmp_path / "run" / "text_tower.safetensors")["text_tower.head.weight"],
@@ -275,7 +306,8 @@ def test_each_column_is_read_once(
     monkeypatch.setattr(Store, "column", note_column)
     monkeypatch.setattr(Store, "vectors", note_vectors)
     tune(words_path, tmp_path / "run", made(steps=2, num_evals=1))
-    assert sorted(read) == ["hash", "path", "texts", "vector"]
+    digested = ["hash", "id", "texts"]  # to know the store again
+    assert sorted(read) == sorted([*digested, "hash", "path", "texts", "vector"])
 
 
 def test_gradients_are_clipped(words_path: Path, made: Settings, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="Captions to measure: held_out (those the model's run kept back from tuning), all, or auto: held_out "
-            "if the model was tuned on this store, else all."
+            help="Captions to measure: held_out (those the model's run kept back to choose its best checkpoint "
+            "by), test (those it kept for the end), all, or auto: what the model was not tuned on."
         ),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for one JSON file per result; see lamplit report.")] = None,
@@ -65,7 +65,7 @@ def evaluate(
 ) -> None:
     """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
 
-    On the store that the model was tuned on, only the captions held out of tuning are measured; see --split.
+    Of pairs that the model was tuned on, only the captions held out of tuning are measured; see --split.
 
     In Python: lamplit.evaluate; of --benchmark: lamplit.run_benchmarks.
     """

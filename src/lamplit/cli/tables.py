@@ -77,7 +77,7 @@ def items(found: Sequence[Any], labels: Mapping[str, str] | None = None, title: 
 
 def tune_report(report: TuneReport) -> list[Table]:
     """Show what trains, the held-out recall before, at its best and at the end, and the run."""
-    return [what_trains(report.trains), recall_table(report), *record(report)]
+    return [what_trains(report.trains), recall_table(report), *_test_table(report), *record(report)]
 
 
 def what_trains(parts: dict[str, dict[str, float | str]]) -> Table:
@@ -91,6 +91,7 @@ def what_trains(parts: dict[str, dict[str, float | str]]) -> Table:
 def recall_table(report: TuneReport) -> Table:
     """Show the held-out recall before the first step, at the best checkpoint and after the last step."""
     title = f"held-out recall: {report.held_out_pairs} pairs, {report.held_out_captions} captions never seen"
+    title += "; they chose the best checkpoint" if report.best else ""
     table = _table(
         "metric", "at the start", f"best (step {report.best_step})", f"last (step {report.steps})", title=title
     )
@@ -98,6 +99,16 @@ def recall_table(report: TuneReport) -> Table:
         values = (report.start, report.best, report.last)
         _add_row(table, name, *(f"{value[name]:.3f}" if name in value else "" for value in values))
     return table
+
+
+def _test_table(report: TuneReport) -> list[Table]:
+    if not report.test:
+        return []
+    title = f"test of the best checkpoint: {report.test_pairs} pairs, {report.test_captions} captions never seen"
+    table = _table("metric", "test", title=title)
+    for name, value in report.test.items():
+        _add_row(table, name, f"{value:.3f}")
+    return [table]
 
 
 def comparison(result: Comparison) -> list[Table]:

@@ -10,14 +10,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
@@ -155,25 +152,6 @@ def read_pairs(
         f"{name} does not exist; give a folder of images, a {', '.join(TABLE_SUFFIXES)} or .tar file, "
         "or the id of a data set on the Hugging Face hub (owner/name)"
     )
-
-
-def held_out(texts: Sequence[str], fraction: float = 0.2, seed: int = 0) -> NDArray[np.bool_]:
-    """Mark the texts that tuning must not see; return (N,) bool.
-
-    Equal captions (stripped, case folded) stay together, and exactly `round(fraction * distinct captions)`
-    of them are marked: those with the lowest hashes, so that the order of the texts does not matter.
-    """
-    if not 0 <= fraction <= 1:
-        raise UsageError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
-    captions = [text.strip().casefold() for text in texts]
-    key = str(seed).encode()
-
-    def rank(caption: str) -> bytes:
-        return blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()
-
-    distinct = sorted(set(captions), key=rank)
-    marked = set(distinct[: round(fraction * len(distinct))])
-    return np.array([caption in marked for caption in captions], dtype=np.bool_)
 
 
 def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None) -> Pairs:

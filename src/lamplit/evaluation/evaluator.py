@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,21 +15,19 @@ from torch import Tensor
 from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.model_metadata import model_metadata
 from lamplit.evaluation.result_building import Subject, classification_result, retrieval_result
+from lamplit.evaluation.split_choice import Choice, Split, choose, no_captions_left
 from lamplit.metrics import scoring
+from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.metrics.results import Result
 from lamplit.model import LiT, as_model
 from lamplit.store.embedding import open_source
 from lamplit.store.lance_store import Store
-from lamplit.tuning.run_folder import settings_of_run
-from lamplit.tuning.settings import TuneSettings
-from lamplit.tuning.split import Links, link, split_store
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 logger = logging.getLogger(__name__)
-Split = Literal["auto", "held_out", "all"]
 
 
 def evaluate(
@@ -53,8 +51,10 @@ def evaluate(
         model: an open model, its folder, or `lit:NAME`. It needs its image tower only if the source is not a store.
         source: store, folder, or file of pairs.
         split: which captions retrieval is measured on. `held_out`: those that the run which made the model held out
-            of this store; `all`: every caption; `auto`: the held-out ones if the model was tuned on this store, else
-            all. The results say which it was.
+            to choose its best checkpoint by; `test`: those that it kept for the end; `all`: every caption; `auto`: if
+            the model was tuned on pairs of the source, its test's captions, else its held-out ones, else those that
+            it was not tuned on; and all if it was tuned on other pairs. The model knows pairs by their content, so the
+            source may have been moved, copied, grown or pruned. The results say which it was.
         text_column: column with the texts, for retrieval; by default the one that was tuned on, or else `texts`.
         label_column: column with the class names, for zero-shot classification.
         class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
@@ -65,12 +65,14 @@ def evaluate(
         progress: show a bar on stderr while embedding.
 
     Returns:
-        A result of retrieval if there are texts, then one of zero-shot classification if labels are asked for.
+        A result of retrieval if there are texts, then one of zero-shot classification if labels are asked for. In
+        retrieval, images with equal bytes are one image, and captions that differ in case only one caption; a note of
+        the result has the recall without the latter.
 
     Raises:
         StoreError: the store was embedded by another tower, or lacks a column.
-        UsageError: there is neither text nor label to evaluate with, or held-out captions are asked for and the model
-            was not tuned on this store.
+        UsageError: there is neither text nor label to evaluate with, the model was tuned on all captions, or held-out
+            captions are asked for and there are none.
 
     Example:
         >>> [result] = lamplit.evaluate("runs/stamps", "stamps.lance")
@@ -88,12 +90,17 @@ def evaluate(
         store.require_tower(model.identity)
         name = store.path if isinstance(source, Store) else str(source)
         asked = _StoreEvaluation(model, store, name, len(skipped), model_metadata(model))
-        run = _run_of_split(model, store, split)
-        results = asked.retrieve(run, text_column)
+        column = text_column or ("texts" if model.tuned_on is None else model.tuned_on.text_column)
+        choice = choose(model, store, split, column)
+        lost = choice.split == "unseen" and not len(choice.links) and any(store.texts(column))
+        results = asked.retrieve(choice, column)
         if label_column is not None:
             results.append(asked.classify(label_column, class_names, prompts, thumbnails=out is not None))
+        if lost and results:
+            logger.warning("%s", no_captions_left(model, store))
+        elif lost:
+            raise UsageError(no_captions_left(model, store))
         if not results:
-            column = text_column or (run.text_column if run else "texts")
             raise UsageError(
                 f"{store.path} has no texts in column {column!r} and no --label-column was given; its columns "
                 f"are: {', '.join(store.metadata_columns) or 'none'}"
@@ -106,19 +113,6 @@ def evaluate(
     return results
 
 
-def _run_of_split(model: LiT, store: Store, split: Split) -> TuneSettings | None:
-    """Return the settings of the run whose held-out captions are measured; None if all captions are."""
-    if split == "all":
-        return None
-    settings = None if model.run_folder is None else settings_of_run(model.run_folder, store.path)
-    if settings is None and split == "held_out":
-        raise UsageError(
-            f"{model.name} was not tuned on {store.path}, so no captions of it are held out; "
-            "measure all of them: --split all (in Python: split='all')"
-        )
-    return settings
-
-
 @dataclass
 class _StoreEvaluation:
     """One model on one store."""
@@ -129,21 +123,23 @@ class _StoreEvaluation:
     skipped: int
     metadata: Mapping[str, str]
 
-    def retrieve(self, run: TuneSettings | None, text_column: str | None) -> list[Result]:
-        """Measure retrieval on the captions that `run` held out, or on all; no result if there is no caption."""
-        column = text_column or (run.text_column if run else "texts")
-        links = _link_captions(self.store, column, run)
+    def retrieve(self, choice: Choice, column: str) -> list[Result]:
+        """Measure retrieval on the captions that were chosen; no result if there is none."""
+        links = choice.links
         if not len(links):
             return []
-        split = "all" if run is None else "held_out"
-        words = "all captions" if run is None else "captions held out of the run that made the model"
-        notes = [] if run is None else ["the run chose its best checkpoint by these captions"]
-        if len(links.texts) < len(links):
-            notes.append(f"captions that are equal but for their case are one: {len(links)} pairs")
-        subject = self._subject(column, split=split, words=f"{words}, column {column}", notes=notes)
         rows, image_index = torch.unique(links.image_index, return_inverse=True)
-        ztxt = self.model.encode_texts(links.texts)
-        return [retrieval_result(subject, self.zimg[rows], ztxt, (image_index, links.text_index))]
+        zimg, ztxt = self.zimg[rows], self.model.encode_texts(links.texts)
+        notes = list(choice.notes)
+        if len(links.texts) < len(links):
+            own = retrieval_metrics(zimg.to(ztxt.device), ztxt[links.text_index], image_index, torch.arange(len(links)))
+            recalls = " and ".join(f"{name} {own[name]:.3f}" for name in own if name.endswith("recall@1"))
+            notes.append(
+                f"captions that are equal but for their case are one: {len(links.texts)} of {len(links)} pairs; with a "
+                f"caption for each pair and only its own image right, {recalls}"
+            )
+        subject = self._subject(column, split=choice.split, words=f"{choice.words}, column {column}", notes=notes)
+        return [retrieval_result(subject, zimg, ztxt, (image_index, links.text_index))]
 
     def classify(
         self,
@@ -191,15 +187,6 @@ class _StoreEvaluation:
             {"preprocessing": prepared, "split": words, **protocol},
             source=self.source, split=split, column=column, skipped=self.skipped,
         )  # fmt: skip
-
-
-def _link_captions(store: Store, text_column: str, run: TuneSettings | None) -> Links:
-    texts = store.texts(text_column)
-    rows = list(range(len(texts)))
-    if run is not None:  # the images that it held out; their texts may be asked for in another column
-        held_out = split_store(store, run.text_column, run.val_fraction, run.seed)[1]
-        rows = torch.unique(held_out.image_index).tolist()
-    return link(rows, [texts[row] for row in rows])
 
 
 def _as_class_list(model: LiT, classes: Sequence[str] | ClassList, templates: Sequence[str]) -> ClassList:

@@ -47,7 +47,8 @@ class Result:
         protocol: how it was measured: preprocessing, resize_mode, templates, canonicalized, split, notes.
         images: number of images that were measured.
         source: path of the data set.
-        split: of a store: held_out (the run's held-out captions) or all.
+        split: of a store: held_out (by which the run chose its best checkpoint), test (kept for its end), unseen (what
+            the model was not tuned on, of pairs that it was), or all.
         column: of a store: the column with the texts or the labels.
         variant: in a report: what tells it from others of the same model and data set; not in the file.
         skipped: number of images of the data set that could not be used.

@@ -278,8 +278,13 @@ class Store:
 
     def blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float32]]:
         """Yield (n, D) float32 unit vectors in the order of the table; `order` says which row each of them is."""
+        for halves in self.half_blocks(rows):
+            yield normalize(halves)
+
+    def half_blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float16]]:
+        """Yield (n, D) vectors in the order of the table, to the bit as they are stored."""
         for batch in self._table.to_batches(columns=["vector"], batch_size=rows):
-            yield normalize(self._halves(batch["vector"]))
+            yield self._halves(batch["vector"])
 
     def rows(self, rows: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Return everything but the vectors of some rows, or of all."""

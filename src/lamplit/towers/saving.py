@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
+
+from lamplit.files import safetensors_errors
 
 
 def save_weights(
@@ -25,14 +24,8 @@ def save_weights(
     Raises:
         OSError: the disk is full, or the file may not be written.
     """
-    try:
+    with safetensors_errors(file):
         if isinstance(weights, nn.Module):
             save_model(weights, str(file), metadata)
         else:
             save_file(dict(weights), file, metadata)
-    except SafetensorError as error:  # its text is all that says which error of the system it was
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found is None:
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number), str(file)) from error

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,9 +52,12 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         TowerError: the text tower cannot be opened.
         TuneError: the image tower or its images cannot be read, and the mode needs them.
     """
-    train, held_out = split_store(store, settings.text_column, settings.val_fraction, settings.seed)
+    split = split_store(store, settings.text_column, settings.val_fraction, settings.seed, settings.test_fraction)
+    for warning in split.warnings:
+        logger.warning("%s", warning)
+    train, held_out = split.train, split.held_out
     center = None if settings.image_trains else store.center
-    paths, hashes, zimg = store.column("path"), store.column("hash"), store.vectors(center)
+    paths, zimg = store.column("path"), store.vectors(center)
     batches = Batches(train, paths, settings)
     text_tower = _open_text_tower(store, settings, train.texts)
     tokens = text_tower.tokenize(train.texts)
@@ -64,6 +68,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         logit_bias=None if settings.loss == "softmax" else -math.log(batches.batch_size - 1),
         logit_multiplier=text_tower.trained_scale or 10.0,
     ).to(device)  # fmt: skip
+    model.tuned_on = split.record
     precision = _precision(settings, device)
     text_side: TextSide
     image_side: ImageSide
@@ -76,7 +81,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         group |= {"rate": "lr", "peak": settings.peak_lr, "start": 0}
     if settings.image_trains:
         assert image_tower is not None
-        _require_images(paths, torch.cat([train.image_index, held_out.image_index]), settings.mode)
+        _require_images(paths, torch.cat([part.image_index for part in (train, held_out, split.test)]), settings.mode)
         image_side = _train_image_tower(image_tower, model, optimizer, paths, settings, batches.total_steps, precision)
     else:
         image_side = ConstantImages(zimg, image_tower, model.image_head, device)
@@ -88,6 +93,10 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         training_pairs=len(train),
         held_out_pairs=len(held_out),
         held_out_captions=len(held_out.texts),
+        test_pairs=len(split.test),
+        test_captions=len(split.test.texts),
+        dropped_pairs=split.dropped,
+        warnings=split.warnings,
         trains=what_trains(model, image_tower),
         truncated_texts=text_tower.count_truncated(train.texts, tokens),
         fingerprint_before=image_side.fingerprint(),
@@ -100,19 +109,14 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         optimizer,
         train,
         held_out,
+        split.test,
         zimg,
-        _numbered(hashes),
+        torch.from_numpy(np.unique(split.contents, return_inverse=True)[1]),
         batches,
         image_side,
         text_side,
         report,
     )
-
-
-def _numbered(hashes: list[str]) -> Tensor:
-    """Give images of equal content one number: (N,)."""
-    numbers = {content: number for number, content in enumerate(dict.fromkeys(hashes))}
-    return torch.tensor([numbers[content] for content in hashes])
 
 
 def _open_text_tower(store: Store, settings: TuneSettings, texts: list[str]) -> TextTower:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lamplit.errors import TuneError
 from lamplit.files import write_text
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
-from lamplit.model import LiT, save_image_tower
+from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
@@ -65,6 +65,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: Links
     held_out: Links
+    test: Links
     zimg: Tensor
     image_ids: Tensor
     batches: Batches
@@ -157,7 +158,7 @@ class Run:
         self._warn_if_guessing(step, value)
         return {
             "step": step + 1,
-            "epoch": round((step + 1) / self.batches.steps_per_epoch, 3),
+            "epoch": round(self.batches.epochs(step + 1), 3),
             "loss": value,
             **rates,
             "logit_scale": float(self.model.logit_multiplier.detach()),
@@ -167,10 +168,7 @@ class Run:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """Measure held-out recall; save the model if it is the best so far."""
-        metrics: dict[str, float] = {}
-        if self.held_out.texts:
-            zimg, links = self.image_side.vectors(self.held_out)
-            metrics = held_out_recall(zimg, self.model.encode_texts(links.texts), links)
+        metrics = self._measure(self.held_out)
         score = metrics.get("mean_recall", float(step))  # if nothing is held out, the last model is the best
         state = self.state
         if score > state.best:
@@ -181,11 +179,20 @@ class Run:
         state.last_metrics = metrics
         return metrics
 
+    def _measure(self, links: Links) -> dict[str, float]:
+        if not links.texts:
+            return {}
+        zimg, links = self.image_side.vectors(links)
+        return held_out_recall(zimg, self.model.encode_texts(links.texts), links)
+
     def _finish(self, seconds: float) -> TuneReport:
         report, state = self.report, self.state
         report.start, report.best, report.last = state.start, state.best_metrics, state.last_metrics
         report.best_step, report.steps, report.seconds = state.best_step, state.step, round(seconds, 2)
         report.fingerprint_after = self.image_side.fingerprint()
+        if self.test.texts:
+            restore(self.model, self.out)  # the best checkpoint
+            report.test = self._measure(self.test)
         report.skipped = self.image_side.skipped
         if report.skipped:
             logger.warning("%s", self.image_side.skipped_note())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
@@ -13,21 +16,27 @@ from lamplit.store.lance_store import Store
 from lamplit.tuning.settings import OLD_NAMES, TuneSettings
 from lamplit.tuning.tune_report import TuneReport
 
-FORMAT = 1  # of settings.json; the first lamplit wrote none
+FORMAT = 2  # of settings.json: 2 has digests of the store's content, a split by content and an order without memory
 _OLD_NAMES = OLD_NAMES | {"pictures": "images"}
+_STORE = {"store", "images", "tower", "pairs", "vectors"}
+_OLD = "of an earlier lamplit, which split and ordered the pairs otherwise"
 
 
 def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     """Write the store and settings of a run into its folder; return the report if that run is finished.
 
+    The store is known by what is in it, not by where it lies: it may be moved, copied and compacted.
+
     Raises:
-        UsageError: the folder holds a run with other settings or of a newer lamplit, or another model.
+        UsageError: the folder holds a run on other pairs, with other settings or of another lamplit, or another model.
     """
     content = {
         "format": FORMAT,
         "store": store.path if "://" in store.path else str(Path(store.path).resolve()),
         "images": len(store),
         "tower": store.tower.fingerprint,
+        "pairs": _pairs_digest(store, settings.text_column),
+        "vectors": _vectors_digest(store),
         **asdict(settings),
     }
     file = out / "settings.json"
@@ -35,16 +44,12 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     has_begun = (out / "config.json").is_file() or (out / "checkpoints").is_dir()
     if file.is_file() and has_begun:
         before = read_settings(file)
-        changed = [
-            f"{key} was {before.get(key)!r} and is {value!r}" for key, value in content.items()
-            if before.get(key) != value
-        ]  # fmt: skip
-        if changed:
-            raise UsageError(
-                f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out folder, or delete it"
-            )
+        _require_settings(out, before, content)
+        _require_content(out, before, content, store.path)
         if (out / "report.json").is_file():
             return TuneReport(**json.loads((out / "report.json").read_text(encoding="utf-8")))
+        if before["format"] < FORMAT:
+            raise UsageError(f"{out} holds a run {_OLD}; it cannot go on. Give another --out, or delete the folder")
     elif has_begun:
         raise UsageError(f"{out} holds a model that is not a run of lamplit tune; give another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -52,11 +57,64 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
     return None
 
 
+def _require_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{key} was {before.get(key)!r} and is {value!r}"
+        for key, value in now.items()
+        if key in TuneSettings.__dataclass_fields__ and before.get(key) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out folder, or delete it"
+        )
+
+
+def _require_content(out: Path, before: dict[str, Any], now: dict[str, Any], store: str) -> None:
+    changed = []
+    if before["images"] != now["images"]:
+        changed.append(f"it has {now['images']} images and had {before['images']}")
+    elif before.get("pairs", now["pairs"]) != now["pairs"]:
+        changed.append("other texts, images or ids")
+    if before["tower"] != now["tower"]:
+        changed.append(f"vectors of another image tower ({now['tower']}, not {before['tower']})")
+    elif not changed and before.get("vectors", now["vectors"]) != now["vectors"]:
+        changed.append("other vectors")
+    if "pairs" not in before and before["store"] != now["store"]:  # all that an earlier lamplit knew of it
+        changed.append(f"another path (it was {before['store']})")
+    if changed:
+        raise UsageError(
+            f"{out} holds a run on other pairs: since it began, {store} has changed: {'; '.join(changed)}. Tune "
+            "on it as it is now with another --out folder, or delete this one"
+        )
+
+
+def _pairs_digest(store: Store, text_column: str) -> str:
+    """Digest ids, contents and texts of a store; neither the files nor the order they lie in matter."""
+    digest = blake2b(digest_size=16)
+    for name, content, texts in zip(store.column("id"), store.column("hash"), store.texts(text_column), strict=True):
+        digest.update(json.dumps([name, content, texts]).encode())
+    return digest.hexdigest()
+
+
+def _vectors_digest(store: Store) -> str:
+    """Digest the vectors of a store and its centre, in the order of the ids."""
+    rows = [
+        blake2b(vector, digest_size=8).digest()
+        for halves in store.half_blocks()
+        for vector in np.ascontiguousarray(halves)
+    ]
+    hashes = np.frombuffer(b"".join(rows), np.uint64)[store.order]
+    digest = blake2b(hashes.tobytes(), digest_size=16)
+    if store.center is not None:
+        digest.update(store.center.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_settings(file: Path) -> dict[str, Any]:
     """Read the `settings.json` of a run, an older one under today's names.
 
     Returns:
-        `format`, `store`, `images`, `tower`, and the fields of `TuneSettings`.
+        `format`, `store`, `images`, `tower`, `pairs` and `vectors` (not of format 1), and the fields of `TuneSettings`.
 
     Raises:
         UsageError: the file is damaged, or a newer lamplit wrote it.
@@ -68,22 +126,11 @@ def read_settings(file: Path) -> dict[str, Any]:
     if values.get("format", FORMAT) > FORMAT:
         raise UsageError(f"{file} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it")
     named = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
-    known = TuneSettings.__dataclass_fields__.keys() | {"format", "store", "images", "tower"}
+    known = TuneSettings.__dataclass_fields__.keys() | _STORE | {"format"}
     unknown = named.keys() - known
     if unknown:
         raise UsageError(f"{file} has unknown settings {', '.join(sorted(unknown))}; tune again with another --out")
     # A setting that is younger than the file had its default.
     fields = TuneSettings.__dataclass_fields__.items()
     defaults = {name: field.default for name, field in fields if field.default is not MISSING}
-    return defaults | named | {"format": FORMAT}
-
-
-def settings_of_run(model: Path, store: str) -> TuneSettings | None:
-    """Return the settings of the run that left `model`, if it was tuned on `store`; else None."""
-    file = model / "settings.json"
-    if not file.is_file():
-        return None
-    values = read_settings(file)
-    if Path(values["store"]).resolve() != Path(store).resolve():
-        return None
-    return TuneSettings(**{name: values[name] for name in TuneSettings.__dataclass_fields__})
+    return {"format": 1} | defaults | named

@@ -43,7 +43,8 @@ class TuneSettings:
         weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
             learning rate of 1e-3 is 0.1 here.
         batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
-        epochs: Passes over the training pairs.
+        epochs: Passes over the training pairs, rounded to whole steps: epochs times pairs divided by the batch size, at
+            least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next.
         steps: Number of steps; replaces the number of epochs.
         warmup_ratio: Fraction of the steps over which the learning rate rises.
         grad_clip: Largest norm of the gradient over all parameters that train; a larger gradient is scaled down.
@@ -57,7 +58,10 @@ class TuneSettings:
         augment: Augmentation of images for an image tower that trains: the paper's Inception crop (5 % to 100 % of the
             area), or none. A locked image tower reads the store's vectors, which are of whole images.
         context_length: Longest text in tokens. By default what the text tower was made for.
-        val_fraction: Fraction of the distinct captions that is held out to measure recall; at most 5,000 captions.
+        val_fraction: Fraction of the distinct captions that is held out to measure recall, by which the best checkpoint
+            is chosen; at most 5,000 captions. Captions and images that belong together are held out together.
+        test_fraction: Fraction of the distinct captions that is kept apart from these, never looked at in tuning, and
+            measured once at the end with the best checkpoint; at most 5,000 captions.
         closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
         num_evals: How often held-out recall is measured, and a checkpoint written, in the run.
         patience: Stop after this many evaluations without a better held-out recall. By default never.
@@ -93,6 +97,7 @@ class TuneSettings:
     augment: Literal["none", "inception"] = "none"
     context_length: int | None = None
     val_fraction: float = 0.2
+    test_fraction: float = 0.0
     closed_form: bool = True
     num_evals: int = 10
     patience: int | None = None
@@ -129,6 +134,10 @@ class TuneSettings:
             "steps": (self.steps is None or self.steps >= 1, "at least 1"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "between 0 and 1"),
             "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and less than 1"),
+            "test_fraction": (
+                0 <= self.test_fraction < 1 - self.val_fraction,
+                "at least 0, and with val_fraction less than 1",
+            ),
             "num_evals": (self.num_evals >= 1, "at least 1"),
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "more than 0"),

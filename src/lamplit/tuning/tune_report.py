@@ -17,6 +17,8 @@ class TuneReport:
 
     `start`, `best` and `last` hold the figures on held-out captions by name: `image_to_text/recall@1` (also @5, @10),
     `image_to_text/median_rank`, the same of `text_to_image`, and `mean_recall`. They are empty if nothing is held out.
+    Images with equal bytes are one image, and equal captions one caption. The best checkpoint was chosen by these
+    captions, so `best` is slightly optimistic; `test`, of the same names, is not: its captions were measured once.
 
     Attributes:
         out: folder of the run; `lamplit.load` opens the best model there.
@@ -26,12 +28,16 @@ class TuneReport:
         training_pairs: number of pairs to train on.
         held_out_pairs: number of pairs whose captions are held out.
         held_out_captions: number of distinct captions that are held out.
+        test_pairs: number of pairs whose captions are kept for the test.
+        test_captions: number of distinct captions that are kept for the test.
+        dropped_pairs: number of pairs that are in no part, since they share an image with a held-out pair.
         trains: of each part of the model its `state` (trains or locked), number of `parameters`, and `megabytes` in
             training.
         truncated_texts: number of training texts that are longer than the text tower reads.
         start: held-out figures before the first step.
         best: held-out figures of the model that was saved.
         last: held-out figures after the last step.
+        test: figures of the model that was saved on the test's captions; empty if there are none.
         best_step: step after which the saved model was measured; 0 is before the first.
         steps: number of steps that were done.
         seconds: how long the run took.
@@ -39,6 +45,7 @@ class TuneReport:
         fingerprint_after: of the image tower, computed again from its weights after the last step; the same as before
             if it was locked.
         skipped: images that could not be read in training, and why.
+        warnings: what is unusual in the split, a sentence each.
     """
 
     out: str
@@ -53,12 +60,17 @@ class TuneReport:
     start: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
     steps: int = 0
     seconds: float = 0.0
     fingerprint_before: str = ""
     fingerprint_after: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
+    test_pairs: int = 0
+    test_captions: int = 0
+    dropped_pairs: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         recall = "image_to_text/recall@1"

@@ -1,0 +1,105 @@
+"""What a model was tuned on and what was held out from it: hashes of captions and contents, kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lamplit.errors import UsageError
+from lamplit.files import safetensors_errors
+
+FILE = "split.safetensors"
+FORMAT = 1
+Part = Literal["train", "held_out", "test"]
+PARTS: tuple[Part, ...] = ("train", "held_out", "test")
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """Which captions and images a model was tuned on, and which were held out; it knows them by content, not by path.
+
+    Attributes:
+        text_column: the column of the store with the captions.
+        file: the file that it is read from when it is first needed; None if it is in memory.
+        held: the arrays in memory, by the names that they have in the file; see `hashes`.
+    """
+
+    text_column: str
+    file: Path | None = None
+    held: Mapping[str, Hashes] | None = None
+
+    @classmethod
+    def make(cls, text_column: str, captions: Mapping[Part, Hashes], contents: Mapping[Part, Hashes]) -> Self:
+        """Make the record of a run from the hashes of each part, in any order and with repeats."""
+        kinds = {"captions": captions, "contents": contents}
+        none = np.empty(0, np.uint64)
+        held = {f"{part}.{kind}": np.unique(of.get(part, none)) for kind, of in kinds.items() for part in PARTS}
+        return cls(text_column, held=held)
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        """Open the record in a model's folder, without reading its hashes; None if there is none.
+
+        Raises:
+            UsageError: the file is damaged, or a newer lamplit wrote it.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="np") as opened:
+                described = opened.metadata() or {}
+                names = set(opened.keys())
+        except (OSError, SafetensorError) as error:
+            raise UsageError(_damaged(file, error)) from error
+        if int(described.get("format", 0)) > FORMAT:
+            raise UsageError(f"{file} has format {described['format']}; this lamplit reads up to {FORMAT}: upgrade it")
+        if not names >= {f"{part}.{kind}" for part in PARTS for kind in ("captions", "contents")}:
+            raise UsageError(_damaged(file, "hashes are missing"))
+        return cls(described.get("text_column", "texts"), file.absolute())
+
+    def write(self, file: Path) -> None:
+        """Write the record to a file."""
+        with safetensors_errors(file):
+            save_file(dict(self._arrays), file, {"format": str(FORMAT), "text_column": self.text_column})
+
+    def captions(self, part: Part) -> Hashes:
+        """Hashes of the distinct captions of a part, ascending: (M,)."""
+        return self._arrays[f"{part}.captions"]
+
+    def contents(self, part: Part) -> Hashes:
+        """Hashes of the distinct images of a part, ascending: (C,)."""
+        return self._arrays[f"{part}.contents"]
+
+    @cached_property
+    def _arrays(self) -> Mapping[str, Hashes]:
+        if self.held is not None:
+            return self.held
+        assert self.file is not None
+        try:
+            with safe_open(self.file, framework="np") as opened:
+                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(_damaged(self.file, error)) from error
+
+
+def is_in(values: Hashes, ascending: Hashes) -> NDArray[np.bool_]:
+    """Tell of each value, (N,), whether it is among those of an ascending array."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    places = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: NDArray[np.bool_] = ascending[places] == values
+    return found
+
+
+def _damaged(file: Path, reason: object) -> str:
+    return f"{file} is damaged ({reason}); delete it, and the model no longer knows what it was tuned on"
