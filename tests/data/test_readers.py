@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from lamplit.data import readers
 from lamplit.data.readers import open_table
+from lamplit.data.skipped import BadRows
 
 
 def write(path: Path, content: str) -> Path:
@@ -39,17 +40,33 @@ def test_csv_rows(tmp_path: Path, content: str, rows: list[dict[str, str]]) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "good", "listed"),
     [
-        ("a,b\n1,2,3\n", "expected 2 cells in line 2, as in the header, and found 3"),
-        ('a,b\n1,2\n3,"4\n5,6\n', "a quote in the row that begins in line 3 is never closed"),
-        ("a,a\n1,2\n", "two columns have one name: a, a"),
-        ("a,b\n" + "x" * 200_000 + ",1\n", "line 2 is not a row .field larger than field limit"),
+        ("a.csv", "a,b\n1,2,3\n4,5\n", ["4"], "a.csv, line 2: expected 2 cells, as in the header, and found 3"),
+        ("a.csv", 'a,b\n1,2\n3,"4\n5,6\n', ["1"], "a.csv, line 3: a quote in the row that begins here is never closed"),
+        ("a.csv", "a,b\n1,2\n" + "x" * 200_000 + ",1\n", ["1"], "a.csv, line 3: this is not a row (field larger than"),
+        ("a.jsonl", '{"a": "1"}\n{"a\n{"a": "2"}', ["1", "2"], "a.jsonl, line 2: this is not JSON (Invalid control"),
+        ("a.jsonl", '["a"]\n{"a": "2"}', ["2"], "a.jsonl, line 1: this is a list; expected an object"),
+        ("a.jsonl", "[" * 100_000 + '\n{"a": "2"}', ["2"], "a.jsonl, line 1: this is not JSON ("),
     ],
+    ids=["too many cells", "open quote", "long cell", "cut line", "list", "deep"],
 )
-def test_csv_rows_refuse_damage(tmp_path: Path, content: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        list(open_table(write(tmp_path / "a.csv", content)).rows())
+def test_rows_that_cannot_be_read_are_listed_once(
+    tmp_path: Path, name: str, content: str, good: list[str], listed: str
+) -> None:
+    file = write(tmp_path / name, content)
+    bad = BadRows(file)
+    table = open_table(file, bad=bad)
+    assert [row["a"] for row in table.rows()] == list(table.column("a")) == good
+    assert table.count() == len(good)
+    [problem] = bad.problems
+    assert f"{problem.id}: {problem.reason}".startswith(listed)
+    assert problem.path == str(file)
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two columns have one name: a, a"):
+        list(open_table(write(tmp_path / "a.csv", "a,a\n1,2\n")).rows())
 
 
 def test_parquet_times_have_microseconds(tmp_path: Path) -> None:

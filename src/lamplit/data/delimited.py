@@ -13,6 +13,7 @@ from typing import TextIO
 
 from lamplit.data.columns import IMAGE_COLUMNS, Cells
 from lamplit.data.encodings import Encoding, find_encoding, open_text
+from lamplit.data.skipped import BadRows
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
@@ -31,6 +32,7 @@ class DelimitedFile:
         skips_space: cells begin after the spaces that follow a delimiter, as in the header.
         start: number of lines before the header.
         notes: what a reader should know of it, in plain sentences.
+        bad: where rows are listed that cannot be read; all others are yielded.
     """
 
     file: Path
@@ -39,15 +41,19 @@ class DelimitedFile:
     skips_space: bool
     start: int
     notes: tuple[str, ...]
+    bad: BadRows
 
     @classmethod
-    def open(cls, file: Path, suffix: str, image_column: str | None = None) -> DelimitedFile:
+    def open(
+        cls, file: Path, suffix: str, image_column: str | None = None, bad: BadRows | None = None
+    ) -> DelimitedFile:
         """Find the encoding of a file, and from its header what separates its cells.
 
         Args:
             file: where it is.
             suffix: `.csv` or `.tsv`, which says what usually does.
             image_column: name of a column that the header has.
+            bad: where to list rows that cannot be read.
         """
         encoding = find_encoding(file)
         with open_text(file, encoding) as lines:
@@ -62,13 +68,13 @@ class DelimitedFile:
             notes.append(f"{file.name} is separated by {_DELIMITERS.get(delimiter, delimiter)}")
         names = _split(header, delimiter)
         skips_space = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
-        return cls(file, encoding, delimiter, skips_space, start, tuple(notes))
+        return cls(file, encoding, delimiter, skips_space, start, tuple(notes), bad or BadRows(file))
 
     def rows(self) -> Iterator[Cells]:
         """Yield the rows. Every cell stays the text that it is: "007" is not 7, and "NA" is not None.
 
         Raises:
-            ValueError: the file is damaged, or its columns have no distinct names.
+            ValueError: the columns have no distinct names.
         """
         for names, cells in self._cells():
             yield dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))
@@ -81,8 +87,8 @@ class DelimitedFile:
         """
         place = -1
         for names, cells in self._cells():
-            place = names.index(name) if place < 0 else place
-            yield cells[place] if place < len(cells) else ""
+            place = names.index(name) if place < 0 and name in names else place
+            yield cells[place] if 0 <= place < len(cells) else ""
 
     def count(self) -> int:
         """Count the rows."""
@@ -97,9 +103,8 @@ class DelimitedFile:
             require_distinct(names)
             for number, cells in lines:
                 if len(cells) > len(names):
-                    raise ValueError(
-                        f"expected {len(names)} cells in line {number}, as in the header, and found {len(cells)}"
-                    )
+                    self.bad.add(number, f"expected {len(names)} cells, as in the header, and found {len(cells)}")
+                    continue
                 yield names, cells
 
     def _strict(self, opened: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -117,12 +122,13 @@ class DelimitedFile:
         try:
             for cells in reader:
                 if has_ended:  # the reader wanted another line to complete this row
-                    raise ValueError(f"a quote in the row that begins in line {start} is never closed")
+                    self.bad.add(start, "a quote in the row that begins here is never closed; the rest is not read")
+                    return
                 if cells and not (len(cells) == 1 and cells[0].isspace()):
                     yield self.start + reader.line_num, cells
                 start = self.start + reader.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"line {self.start + reader.line_num} is not a row ({error})") from error
+            self.bad.add(self.start + reader.line_num, f"this is not a row ({error}); the rest is not read")
 
     def _lenient(self, opened: TextIO) -> Iterator[tuple[int, list[str]]]:
         """Yield what `_strict` does of cells between tabs or bars, where a quote is mostly a plain character.

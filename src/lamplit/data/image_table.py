@@ -23,6 +23,7 @@ from lamplit.data.columns import (
 from lamplit.data.file_names import NameFinder, place_of
 from lamplit.data.groups import Groups, ImageRow
 from lamplit.data.readers import TableFile, open_table
+from lamplit.data.skipped import BadRows, Skipped
 
 # Rows looked at to find the columns: the first may lack one.
 NUM_FIRST_ROWS = 100
@@ -52,12 +53,16 @@ class Table:
         texts: the columns of texts; empty if there are none.
         count: number of images.
         notes: what a reader should know, in plain sentences.
+        problems: rows that cannot be read.
     """
 
     def __init__(
         self, name: str, root: Path | None, files: Sequence[Path], wanted: ColumnNames, split: str | None = None
     ) -> None:
-        self._files = [open_table(file, image_column=wanted.image, split=split) for file in files]
+        self.problems: list[Skipped] = []
+        self._files = [
+            open_table(file, image_column=wanted.image, split=split, bad=BadRows(file, self.problems)) for file in files
+        ]
         self.notes = [note for file in self._files for note in file.notes]
         first = list(islice(chain.from_iterable(file.rows() for file in self._files), NUM_FIRST_ROWS))
         self.image, self.texts, said = find_columns(name, first, wanted)

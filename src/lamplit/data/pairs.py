@@ -231,7 +231,7 @@ def _open_tables(
         table.notes.append(said)
     return Pairs(
         name, table.count, table.image or None, table.texts,
-        lambda: _pairs(table, unique=table.is_grouped), table.root, table.notes,
+        lambda: _pairs(table, unique=table.is_grouped), table.root, table.notes, table.problems,
     )  # fmt: skip
 
 

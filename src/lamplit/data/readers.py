@@ -21,6 +21,7 @@ from lamplit.data.annotations import read_annotations
 from lamplit.data.columns import Cells
 from lamplit.data.delimited import DelimitedFile, require_distinct
 from lamplit.data.encodings import Encoding, find_encoding, open_text
+from lamplit.data.skipped import BadRows
 from lamplit.errors import kind_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
@@ -64,20 +65,23 @@ def suffix_of(file: PurePath) -> str:
     return inner if suffix == _PACKED and inner in (".csv", ".tsv", ".jsonl", ".json") else suffix
 
 
-def open_table(file: Path, *, image_column: str | None = None, split: str | None = None) -> TableFile:
+def open_table(
+    file: Path, *, image_column: str | None = None, split: str | None = None, bad: BadRows | None = None
+) -> TableFile:
     """Open a table in the format that its suffix names.
 
     Args:
         file: where it is.
         image_column: name of a column that it has, which helps to see what separates its cells.
         split: of annotations that name one for each image.
+        bad: where to list the rows of a file of text that cannot be read; the others are.
 
     Raises:
         ValueError: it holds no rows of a known kind.
     """
     match suffix_of(file):
         case ".csv" | ".tsv" as suffix:
-            return DelimitedFile.open(file, suffix, image_column)
+            return DelimitedFile.open(file, suffix, image_column, bad)
         case ".parquet":
             return _Parquet(file)
         case ".arrow":
@@ -85,7 +89,7 @@ def open_table(file: Path, *, image_column: str | None = None, split: str | None
     encoding = find_encoding(file)
     if suffix_of(file) == ".json" and (found := read_annotations(file, encoding, split)):
         return _Listed(file, found.notes, found.rows)
-    return _JsonLines(file, encoding)
+    return _JsonLines(file, encoding, bad or BadRows(file))
 
 
 def to_rows(batch: pa.RecordBatch) -> list[Cells]:
@@ -196,6 +200,7 @@ class _Listed:
 class _JsonLines:
     file: Path
     encoding: Encoding
+    bad: BadRows
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -203,22 +208,19 @@ class _JsonLines:
 
     def rows(self) -> Iterator[Cells]:
         with open_text(self.file, self.encoding) as lines:
-            for number, row in enumerate(map(_json_line, lines, range(1, 1 << 62)), start=1):
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = json.loads(line) if line.strip() else None
+                except (ValueError, RecursionError) as error:
+                    self.bad.add(number, f"this is not JSON ({error})")
+                    continue
                 if isinstance(row, dict):
                     yield row
                 elif row is not None:
-                    raise ValueError(f"row {number} is {kind_of(row)}; expected an object of columns")
+                    self.bad.add(number, f"this is {kind_of(row)}; expected an object of columns")
 
     def column(self, name: str) -> Iterator[Any]:
         return (row.get(name) for row in self.rows())
 
     def count(self) -> int:
-        with open_text(self.file, self.encoding) as lines:
-            return sum(not line.isspace() for line in lines)
-
-
-def _json_line(line: str, number: int) -> Any:
-    try:
-        return json.loads(line) if line.strip() else None
-    except ValueError as error:
-        raise ValueError(f"line {number} is not JSON ({error})") from error
+        return sum(1 for _ in self.rows())

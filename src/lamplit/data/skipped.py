@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,23 @@ class Skipped:
     id: str
     path: str
     reason: str
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """Rows of a table that cannot be read: each is listed once, however often its file is read.
+
+    Attributes:
+        file: the table.
+        problems: where they are listed.
+    """
+
+    file: Path
+    problems: list[Skipped] = field(default_factory=list)
+    _lines: set[int] = field(default_factory=set)
+
+    def add(self, line: int, reason: str) -> None:
+        """List the row that begins or ends in a line of the file."""
+        if line not in self._lines:
+            self._lines.add(line)
+            self.problems.append(Skipped(f"{self.file.name}, line {line}", str(self.file), reason))
