@@ -116,7 +116,7 @@ class Searcher:
             image: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
             k: number of hits.
             offset: number of better hits to leave out, for pages.
-            where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
+            where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
 
         Returns:
             At most k hits, best first.
@@ -223,7 +223,7 @@ def search(
         image: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
         k: number of hits.
         offset: number of better hits to leave out, for pages.
-        where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
+        where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
 
     Returns:

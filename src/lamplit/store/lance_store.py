@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lamplit.errors import LamplitError, StoreError, UsageError, kind_of, nearest_names
+from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store
 from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, column_type, fitted, to_table
@@ -261,17 +262,21 @@ class Store:
     # Searching
 
     def where(self, condition: str) -> NDArray[np.bool_]:
-        """Return for each row, (N,), whether an SQL condition on its columns holds.
+        """Return for each row, (N,), whether a condition on its columns holds.
+
+        Args:
+            condition: comparisons of columns with values, such as `year > 2019 and kind in ('bird', 'fish')`;
+                `'a hat' in texts` asks whether a list has a value.
 
         Raises:
-            UsageError: Lance cannot read the condition; the message names the columns.
+            UsageError: the condition cannot be read, or compares what cannot be compared; the message says what can.
         """
+        sql = parse_condition(condition, self._table.schema)
         try:
-            rows = self._order.matching(condition)
+            rows = self._order.matching(sql)
         except (ValueError, OSError, RuntimeError) as error:  # a RuntimeError if Lance's planner breaks
             reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
-            there = self._listed_columns()
-            raise UsageError(f"the condition {condition!r} cannot be used ({reason}); there are: {there}") from error
+            raise UsageError(f"the condition {condition!r} cannot be used ({reason})") from error
         holds = np.zeros(len(self), bool)
         holds[rows] = True
         return holds
@@ -283,8 +288,9 @@ class Store:
             vector: (D,) of unit length.
             k: how many rows.
             probes: how many of the index's partitions are looked at.
-            condition: SQL that the rows must meet.
+            condition: that the rows must meet, as in `where`.
         """
+        condition = None if condition is None else parse_condition(condition, self._table.schema)
         nearest = {"column": "vector", "q": vector.astype(np.float16), "k": k, "nprobes": probes}
         found = self._table.to_table(
             columns=["_distance"], with_row_id=True, nearest=nearest, filter=condition, prefilter=condition is not None
