@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.app.encoders import ImageEncoder, PageReader
 from lamplit.app.image_bytes import as_jpeg
+from lamplit.app.kept_rows import KeptRows
 from lamplit.app.map import Projection, project, sample
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT
 from lamplit.retrieval.searcher import Hit, Searcher
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import COLUMNS
+from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
@@ -32,6 +37,7 @@ ON_MAP = 2000  # images
 MAX_LISTED_VALUES = 30  # of a column; one with more is typed, not chosen from
 _CACHED_CLASS_LISTS = 16
 _CACHED_THUMBNAILS = 4096  # of some 15 kB each
+_CACHED_QUERIES = 1024  # of some 5 kB each
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,16 @@ class Guess:
 
 
 class Service:
-    """What the page and the API ask for. The model answers one at a time, so memory does not grow with the clients.
+    """What the page and the API ask for.
+
+    Each kind of question has a few threads of its own, so that none waits for another kind, and memory does not grow
+    with the clients.
 
     Args:
         model: an open model.
         store: embedded with the image tower that the model reads.
         classes: what the page begins with: names of classes, or a class list, which keeps its calibration.
+        words: the model's text tower for ONNX Runtime, if it has one.
 
     Raises:
         StoreError: another tower embedded the store than the model reads.
@@ -57,18 +67,29 @@ class Service:
         UsageError: the class list is a multi-label one, or a name is given twice.
     """
 
-    def __init__(self, model: LiT, store: Store, classes: ClassList | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: LiT,
+        store: Store,
+        classes: ClassList | Sequence[str] | None = None,
+        words: WordReader | None = None,
+    ) -> None:
         self.model = model
         self.store = store
         self.classes = _given_classes(model, classes)
-        self._searcher = Searcher(model, store)
+        self._searcher = Searcher(PageReader(model, words), store)
+        self._images = ImageEncoder(model)
+        self._rows = KeptRows(store)
         self._ids = pa.array(store.column("id"), pa.string())  # sorted
-        self._model_lock = Lock()
+        self._class_lock = Lock()
         self._map_lock = Lock()
         self._projection: Projection | None = None
-        self._decoders = BoundedSemaphore(2)
         self._class_lists = lru_cache(_CACHED_CLASS_LISTS)(self._make_class_list)
         self._jpegs = lru_cache(_CACHED_THUMBNAILS)(self._jpeg)
+        self._words = lru_cache(_CACHED_QUERIES)(self._searcher.encode)
+        self.searching, self.showing = ThreadPoolExecutor(2, "search"), ThreadPoolExecutor(2, "image")
+        self.classifying, self.embedding = ThreadPoolExecutor(1, "classify"), ThreadPoolExecutor(1, "embed")
+        self.mapping = ThreadPoolExecutor(1, "map")
 
     def row_of(self, name: str) -> int | None:
         """Return the row of the image with this id, in the order of the ids; None if there is none."""
@@ -77,42 +98,46 @@ class Service:
 
     def item(self, row: int) -> Hit:
         """Return an image of the store with everything that the store knows of it."""
-        [found] = self.store.rows([row])
-        metadata = {name: found[name] for name in self.store.metadata_columns}
-        return Hit(1.0, found["id"], found["path"], found["texts"], metadata)
+        return self._hits([row], [1.0])[0]
 
     def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Hit]:
         """Find images by words, or by a sum of words."""
-        return self._searcher.nearest(self.encode_query(query), k, offset=offset, where=where)
+        return self.by_vector(self._words(query), k, offset, where)
 
-    def by_image(self, image: bytes, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find images by another one."""
-        return self._searcher.nearest(self.encode_query(image=image), k, offset=offset, where=where)
+    def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, where: str | None) -> list[Hit]:
+        """Find images by a (D,) unit vector."""
+        found = self._searcher.find(vector, k, offset=offset, where=where)
+        return self._hits(found.rows.tolist(), found.scores.tolist())
 
     def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Hit]:
         """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([row])
-        hits = self._searcher.nearest(vector, offset + k + 1, where=where)
+        hits = self.by_vector(vector, offset + k + 1, 0, where)
         return [hit for hit in hits if hit.id != str(self._ids[row])][offset : offset + k]
 
-    def encode_query(self, query: str | None = None, image: bytes | None = None) -> NDArray[np.float32]:
-        """Encode a query as `Searcher.encode` does: a (D,) unit vector."""
-        with self._model_lock:
-            return self._searcher.encode(query, image)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) unit vectors of texts."""
-        with self._model_lock:
-            return self.model.encode_texts(texts)
+        return self._searcher.reader.encode_texts(texts)
 
-    def embed_images(self, images: Sequence[bytes]) -> Tensor:
-        """(N, D) unit vectors of encoded images."""
-        with self._model_lock:
-            return self.model.encode_images(images, batch_size=1)  # decoded one by one: each may be 100 megapixels
+    async def embed_image(self, image: BinaryIO) -> Tensor:
+        """(D,) unit vector of an encoded image, together with those that others have sent.
+
+        Raises:
+            ImageError: it cannot be used, or is too large.
+            TowerError: the model is open without its image tower.
+        """
+        return await self._images.encode(image)
 
     def vectors(self, rows: Sequence[int]) -> Tensor:
         """(N, D) unit vectors of images of the store, in the joint space."""
-        return self.model.project_all(F.normalize(self.store.vectors_at(rows).float(), dim=-1))
+        chosen = np.asarray(self._searcher.collection.vectors[list(rows)], np.float32)
+        return F.normalize(torch.from_numpy(chosen), dim=-1)
+
+    def _hits(self, rows: list[int], scores: list[float]) -> list[Hit]:
+        return [
+            Hit(score, row["id"], row["path"], row["texts"], {name: row[name] for name in self.store.metadata_columns})
+            for score, row in zip(scores, self._rows.take(rows), strict=True)
+        ]
 
     def classify(
         self, zimg: Tensor, names: Sequence[str], templates: Sequence[str] | None
@@ -163,7 +188,7 @@ class Service:
     def values(self, column: str | None, query: str | None) -> list[Any]:
         """Return what the map is coloured by: cells of a column, cosines to words, or None for each image."""
         if query is not None:
-            cosines: list[Any] = (self._sampled_vectors.numpy() @ self.encode_query(query)).tolist()
+            cosines: list[Any] = (self._sampled_vectors.numpy() @ self._words(query)).tolist()
             return cosines
         if column is not None:
             return [plain(value, 80) for value in self.sampled[column].to_pylist()]
@@ -188,7 +213,7 @@ class Service:
 
     @cached_property
     def _sampled_vectors(self) -> Tensor:
-        return self.vectors(self._on_map).cpu()
+        return self.vectors(self._on_map)
 
     def _classes_for(self, names: list[str], templates: list[str] | None) -> ClassList:
         classes = self.classes
@@ -197,15 +222,14 @@ class Service:
         return self._class_lists(tuple(names), tuple(templates or DEFAULT_TEMPLATES))
 
     def _make_class_list(self, names: tuple[str, ...], templates: tuple[str, ...]) -> ClassList:
-        with self._model_lock:
+        with self._class_lock:  # the tokenizers of transformers take one thread
             return class_list(self.model, names, templates)
 
     def _jpeg(self, row: int, side: int) -> bytes:
-        [path] = self.store.take([row], ["path"])["path"].to_pylist()
+        path = self._rows.take([row])[0]["path"]
         if not path:
             raise ImageError("the store knows no file of it")
-        with self._decoders:
-            return as_jpeg(Path(path), side)
+        return as_jpeg(Path(path), side)
 
 
 def _given_classes(model: LiT, classes: ClassList | Sequence[str] | None) -> ClassList | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # a model brings torch, and a search by words does without
     from lamplit.model import ImageInput, LiT
 
 FIRST = 100  # hits that are the best of the candidates; all further ones are exact
+_KEPT_CONDITIONS = 16  # a byte for each row and condition
 _CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 
 
@@ -90,6 +92,7 @@ class Searcher:
         self.reader = as_reader(model, device=device)
         self.store.require_tower(self.reader.identity)
         self.exact = exact
+        self._allowed = lru_cache(_KEPT_CONDITIONS)(self.store.where)  # like the vectors, as the store is now
         self.collection = open_collection(self.store, self.reader.project_rows, self.reader.space, small)
         is_own_space = self.reader.space == self.store.tower.fingerprint
         self.probes = index_probes(self.store) if is_own_space and not exact else None
@@ -161,14 +164,18 @@ class Searcher:
         Raises:
             UsageError: the condition is wrong, or `k` or `offset` is below zero.
         """
-        _require_query(None, k, offset)
-        allowed = None if where is None else self.store.where(where)
-        found = self._page(as_array(vector), k, offset, allowed, where)
+        found = self.find(vector, k, offset=offset, where=where)
         rows = self.store.rows(found.rows.tolist())
         return [
             Hit(score, row["id"], row["path"], row["texts"], {c: row[c] for c in self.store.metadata_columns})
             for score, row in zip(found.scores.tolist(), rows, strict=True)
         ]
+
+    def find(self, vector: NDArray[np.float32] | Tensor, k: int, *, offset: int = 0, where: str | None = None) -> Found:
+        """Do what `nearest` does, for rows of the store and their scores alone."""
+        _require_query(None, k, offset)
+        allowed = None if where is None else self._allowed(where)
+        return self._page(as_array(vector), k, offset, allowed, where)
 
     def _page(
         self, vector: NDArray[np.float32], k: int, offset: int, allowed: NDArray[np.bool_] | None, where: str | None
