@@ -1,7 +1,7 @@
 """Connections that no slow or silent client can use up, in uvicorn's server.
 
 A client has some seconds for the head of a request, and must send a body, and take its answer, at a least rate. If
-there are as many connections as this process may have, the oldest one that has asked nothing makes room for a new one. So
+there are as many connections as this process may have, the one that has been idle longest makes room for a new one. So
 good requests are answered however many half ones are open.
 """
 

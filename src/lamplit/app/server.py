@@ -24,13 +24,13 @@ from lamplit.app import messages as m
 from lamplit.app.bodies import body_of, describe_bodies
 from lamplit.app.encoders import run
 from lamplit.app.guard import Guard
+from lamplit.app.kept_rows import plain
 from lamplit.app.run_view import read_run
-from lamplit.app.service import Service, plain
+from lamplit.app.service import Service
 from lamplit.app.static_file import StaticFile
 from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
 from lamplit.model import LiT
-from lamplit.retrieval.searcher import Hit
 from lamplit.store.lance_store import Store
 from lamplit.towers.model_folder import CONFIG
 from lamplit.towers.texts.word_reader import WordReader
@@ -147,7 +147,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
     @app.get("/item", response_model=m.Item)
     async def item(id: Id) -> Response:
         """Return the texts and the metadata of an image of the store."""
-        return await run(service.showing, lambda: _answer(m.Item(**_described(service.item(_row_of(service, id))))))
+        return await run(service.showing, lambda: _answer(m.Item(**service.item(_row_of(service, id)))))
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:
@@ -164,7 +164,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
                 hits = service.by_words(body.query, *part)
             else:
                 hits = service.neighbours(_row_of(service, str(getattr(body, "like", ""))), *part)
-            return _answer(m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_described(hit)) for hit in hits]))
+            return _answer(
+                m.SearchAnswer(hits=[m.FoundItem.model_construct(score=score, **shown) for score, shown in hits])
+            )
 
         return await run(service.searching, found)
 
@@ -297,11 +299,6 @@ def _row_of(service: Service, name: str) -> int:
     if row is None:
         raise HTTPException(404, "the store has no image of this id")
     return row
-
-
-def _described(hit: Hit) -> dict[str, Any]:
-    metadata = {name: plain(value) for name, value in hit.metadata.items() if value is not None}
-    return {"id": hit.id, "name": Path(hit.path or hit.id).name, "texts": hit.texts, "metadata": metadata}
 
 
 def _cell(value: Any) -> Any:

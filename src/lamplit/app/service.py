@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from torch.nn import functional as F
 
 from lamplit.app.encoders import ImageEncoder, PageReader
 from lamplit.app.image_bytes import as_jpeg
-from lamplit.app.kept_rows import KeptRows
+from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT
-from lamplit.retrieval.searcher import Hit, Searcher
+from lamplit.retrieval.searcher import Searcher
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import COLUMNS
 from lamplit.towers.texts.word_reader import WordReader
@@ -35,6 +34,8 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 ON_MAP = 2000  # images
 MAX_LISTED_VALUES = 30  # of a column; one with more is typed, not chosen from
+Shown = dict[str, Any]  # id, name, texts and metadata of an image
+Found = tuple[float, Shown]  # and its cosine
 _CACHED_CLASS_LISTS = 16
 _CACHED_THUMBNAILS = 4096  # of some 15 kB each
 _CACHED_QUERIES = 1024  # of some 5 kB each
@@ -96,24 +97,24 @@ class Service:
         row = int(pc.index(self._ids, pa.scalar(name, pa.string())).as_py())
         return None if row < 0 else row
 
-    def item(self, row: int) -> Hit:
-        """Return an image of the store with everything that the store knows of it."""
-        return self._hits([row], [1.0])[0]
+    def item(self, row: int) -> Shown:
+        """Return what the page shows of an image of the store."""
+        return self._rows.take([row])[0]
 
-    def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find images by words, or by a sum of words."""
+    def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Found]:
+        """Find images by words, or by a sum of words; return their cosines and what is shown of them."""
         return self.by_vector(self._words(query), k, offset, where)
 
-    def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, where: str | None) -> list[Hit]:
+    def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, where: str | None) -> list[Found]:
         """Find images by a (D,) unit vector."""
         found = self._searcher.find(vector, k, offset=offset, where=where)
-        return self._hits(found.rows.tolist(), found.scores.tolist())
+        return list(zip(found.scores.tolist(), self._rows.take(found.rows.tolist()), strict=True))
 
-    def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Hit]:
+    def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Found]:
         """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([row])
         hits = self.by_vector(vector, offset + k + 1, 0, where)
-        return [hit for hit in hits if hit.id != str(self._ids[row])][offset : offset + k]
+        return [hit for hit in hits if hit[1]["id"] != str(self._ids[row])][offset : offset + k]
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) unit vectors of texts."""
@@ -132,12 +133,6 @@ class Service:
         """(N, D) unit vectors of images of the store, in the joint space."""
         chosen = np.asarray(self._searcher.collection.vectors[list(rows)], np.float32)
         return F.normalize(torch.from_numpy(chosen), dim=-1)
-
-    def _hits(self, rows: list[int], scores: list[float]) -> list[Hit]:
-        return [
-            Hit(score, row["id"], row["path"], row["texts"], {name: row[name] for name in self.store.metadata_columns})
-            for score, row in zip(scores, self._rows.take(rows), strict=True)
-        ]
 
     def classify(
         self, zimg: Tensor, names: Sequence[str], templates: Sequence[str] | None
@@ -226,7 +221,7 @@ class Service:
             return class_list(self.model, names, templates)
 
     def _jpeg(self, row: int, side: int) -> bytes:
-        path = self._rows.take([row])[0]["path"]
+        [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
         return as_jpeg(Path(path), side)
@@ -239,17 +234,3 @@ def _given_classes(model: LiT, classes: ClassList | Sequence[str] | None) -> Cla
         classes.require_model(model)
         return classes
     return class_list(model, list(classes)) if classes else None
-
-
-def plain(value: Any, max_length: int = 2000) -> Any:
-    """Turn a cell of a store into a value that JSON has; long texts are cut."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 2**53 else str(value)  # a browser's numbers hold no more digits
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [plain(item, max_length) for item in value[:100]]
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= max_length else text[: max_length - 1] + "…"
