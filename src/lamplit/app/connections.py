@@ -48,10 +48,15 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what has come."""
-        if self._is_answered():
-            self._since, self._sent = self.loop.time(), 0  # the next request begins
+        if self._is_answered() and not self._sent:
+            self._since = self.loop.time()  # the next request begins
         self._sent += len(data)
         super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._since, self._sent = self.loop.time(), 0
+        super().on_response_complete()
 
     def end(self) -> None:
         """End the connection now, without an answer."""
@@ -74,7 +79,7 @@ class Connection(H11Protocol):
             self._since = now  # it takes the answer, in its time
         self._buffered = waiting
         elapsed = now - self._since
-        is_idle = self._is_answered() and self.conn.their_state in (h11.IDLE, h11.DONE) and not waiting
+        is_idle = self._is_answered() and not self._sent
         if waiting:
             is_slow = elapsed > ANSWER_SECONDS
         elif self._is_answering() or is_idle or self.flow.read_paused:
