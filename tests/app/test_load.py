@@ -21,7 +21,7 @@ from PIL import Image
 from test_server import bomb, png, said
 
 import lamplit
-from lamplit.app import bodies, connections, encoders
+from lamplit.app import bodies, connections, encoding
 from lamplit.app.kept_rows import KeptRows
 from lamplit.app.launch import listen
 from lamplit.app.server import make_app
@@ -138,7 +138,7 @@ def test_images_that_are_sent_have_few_pixels_and_scans(model: LiT, store: Store
 
 
 def test_images_that_wait_go_through_the_tower_together(model: LiT, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, passes = encoders.ImageEncoder(model), []
+    encoder, passes = encoding.ImageEncoder(model), []
     backend = encoder._open_backend()
     encoder._backend = lambda pixels: (passes.append(len(pixels)), time.sleep(0.1), backend(pixels))[2]
     sent = [png(color) for color in ("red", "green", "blue", "white", "black", "yellow")]
@@ -154,7 +154,7 @@ def test_images_that_wait_go_through_the_tower_together(model: LiT, monkeypatch:
 
 
 def test_tower_that_breaks_keeps_nobody_waiting(model: LiT) -> None:
-    encoder = encoders.ImageEncoder(model)
+    encoder = encoding.ImageEncoder(model)
     encoder._backend = lambda pixels: pixels[99]
     with pytest.raises(RuntimeError, match="the image tower failed"):
         asyncio.run(encoder.encode(io.BytesIO(png())))

@@ -22,7 +22,7 @@ from torch import Tensor
 from lamplit._version import __version__
 from lamplit.app import messages as m
 from lamplit.app.bodies import body_of, describe_bodies
-from lamplit.app.encoders import run
+from lamplit.app.encoding import run
 from lamplit.app.guard import Guard
 from lamplit.app.kept_rows import plain
 from lamplit.app.run_view import read_run

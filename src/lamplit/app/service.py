@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.app.encoders import ImageEncoder, PageReader
+from lamplit.app.encoding import ImageEncoder, PageReader
 from lamplit.app.image_bytes import as_jpeg
 from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
