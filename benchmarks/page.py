@@ -6,8 +6,8 @@ Three parts, each with its goals:
 3. clients without a bound on their rate beside 200 slow ones, 1,100 half-open connections (the server may have 1,024
    descriptors), uploads of 100 MB, and a JPEG of 2,000 scans; the memory of the server is read ten times a second.
 
-The server is a process of its own, and so are those who mean no good. All share the machine. The clients speak HTTP over
-plain asyncio, so that their own time is small beside the server's. Takes two minutes.
+The server is a process of its own, and so are those who mean no good. All share the machine. The clients speak HTTP
+over plain asyncio, so that their own time is small beside the server's. Takes two minutes.
 
     python benchmarks/page.py [MODEL] [STORE] [--quick] [--json FILE]
 """

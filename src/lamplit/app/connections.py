@@ -60,6 +60,7 @@ class Connection(H11Protocol):
 
     def end(self) -> None:
         """End the connection now, without an answer."""
+        self.connections.discard(self)  # at once: those that come in the same turn must not choose it again
         self.transport.abort()
 
     def _is_answered(self) -> bool:
