@@ -270,7 +270,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, __: ClientDisconnect) -> Response:
-        logger.info("a client went away before its request had come")
+        logger.debug("a client went away before its request had come")
         return Response(status_code=400)
 
     @app.exception_handler(Exception)  # Starlette raises it again, for the log
