@@ -31,10 +31,10 @@ from schemathesis.specs.openapi.checks import (
 from typer.testing import CliRunner
 
 import lamplit
+from lamplit.app.kept_rows import plain
 from lamplit.app.launch import address, listen
 from lamplit.app.map import project, sample
 from lamplit.app.server import make_app
-from lamplit.app.service import plain
 from lamplit.cli import main as cli
 from lamplit.errors import MissingExtraError, StoreError, TowerError, UsageError
 from lamplit.model import LiT

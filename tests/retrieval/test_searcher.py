@@ -181,7 +181,7 @@ def test_copies_are_one_hit(text_folder: Path, tmp_path: Path, small: int) -> No
     pages = [searcher.search("ring", k=3, offset=offset) for offset in (0, 3, 6)]
     assert [int(hit.id) for page in pages for hit in page] == list(found)
     later = {int(hit.id): [int(name) for name in hit.copies] for hit in searcher.search("ring", k=11, where="year > 2")}
-    assert later == {3: [7], 4: [], 5: [], 6: [], 8: [], 9: [], 10: []}
+    assert later == {3: [0, 7], 4: [], 5: [2], 6: [], 8: [], 9: [], 10: []}
 
 
 # --- Large stores, filters, pages and sums

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 J = TypeVar("J", bound=BaseModel)
 F = TypeVar("F", bound=BaseModel)
 MAX_JSON = 4 * 2**20  # bytes; unlike the files of a form, JSON is in memory for all clients at once
-MAX_FILES, MAX_FIELDS = 64, 2000  # of a form, before its values are validated
+ALL_JSON = 64 * 2**20  # of all clients
+MAX_FILES, MAX_FIELDS = 20, 2000  # of a form, before its values are validated
 JSON, FORM = "application/json", "multipart/form-data"
 
 
@@ -26,7 +30,7 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
             body = await _json_of(request)
             yield _checked(lambda: of_json.model_validate_json(body))
         elif kind == FORM:
-            async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+            async with _form_of(request) as form:
                 lists = {name for name, field in of_form.model_fields.items() if "list[" in str(field.annotation)}
                 values = {name: form.getlist(name) if name in lists else form[name] for name in form}
                 yield _checked(lambda: of_form.model_validate(values))
@@ -42,14 +46,44 @@ def describe_bodies(of_json: type[BaseModel], of_form: type[BaseModel]) -> dict[
     return {"requestBody": {"required": True, "content": content}}
 
 
+class _Parser(MultiPartParser):
+    """Keeps files on the disk, so that memory does not grow with those who send."""
+
+    spool_max_size = 2**16
+
+
+@asynccontextmanager
+async def _form_of(request: Request) -> AsyncIterator[FormData]:
+    try:
+        form = await _Parser(request.headers, request.stream(), max_files=MAX_FILES, max_fields=MAX_FIELDS).parse()
+    except (MultiPartException, KeyError) as error:  # a KeyError without a boundary
+        raise HTTPException(400, getattr(error, "message", "this form names no boundary")) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+class _Memory:
+    """Bytes of JSON that are in memory now."""
+
+    taken = 0
+
+
 async def _json_of(request: Request) -> bytes:
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_JSON:
-            raise HTTPException(413, f"JSON may have {MAX_JSON // 2**20} MB")
-        parts.append(part)
-    return b"".join(parts)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            _Memory.taken += len(part)
+            if size > MAX_JSON:
+                raise HTTPException(413, f"JSON may have {MAX_JSON // 2**20} MB")
+            if _Memory.taken > ALL_JSON:
+                raise HTTPException(503, "too many send much at once; ask again", {"retry-after": "5"})
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        _Memory.taken -= size
 
 
 def _checked(validate: Callable[[], Any]) -> Any:

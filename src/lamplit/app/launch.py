@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamplit.errors import MissingExtraError, UsageError
+from lamplit.exports.text_graph import write_words
 from lamplit.model import LiT, as_model
 from lamplit.store.lance_store import Store, as_store
+from lamplit.towers.texts.word_reader import WordReader, open_words
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from lamplit.zeroshot.class_list import ClassList
 
 logger = logging.getLogger(__name__)
-KEEP_ALIVE = 75  # seconds; with uvicorn's 5, a client that waits behind 200 others meets a closed connection
-_BACKLOG = 2048  # connections that wait to be accepted
 
 
 def serve(
@@ -63,8 +63,8 @@ def serve(
     """
     try:
         import python_multipart  # noqa: F401 (fastapi asks for it when the first form comes)
-        import uvicorn
 
+        from lamplit.app.connections import BACKLOG, server_of
         from lamplit.app.server import make_app
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lamplit"):
@@ -73,22 +73,22 @@ def serve(
     hosts = _hosts(host)
     if len(hosts) > 1:
         logger.warning("everybody who can reach %s can search here: there is no password", host)
+    opened, name = as_model(model, device=device), None if isinstance(model, LiT) else str(model)
     app = make_app(
-        as_model(model, device=device), as_store(store), name=None if isinstance(model, LiT) else str(model),
-        classes=classes, hosts=hosts, allow_hosts=allow_hosts, root_path=root_path,
+        opened, as_store(store), name=name, words=_open_words(name, device), classes=classes, hosts=hosts,
+        allow_hosts=allow_hosts, root_path=root_path,
     )  # fmt: skip
-    with listen(host, port) as listener:
+    with listen(host, port, BACKLOG) as listener:
         if started is not None:
             started(address(host, listener.getsockname()[1]))
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=5,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server_of(app).run(sockets=[listener])
+
+
+def _open_words(name: str | None, device: object) -> WordReader | None:
+    """Open the text tower for ONNX Runtime, as `lamplit search` does; made now if it is not there."""
+    if name is None or device is not None or not write_words(name):
+        return None
+    return open_words(name)
 
 
 def address(host: str, port: int) -> str:
@@ -97,7 +97,7 @@ def address(host: str, port: int) -> str:
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
     """Open a listening socket whose connections send what they have at once (TCP_NODELAY).
 
     Raises:
@@ -105,7 +105,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=backlog)
     except (OSError, OverflowError) as error:
         raise UsageError(f"cannot listen on {host}:{port} ({error}); give another --port or --host") from error
     # asyncio does so only for sockets that were made with the protocol number of TCP, and this one has 0: without it,

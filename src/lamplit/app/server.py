@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Collection as Names
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+import torch
+from fastapi import Depends, FastAPI, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from torch import Tensor
 
 from lamplit._version import __version__
 from lamplit.app import messages as m
 from lamplit.app.bodies import body_of, describe_bodies
+from lamplit.app.encoding import run
 from lamplit.app.guard import Guard
+from lamplit.app.kept_rows import plain
 from lamplit.app.run_view import read_run
-from lamplit.app.service import Service, plain
+from lamplit.app.service import Service
+from lamplit.app.static_file import StaticFile
 from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
 from lamplit.model import LiT
-from lamplit.retrieval.searcher import Hit
 from lamplit.store.lance_store import Store
 from lamplit.towers.model_folder import CONFIG
+from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
+logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 THUMBNAIL, IMAGE = 320, 1600  # longest sides, in pixels
+_KEPT_MAPS = 32  # of some 300 kB each at most
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": m.Problem, "description": text}
     for status, text in {
@@ -62,6 +73,7 @@ def make_app(
     allow_hosts: Names[str] = (),
     root_path: str = "",
     max_body: int = m.MAX_BODY,
+    words: WordReader | None = None,
 ) -> FastAPI:
     """Make the ASGI application; `serve` runs it.
 
@@ -74,6 +86,7 @@ def make_app(
         allow_hosts: names of a reverse proxy in front of it, with the port if it is not the usual one.
         root_path: path of the page behind that proxy.
         max_body: largest request, in bytes.
+        words: the model's text tower for ONNX Runtime, if it has one; else torch reads words.
 
     Raises:
         StoreError: another tower embedded the store than the model reads.
@@ -84,7 +97,7 @@ def make_app(
         title="lamplit", version=__version__, docs_url=None, redoc_url=None, responses=_PROBLEMS,
         summary="Search and classify images by words, and embed both.",
     )  # fmt: skip
-    service = Service(model, store, classes)
+    service = Service(model, store, classes, words)
     _add_pages(app)
     _add_questions(app, service)
     _add_descriptions(app, service, name)
@@ -95,15 +108,22 @@ def make_app(
 
 
 def _add_pages(app: FastAPI) -> None:
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    """Answer the page and its files from memory, without a thread that might wait behind a search."""
+    files = {file.name: StaticFile(file) for file in STATIC.iterdir()}
 
     @app.get("/", include_in_schema=False)
-    def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
+    async def page(request: Request) -> Response:
+        return files["index.html"].answer(request.headers)
 
     @app.get("/docs", include_in_schema=False)
-    def docs() -> FileResponse:  # FastAPI's own pages load their scripts from elsewhere
-        return FileResponse(STATIC / "docs.html")
+    async def docs(request: Request) -> Response:  # FastAPI's own pages load their scripts from elsewhere
+        return files["docs.html"].answer(request.headers)
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str, request: Request) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return files[name].answer(request.headers)
 
 
 def _add_images(app: FastAPI, service: Service) -> None:
@@ -115,115 +135,152 @@ def _add_images(app: FastAPI, service: Service) -> None:
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
     @app.get("/thumbnail", response_class=Response, responses=_JPEG)
-    def thumbnail(id: Id) -> Response:
+    async def thumbnail(id: Id) -> Response:
         """Return an image of the store as a JPEG of at most 320 pixels a side."""
-        return jpeg(id, THUMBNAIL, keep=True)
+        return await run(service.showing, partial(jpeg, id, THUMBNAIL, keep=True))
 
     @app.get("/image", response_class=Response, responses=_JPEG)
-    def image(id: Id) -> Response:
+    async def image(id: Id) -> Response:
         """Return an image of the store as a JPEG of at most 1600 pixels a side."""
-        return jpeg(id, IMAGE, keep=False)
+        return await run(service.showing, partial(jpeg, id, IMAGE, keep=False))
 
-    @app.get("/item")
-    def item(id: Id) -> m.Item:
+    @app.get("/item", response_model=m.Item)
+    async def item(id: Id) -> Response:
         """Return the texts and the metadata of an image of the store."""
-        return m.Item(**_described(service.item(_row_of(service, id))))
+        return await run(service.showing, lambda: _answer(m.Item(**service.item(_row_of(service, id)))))
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:
-    @app.post("/search", openapi_extra=describe_bodies(m.SearchWords, m.SearchImage))
-    def search(body: SearchBody) -> m.SearchAnswer:
+    @app.post("/search", response_model=m.SearchAnswer, openapi_extra=describe_bodies(m.SearchWords, m.SearchImage))
+    async def search(body: SearchBody) -> Response:
         """Find images by words, by an image of the store, or by an image that is sent."""
         part = (body.k, body.offset, body.where)
-        if isinstance(body, m.SearchImage):
-            hits = service.by_image(body.image.file.read(), *part)
-        elif body.query is not None:
-            hits = service.by_words(body.query, *part)
-        else:
-            hits = service.neighbours(_row_of(service, str(body.like)), *part)
-        return m.SearchAnswer(hits=[m.FoundItem(score=hit.score, **_described(hit)) for hit in hits])
+        vector = await service.embed_image(body.image.file) if isinstance(body, m.SearchImage) else None
 
-    @app.post("/classify", openapi_extra=describe_bodies(m.ClassifyIds, m.ClassifyImages))
-    def classify(body: ClassifyBody) -> m.ClassifyAnswer:
+        def found() -> Response:
+            if vector is not None:
+                hits = service.by_vector(vector, *part)
+            elif isinstance(body, m.SearchWords) and body.query is not None:
+                hits = service.by_words(body.query, *part)
+            else:
+                hits = service.neighbours(_row_of(service, str(getattr(body, "like", ""))), *part)
+            return _answer(
+                m.SearchAnswer(hits=[m.FoundItem.model_construct(score=score, **shown) for score, shown in hits])
+            )
+
+        return await run(service.searching, found)
+
+    @app.post(
+        "/classify", response_model=m.ClassifyAnswer, openapi_extra=describe_bodies(m.ClassifyIds, m.ClassifyImages)
+    )
+    async def classify(body: ClassifyBody) -> Response:
         """Classify images of the store, or images that are sent."""
-        images = []
-        for image in body.ids if isinstance(body, m.ClassifyIds) else body.images:
-            name = image if isinstance(image, str) else image.filename or "image"
-            try:
-                if isinstance(image, str):
-                    zimg = service.vectors([_row_of(service, image)])
-                else:
-                    zimg = service.embed_images([image.file.read()])
-            except ImageError as error:
-                images.append(m.Classified(name=name, error=str(error)))
-                continue
+        images: list[tuple[str, Tensor | str]] = []  # name, and vector or why there is none
+        if isinstance(body, m.ClassifyIds):
+            images = [(name, service.vectors([_row_of(service, name)])) for name in body.ids]
+        else:
+            sent = await asyncio.gather(*(_vector_of(service, image) for image in body.images))
+            images = [(image.filename or "image", vector) for image, vector in zip(body.images, sent, strict=True)]
+
+        def classified(name: str, zimg: Tensor | str) -> m.Classified:
+            if isinstance(zimg, str):
+                return m.Classified(name=name, error=zimg)
             [guesses], [none] = service.classify(zimg, body.classes, body.templates)
             shares = [m.ClassShare(**vars(guess)) for guess in guesses[: body.top]]
-            images.append(m.Classified(name=name, classes=shares, none_of_these=none))
-        return m.ClassifyAnswer(images=images)
+            return m.Classified(name=name, classes=shares, none_of_these=none)
 
-    @app.post("/embed", openapi_extra=describe_bodies(m.EmbedTexts, m.EmbedImages))
-    def embed(body: EmbedBody) -> m.EmbedAnswer:
+        def answer() -> Response:
+            return _answer(m.ClassifyAnswer(images=[classified(*image) for image in images]))
+
+        return await run(service.classifying, answer)
+
+    @app.post("/embed", response_model=m.EmbedAnswer, openapi_extra=describe_bodies(m.EmbedTexts, m.EmbedImages))
+    async def embed(body: EmbedBody) -> Response:
         """Return the vectors of texts, or of images that are sent."""
         if isinstance(body, m.EmbedTexts):
-            vectors = service.embed_texts(body.texts)
+            vectors = await run(service.embedding, service.embed_texts, body.texts)
         else:
-            vectors = service.embed_images([image.file.read() for image in body.images])
-        return m.EmbedAnswer(width=vectors.shape[1], vectors=vectors.tolist())
+            sent = await asyncio.gather(*(service.embed_image(image.file) for image in body.images))
+            vectors = torch.stack(sent).numpy()
+        return _answer(m.EmbedAnswer(width=vectors.shape[1], vectors=vectors.tolist()))
+
+
+async def _vector_of(service: Service, image: UploadFile) -> Tensor | str:
+    """(1, D) vector of an image that was sent, or the reason why there is none."""
+    try:
+        return (await service.embed_image(image.file))[None]
+    except ImageError as error:
+        return str(error)
 
 
 def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
-    run = None if name is None or name.startswith("lit:") else read_run(Path(name))
-    description = _about(service, name, None if run is None else run["settings"].get("text_column"))
+    run_shown = None if name is None or name.startswith("lit:") else read_run(Path(name))
+    text_column = None if run_shown is None else run_shown["settings"].get("text_column")
+    described = _about(service, name, text_column).model_dump_json()
 
-    @app.get("/about")
-    def about() -> m.About:
+    @app.get("/about", response_model=m.About)
+    async def about() -> Response:
         """Describe the open model and store."""
-        return description
+        return Response(described, media_type="application/json")
 
-    @app.get("/map")
-    def map_(
-        column: Annotated[str | None, Query(max_length=1000, description="Column to colour by.")] = None,
-        query: Annotated[
-            str | None, Query(max_length=1000, description="Words to colour by: their cosine with each image.")
-        ] = None,
-    ) -> m.MapAnswer:
-        """Return a sample of the store in two dimensions."""
-        if column is not None and column not in service.store.metadata_columns:
-            raise HTTPException(404, f"the store has no column {column[:100]!r}")
+    @lru_cache(_KEPT_MAPS)
+    def drawn(column: str | None, query: str | None) -> bytes:
         points, explained = service.projection
-        values = service.values(column, (query or "").strip() or None)
+        values = service.values(column, query)
         rows = service.sampled.select(["id", "texts"]).to_pylist()
         shown = [
             m.Point(id=row["id"], x=x, y=y, text=plain(" ".join(row["texts"][:1]), 200), value=_cell(value))
             for row, (x, y), value in zip(rows, points.tolist(), values, strict=True)
         ]
-        return m.MapAnswer(images=len(service.store), explained=explained, points=shown)
+        return bytes(_answer(m.MapAnswer(images=len(service.store), explained=explained, points=shown)).body)
+
+    @app.get("/map", response_model=m.MapAnswer)
+    async def map_(
+        column: Annotated[str | None, Query(max_length=1000, description="Column to colour by.")] = None,
+        query: Annotated[
+            str | None, Query(max_length=1000, description="Words to colour by: their cosine with each image.")
+        ] = None,
+    ) -> Response:
+        """Return a sample of the store in two dimensions."""
+        if column is not None and column not in service.store.metadata_columns:
+            raise HTTPException(404, f"the store has no column {column[:100]!r}")
+        content = await run(service.mapping, drawn, column, (query or "").strip() or None)
+        return Response(content, media_type="application/json")
 
     @app.get("/run")
-    def run_() -> m.RunAnswer:
+    async def run_() -> m.RunAnswer:
         """Return the curves and the report of the tuning run behind the model."""
-        if run is None:
+        if run_shown is None:
             raise HTTPException(404, "this model has no finished tuning run beside it")
-        return m.RunAnswer(**run)
+        return m.RunAnswer(**run_shown)
 
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(LamplitError)
-    def explained(_: Request, error: LamplitError) -> JSONResponse:
+    async def explained(_: Request, error: LamplitError) -> JSONResponse:
         return _problem(422, str(error))
 
     @app.exception_handler(RequestValidationError)
-    def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         return _problem(422, "; ".join(_sentence(each) for each in error.errors()[:3]))
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
         return _problem(error.status_code, _MESSAGES.get(error.detail, str(error.detail)), error.headers)
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        logger.debug("a client went away before its request had come")
+        return Response(status_code=400)
+
     @app.exception_handler(Exception)  # Starlette raises it again, for the log
-    def unexpected(_: Request, __: Exception) -> JSONResponse:
+    async def unexpected(_: Request, __: Exception) -> JSONResponse:
         return _problem(500, "an unexpected error; the terminal of lamplit app shows what went wrong")
+
+
+def _answer(message: BaseModel) -> Response:
+    """Write an answer; FastAPI would check it once more, and in the thread that all requests share."""
+    return Response(message.model_dump_json(), media_type="application/json")
 
 
 def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
@@ -242,11 +299,6 @@ def _row_of(service: Service, name: str) -> int:
     if row is None:
         raise HTTPException(404, "the store has no image of this id")
     return row
-
-
-def _described(hit: Hit) -> dict[str, Any]:
-    metadata = {name: plain(value) for name, value in hit.metadata.items() if value is not None}
-    return {"id": hit.id, "name": Path(hit.path or hit.id).name, "texts": hit.texts, "metadata": metadata}
 
 
 def _cell(value: Any) -> Any:

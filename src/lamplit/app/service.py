@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.app.encoding import ImageEncoder, PageReader
 from lamplit.app.image_bytes import as_jpeg
+from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT
-from lamplit.retrieval.searcher import Hit, Searcher
+from lamplit.retrieval.searcher import Searcher
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import COLUMNS
+from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 ON_MAP = 2000  # images
 MAX_LISTED_VALUES = 30  # of a column; one with more is typed, not chosen from
+Shown = dict[str, Any]  # id, name, texts and metadata of an image
+Found = tuple[float, Shown]  # and its cosine
 _CACHED_CLASS_LISTS = 16
 _CACHED_THUMBNAILS = 4096  # of some 15 kB each
+_CACHED_QUERIES = 1024  # of some 5 kB each
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,16 @@ class Guess:
 
 
 class Service:
-    """What the page and the API ask for. The model answers one at a time, so memory does not grow with the clients.
+    """What the page and the API ask for.
+
+    Each kind of question has a few threads of its own, so that none waits for another kind, and memory does not grow
+    with the clients.
 
     Args:
         model: an open model.
         store: embedded with the image tower that the model reads.
         classes: what the page begins with: names of classes, or a class list, which keeps its calibration.
+        words: the model's text tower for ONNX Runtime, if it has one.
 
     Raises:
         StoreError: another tower embedded the store than the model reads.
@@ -57,63 +68,73 @@ class Service:
         UsageError: the class list is a multi-label one, or a name is given twice.
     """
 
-    def __init__(self, model: LiT, store: Store, classes: ClassList | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: LiT,
+        store: Store,
+        classes: ClassList | Sequence[str] | None = None,
+        words: WordReader | None = None,
+    ) -> None:
         self.model = model
         self.store = store
         self.classes = _given_classes(model, classes)
-        self._searcher = Searcher(model, store)
+        self._searcher = Searcher(PageReader(model, words), store)
+        self._images = ImageEncoder(model)
+        self._rows = KeptRows(store)
         self._ids = pa.array(store.column("id"), pa.string())  # sorted
-        self._model_lock = Lock()
+        self._class_lock = Lock()
         self._map_lock = Lock()
         self._projection: Projection | None = None
-        self._decoders = BoundedSemaphore(2)
         self._class_lists = lru_cache(_CACHED_CLASS_LISTS)(self._make_class_list)
         self._jpegs = lru_cache(_CACHED_THUMBNAILS)(self._jpeg)
+        self._words = lru_cache(_CACHED_QUERIES)(self._searcher.encode)
+        self.searching, self.showing = ThreadPoolExecutor(2, "search"), ThreadPoolExecutor(2, "image")
+        self.classifying, self.embedding = ThreadPoolExecutor(1, "classify"), ThreadPoolExecutor(1, "embed")
+        self.mapping = ThreadPoolExecutor(1, "map")
 
     def row_of(self, name: str) -> int | None:
         """Return the row of the image with this id, in the order of the ids; None if there is none."""
         row = int(pc.index(self._ids, pa.scalar(name, pa.string())).as_py())
         return None if row < 0 else row
 
-    def item(self, row: int) -> Hit:
-        """Return an image of the store with everything that the store knows of it."""
-        [found] = self.store.rows([row])
-        metadata = {name: found[name] for name in self.store.metadata_columns}
-        return Hit(1.0, found["id"], found["path"], found["texts"], metadata)
+    def item(self, row: int) -> Shown:
+        """Return what the page shows of an image of the store."""
+        return self._rows.take([row])[0]
 
-    def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find images by words, or by a sum of words."""
-        return self._searcher.nearest(self.encode_query(query), k, offset=offset, where=where)
+    def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Found]:
+        """Find images by words, or by a sum of words; return their cosines and what is shown of them."""
+        return self.by_vector(self._words(query), k, offset, where)
 
-    def by_image(self, image: bytes, k: int, offset: int, where: str | None) -> list[Hit]:
-        """Find images by another one."""
-        return self._searcher.nearest(self.encode_query(image=image), k, offset=offset, where=where)
+    def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, where: str | None) -> list[Found]:
+        """Find images by a (D,) unit vector."""
+        found = self._searcher.find(vector, k, offset=offset, where=where)
+        return list(zip(found.scores.tolist(), self._rows.take(found.rows.tolist()), strict=True))
 
-    def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Hit]:
+    def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Found]:
         """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([row])
-        hits = self._searcher.nearest(vector, offset + k + 1, where=where)
-        name = str(self._ids[row])
-        return [hit for hit in hits if name != hit.id and name not in hit.copies][offset : offset + k]
+        others = {row, *self._searcher.collection.copies.of_rows(np.array([row]))[0].tolist()}
+        found = self._searcher.find(vector, offset + k + 1, where=where)
+        kept = np.flatnonzero(~np.isin(found.rows, list(others)))[offset : offset + k]
+        return list(zip(found.scores[kept].tolist(), self._rows.take(found.rows[kept].tolist()), strict=True))
 
-    def encode_query(self, query: str | None = None, image: bytes | None = None) -> NDArray[np.float32]:
-        """Encode a query as `Searcher.encode` does: a (D,) unit vector."""
-        with self._model_lock:
-            return self._searcher.encode(query, image)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) unit vectors of texts."""
-        with self._model_lock:
-            return self.model.encode_texts(texts)
+        return self._searcher.reader.encode_texts(texts)
 
-    def embed_images(self, images: Sequence[bytes]) -> Tensor:
-        """(N, D) unit vectors of encoded images."""
-        with self._model_lock:
-            return self.model.encode_images(images, batch_size=1)  # decoded one by one: each may be 100 megapixels
+    async def embed_image(self, image: BinaryIO) -> Tensor:
+        """(D,) unit vector of an encoded image, together with those that others have sent.
+
+        Raises:
+            ImageError: it cannot be used, or is too large.
+            TowerError: the model is open without its image tower.
+        """
+        return await self._images.encode(image)
 
     def vectors(self, rows: Sequence[int]) -> Tensor:
         """(N, D) unit vectors of images of the store, in the joint space."""
-        return self.model.project_all(F.normalize(self.store.vectors_at(rows).float(), dim=-1))
+        chosen = np.asarray(self._searcher.collection.vectors[list(rows)], np.float32)
+        return F.normalize(torch.from_numpy(chosen), dim=-1)
 
     def classify(
         self, zimg: Tensor, names: Sequence[str], templates: Sequence[str] | None
@@ -164,7 +185,7 @@ class Service:
     def values(self, column: str | None, query: str | None) -> list[Any]:
         """Return what the map is coloured by: cells of a column, cosines to words, or None for each image."""
         if query is not None:
-            cosines: list[Any] = (self._sampled_vectors.numpy() @ self.encode_query(query)).tolist()
+            cosines: list[Any] = (self._sampled_vectors.numpy() @ self._words(query)).tolist()
             return cosines
         if column is not None:
             return [plain(value, 80) for value in self.sampled[column].to_pylist()]
@@ -189,7 +210,7 @@ class Service:
 
     @cached_property
     def _sampled_vectors(self) -> Tensor:
-        return self.vectors(self._on_map).cpu()
+        return self.vectors(self._on_map)
 
     def _classes_for(self, names: list[str], templates: list[str] | None) -> ClassList:
         classes = self.classes
@@ -198,15 +219,14 @@ class Service:
         return self._class_lists(tuple(names), tuple(templates or DEFAULT_TEMPLATES))
 
     def _make_class_list(self, names: tuple[str, ...], templates: tuple[str, ...]) -> ClassList:
-        with self._model_lock:
+        with self._class_lock:  # the tokenizers of transformers take one thread
             return class_list(self.model, names, templates)
 
     def _jpeg(self, row: int, side: int) -> bytes:
         [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
-        with self._decoders:
-            return as_jpeg(Path(path), side)
+        return as_jpeg(Path(path), side)
 
 
 def _given_classes(model: LiT, classes: ClassList | Sequence[str] | None) -> ClassList | None:
@@ -216,17 +236,3 @@ def _given_classes(model: LiT, classes: ClassList | Sequence[str] | None) -> Cla
         classes.require_model(model)
         return classes
     return class_list(model, list(classes)) if classes else None
-
-
-def plain(value: Any, max_length: int = 2000) -> Any:
-    """Turn a cell of a store into a value that JSON has; long texts are cut."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 2**53 else str(value)  # a browser's numbers hold no more digits
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [plain(item, max_length) for item in value[:100]]
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= max_length else text[: max_length - 1] + "…"

@@ -40,7 +40,7 @@ def search(
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(help="SQL condition on the store's columns, such as \"year > 2019 and folder = 'trip'\"."),
+        typer.Option(help="Condition on the columns of the store, such as \"year > 2019 and folder = 'trip'\"."),
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare the query with all images, however many there are.")

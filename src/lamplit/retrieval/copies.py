@@ -46,8 +46,8 @@ class Copies:
         first[self.rows[candidates[kept]]] = True
         return first
 
-    def of_rows(self, rows: NDArray[np.int64], allowed: NDArray[np.bool_] | None = None) -> list[NDArray[np.int64]]:
-        """Return for each row the other rows, of those that are allowed, that have its content."""
+    def of_rows(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return for each row the other rows that have its content."""
         none = np.empty(0, np.int64)
         if not len(self):
             return [none] * len(rows)
@@ -57,6 +57,6 @@ class Copies:
             if self.rows[place] != row:
                 found.append(none)
                 continue
-            others = self.rows[self.contents == self.contents[place]]
-            found.append(others[(others != row) & (True if allowed is None else allowed[others])])
+            same = self.rows[self.contents == self.contents[place]]
+            found.append(same[same != row])
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # a model brings torch, and a search by words does without
     from lamplit.model import ImageInput, LiT
 
 FIRST = 100  # hits that are the best of the candidates; all further ones are exact
+_KEPT_CONDITIONS = 16  # a byte for each row and condition
 _CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 
 
@@ -93,6 +95,7 @@ class Searcher:
         self.store.require_tower(self.reader.identity)
         self.exact = exact
         self.collection = open_collection(self.store, self.reader.project_rows, self.reader.space, small)
+        self._allowed = lru_cache(_KEPT_CONDITIONS)(self._first_copies)  # like the vectors, as the store is now
         is_own_space = self.reader.space == self.store.tower.fingerprint
         self.probes = index_probes(self.store) if is_own_space and not exact else None
 
@@ -118,7 +121,7 @@ class Searcher:
             image: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
             k: number of hits.
             offset: number of better hits to leave out, for pages.
-            where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
+            where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
 
         Returns:
             At most k hits, best first.
@@ -164,17 +167,23 @@ class Searcher:
         Raises:
             UsageError: the condition is wrong, or `k` or `offset` is below zero.
         """
-        _require_query(None, k, offset)
-        allowed = None if where is None else self.store.where(where)
-        copies = self.collection.copies
-        first_only = copies.first_only(len(self.collection.vectors), allowed)
-        found = self._page(as_array(vector), k, offset, first_only, where)
-        others = [self._ids(rows) for rows in copies.of_rows(found.rows, allowed)]
+        found = self.find(vector, k, offset=offset, where=where)
+        others = [self._ids(rows) for rows in self.collection.copies.of_rows(found.rows)]
         rows = self.store.rows(found.rows.tolist())
         return [
             Hit(score, row["id"], row["path"], row["texts"], {c: row[c] for c in self.store.metadata_columns}, same)
             for score, row, same in zip(found.scores.tolist(), rows, others, strict=True)
         ]
+
+    def find(self, vector: NDArray[np.float32] | Tensor, k: int, *, offset: int = 0, where: str | None = None) -> Found:
+        """Do what `nearest` does, for rows of the store and their scores alone."""
+        _require_query(None, k, offset)
+        return self._page(as_array(vector), k, offset, self._allowed(where), where)
+
+    def _first_copies(self, where: str | None) -> NDArray[np.bool_] | None:
+        """Mark of each content the first row that meets a condition, (N,); None if that is every row."""
+        holds = None if where is None else self.store.where(where)
+        return self.collection.copies.first_only(len(self.collection.vectors), holds)
 
     def _page(
         self, vector: NDArray[np.float32], k: int, offset: int, allowed: NDArray[np.bool_] | None, where: str | None
@@ -234,7 +243,7 @@ def search(
         image: a path, encoded bytes, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W).
         k: number of hits.
         offset: number of better hits to leave out, for pages.
-        where: SQL condition on the store's columns, such as `year > 2019 and folder = 'trip'`.
+        where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
 
     Returns:

@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any, Self
 import lance
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
 from lamplit.store.column_types import column_type
+from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
 from lamplit.store.row_order import RowOrder
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row
+from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents
 from lamplit.store.schema_changes import allow_empty_cells, is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
 from lamplit.store.table_writing import (
-    PRIMARY_KEY,
     create_table,
     delete_rows,
     explained,
@@ -115,12 +114,7 @@ class Store:
         for name in metadata_columns:
             if name not in types:
                 types[name] = column_type(row.metadata.get(name) for row in rows)
-        columns = {"id": pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY)}
-        kinds = FIXED_COLUMNS | {name: types[name] for name in metadata_columns}
-        kinds["vector"] = pa.list_(pa.float16(), tower.width)
-        columns |= {name: pa.field(name, kind) for name, kind in kinds.items() if name != "id"}
-        metadata = StoreMetadata(tower, backend, centered)
-        schema = pa.schema(columns.values(), {KEY: metadata.to_json()})
+        schema = StoreMetadata(tower, backend, centered).schema({name: types[name] for name in metadata_columns})
         create_table(str(path), schema, chain([rows], more), Counter() if lost is None else lost)
         return cls(path)
 
@@ -245,13 +239,8 @@ class Store:
 
     def contents(self) -> NDArray[np.int64]:
         """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
-        encoded = self._table.to_table(columns=["hash"])["hash"].combine_chunks().dictionary_encode("encode")
-        numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        unnamed = pc.index(encoded.dictionary.fill_null(""), "").as_py()
-        unknown = np.flatnonzero(numbers == unnamed)
-        numbers[unknown] = len(encoded.dictionary) + np.arange(len(unknown))
-        found: NDArray[np.int64] = numbers[self.order]
-        return found
+        numbers: NDArray[np.int64] = number_contents(self._table.to_table(columns=["hash"])["hash"])[self.order]
+        return numbers
 
     def texts(self, column: str = "texts") -> list[list[str]]:
         """Return the texts of each image, from the pairs' own text column or a metadata column of text.
@@ -315,17 +304,21 @@ class Store:
     # Searching
 
     def where(self, condition: str) -> NDArray[np.bool_]:
-        """Return for each row, (N,), whether an SQL condition on its columns holds.
+        """Return for each row, (N,), whether a condition on its columns holds.
+
+        Args:
+            condition: comparisons of columns with values, such as `year > 2019 and kind in ('bird', 'fish')`;
+                `'a hat' in texts` asks whether a list has a value.
 
         Raises:
-            UsageError: Lance cannot read the condition; the message names the columns.
+            UsageError: the condition cannot be read, or compares what cannot be compared; the message says what can.
         """
+        sql = parse_condition(condition, self._table.schema)
         try:
-            rows = self._order.matching(condition)
+            rows = self._order.matching(sql)
         except (ValueError, OSError, RuntimeError) as error:  # a RuntimeError if Lance's planner breaks
             reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
-            there = self._listed_columns()
-            raise UsageError(f"the condition {condition!r} cannot be used ({reason}); there are: {there}") from error
+            raise UsageError(f"the condition {condition!r} cannot be used ({reason})") from error
         holds = np.zeros(len(self), bool)
         holds[rows] = True
         return holds
@@ -337,8 +330,9 @@ class Store:
             vector: (D,) of unit length.
             k: how many rows.
             probes: how many of the index's partitions are looked at.
-            condition: SQL that the rows must meet.
+            condition: that the rows must meet, as in `where`.
         """
+        condition = None if condition is None else parse_condition(condition, self._table.schema)
         nearest = {"column": "vector", "q": vector.astype(np.float16), "k": k, "nprobes": probes}
         found = self._table.to_table(
             columns=["_distance"], with_row_id=True, nearest=nearest, filter=condition, prefilter=condition is not None
@@ -361,16 +355,7 @@ class Store:
         Raises:
             StoreError: naming both towers and the way out.
         """
-        if tower.fingerprint == self.tower.fingerprint:
-            return
-        way_out = "Embed the images again with: lamplit embed SOURCE"
-        if tower.imported:
-            way_out = "Import vectors of that tower, by that name, with: lamplit import SOURCE"
-        raise StoreError(
-            f"{self.path} was {'imported, made' if self.tower.imported else 'embedded'} by {self.tower.spec} "
-            f"(fingerprint {self.tower.fingerprint}), not by {tower.spec} (fingerprint {tower.fingerprint}): "
-            f"their vectors cannot be compared. {way_out} --image-tower {tower.spec} --out ANOTHER.lance"
-        )
+        self._metadata.require_tower(tower, self.path)
 
     def _refresh(self) -> None:
         self._table.checkout_latest()

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.store.column_types import UnfitError, fitted
@@ -73,3 +76,12 @@ def _cell(value: Any, name: str, kind: pa.DataType, lost: Counter[str] | None) -
         if lost is not None:
             lost[name] += 1
         return None
+
+
+def number_contents(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Number (N,) content hashes: equal ones have one number, and an empty one is like no other."""
+    encoded = hashes.combine_chunks().dictionary_encode("encode")
+    numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    unknown = np.flatnonzero(numbers == pc.index(encoded.dictionary.fill_null(""), "").as_py())
+    numbers[unknown] = len(encoded.dictionary) + np.arange(len(unknown))
+    return numbers

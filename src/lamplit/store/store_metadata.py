@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,7 +11,8 @@ import pyarrow as pa
 
 from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import StoreError
-from lamplit.store.rows import COLUMNS
+from lamplit.store.rows import COLUMNS, FIXED_COLUMNS
+from lamplit.store.table_writing import PRIMARY_KEY
 from lamplit.towers.identity import TowerIdentity
 
 FORMAT = 1
@@ -44,6 +46,30 @@ class StoreMetadata:
             "center": self.center,
         }
         return json.dumps(values)
+
+    def schema(self, metadata_types: Mapping[str, pa.DataType]) -> pa.Schema:
+        """Return the schema of a new table, with metadata columns of these types."""
+        kinds = FIXED_COLUMNS | dict(metadata_types) | {"vector": pa.list_(pa.float16(), self.tower.width)}
+        key = pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY)
+        others = [pa.field(name, kind) for name, kind in kinds.items() if name != "id"]
+        return pa.schema([key, *others], {KEY: self.to_json()})
+
+    def require_tower(self, tower: TowerIdentity, path: str) -> None:
+        """Raise if the vectors of the store at `path` are those of another tower.
+
+        Raises:
+            StoreError: naming both towers and the way out.
+        """
+        if tower.fingerprint == self.tower.fingerprint:
+            return
+        way_out = "Embed the images again with: lamplit embed SOURCE"
+        if tower.imported:
+            way_out = "Import vectors of that tower, by that name, with: lamplit import SOURCE"
+        raise StoreError(
+            f"{path} was {'imported, made' if self.tower.imported else 'embedded'} by {self.tower.spec} "
+            f"(fingerprint {self.tower.fingerprint}), not by {tower.spec} (fingerprint {tower.fingerprint}): "
+            f"their vectors cannot be compared. {way_out} --image-tower {tower.spec} --out ANOTHER.lance"
+        )
 
     @classmethod
     def read(cls, schema: pa.Schema, path: str) -> Self:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Any, NoReturn
 
 import numpy as np
@@ -153,6 +154,7 @@ class FastTokenizer:
             raise TowerError(f"{file} is missing or damaged: the model is not whole") from error
         self._backend: Any = Backend.from_str(text)
         self._backend.no_padding()
+        self._lock = Lock()  # its truncation is set for each call, and no thread may encode meanwhile
         self.pad_id = pad_id
 
     def __len__(self) -> int:
@@ -161,11 +163,12 @@ class FastTokenizer:
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, cut at `context_length` if it is given."""
-        if context_length is None:
-            self._backend.no_truncation()
-        else:
-            self._backend.enable_truncation(context_length)
-        return [self._backend.encode(text).ids for text in texts]
+        with self._lock:
+            if context_length is None:
+                self._backend.no_truncation()
+            else:
+                self._backend.enable_truncation(context_length)
+            return [self._backend.encode(text).ids for text in texts]
 
 
 def _open_tokenizer(described: dict[str, Any], folder: Path, pad_id: int) -> Any:
