@@ -75,7 +75,6 @@ class Tiles:
                 visit(list(buffers[:, : shape[0] * shape[1]].view(3, *shape)), j, i)
 
         threads = torch.get_num_threads() if self.zimg.device.type == "cpu" else 1
-        # Each of its own, so that all begin at an address of one alignment: products round by it.
         buffers = [self.ztxt.new_empty(3, self.side**2) for _ in range(min(threads, len(numbers)))]
         for rows in rounds:
             if threads == 1:
@@ -121,7 +120,7 @@ class _Pool:
 
 
 def _start(size: int) -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(size, "lamplit-tiles", torch.set_num_threads, (1,))
+    executor = ThreadPoolExecutor(size, "lamplit-tiles", _take_one_thread)
     # torch gives the number that was set last to every thread yet to start. So all of ours start now, and a thread
     # that read the number before them sets it again.
     given: list[int] = []
@@ -132,6 +131,11 @@ def _start(size: int) -> ThreadPoolExecutor:
     everyone.wait()
     _run_in_new_thread(lambda: torch.set_num_threads(given[0]))
     return executor
+
+
+def _take_one_thread() -> None:
+    torch.get_num_threads()  # torch gives a thread the common number at its first use, even over one that was set
+    torch.set_num_threads(1)
 
 
 def _run_in_new_thread(function: Callable[[], None]) -> None:
