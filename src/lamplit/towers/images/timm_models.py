@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict_from_hf
@@ -232,7 +233,8 @@ def _preprocessing(spec: str, model: nn.Module) -> Preprocessing:
         fit="squash" if values["crop_mode"] == "squash" else "crop",
     )
     image = smooth_image()
-    found, expected = preprocessing.reference(image), create_transform(**values)(image)
+    with torch.device("cpu"):  # whatever the caller's default is: a tower may be opened without memory, on "meta"
+        found, expected = preprocessing.reference(image), create_transform(**values)(image)
     if found.shape != expected.shape or float((found - expected).abs().mean()) > MAX_DIFFERENCE:
         raise _unknown_preprocessing(spec, f"{values}")
     return preprocessing
