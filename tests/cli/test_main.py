@@ -322,7 +322,7 @@ def test_main_job(lamplit: Lamplit, image_folder: Path, tower_file: Path, text_f
 
     hits = parsed(lamplit("search", run, store, "a red ring", "-k", 4, "--json"))
     assert len(hits) == 4
-    assert set(hits[0]) == {"score", "id", "path", "texts", "metadata"}
+    assert set(hits[0]) == {"score", "id", "path", "texts", "metadata", "copies"}
     lines = lamplit("search", run, store, "a red ring", "-k", 4).out.splitlines()
     assert lines == ["score\tpath\ttexts", *(f"{h['score']:.3f}\t{h['path']}\t{h['texts'][0]}" for h in hits)]
     by_image = parsed(lamplit("search", run, store, "--image", hits[0]["path"], "--json"))
@@ -356,7 +356,8 @@ def test_folder_that_changes(lamplit: Lamplit, image_folder: Path, tower_file: P
         "--image-tower-weights", tower_file, "--out", store,
         "--backend", "torch", "--workers", 0,
     ]  # fmt: skip
-    assert parsed(lamplit(*embedding, "--json"))["embedded"] == 6
+    report = parsed(lamplit(*embedding, "--json"))
+    assert (report["embedded"], report["copies"]) == (5, 1)
 
     sheet = tmp_path / "sheet.png"
     [group] = parsed(lamplit("duplicates", store, "--threshold", "0.99999", "--sheet", sheet, "--json"))

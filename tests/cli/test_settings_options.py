@@ -55,7 +55,7 @@ def test_help_shows_settings_and_choices() -> None:
         printed = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
         assert "softmax|sigmoid" in printed
         assert "--no-closed-form" in printed
-        assert "Passes over the training pairs." in printed
+        assert "Passes over the training pairs, rounded" in printed
 
 
 @pytest.mark.parametrize("command", ["tune", "compare"])

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torchvision import transforms
 from transformers import CLIPImageProcessorPil
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.preprocessing import Preprocessing, _sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = [
@@ -125,6 +125,33 @@ def test_a_long_line_of_pixels_does_not_fill_the_memory(shape):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000 * UNITS_PER_KIB  # 4.5 GB scaled whole
     middle = int(line.flatten(1)[0, 15_000])
     assert abs(int(image[0, 112, 112]) - middle) <= 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.9])
+@pytest.mark.parametrize("shape", [(5000, 30), (30, 4999), (41, 1000), (1001, 40), (17, 2321)])
+def test_the_middle_of_a_long_image_is_timms(shape, crop_fraction, interpolation):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    preprocessing = Preprocessing((64, 64), MEAN, STD, interpolation, crop_fraction)
+    transform = create_transform(
+        (3, 64, 64), interpolation=interpolation, crop_pct=crop_fraction, mean=MEAN, std=STD, is_training=False
+    )
+    difference = preprocessing.normalize(preprocessing.resize(to_tensor(noise))[None])[0] - transform(
+        Image.fromarray(noise)
+    )
+    levels = difference.abs() * torch.tensor(STD).view(3, 1, 1) * 255
+    assert levels.mean() < 0.01
+    assert levels.max() < 2.5
+
+
+@pytest.mark.parametrize("center", ["round", "floor"])
+@pytest.mark.parametrize("shape", [(40, 421), (421, 41)])
+def test_the_middle_of_a_long_image_at_single_points(shape, center):
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8))
+    preprocessing = Preprocessing((32, 32), MEAN, STD, "bilinear", 0.9, antialias=False, center=center)
+    height, width = preprocessing._target_size(*shape)
+    whole = _sample(noise, height, width)
+    assert torch.equal(preprocessing.resize(noise), preprocessing._crop(whole, height, width))
 
 
 @pytest.mark.parametrize("shape", [(224, 301), (301, 224), (240, 303), (400, 225)])

@@ -245,8 +245,10 @@ def test_unique_ids_change_nothing(kind):
 
 
 @LOSSES
-def test_the_same_bytes_whatever_the_threads(kind, monkeypatch):
-    monkeypatch.setattr(tiles, "_CPU_SIDE", 64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [64, 2048])
+def test_the_same_bytes_whatever_the_threads(kind, dtype, side, monkeypatch):
+    monkeypatch.setattr(tiles, "_CPU_SIDE", side)
     zimg, ztxt = pairs(1000, 48)
     ids = {"image_ids": torch.arange(1000) // 2, "text_ids": torch.arange(1000) % 900}
     for train in ("ztxt scale", "zimg ztxt scale"):
@@ -254,7 +256,7 @@ def test_the_same_bytes_whatever_the_threads(kind, monkeypatch):
             results = []
             for threads in (1, 2, 2, 3, 7):
                 torch.set_num_threads(threads)
-                results.append(run(FAST[kind], zimg, ztxt, 20.0, train=train, dtype=torch.float32, **chosen))
+                results.append(run(FAST[kind], zimg, ztxt, 20.0, train=train, dtype=dtype, **chosen))
             for loss, gradients in results[1:]:
                 assert torch.equal(loss, results[0][0])
                 for name, gradient in gradients.items():
@@ -308,6 +310,33 @@ def test_the_callers_threads_and_modes_are_its_own(kind, monkeypatch):
     torch.set_num_threads(1)
     run(FAST[kind], zimg, ztxt, 10.0)
     assert seen == {(True, 1)}
+
+
+def test_losses_in_several_threads_leave_the_numbers_of_threads_alone(monkeypatch):
+    monkeypatch.setattr(tiles, "_CPU_SIDE", 8)
+    monkeypatch.setattr(tiles, "_pool", tiles._Pool())
+    torch.set_num_threads(2)
+    zimg, ztxt = pairs(200, 8)
+    expected = run(fast_softmax_loss, zimg, ztxt, 10.0, dtype=torch.float32)
+    start, seen, lock = threading.Barrier(3), [], threading.Lock()
+
+    def train(number):
+        torch.get_num_threads()  # torch gives a thread the common number at its first use, even over one that was set
+        torch.set_num_threads(number)
+        start.wait()
+        for _ in range(5):
+            loss, gradients = run(fast_softmax_loss, zimg, ztxt, 10.0, dtype=torch.float32)
+            with lock:
+                same = torch.equal(loss, expected[0]) and torch.equal(gradients["ztxt"], expected[1]["ztxt"])
+                seen.append((number, torch.get_num_threads(), same))
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in (2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(set(seen)) == [(2, 2, True), (3, 3, True), (4, 4, True)]
+    assert torch.get_num_threads() == 2
 
 
 @LOSSES

@@ -253,7 +253,7 @@ def test_report_and_info_say_which_tower(run: Path, imported: Path) -> None:
     assert report["image_tower"] == ACME
     found = describe(run)
     assert (found["image tower"], found["fingerprint"]) == (ACME, Store(imported).tower.fingerprint)
-    assert found["files"] == "text_tower.safetensors"
+    assert found["files"] == "split.safetensors, text_tower.safetensors"
     assert found["vectors"].startswith("imported")
 
 
@@ -340,7 +340,7 @@ def test_given_an_image_tower(
     with pytest.raises(ImageError):
         model.encode_images([b"no image"])
     model.save(tmp_path / "saved")  # the tower is not the model's to keep
-    assert describe(tmp_path / "saved")["files"] == "text_tower.safetensors"
+    assert describe(tmp_path / "saved")["files"] == "split.safetensors, text_tower.safetensors"
     assert lamplit.load(tmp_path / "saved").identity.imported
     with pytest.raises(TowerError, match=r"test_vit gives vectors 64 wide, but .* acme:.* are 32 wide"):
         lamplit.load(run, image_tower=image_tower)

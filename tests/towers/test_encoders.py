@@ -163,6 +163,28 @@ def test_siglip_reads_padding_and_is_refused(tmp_path: Path) -> None:
     refused(save(tmp_path, model, clip_pairs()), r"\(siglip\) reads more than text")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        hf.BertConfig(**SMALL),
+        hf.T5Config(d_model=32, num_layers=1, d_ff=32, num_heads=2, d_kv=16),
+        hf.GPT2Config(n_layer=1),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_model_without_its_tokenizer(tmp_path: Path, config: Any) -> None:
+    """transformers makes a tokenizer of special tokens, to which any two texts of as many words are alike."""
+    config.vocab_size = 200
+    hf.AutoModel.from_config(config).save_pretrained(tmp_path)
+    refused(tmp_path, r"holds no tokenizer: .*tokenizer\.save_pretrained\(FOLDER\)")
+
+
+def test_saved_tokenizer_without_its_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(TowerError, match="holds no tokenizer, only its special tokens: the model is not whole"):
+        PretrainedTokenizer.load(tmp_path)
+
+
 def test_quantised_weights(folder: Path) -> None:
     edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     refused(folder, "quantised weights, which cannot be tuned")

@@ -26,6 +26,7 @@ from transformers import (
     Dinov2ForImageClassification,
     Dinov2Model,
     LevitImageProcessor,
+    MobileViTImageProcessor,
     PoolFormerImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
@@ -100,6 +101,15 @@ def test_timm_preprocessing_is_timms_own(name: str) -> None:
     expected, found = transform(image_file), tower.preprocessing.reference(image_file)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("changed", [{"crop_mode": "border"}, {"interpolation": "hamming"}], ids=str)
+def test_timm_preprocessing_that_is_unknown_is_refused(tmp_path: Path, changed: dict[str, str]) -> None:
+    model = timm.create_model("test_vit", pretrained_cfg_overlay=changed)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    with pytest.raises(TowerError, match=r"in a way that lamplit does not know \("):
+        open_image_tower(f"timm:local-dir:{tmp_path}")
+    assert open_image_tower(f"timm:local-dir:{tmp_path}", preprocessing=PLAIN).preprocessing == PLAIN
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -534,6 +544,15 @@ def test_folder_whose_processor_does_more_than_it_says(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match=r"in a way that lamplit does not know \(LevitImageProcessor"):
         open_image_tower(f"hf:{tmp_path}")
     assert open_image_tower(f"hf:{tmp_path}", preprocessing=PLAIN).preprocessing == PLAIN
+
+
+def test_processor_that_flips_the_channels(tmp_path: Path) -> None:
+    """MobileViT's gives an array of negative strides, which torch does not take as it is."""
+    save_folder(tmp_path, "vit")
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+    MobileViTImageProcessor(**sizes).save_pretrained(tmp_path)
+    with pytest.raises(TowerError, match=r"in a way that lamplit does not know \(MobileViTImageProcessor"):
+        open_image_tower(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("siglip2", "NaFlex"), ("blip", "a whole blip model")])

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 # What a file may ask for; a damaged one could ask for any amount of memory.
 MAX_SIDE = 2**14
+_REACH = 3  # of the widest filter, Lanczos, in pixels of the smaller of two images
+_LONGEST = 8  # times as long as high; of a longer image only the middle is scaled
 MIN_CROP_FRACTION = 0.01
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _CHOICES = {
-    "interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
+    "interpolation": INTERPOLATIONS,
     "fit": ("crop", "squash"),
     "center": ("round", "floor"),
 }
@@ -72,8 +75,9 @@ class Preprocessing:
         height, width = image.shape[-2:]
         if self.border and min(height, width) > 2 * self.border:
             image = image[:, self.border : height - self.border, self.border : width - self.border]
-        image = self._trim(image)
         size = self._target_size(image.shape[-2], image.shape[-1])
+        if max(size) > _LONGEST * min(size) and self.fit == "crop":
+            return self._resize_middle(image, *size)
         # Lanczos exists in PIL only; bicubic is its nearest neighbour on tensors.
         mode = "bicubic" if self.interpolation == "lanczos" else self.interpolation
         if tuple(image.shape[-2:]) != size and self.antialias:
@@ -119,17 +123,28 @@ class Preprocessing:
             return TF.center_crop(image, [crop_height, crop_width])
         return TF.crop(image, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
-    def _trim(self, image: Tensor) -> Tensor:
-        from torchvision.transforms.v2 import functional as TF
+    def _resize_middle(self, image: Tensor, height: int, width: int) -> Tensor:
+        """Scale to height and width and crop, by computing no more than the crop.
 
-        # A line of 1 x 30,000 pixels, scaled whole for the crop, would be 224 x 6,720,000. No crop shows more
-        # than the middle of so long an image.
-        height, width = image.shape[-2:]
-        longest = 8 * min(height, width) * math.ceil(max(self.image_size) / min(self.image_size))
-        if self.fit == "squash" or max(height, width) <= longest:
-            return image
-        trimmed: Tensor = TF.center_crop(image, [min(height, longest), min(width, longest)])
-        return trimmed
+        A line of 1 x 30,000 pixels, scaled whole, would be 224 x 6,720,000. PIL scales what lies in a box of fractions
+        of pixels, so that every pixel is what it would be in the whole.
+        """
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        crop_height, crop_width = self.image_size
+        margins = height - crop_height, width - crop_width
+        top, left = (margin // 2 if self.center == "floor" else round(margin / 2) for margin in margins)
+        if not self.antialias:
+            return _sample(image, height, width, (slice(top, top + crop_height), slice(left, left + crop_width)))
+        rows, box_rows = _part(image.shape[-2], height, top, crop_height)
+        columns, box_columns = _part(image.shape[-1], width, left, crop_width)
+        part = Image.fromarray(image[:, rows, columns].permute(1, 2, 0).contiguous().numpy())
+        box = box_columns[0], box_rows[0], box_columns[1], box_rows[1]
+        resampling = Image.Resampling[self.interpolation.upper()]
+        middle = np.array(part.resize((crop_width, crop_height), resampling, box))
+        return torch.from_numpy(middle).permute(2, 0, 1).contiguous()
 
     def _target_size(self, height: int, width: int) -> tuple[int, int]:
         # As torchvision and timm: the short side is exact, the long side rounded down; a target that is not
@@ -195,12 +210,24 @@ class Preprocessing:
         return cls(**read)
 
 
-def _sample(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize (3, H, W) to (3, height, width) as TensorFlow does, step by step: other orders round differently."""
+def _part(length: int, new_length: int, start: int, size: int) -> tuple[slice, tuple[float, float]]:
+    """Return the pixels that `size` new ones from `start` on are made of, and where these begin and end among them."""
+    scale = length / new_length
+    reach = math.ceil(_REACH * max(scale, 1)) + 1
+    begin, end = start * scale, min((start + size) * scale, length)
+    first, last = max(0, math.floor(begin) - reach), min(length, math.ceil(end) + reach)
+    return slice(first, last), (begin - first, end - first)
+
+
+def _sample(image: Tensor, height: int, width: int, window: tuple[slice, slice] = (slice(None), slice(None))) -> Tensor:
+    """Resize (3, H, W) to (3, height, width) as TensorFlow does, step by step: other orders round differently.
+
+    Of the outcome, only the rows and columns of `window` are computed.
+    """
     import torch
 
-    upper, lower, down = _neighbours(image.shape[1], height)
-    left, right, across = _neighbours(image.shape[2], width)
+    upper, lower, down = (values[window[0]] for values in _neighbours(image.shape[1], height))
+    left, right, across = (values[window[1]] for values in _neighbours(image.shape[2], width))
     rows_above, rows_below = image[:, upper].float(), image[:, lower].float()
     above, below = (
         rows[:, :, left] + (rows[:, :, right] - rows[:, :, left]) * across for rows in (rows_above, rows_below)

@@ -93,6 +93,7 @@ def _vision_config(tower: ImageTower) -> dict[str, Any]:
         nameless: dict[str, Any] = {"num_classes": 0, "label_names": []}
         return {
             "model_type": "timm_wrapper", "architecture": tower.config["name"], "hidden_size": tower.width, **nameless,
+            "model_args": tower.config.get("args"),
         }  # fmt: skip
     if tower.config["library"] != "transformers":
         raise TowerError(

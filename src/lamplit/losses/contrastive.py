@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lamplit.errors import UsageError, kind_of
-from lamplit.losses.tiles import Gradients, Tiles, widest
+from lamplit.losses.tiles import Gradients, Tiles, add_up, widest
 
 _LN2 = math.log(2)  # tiles hold logits in units of it
 _KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 4096, one in 45 at 32768
@@ -199,8 +199,7 @@ def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor |
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    total: Tensor = (left * right).sum(dtype=widest(left.device))
-    return total.to(left.dtype)
+    return add_up((left * right).sum(1, dtype=widest(left.device))).to(left.dtype)
 
 
 def _number_groups(ids: Tensor) -> Tensor:
@@ -225,7 +224,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         own_weights = torch.expm1(losses * -_LN2).sum(0)
         ctx.shift, ctx.kept = shift, list(kept)
         ctx.save_for_backward(zimg, ztxt, scale, own + losses, own_weights, *kept.values())
-        return (losses.mean() * _LN2).to(zimg.dtype)
+        return (add_up(losses) / losses.numel() * _LN2).to(zimg.dtype)
 
     @staticmethod
     @once_differentiable

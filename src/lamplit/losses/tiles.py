@@ -9,15 +9,18 @@ Shapes: B pairs, D width.
 from __future__ import annotations
 
 import math
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
 
 _CPU_SIDE = 512  # at most: 512 × 512 float32 are 1 MB, and a tile stays in its core's own cache
 _ACCELERATOR_SIDE = 4096
+_SERIAL = 2**14  # values that torch adds up in one thread
 
 Visit = Callable[[list[Tensor], int, int], None]
 TileRow = tuple[int, list[int]]  # a text block, and the image blocks it meets
@@ -64,46 +67,91 @@ class Tiles:
             rounds: list[list[TileRow]] = [[(j, [(j + shift) % len(numbers)]) for j in numbers] for shift in numbers]
         else:
             rounds = [[(j, list(numbers)) for j in numbers]]
-        local = threading.local()
 
-        def prepare() -> None:
-            local.buffers = self.ztxt.new_empty(3, self.side**2)
-
-        def visit_row(row: TileRow) -> None:
+        def visit_row(buffers: Tensor, row: TileRow) -> None:
             j, images = row
             for i in images:
                 shape = [self.blocks[k].stop - self.blocks[k].start for k in (j, i)]
-                visit(list(local.buffers[:, : shape[0] * shape[1]].view(3, *shape)), j, i)
+                visit(list(buffers[:, : shape[0] * shape[1]].view(3, *shape)), j, i)
 
         threads = torch.get_num_threads() if self.zimg.device.type == "cpu" else 1
-        if threads == 1:
-            prepare()
-            for row in (row for rows in rounds for row in rows):
-                visit_row(row)
-        else:
-            _in_threads(threads, prepare, visit_row, rounds)
+        buffers = [self.ztxt.new_empty(3, self.side**2) for _ in range(min(threads, len(numbers)))]
+        for rows in rounds:
+            if threads == 1:
+                for row in rows:
+                    visit_row(buffers[0], row)
+            else:  # even a single row: one torch thread adds up in another order than several
+                _in_threads(buffers, visit_row, rows)
 
 
-def _in_threads(
-    threads: int, prepare: Callable[[], None], visit_row: Callable[[TileRow], None], rounds: list[list[TileRow]]
-) -> None:
+def _in_threads(buffers: list[Tensor], visit_row: Callable[[Tensor, TileRow], None], rows: list[TileRow]) -> None:
+    """Visit all rows, in as many threads as there are buffers."""
     inference = torch.is_inference_mode_enabled()  # a thread's own, like the gradient mode
+    waiting = deque(rows)
 
-    def start() -> None:
-        torch.set_num_threads(1)  # of this thread: its products are not to be split again
-        prepare()
-
-    def work(row: TileRow) -> None:
+    def work(own: Tensor) -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            visit_row(row)
+            while waiting:
+                try:
+                    row = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                visit_row(own, row)
 
-    try:
-        with ThreadPoolExecutor(threads, "lamplit-tiles", start) as pool:
-            for rows in rounds:
-                list(pool.map(work, rows))
-    finally:
-        # The caller's own number has not changed, but torch gives the last one set to threads yet to start.
-        torch.set_num_threads(threads)
+    started = [_pool(len(buffers)).submit(work, own) for own in buffers]
+    wait(started)
+    for future in started:
+        future.result()
+
+
+class _Pool:
+    """Threads for tiles, made once: each has one torch thread, for its products are not to be split again."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.executor: ThreadPoolExecutor | None = None
+        self.size = 0
+
+    def __call__(self, size: int) -> ThreadPoolExecutor:
+        with self.lock:
+            if self.executor is None or self.size < size:
+                self.executor, self.size = _start(size), size
+            return self.executor
+
+
+def _start(size: int) -> ThreadPoolExecutor:
+    executor = ThreadPoolExecutor(size, "lamplit-tiles", _take_one_thread)
+    # torch gives the number that was set last to every thread yet to start. So all of ours start now, and a thread
+    # that read the number before them sets it again.
+    given: list[int] = []
+    everyone = threading.Barrier(size + 1)
+    _run_in_new_thread(lambda: given.append(torch.get_num_threads()))
+    for _ in range(size):
+        executor.submit(everyone.wait)
+    everyone.wait()
+    _run_in_new_thread(lambda: torch.set_num_threads(given[0]))
+    return executor
+
+
+def _take_one_thread() -> None:
+    torch.get_num_threads()  # torch gives a thread the common number at its first use, even over one that was set
+    torch.set_num_threads(1)
+
+
+def _run_in_new_thread(function: Callable[[], None]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+_pool = _Pool()
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.__init__)  # type: ignore[misc]
+
+
+def add_up(values: Tensor) -> Tensor:
+    """Sum all values in an order that does not depend on the number of threads, as torch's own sum does of many."""
+    return torch.stack([part.sum() for part in torch.split(values.reshape(-1), _SERIAL)]).sum()
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -130,7 +178,7 @@ class Gradients:
         """Return the gradients of images, texts and scale, all times `factor`. The sums are used up."""
         # A logit's derivative by the scale is its cosine, and the sum of W * cosines is <ztxt, W @ zimg>:
         # by block, so as not to make another (B, D) matrix.
-        by_block = [(self.tiles.ztxt[k] * self.text[k]).sum(dtype=self.tiles.wide) for k in self.tiles.blocks]
-        of_scale = factor * torch.stack(by_block).sum().to(factor.dtype)
+        by_block = [(self.tiles.ztxt[k] * self.text[k]).sum(1, dtype=self.tiles.wide) for k in self.tiles.blocks]
+        of_scale = factor * add_up(torch.cat(by_block)).to(factor.dtype)
         of_image = None if self.image is None else self.image.mul_(factor * scale)
         return of_image, self.text.mul_(factor * scale), of_scale

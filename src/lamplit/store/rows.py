@@ -81,7 +81,7 @@ def _cell(value: Any, name: str, kind: pa.DataType, lost: Counter[str] | None) -
 def number_contents(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
     """Number (N,) content hashes: equal ones have one number, and an empty one is like no other."""
     encoded = hashes.combine_chunks().dictionary_encode("encode")
-    numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers: NDArray[np.int64] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     unknown = np.flatnonzero(numbers == pc.index(encoded.dictionary.fill_null(""), "").as_py())
     numbers[unknown] = len(encoded.dictionary) + np.arange(len(unknown))
     return numbers

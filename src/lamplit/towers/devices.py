@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lamplit.errors import UsageError, first_line
 
@@ -31,6 +32,26 @@ def is_same_device(asked: str | torch.device, current: torch.device) -> bool:
     """Tell whether a tensor on `current` is where it was asked to be: `cuda` is any `cuda:N`."""
     wanted = torch.device(asked)
     return wanted.type == current.type and wanted.index in (None, current.index)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the random state of the CPU and of `device`, by type of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "mps":  # there is one
+        states["mps"] = torch.mps.get_rng_state()
+    elif device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
+    """Undo `random_states`; what is missing, or of another type of device, is left alone."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+    elif device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 import warnings
@@ -37,38 +38,60 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     Raises:
         TowerError: the file is not there, or is not a plain dictionary of tensors.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
-    state = _load_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    state = read_checkpoint(file)
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TowerError(f"{path} is not a state dict: expected a dictionary of tensors")
+        raise TowerError(f"{file} is not a state dict: expected a dictionary of tensors")
     return dict(state)
+
+
+def read_checkpoint(file: str | Path) -> Any:
+    """Read what a trainer wrote, whatever is in it, never running code that the file brings.
+
+    Raises:
+        TowerError: the file is not there, is damaged, or holds objects that only code could make.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
 
 
 def _load_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _unreadable(path) from error
+        raise TowerError(f"{path} is damaged: it is no safetensors file ({first_line(error)})") from error
 
 
 def _unpickle(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch raises if that matters
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # A Namespace is a bag of values, in which timm's and other trainers keep their settings.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
         except _PICKLE_ERRORS as error:
-            raise _unreadable(path) from error
+            raise _unreadable(path, _refusal(path)) from error
 
 
-def _unreadable(path: Path) -> TowerError:
+def _refusal(path: Path) -> str:
+    """Say what torch refused; the names of classes are only to be had from its newer format of files."""
+    try:
+        classes = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {"argparse.Namespace"}
+    except _PICKLE_ERRORS:
+        classes = set()
+    if classes:
+        return f"it holds objects of {', '.join(sorted(classes)[:5])}, which could only be read by running code from it"
+    return "it is damaged, or could only be read by running code from it"
+
+
+def _unreadable(path: Path, reason: str) -> TowerError:
     return TowerError(
-        f"{path} is neither a safetensors file nor a plain state dict: it is damaged, or could only be read by "
-        "running code from it, which lamplit never does; save its state_dict() as safetensors"
+        f"{path} is neither a safetensors file nor a plain state dict: {reason}, which lamplit never does; save its "
+        "state_dict() as safetensors"
     )
 
 

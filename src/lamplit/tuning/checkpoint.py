@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lamplit.errors import TuneError
 from lamplit.files import replacing, write_text
+from lamplit.towers.devices import random_states, set_random_states
 from lamplit.towers.saving import save_weights
 
 _OLD_KEYS = {"head_start": "closed_form"}  # of the log of an earlier version
@@ -29,7 +30,7 @@ def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 numbers.setdefault(str(index), {})[name] = value
-    for name, state in _random_states().items():
+    for name, state in random_states(_device(model)).items():
         tensors[f"random.{name}"] = state
     # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.
     described = {"lamplit": json.dumps({"progress": progress, "numbers": numbers})}
@@ -65,9 +66,8 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             _, index, key = name.split(".", 2)
             states.setdefault(int(index), {})[key] = _laid_out_as(parameters[int(index)], tensor)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    random = {name.removeprefix("random."): t for name, t in tensors.items() if name.startswith("random.")}
+    set_random_states(_device(model), random)
     progress: dict[str, Any] = noted["progress"]
     return progress
 
@@ -111,15 +111,13 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in (trained | statistics).items()}
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where the run is: not the current device of its type, where that is another."""
+    return next(model.parameters()).device
+
+
 def _laid_out_as(parameter: Tensor, state: Tensor) -> Tensor:
     """Lay a moment out in memory as its parameter: torch's fused optimizers read both in one sweep and do not check."""
     if state.shape != parameter.shape:
         return state
     return torch.empty_like(parameter, dtype=state.dtype).copy_(state)
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from lamplit.data.preprocessing import Preprocessing
+
+MAX_DIFFERENCE = 0.05  # of a library's prepared image from ours: mean over it, in units of its normalised pixels
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,9 @@ def class_texts(names: list[str], definition: str = "") -> list[str]:
     """Return texts for a class: its name, a caption, its synonyms, its definition."""
     texts = [names[0], f"A {names[0]}.", ", ".join(names), definition]
     return [text for text in dict.fromkeys(texts) if text]
+
+
+def smooth_image() -> Image.Image:
+    """Return an image to compare preprocessings on: a pixel's shift counts little, other colours or crops much."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)

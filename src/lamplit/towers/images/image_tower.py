@@ -85,9 +85,10 @@ class ImageTower(nn.Module):
             pixels = pixels.to(weight.dtype)
         features = pool_features(self.backbone, pixels, self.pool)
         if features.ndim != 2:
+            is_module = self.config["library"] == "module"
             raise TowerError(
                 f"{self.spec} gives features of shape {tuple(features.shape)}; a tower gives one vector per "
-                "image, shape (B, width): pool them in the module"
+                f"image, shape (B, width): {'pool them in the module' if is_module else 'choose how with --pool'}"
             )
         return features
 
@@ -114,13 +115,14 @@ def open_image_tower(
     """Open an image tower.
 
     Args:
-        tower: `timm:NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE` (that of a published model), `model:FOLDER` (that
-            of a saved model, tuned or not), `demo:efficientnet-lite0` (or 1, 2), or a module that maps
-            (B, 3, height, width) float images to (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
+        tower: `timm:NAME`, `timm:local-dir:FOLDER`, `timm:hf-hub:ORG/NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE`
+            (that of a published model), `model:FOLDER` (that of a saved model, tuned or not),
+            `demo:efficientnet-lite0` (or 1, 2), or a module that maps (B, 3, height, width) float images to
+            (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
             opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
             timm's CLIP towers give the class token before that projection.
-        weights: a safetensors file or state dict for a timm tower; `"random"` for untrained weights; None for the
-            pretrained ones of the library.
+        weights: for a timm tower, a safetensors file, state dict or trainer's checkpoint, in which the backbone is
+            looked for; `"random"` for untrained weights; None for the pretrained ones of the library.
         preprocessing: needed for a module; for other towers it replaces what the library says.
         pool: `cls`, `mean` (of the patch tokens), `map` (a trained attention pooling) or `cls+mean`, if the tower
             supports it; None for what the library's own head uses.
@@ -142,7 +144,7 @@ def open_image_tower(
     tower = str(tower)  # what is no name is refused with the other wrong ones
     library, _, name = tower.partition(":")
     if library == "timm" and name:
-        opened = open_timm(name, weights)
+        opened = open_timm(name, weights, preprocessing)
     elif library == "hf" and name:
         opened = open_transformers(name, weights, preprocessing)
     elif library == "model" and name:
@@ -162,14 +164,12 @@ def open_image_tower(
     if preprocessing is not None:
         opened = replace(opened, preprocessing=preprocessing)
     origin = None if weights is None else "random" if weights == "random" else str(Path(weights).resolve())
-    made = _tower(tower, opened, origin)
     if pool is None:
-        return made
-    offered, own = made.find_pools()
-    require_pool(tower, pool, offered)
-    if pool == own:  # the same tower, whether or not its pooling was named
-        return made
-    return _tower(tower, replace(opened, config=opened.config | {"pool": pool}, class_head=None), origin)
+        return _tower(tower, opened, origin)
+    pooled = _tower(tower, replace(opened, config=opened.config | {"pool": pool}, class_head=None), origin)
+    if pool == pooled.find_pools()[1]:  # the same tower, whether or not its pooling was named
+        return _tower(tower, opened, origin)
+    return pooled
 
 
 def open_published_image_tower(published: Published) -> ImageTower:
@@ -187,7 +187,8 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
     try:
         library = config.text("library")
         if library == "timm":
-            backbone = build_timm(config.text("name"))
+            args = config.inside("args").values if config.has("args") else {}
+            backbone = build_timm(config.text("name"), dict(args))
         elif library == "transformers":
             config.inside("config").text("model_type")
             backbone = build_transformers(identity.config)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,10 +21,10 @@ from transformers import (
 
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
-from lamplit.towers.images.backbone import Backbone, ClassHead, class_texts
+from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, ClassHead, class_texts, smooth_image
+from lamplit.towers.images.timm_models import open_timm
 from lamplit.towers.loading import opening, plain_config, quiet_transformers, require_whole
 
-_MAX_DIFFERENCE = 0.05  # mean over an image, in units of its normalised pixels
 _MAX_SIDE = 4096  # pixels of an image's side; a hostile file could ask for any number
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -49,6 +48,8 @@ def open_transformers(
         raise UsageError(f"{spec} brings its own weights; put the file into a folder with its config.json instead")
     with opening(spec):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if config.model_type == "timm_wrapper":  # a model of timm, which reads it itself
+        return open_timm(f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}", None, preprocessing)
     loader, config, is_classifier = _loader(spec, config)
     if preprocessing is None:
         with quiet_transformers(), opening(spec):
@@ -131,14 +132,12 @@ def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:
         raise TowerError(f"{spec} wants images of no size; expected sides up to {_MAX_SIDE}") from error
     if not all(1 <= side / preprocessing.crop_fraction <= _MAX_SIDE for side in preprocessing.image_size):
         raise TowerError(f"{spec} wants images of {preprocessing.image_size}; expected sides up to {_MAX_SIDE}")
-    # A smooth image, so that a pixel's shift counts little and other colours, scales or crops much.
-    small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    image = Image.fromarray(small).resize((320, 400), Image.Resampling.BICUBIC)
+    image = smooth_image()
     with opening(spec):
         processed = processor(images=image)["pixel_values"][0]
     expected = torch.as_tensor(np.array(processed))  # a copy: MobileViT's has negative strides
     found = preprocessing.reference(image)
-    if found.shape != expected.shape or (found - expected).abs().mean() > _MAX_DIFFERENCE:
+    if found.shape != expected.shape or (found - expected).abs().mean() > MAX_DIFFERENCE:
         raise TowerError(
             f"{spec} prepares images in a way that lamplit does not know ({type(processor).__name__}); say what "
             "comes nearest with open_image_tower(..., preprocessing=Preprocessing(...))"

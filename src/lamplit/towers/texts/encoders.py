@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 
 from lamplit.errors import TowerError, first_line
 from lamplit.towers.loading import READ_ERRORS, opening, plain_config, quiet_transformers, require_whole
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.towers.texts.tokenizers import PretrainedTokenizer, holds_words
 
 Pooling = Literal["cls", "mean", "last"]
 # Parts that come after the tokens' vectors: BERT's pooler, the projection of SigLIP, CLIP and similar models.
@@ -71,8 +71,7 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
         whole_config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     config = _text_config(spec, whole_config)
     encoder = _load(spec, name, config) if pretrained else _build(spec, config)
-    with opening(spec):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    tokenizer = _open_tokenizer(spec, name)
     causal, feature_width = _try_out(spec, encoder, len(tokenizer))
     pooling, made_for = _sentence_transformers_settings(name)
     if pooling is None and causal:
@@ -83,6 +82,17 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
         pooling = "cls" if reads_class else "mean"
     longest = min(made_for or 10**6, tokenizer.model_max_length, _most_positions(encoder, config))
     return OpenedEncoder(encoder, PretrainedTokenizer(tokenizer), pooling, longest, feature_width, plain_config(config))
+
+
+def _open_tokenizer(spec: str, name: str) -> Any:
+    with opening(spec):
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if not holds_words(tokenizer):
+        raise TowerError(
+            f"{spec} holds no tokenizer: its vocabulary has special tokens alone, so every text would be the same. "
+            "Save the tokenizer that the model was trained with into the folder: tokenizer.save_pretrained(FOLDER)"
+        )
+    return tokenizer
 
 
 def build_encoder(config: Any) -> Any:

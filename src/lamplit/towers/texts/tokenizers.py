@@ -55,9 +55,12 @@ class PretrainedTokenizer:
         from lamplit.towers.loading import READ_ERRORS
 
         try:
-            return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except READ_ERRORS as error:
             raise TowerError(f"{folder} is missing or damaged: the model is not whole") from error
+        if not holds_words(tokenizer):
+            raise TowerError(f"{folder} holds no tokenizer, only its special tokens: the model is not whole")
+        return cls(tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -86,6 +89,15 @@ class PretrainedTokenizer:
     def describe(self) -> dict[str, Any]:
         """Return what `load_tokenizer` needs besides the files."""
         return {"kind": "transformers"}
+
+
+def holds_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer has more than special tokens: without its files, transformers makes one of these alone.
+
+    To such a tokenizer, all texts of as many words are alike.
+    """
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "▁"}
+    return not special.issuperset(tokenizer.get_vocab())
 
 
 class SentencePiece:
