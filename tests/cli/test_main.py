@@ -581,6 +581,8 @@ def test_record_shows_every_value_of_a_report() -> None:
         "updated": "0",
         "unchanged": "0",
         "moved or copied": "0",
+        "copies": "0",
+        "without text": "0",
         "missing": "2; their rows stay, --prune deletes them",
         "pruned": "0",
         "skipped": "2; reasons in s.jsonl",
