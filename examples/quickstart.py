@@ -39,7 +39,8 @@ def main() -> None:
     with stage("2/4  embed each image once with a locked ImageNet tower"):
         tower = "demo:efficientnet-lite0"
         embedded = lamplit.embed(pairs, store, image_tower=tower, workers=1, progress=True)
-        console.print(f"{embedded.embedded} embedded, {embedded.unchanged} unchanged, {len(embedded.skipped)} skipped")
+        counts = {"embedded": embedded.embedded, "copied": embedded.copies, "unchanged": embedded.unchanged}
+        console.print(", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
     with stage("3/4  tune a text tower to read the vectors; a fifth of the captions is never seen"):
         report = lamplit.tune(store, model, lamplit.TuneSettings(text_tower="demo:minilm"), progress=True)
         for part, state in report.trains.items():

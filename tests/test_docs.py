@@ -172,7 +172,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 def test_tutorial(tutorial: tuple[Path, list[str]]) -> None:
     _, printed = tutorial
     _, embedded, tuned, found, evaluated, classified, program = printed
-    assert re.search(r"embedded\W+701", embedded)
+    assert re.search(r"embedded\W+700", embedded)
     assert "image_to_text/recall@5" in tuned
     assert "A horse." in found
     assert "recall@5" in evaluated
