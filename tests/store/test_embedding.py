@@ -455,8 +455,9 @@ def test_nothing_is_pruned_where_the_source_was_not_read_to_its_end(
     embed_with(image_tower, table, out)
     named(folder)[0].unlink()
     table.write_text("".join([*lines[1:], "{broken"]))
-    with pytest.raises(PairsError, match="not JSON"):
-        embed_with(image_tower, read_pairs(table), out, prune=True)
+    report = embed_with(image_tower, read_pairs(table), out, prune=True)
+    assert (report.missing, report.pruned) == (1, 0)
+    assert [skipped.id for skipped in report.skipped] == ["pairs.jsonl, line 12"]
     assert len(Store(out)) == 12
     table.write_text("".join(lines[1:]))
     assert sync(embed_with(image_tower, table, out, prune=True)) == (0, 0, 11, 0, 1)
