@@ -166,6 +166,7 @@ def test_images_of_wrong_type(model: LiT, image: Any, message: str) -> None:
         model.encode_images(image)
 
 
+@pytest.mark.slow
 def test_array_without_pixels_or_too_many(model: LiT) -> None:
     with pytest.raises(ImageError, match="no pixels"):
         model.encode_images(np.zeros((0, 4, 3), np.uint8))

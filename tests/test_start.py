@@ -47,6 +47,7 @@ def folder(model_path: Path, store_path: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
+@pytest.mark.slow
 def test_search_by_words_imports_nothing_heavy(folder: Path, store_path: Path) -> None:
     printed, modules = run(folder, store_path, "ring", "-k", 3)
     assert len(printed.splitlines()) == 4

@@ -683,6 +683,7 @@ def test_missing_extra_says_what_to_type(monkeypatch: pytest.MonkeyPatch, packag
         lamplit.serve("model", "store.lance")
 
 
+@pytest.mark.slow
 def test_port_that_is_taken_is_explained(model_path: Path, store_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="another --port"):
         lamplit.serve(model_path, store_path, port=taken.getsockname()[1])

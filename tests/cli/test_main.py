@@ -644,6 +644,7 @@ def test_recipe_gives_way_to_options(lamplit: Lamplit, store_path: Path, text_fo
     assert "no text tower: give --text-tower" in err
 
 
+@pytest.mark.slow
 def test_compare(lamplit: Lamplit, store_path: Path, text_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "comparison"
     arguments = (

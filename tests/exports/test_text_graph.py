@@ -42,6 +42,7 @@ def saved(text_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
+@pytest.mark.slow
 def test_weights_stay_where_they_are(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = sorted(saved.iterdir())
     with caplog.at_level(logging.INFO, "lamplit"):

@@ -194,6 +194,7 @@ def test_checkpoint_holds_only_what_trains(run: TuneReport) -> None:
     assert all("lora_" in name or "head" in name or "log_scale" in name for name in names)
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_in_the_same_bytes(
     run: TuneReport, words_path: Path, made: Settings, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_modes_train_their_towers_only(
     assert losses[-1] != losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["LU", pytest.param("UU", marks=pytest.mark.slow), "uu"])
 def test_held_out_recall_is_what_evaluate_finds(mode: str, vit_store: Store, made: Settings, tmp_path: Path) -> None:
     """An unlocked tower's vectors are new: its own store is embedded with the saved model's tower."""
@@ -139,6 +140,7 @@ def pairs_of(store: Store) -> Path:
     return Path(store.column("path")[0]).parent / "pairs.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "inception"])
 def test_interrupted_run_ends_in_the_same_bytes(augment: str, vit_store: Store, made: Settings, tmp_path: Path) -> None:
     settings = made("UU", augment=augment, steps=12, num_evals=12, image_delay=0.25)
@@ -154,6 +156,7 @@ def test_interrupted_run_ends_in_the_same_bytes(augment: str, vit_store: Store, 
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("store_name", "mode"), [pytest.param("vit_store", "UU", marks=pytest.mark.slow), ("cnn_store", "uu")]
 )
@@ -168,6 +171,7 @@ def test_memory_and_workers_do_not_matter(
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "moves"), [("UU", False), ("uU", True)])
 def test_statistics_of_a_pretrained_tower_stay(
     mode: str, moves: bool, cnn_store: Store, made: Settings, tmp_path: Path

@@ -80,10 +80,10 @@ def checkpoint_of(out: str | Path) -> bytes:
         {"mode": "Lu"},
         {"loss": "sigmoid", "lr": 6e-3},
         {"optimizer": "adafactor"},
-        {"loss": "sigmoid", "optimizer": "adafactor", "lr": 6e-3},
-        {"precision": "bf16"},
+        pytest.param({"loss": "sigmoid", "optimizer": "adafactor", "lr": 6e-3}, marks=pytest.mark.slow),
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
         {"closed_form": True, "lr": 3e-4},
-        {"text_tower": "scratch:tiny", "epochs": 2.0, "lr": None},
+        pytest.param({"text_tower": "scratch:tiny", "epochs": 2.0, "lr": None}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
