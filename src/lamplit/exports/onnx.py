@@ -162,8 +162,8 @@ def write_text_graph(tower: TextTower, file: Path) -> None:
 def _write_int8(model: LiT, folder: Path, sample: Sample) -> dict[str, Any]:
     """Write int8 files beside the others where they are smaller, and measure what they lose.
 
-    ONNX Runtime scales activations by the largest of the whole batch, so a vector depends on what else is in its batch. Both
-    ends are measured: each input alone, and all of them together.
+    ONNX Runtime scales activations by the largest of the whole batch, so a vector depends on what else is in its batch.
+    Both ends are measured: each input alone, and all of them together.
     """
     agreement: dict[str, Any] = {}
     exact: dict[str, Tensor] = {}
