@@ -242,7 +242,8 @@ def export_report(report: ExportReport) -> list[Table]:
 def _int8_words(measured: dict[str, Any]) -> str:
     """What an int8 file loses where inputs come one by one, and where they come together."""
     words = []
-    for way, called in (("alone", "one by one"), ("in_batch", f"in a batch of {measured.get('batch', 'all')}")):
+    together = f"in a batch of {measured['batch']}" if "batch" in measured else "in one batch"
+    for way, called in (("alone", "one by one"), ("in_batch", together)):
         figures = measured[way]
         if isinstance(figures, float):
             words.append(f"{called} {figures:.3f}")
