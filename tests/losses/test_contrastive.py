@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lamplit.errors import UsageError
 from lamplit.losses import contrastive as losses
+from lamplit.losses import positives as shared
 from lamplit.losses import tiles
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 
@@ -65,6 +66,15 @@ def exact_softmax_loss(zimg, ztxt, scale, bias=None):
     others = logits - logits.diagonal()[:, None], logits.T - logits.diagonal()[:, None]
     off_diagonal = 1 - torch.eye(len(zimg), dtype=logits.dtype)
     return sum((x.exp() * off_diagonal).sum(1).log1p().mean() for x in others) / 2
+
+
+def exact_shared_loss(zimg, ztxt, scale, bias=None, image_ids=None, text_ids=None):
+    """The softmax loss with ids, from differences to the pairs' own logits."""
+    logits = scale * zimg @ ztxt.T
+    targets = positives(len(zimg), image_ids, text_ids).to(logits.dtype)
+    targets = targets / targets.sum(1, keepdim=True)
+    above_own = logits - logits.diagonal()[:, None], logits.T - logits.diagonal()[:, None]
+    return sum((x.logsumexp(1) - (targets * x).sum(1)).mean() for x in above_own) / 2
 
 
 def slow_sigmoid_loss(zimg, ztxt, scale, bias, image_ids=None, text_ids=None):
@@ -193,6 +203,74 @@ def test_small_losses_keep_their_digits():
     expected = run(slow_softmax_loss, rows, rows, 25.0, train="ztxt scale")[1]
     assert relative_error(gradients["ztxt"], expected["ztxt"]) < 1e-6
     assert relative_error(gradients["scale"], expected["scale"]) < 1e-5
+
+
+SHARED = {
+    "none": {},
+    "image": {"image_ids": torch.arange(150) // 3},
+    "text": {"text_ids": torch.arange(150) % 60},
+    "both": {"image_ids": torch.arange(150) // 3, "text_ids": torch.arange(150) % 60},
+}
+
+
+@pytest.mark.parametrize("ids", SHARED.values(), ids=list(SHARED))
+@pytest.mark.parametrize("scale", [1.0, 20.0, 100.0, 300.0])
+@pytest.mark.parametrize("similarity", [0.0, 1.0, 8.0, 100.0])
+def test_float32_is_exact_with_shared_images_and_texts(ids, scale, similarity):
+    zimg = unit_rows(150, 32)[ids.get("image_ids", torch.arange(150))]
+    zimg, ztxt = zimg.float(), F.normalize(unit_rows(150, 32, 1) + similarity * zimg, dim=1).float()
+    train = "zimg ztxt"
+    for function, exact in ((fast_softmax_loss, exact_shared_loss), (fast_sigmoid_loss, slow_sigmoid_loss)):
+        if exact is exact_shared_loss and not ids:  # where the loss is less than float64 can add to 1
+            exact = exact_softmax_loss
+        expected = run(exact, zimg.double(), ztxt.double(), scale, -0.6 * scale, train, **ids)
+        actual = run(function, zimg, ztxt, scale, -0.6 * scale, train, torch.float32, **ids)
+        # A negative's float32 logit is known to about scale * 1e-7, and so is a loss that is nothing but negatives.
+        tolerance = max(2e-6, scale * 2e-7)
+        assert float(actual[0]) == pytest.approx(float(expected[0]), rel=tolerance, abs=1e-37)  # float32 ends there
+        for name, gradient in expected[1].items():
+            error = float((actual[1][name] - gradient).norm())
+            assert error <= tolerance * float(gradient.norm()) + 1e-36, (function, name)
+
+
+@pytest.mark.parametrize("scale", [300.0, 1e4])
+def test_a_loss_of_nothing_is_nothing_with_shared_ids(scale):
+    rows = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    ids = torch.tensor([0, 0, 1, 1])
+    for chosen in ({"image_ids": ids}, {"text_ids": ids}, {"image_ids": ids, "text_ids": ids}):
+        loss, gradients = run(fast_sigmoid_loss, rows, rows, scale, dtype=torch.float32, **chosen)
+        assert float(loss) < 1e-30
+        assert float(gradients["ztxt"].abs().max()) < 1e-30
+        loss, gradients = run(fast_softmax_loss, rows, rows, scale, dtype=torch.float32, **chosen)
+        assert float(loss) == pytest.approx(math.log(2), rel=1e-7)  # two positives share the target
+        assert float(gradients["ztxt"].abs().max()) < 1e-30
+
+
+def test_a_few_shared_rows_among_many_keep_their_digits():
+    # All but one pair are alone: the loss is that pair's log(2), over 500 rows.
+    rows = torch.eye(500)
+    rows[1] = rows[0]
+    ids = torch.arange(500)
+    ids[1] = 0
+    loss, _ = run(fast_softmax_loss, rows, rows, 300.0, dtype=torch.float32, text_ids=ids)
+    assert float(loss) == pytest.approx(2 * math.log(2) / 500, rel=1e-6)
+
+
+@LOSSES
+def test_how_positives_are_found_changes_nothing(kind, monkeypatch):
+    monkeypatch.setattr(tiles, "_CPU_SIDE", 64)
+    zimg, ztxt = pairs(300, 16)
+    ids = {"image_ids": torch.arange(300) // 4, "text_ids": torch.arange(300) % 70}
+    expected = run(SLOW[kind], zimg, ztxt, 30.0, **ids)
+    results = []
+    for dense, kept in ((0, 0), (2, 0), (2, 200), (2, 2**20)):
+        monkeypatch.setattr(shared, "_DENSE", dense)
+        monkeypatch.setattr(shared, "_KEPT", kept)
+        results.append(run(FAST[kind], zimg, ztxt, 30.0, dtype=torch.float64, **ids))
+        assert_agree(results[-1], expected, 1e-12)
+    for result in results[2:]:  # what is kept is what would be found again
+        assert torch.equal(result[0], results[1][0])
+        assert all(torch.equal(result[1][name], results[1][1][name]) for name in result[1])
 
 
 def adversarial():

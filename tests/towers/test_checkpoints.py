@@ -93,8 +93,7 @@ def test_every_trainers_checkpoint_opens(tmp_path: Path, trainer: str) -> None:
     torch.save(WRITTEN[trainer](model.state_dict()), tmp_path / "last.pth.tar")
     tower = open_image_tower("timm:test_vit", weights=tmp_path / "last.pth.tar")
     assert difference(tower, model) < 1e-6
-    knows_classes = trainer not in ("mae", "dino", "dinov2", "lightly", "open_clip", "fastai", "fine-tuned")
-    assert (tower.class_head is not None) == knows_classes
+    assert tower.class_head is None  # its classes are whose they may be
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit3"])

@@ -141,9 +141,7 @@ def test_both_file_formats_are_the_same_tower(tmp_path: Path) -> None:
     second = open_image_tower("timm:test_resnet", weights=tmp_path / "b.pth")
     assert torch.equal(features(first), features(second))
     assert first.identity().fingerprint == second.identity().fingerprint
-    assert first.class_head is not None
-    assert first.class_head.vectors.shape == (1000, first.width)
-    assert first.class_head.texts[0][0] == "tench"
+    assert first.class_head is None  # a file does not say what its 1,000 classes are
 
 
 def test_file_of_the_bare_backbone(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     BeitConfig,
@@ -177,9 +176,9 @@ def test_dense_layer_on_a_first_patch_is_not_called_a_mean() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    save_file(shaken(timm.create_model("test_vit")).state_dict(), file)
-    return file
+    folder = tmp_path_factory.mktemp("weights")  # with a config.json, which says what the classes are
+    timm.models.save_for_hf(shaken(timm.create_model("test_vit")), folder, safe_serialization=True)
+    return folder / "model.safetensors"
 
 
 def blank(tower: ImageTower) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,56 @@ def test_images_of_other_channels(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("test_vit", in_chans=5), tmp_path, safe_serialization=True)
     with pytest.raises(TowerError, match="images of 5 channels; lamplit's have 3"):
         open_image_tower(f"timm:local-dir:{tmp_path}")
+
+
+def test_classes_are_imagenets_only_if_timm_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = timm.create_model("test_vit")
+    save_for_hf(model, tmp_path / "folder", safe_serialization=True)
+    named = open_image_tower(f"timm:local-dir:{tmp_path / 'folder'}").class_head
+    assert named is not None
+    assert named.texts[0][:2] == ["tench", "A tench."]
+    assert torch.equal(named.vectors, model.get_classifier().weight)
+    beside = open_image_tower("timm:test_vit", weights=tmp_path / "folder" / "model.safetensors").class_head
+    assert beside is not None
+
+    alone = tmp_path / "own.safetensors"
+    shutil.copy(tmp_path / "folder" / "model.safetensors", alone)
+    with caplog.at_level("INFO"):
+        for name in ("test_vit", f"local-dir:{tmp_path / 'folder'}"):  # that config.json is not of this file
+            assert open_image_tower(f"timm:{name}", weights=alone).class_head is None
+    assert "nobody says what the 1000 classes of own.safetensors are, so its classifier is left out" in caplog.text
+
+
+def test_a_file_that_timm_published_is_known_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "renamed.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), file)
+    published = timm.models._registry._model_pretrained_cfgs["test_vit.r160_in1k"]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for start, is_timms in ((digest[:8], True), ("0" * 8, False)):
+        monkeypatch.setattr(published, "url", f"https://example.com/test_vit-{start}.pth")
+        assert (open_image_tower("timm:test_vit", weights=file).class_head is not None) == is_timms
+
+
+BIRDS = {
+    "label_names": [f"k{n}" for n in range(12)],
+    "label_descriptions": {f"k{n}": f"bird {n}, avis" for n in range(12)},
+}
+
+
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        ({"label_names": [f"flower {n}" for n in range(1000)]}, "flower 0"),
+        (BIRDS, "bird 0"),
+        ({"label_names": [f"n{n:08}" for n in range(1000)]}, None),
+        ({"label_names": ["too", "few"]}, None),
+        ({"label_names": {"first": "no number"}}, None),
+    ],
+)
+def test_classes_that_a_config_names(tmp_path: Path, labels: dict[str, Any], first: str | None) -> None:
+    model = timm.create_model("test_vit", num_classes=12 if "label_descriptions" in labels else 1000)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | labels))
+    head = open_image_tower(f"timm:local-dir:{tmp_path}").class_head
+    assert (None if head is None else head.texts[0][0]) == first

@@ -233,10 +233,23 @@ def export_report(report: ExportReport) -> list[Table]:
     if report.preprocessing_cosine is not None:
         _add_row(checks, "image vectors, its own preprocessing", f"lowest cosine {report.preprocessing_cosine:.5f}")
     for name, value in (report.int8 or {}).items():
-        _add_row(checks, f"int8: {name}", value if isinstance(value, dict) else f"{value:.3f}")
+        _add_row(checks, f"int8: {name}", value.get("reason") or _int8_words(value))
     for note in report.notes:
         _add_row(checks, "note", note)
     return [files, checks]
+
+
+def _int8_words(measured: dict[str, Any]) -> str:
+    """What an int8 file loses where inputs come one by one, and where they come together."""
+    words = []
+    together = f"in a batch of {measured['batch']}" if "batch" in measured else "in one batch"
+    for way, called in (("alone", "one by one"), ("in_batch", together)):
+        figures = measured[way]
+        if isinstance(figures, float):
+            words.append(f"{called} {figures:.3f}")
+        else:
+            words.append(f"{called}: cosine {figures['mean_cosine']:.4f}, lowest {figures['lowest_cosine']:.4f}")
+    return "\n".join(words)
 
 
 def _label(name: str, labels: Mapping[str, str] | None) -> str:

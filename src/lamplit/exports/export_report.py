@@ -17,7 +17,8 @@ class ExportReport:
         differences: largest difference of any coordinate of a vector, by tower.
         preprocessing_cosine: lowest cosine of image vectors if the other library prepares the images itself; None if it
             does not.
-        int8: int8 files and their agreement with float32; None if none were asked for.
+        int8: int8 files and their agreement with float32, of each input `alone` and of all `in_batch`, because dynamic
+            quantisation makes a vector depend on its batch; None if none were asked for.
         notes: differences that the comparison cannot see, in words.
         files: size in bytes of each file, by name.
     """

@@ -29,6 +29,7 @@ from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 FORMAT = 1
 # An int8 file must be at most this fraction of the float32 one (convolutions stay float32) to be worth its loss.
 _MAX_INT8_SIZE = 0.75
+_WAYS = ("alone", "in_batch")
 
 
 class _ImageGraph(nn.Module):
@@ -87,6 +88,11 @@ def write(model: LiT, folder: Path, sample: Sample, *, int8: bool = False) -> Ex
         config["text"] = _write_text(model, folder, sample, report)
     if int8:
         report.int8 = _write_int8(model, folder, sample)
+        if list(folder.glob("*.int8.onnx")):
+            report.notes.append(
+                "an int8 vector depends on what else is in its batch (ONNX Runtime scales by the largest value of the "
+                "batch): embed what you compare in the same way, one by one or in like batches"
+            )
     config |= {"checked": {"sample": sample.origin, "largest_difference": report.differences}, "int8": report.int8}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return report
@@ -154,34 +160,39 @@ def write_text_graph(tower: TextTower, file: Path) -> None:
 
 
 def _write_int8(model: LiT, folder: Path, sample: Sample) -> dict[str, Any]:
-    """Write int8 files beside the others where they are smaller, and measure what they lose."""
+    """Write int8 files beside the others where they are smaller, and measure what they lose.
+
+    ONNX Runtime scales activations by the largest of the whole batch, so a vector depends on what else is in its batch.
+    Both ends are measured: each input alone, and all of them together.
+    """
     agreement: dict[str, Any] = {}
     exact: dict[str, Tensor] = {}
-    rounded: dict[str, Tensor] = {}
+    rounded: dict[str, dict[str, Tensor]] = {way: {} for way in _WAYS}
     for kind in ("image", "text"):
         file = folder / f"{kind}_tower.onnx"
         if not file.is_file():
             continue
-        exact[kind] = rounded[kind] = _vectors(file, kind, model, sample)
+        exact[kind] = _vectors(file, kind, model, sample, "in_batch")
         small = _quantize(file)
         if small is None:
             agreement[kind] = {
                 "file": None,
                 "reason": "matrix products are too small a part of it: int8 would save less than a quarter",
             }
-            continue
-        rounded[kind] = _vectors(small, kind, model, sample)
-        cosines = (exact[kind] * rounded[kind]).sum(1)
-        agreement[kind] = {
-            "file": small.name,
-            "mean_cosine": float(cosines.mean()),
-            "lowest_cosine": float(cosines.min()),
-        }
+        else:
+            agreement[kind] = {"file": small.name, "batch": len(exact[kind])}
+        for way in _WAYS:
+            rounded[way][kind] = exact[kind] if small is None else _vectors(small, kind, model, sample, way)
+            if small is not None:
+                cosines = (exact[kind] * rounded[way][kind]).sum(1)
+                agreement[kind][way] = {"mean_cosine": float(cosines.mean()), "lowest_cosine": float(cosines.min())}
     if len(exact) == 2:
-        before, after = exact["text"] @ exact["image"].T, rounded["text"] @ rounded["image"].T
+        before = exact["text"] @ exact["image"].T
         for name, dim in (("text_to_image", 1), ("image_to_text", 0)):
-            same = before.argmax(dim) == after.argmax(dim)
-            agreement[f"{name}_top1_agreement"] = float(same.float().mean())
+            same = {
+                way: before.argmax(dim) == (rounded[way]["text"] @ rounded[way]["image"].T).argmax(dim) for way in _WAYS
+            }
+            agreement[f"{name}_top1_agreement"] = {way: float(same[way].float().mean()) for way in _WAYS}
     return agreement
 
 
@@ -200,10 +211,13 @@ def _quantize(file: Path) -> Path | None:
     return None
 
 
-def _vectors(file: Path, kind: str, model: LiT, sample: Sample) -> Tensor:
+def _vectors(file: Path, kind: str, model: LiT, sample: Sample, way: str) -> Tensor:
     if kind == "image":
-        return _image_vectors(file, sample)
-    return _text_vectors(file, find_text_tower(model), [sample.texts])
+        assert sample.pixels is not None
+        pixels = sample.pixels
+        return _run(file, [{"pixels": part} for part in torch.split(pixels, 1 if way == "alone" else len(pixels))])
+    texts = [[text] for text in sample.texts] if way == "alone" else [sample.texts]
+    return _text_vectors(file, find_text_tower(model), texts)
 
 
 def _image_vectors(file: Path, sample: Sample) -> Tensor:

@@ -35,6 +35,17 @@ from lamplit.towers.saving import save_weights
 from lamplit.towers.texts.text_tower import TextTower
 
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
+# One line for every shell: double quotes around it, and none inside.
+_README = """# A model for open_clip
+
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
+
+open_clip finds the text encoder by its absolute path, so after moving or copying this folder, type this in it:
+
+    python -c "import json, pathlib as p; f = p.Path('open_clip_config.json'); c = json.loads(f.read_text()); \
+c['model_cfg']['text_cfg']['hf_model_name'] = str(p.Path('text_encoder').resolve()); \
+f.write_text(json.dumps(c, indent=2))"
+"""
 
 
 def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
@@ -52,6 +63,7 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
         "preprocess_cfg": _preprocess_config(image.preprocessing, report.notes),
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "README.md").write_text(_README)
     AutoConfig.for_model(**text.config["config"]).save_pretrained(folder / "text_encoder")
     copy_tokenizer(text).save_pretrained(folder)
     refusal = f"open_clip cannot hold {image.spec} and {text.spec}"
@@ -65,8 +77,8 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
     report.notes += [
         "open_clip's tokenizer mends texts before it reads them (curly quotes, HTML entities, runs of spaces): its "
         "vectors are those of the mended text",
-        "open_clip finds the text encoder's configuration by its absolute path: after moving the folder, correct "
-        "hf_model_name in open_clip_config.json",
+        "open_clip finds the text encoder's configuration by its absolute path: after moving the folder, type "
+        "the line that its README.md shows",
     ]
     return report
 

@@ -8,7 +8,8 @@ Notable features:
   the plain loss (two instead of four for the sigmoid).
 - The diagonal is computed apart, in float64, and a pair's loss is `log(1 + others / own)`: neither the loss nor
   its gradient loses digits when a model is nearly perfect.
-- Rows that share an image or a caption are positives of each other. They cost O(B × D), not O(B × B).
+- Rows that share an image or a caption are positives of each other (positives.py). Their logits are float64, too, and
+  never pass through the sums over others.
 - Every sum has a fixed order: results are the same to the last bit in every run.
 
 Shapes: B pairs, D width.
@@ -25,7 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lamplit.errors import UsageError, kind_of
-from lamplit.losses.tiles import Gradients, Tiles, add_up, widest
+from lamplit.losses.positives import Positives, PositiveSums, find_positives
+from lamplit.losses.tiles import Gradients, Tiles, add_up
 
 _LN2 = math.log(2)  # tiles hold logits in units of it
 _KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 4096, one in 45 at 32768
@@ -63,11 +65,8 @@ def softmax_loss(
         >>> loss.backward()
     """
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
-    loss: Tensor = _run_uncompiled(_SoftmaxLoss, *_gradient_side_last(zimg, ztxt), scale)
     positives = _shared_positives(zimg, image_ids, text_ids)
-    if positives is not None:
-        own = _dot(zimg[positives.rows], ztxt[positives.rows])
-        loss = loss + scale * (own - positives.sum_of_cosines(zimg, ztxt, 1 / positives.counts)) / len(zimg)
+    loss: Tensor = _run_uncompiled(_SoftmaxLoss, *_gradient_side_last(zimg, ztxt), scale, positives)
     return loss
 
 
@@ -105,18 +104,13 @@ def sigmoid_loss(
     zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
     _require_tensors(logit_bias=logit_bias)
     bias = logit_bias.reshape(()).to(zimg.dtype)
-    loss: Tensor = _run_uncompiled(_SigmoidLoss, *_gradient_side_last(zimg, ztxt), scale, bias)
     positives = _shared_positives(zimg, image_ids, text_ids)
-    if positives is not None:
-        own = _dot(zimg[positives.rows], ztxt[positives.rows])
-        others = positives.sum_of_cosines(zimg, ztxt, torch.ones_like(positives.counts)) - own
-        # -log_sigmoid(x) is -log_sigmoid(-x) - x: a positive differs from a negative by its own logit.
-        loss = loss - (scale * others + bias * (positives.counts - 1).sum()) / len(zimg)
+    loss: Tensor = _run_uncompiled(_SigmoidLoss, *_gradient_side_last(zimg, ztxt), scale, bias, positives)
     return loss
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # no compiler of torch follows tiles written in place
-def _run_uncompiled(function: type[torch.autograd.Function], *inputs: Tensor) -> Any:
+def _run_uncompiled(function: type[torch.autograd.Function], *inputs: Tensor | Positives | None) -> Any:
     return function.apply(*inputs)
 
 
@@ -143,110 +137,59 @@ def _gradient_side_last(zimg: Tensor, ztxt: Tensor) -> tuple[Tensor, Tensor]:
     return (ztxt, zimg) if zimg.requires_grad and not ztxt.requires_grad else (zimg, ztxt)
 
 
-# --- Positives beside the diagonal
-
-
-_SIGNS = (1, 1, -1)  # of groups by image, by text, and by both
-
-
-@dataclass(frozen=True)
-class _Positives:
-    """The rows that have other positives than themselves, and how these hang together."""
-
-    rows: Tensor  # (R,) of the B rows
-    counts: Tensor  # (R,) positives of each, itself included
-    groups: list[Tensor]  # (R,) group number of each row: by image, by text, and by both
-
-    def sum_of_cosines(self, zimg: Tensor, ztxt: Tensor, weights: Tensor) -> Tensor:
-        """Sum of <zimg_i, ztxt_j> over all positives i, j, each times the mean of weights i and j.
-
-        A sum over rows of the same image or the same text is one over those of the same image, plus one
-        over those of the same text, less one over those of both. Each is <sum of images, sum of texts>.
-        """
-        zimg, ztxt = zimg[self.rows], ztxt[self.rows]
-        weights = weights[:, None] / 2
-        total = zimg.new_zeros(())
-        for sign, group in zip(_SIGNS, self.groups, strict=False):
-            zeros = zimg.new_zeros(int(group.max()) + 1, zimg.shape[1])
-            images, texts = zeros.index_add(0, group, zimg), zeros.index_add(0, group, ztxt)
-            weighted_images = zeros.index_add(0, group, zimg * weights)
-            weighted_texts = zeros.index_add(0, group, ztxt * weights)
-            total = total + sign * (_dot(weighted_images, texts) + _dot(images, weighted_texts))
-        return total
-
-
-def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> _Positives | None:
-    """Find the rows with more than one positive; None if there is none."""
-    groups: list[Tensor] = []
+def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> Positives | None:
+    """Check the ids; None if no row has other positives than itself."""
+    given = []
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if ids is not None:
             _require_tensors(**{name: ids})
             if ids.shape != zimg.shape[:1]:
                 raise UsageError(f"{name} has the shape {tuple(ids.shape)}; it needs one id per row: ({len(zimg)},)")
-            groups.append(_number_groups(ids.to(zimg.device)))
-    if not groups:
-        return None
-    if len(groups) == 2:
-        groups.append(_number_groups(groups[0] * len(zimg) + groups[1]))
-    counts = torch.zeros_like(groups[0])
-    for sign, group in zip(_SIGNS, groups, strict=False):
-        counts += sign * group.bincount()[group]
-    rows = (counts > 1).nonzero().squeeze(1)
-    if len(rows) == 0:
-        return None
-    # Groups never reach outside `rows`: every row of a group has the others as positives.
-    return _Positives(rows, counts[rows].to(zimg.dtype), [_number_groups(group[rows]) for group in groups])
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return add_up((left * right).sum(1, dtype=widest(left.device))).to(left.dtype)
-
-
-def _number_groups(ids: Tensor) -> Tensor:
-    """Return each row's group, numbered from 0."""
-    group: Tensor
-    _, group = torch.unique(ids, return_inverse=True)
-    return group
+            given.append(ids.detach().to(zimg.device))
+    return find_positives(given)
 
 
 # --- Softmax
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """Mean of both directions' cross entropy, each row's own text or image being its target."""
+    """Mean of both directions' cross entropy; each row's target is uniform over its positives."""
 
     @staticmethod
-    def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, positives: Positives | None) -> Tensor:
         tiles = Tiles(zimg, ztxt, scale)
         kept_bytes = _KEPT_BYTES - ztxt.nbytes if any(ctx.needs_input_grad) else 0
-        own, others, shift, kept = _log_sums(tiles, kept_bytes)
-        losses = torch.logaddexp2(others - own, others.new_zeros(()))  # log2(1 + others / own)
-        own_weights = torch.expm1(losses * -_LN2).sum(0)
-        ctx.shift, ctx.kept = shift, list(kept)
-        ctx.save_for_backward(zimg, ztxt, scale, own + losses, own_weights, *kept.values())
+        sums, others, shift, kept = _log_sums(tiles, positives, kept_bytes)
+        log_positives = sums.logarithms()
+        of_others = torch.logaddexp2(others - log_positives, others.new_zeros(()))  # log2(1 + others / positives)
+        losses = sums.excess() + of_others
+        ctx.shift, ctx.kept, ctx.positives, ctx.sums = shift, list(kept), positives, sums
+        ctx.save_for_backward(zimg, ztxt, scale, log_positives + of_others, of_others, *kept.values())
         return (add_up(losses) / losses.numel() * _LN2).to(zimg.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        zimg, ztxt, scale, log_sums, own_weights, *powers = ctx.saved_tensors
+        zimg, ztxt, scale, log_sums, of_others, *powers = ctx.saved_tensors
         kept = dict(zip(ctx.kept, powers, strict=True))
         gradients = Gradients(Tiles(zimg, ztxt, scale), both=ctx.needs_input_grad[0])
-        _add_softmax_weights(gradients, log_sums, own_weights, ctx.shift, kept)
-        return gradients.times(grad / (2 * len(zimg)), scale)
+        weights = _PositiveWeights(ctx.positives, ctx.sums, torch.expm1(of_others * -_LN2))
+        _add_softmax_weights(gradients, log_sums, weights, ctx.shift, kept)
+        return *gradients.times(grad / (2 * len(zimg)), scale), None
 
 
 class _LogSums(NamedTuple):
-    """The sums of powers of two over each text's and each image's *others*, and how they were taken."""
+    """The sums of powers of two over each text's and each image's positives and others, and how they were taken."""
 
-    own: Tensor  # (B,) logits of the pairs themselves
+    positives: PositiveSums
     others: Tensor  # (2, B) binary logarithms of the sums, of texts and of images
     shift: float | None  # subtracted from all logits to keep the powers in range; None: no one number does it
     kept: dict[tuple[int, int], Tensor]  # powers of some tiles, by text and image block
 
 
-def _log_sums(tiles: Tiles, kept_bytes: int) -> _LogSums:
+def _log_sums(tiles: Tiles, positives: Positives | None, kept_bytes: int) -> _LogSums:
     shift = _common_shift(tiles)
+    of_positives = PositiveSums(tiles.own_logits(), positives)
     parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size)  # one from each tile
     kept = {}
     num_kept = kept_bytes // (parts.element_size() * tiles.side**2)
@@ -255,20 +198,24 @@ def _log_sums(tiles: Tiles, kept_bytes: int) -> _LogSums:
         tile = tiles.logits(j, i, out=spares[0]).sub_(shift).exp2_()
         if i == j:
             tile.fill_diagonal_(0)
+        found = None if positives is None else positives.in_tile(tiles, j, i, keep=True)
+        if found is not None:
+            tile[found.texts, found.images] = 0
+            of_positives.add(0, tiles.blocks[j], found.texts, found.logits)
+            of_positives.add(1, tiles.blocks[i], found.images, found.logits)
         torch.sum(tile, 1, out=parts[0, i, tiles.blocks[j]])
         torch.sum(tile, 0, out=parts[1, j, tiles.blocks[i]])
         if i * len(tiles.blocks) + j < num_kept:
             kept[j, i] = tile.clone()
 
-    tiles.sweep(sum_powers)
-    own = tiles.own_logits()
+    tiles.sweep(sum_powers, disjoint=positives is not None)
     sums = parts.sum(1, dtype=tiles.wide)
     # What was rounded to zero is lost: all of it must be nothing beside the sum.
     finfo = torch.finfo(parts.dtype)
     least = tiles.size * finfo.tiny / finfo.eps if tiles.size > 1 else -1.0
     if bool(((sums > least) & (sums < math.inf)).all()):
-        return _LogSums(own, sums.log2_().add_(shift), shift, kept)
-    return _LogSums(own, _log_sums_by_maxima(tiles), None, {})
+        return _LogSums(of_positives, sums.log2_().add_(shift), shift, kept)
+    return _LogSums(of_positives, _log_sums_by_maxima(tiles, positives), None, {})
 
 
 def _common_shift(tiles: Tiles) -> float:
@@ -278,7 +225,7 @@ def _common_shift(tiles: Tiles) -> float:
     return max(0.0, abs(tiles.scale) - largest)
 
 
-def _log_sums_by_maxima(tiles: Tiles) -> Tensor:
+def _log_sums_by_maxima(tiles: Tiles, positives: Positives | None) -> Tensor:
     """Compute the same logarithms of sums where no common shift brings all powers within range."""
     parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size, dtype=tiles.wide)
 
@@ -286,6 +233,9 @@ def _log_sums_by_maxima(tiles: Tiles) -> Tensor:
         tile = tiles.logits(j, i, out=spares[0])
         if i == j:
             tile.fill_diagonal_(-math.inf)
+        found = None if positives is None else positives.in_tile(tiles, j, i, keep=True)
+        if found is not None:
+            tile[found.texts, found.images] = -math.inf
         for dim, part in ((1, parts[0, i, tiles.blocks[j]]), (0, parts[1, j, tiles.blocks[i]])):
             # The clamp is for a row of nothing but -inf: any finite maximum gives it the sum 0.
             maxima = tile.amax(dim, keepdim=True).clamp_(min=torch.finfo(tile.dtype).min)
@@ -296,19 +246,45 @@ def _log_sums_by_maxima(tiles: Tiles) -> Tensor:
     return (parts * _LN2).logsumexp(1) / _LN2
 
 
+@dataclass(frozen=True)
+class _PositiveWeights:
+    """The derivatives of both directions' losses by the logits of positives."""
+
+    positives: Positives | None
+    sums: PositiveSums
+    to_others: Tensor  # (2, B) positives / all - 1
+
+    def own(self) -> Tensor:
+        """Of the pairs themselves, (B,)."""
+        return self._weigh(0, slice(None), self.sums.own) + self._weigh(1, slice(None), self.sums.own)
+
+    def write(self, weights: Tensor, tiles: Tiles, j: int, i: int) -> None:
+        """Write those beside the diagonal to a tile of weights."""
+        found = None if self.positives is None else self.positives.in_tile(tiles, j, i, keep=True)
+        if found is not None:
+            of_texts = self._weigh(0, found.texts + tiles.blocks[j].start, found.logits)
+            of_images = self._weigh(1, found.images + tiles.blocks[i].start, found.logits)
+            weights[found.texts, found.images] = (of_texts + of_images).to(weights.dtype)
+
+    def _weigh(self, side: int, rows: Tensor | slice, logits: Tensor) -> Tensor:
+        # The share of all less the target, without a difference of near equals where the others are next to nothing.
+        share = (logits - self.sums.maxima[side, rows]).exp2_().div_(self.sums.scaled[side, rows])
+        return share * self.to_others[side, rows] + (share - 1 / self.sums.counts[rows])
+
+
 def _add_softmax_weights(
     gradients: Gradients,
     log_sums: Tensor,
-    own_weights: Tensor,
+    positives: _PositiveWeights,
     shift: float | None,
     kept: dict[tuple[int, int], Tensor],
 ) -> None:
-    """Add up the gradients of both directions' log-sums, less the pairs' own logits.
+    """Add up the gradients of both directions' log-sums, less the mean logits of positives.
 
     Args:
         gradients: what is added to.
         log_sums: of the whole rows, of texts and of images, (2, B).
-        own_weights: of the pairs themselves, (B,).
+        positives: their weights.
         shift: as `_log_sums` returned it.
         kept: as `_log_sums` returned them; not changed, because there may be another backward pass.
     """
@@ -318,7 +294,7 @@ def _add_softmax_weights(
     shifts = log_sums.round() if shift is None else torch.full_like(log_sums, shift)
     text_factors, image_factors = (shifts - log_sums).exp2_().to(dtype)
     text_shifts, image_shifts = shifts.to(dtype)
-    own_weights = own_weights.to(dtype)
+    own_weights = positives.own().to(dtype)
 
     def add_weights(spares: list[Tensor], j: int, i: int) -> None:
         texts, images = tiles.blocks[j], tiles.blocks[i]
@@ -334,6 +310,7 @@ def _add_softmax_weights(
             torch.add(text_factors[texts, None], image_factors[images], out=weights).mul_(powers)
         if i == j:
             weights.diagonal().copy_(own_weights[texts])
+        positives.write(weights, tiles, j, i)
         gradients.add(weights, j, i)
 
     tiles.sweep(add_weights, disjoint=gradients.image is not None)
@@ -343,13 +320,15 @@ def _add_softmax_weights(
 
 
 class _SigmoidLoss(torch.autograd.Function):
-    """Mean over images of the sum over texts of -log_sigmoid(±logit), + on the diagonal.
+    """Mean over images of the sum over texts of -log_sigmoid(±logit), + for positives.
 
     The weights need no sums over rows, so the gradient is ready in the forward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, bias: Tensor, positives: Positives | None
+    ) -> Tensor:
         tiles = Tiles(zimg, ztxt, scale)
         gradients = Gradients(tiles, both=ctx.needs_input_grad[0]) if any(ctx.needs_input_grad) else None
         offset = float(bias.detach()) / _LN2
@@ -361,10 +340,15 @@ class _SigmoidLoss(torch.autograd.Function):
             tile = tiles.logits(j, i, out=spares[0]).add_(offset)
             if i == j:
                 tile.diagonal().copy_(-own[tiles.blocks[j]] - offset)
+            found = None if positives is None else positives.in_tile(tiles, j, i)
+            if found is not None:
+                tile[found.texts, found.images] = (-found.logits - offset).to(tile.dtype)
             losses[j, i] = _softplus(tile, *spares[1:])
             if gradients is not None:
                 if i == j:
                     tile.diagonal().neg_()
+                if found is not None:
+                    tile[found.texts, found.images] *= -1
                 weights[j, i] = tile.sum()
                 gradients.add(tile, j, i)
 
@@ -377,7 +361,7 @@ class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)
+        return *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors), None
 
 
 def _softplus(tile: Tensor, plus_one: Tensor, lost: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 _CPU_SIDE = 512  # at most: 512 × 512 float32 are 1 MB, and a tile stays in its core's own cache
 _ACCELERATOR_SIDE = 4096
+_GATHERED = 2**17  # float64 values of rows that are multiplied one by one: 1 MB
 _SERIAL = 2**14  # values that torch adds up in one thread
 
 Visit = Callable[[list[Tensor], int, int], None]
@@ -51,9 +52,29 @@ class Tiles:
         return out.addmm_(self.ztxt[self.blocks[j]], self.zimg[self.blocks[i]].T, beta=0, alpha=self.scale)
 
     def own_logits(self) -> Tensor:
-        """Return the logits of the pairs themselves, (B,), more exact than those of the tiles."""
-        by_block = [(self.ztxt[k] * self.zimg[k]).sum(1, dtype=self.wide) for k in self.blocks]
-        return torch.cat(by_block).mul_(self.scale)
+        """Return the logits of the pairs themselves, (B,), in float64."""
+        step = self._rows_at_once()
+        return self._multiply(torch.split(self.ztxt, step), torch.split(self.zimg, step))
+
+    def single_logits(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Return the logits of text rows with image rows, (N,) of each, in float64."""
+        step = self._rows_at_once()
+        return self._multiply(
+            (self.ztxt[rows] for rows in torch.split(texts, step)),
+            (self.zimg[rows] for rows in torch.split(images, step)),
+        )
+
+    def wide_logits(self, j: int, i: int) -> Tensor:
+        """Return a whole tile in float64."""
+        texts, images = self.ztxt[self.blocks[j]].to(self.wide), self.zimg[self.blocks[i]].to(self.wide)
+        return (texts @ images.T).mul_(self.scale)
+
+    def _rows_at_once(self) -> int:
+        return max(1, _GATHERED // self.ztxt.shape[1])
+
+    def _multiply(self, texts: Iterable[Tensor], images: Iterable[Tensor]) -> Tensor:
+        parts = [(text.to(self.wide) * image).sum(1) for text, image in zip(texts, images, strict=True)]
+        return torch.cat(parts).mul_(self.scale)
 
     def sweep(self, visit: Visit, *, disjoint: bool = False) -> None:
         """Call `visit(spares, j, i)` for every text block j and image block i.

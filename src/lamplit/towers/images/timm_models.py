@@ -10,15 +10,16 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
 from lamplit.data.preprocessing import INTERPOLATIONS, Preprocessing
 from lamplit.errors import MissingExtraError, TowerError, first_line
-from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, ClassHead, class_texts, smooth_image
+from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, smooth_image
 from lamplit.towers.images.checkpoints import FoundBackbone, find_backbone
+from lamplit.towers.images.timm_classes import find_class_head
 from lamplit.towers.images.timm_sources import TimmSource, find_source, reaching_hub, source_beside
 from lamplit.towers.loading import READ_ERRORS, load_strictly, read_checkpoint, read_weights
 
@@ -63,7 +64,7 @@ def open_timm(name: str, weights: str | Path | None, preprocessing: Preprocessin
             checkpoint = load_state_dict_from_hf(source.hub_id)
     else:
         checkpoint = read_checkpoint(file)
-    return _load(spec, source, str(file or source.hub_id), checkpoint, preprocessing)
+    return _load(spec, source, file, checkpoint, preprocessing)
 
 
 def open_demo(name: str) -> Backbone:
@@ -117,8 +118,11 @@ def _create(spec: str, source: TimmSource, **options: Any) -> Any:
         raise TowerError(f"{spec} could not be built with {source.args}: {first_line(error)}") from error
 
 
-def _load(spec: str, source: TimmSource, file: str, checkpoint: Any, preprocessing: Preprocessing | None) -> Backbone:
+def _load(
+    spec: str, source: TimmSource, weights: Path | None, checkpoint: Any, preprocessing: Preprocessing | None
+) -> Backbone:
     """Build the model and load what a checkpoint holds of it, every tensor or none."""
+    file = str(weights or source.hub_id)
     model = _create(spec, source)
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_classifier(model))}
     found = find_backbone(file, checkpoint, own)
@@ -134,7 +138,7 @@ def _load(spec: str, source: TimmSource, file: str, checkpoint: Any, preprocessi
     if not _fits(model, state):
         state = _as_timm_reads(spec, source, model, state)
     load_strictly(model, state, spec)
-    return _backbone(model, source, preprocessing, trained=has_classifier)
+    return _backbone(model, source, preprocessing, trained=has_classifier, weights=weights)
 
 
 def _say(file: str, found: FoundBackbone) -> None:
@@ -207,9 +211,14 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _backbone(
-    model: Any, source: TimmSource, preprocessing: Preprocessing | None = None, *, trained: bool = True
+    model: Any,
+    source: TimmSource,
+    preprocessing: Preprocessing | None = None,
+    *,
+    trained: bool = True,
+    weights: Path | None = None,
 ) -> Backbone:
-    class_head = _class_head(model) if trained else None
+    class_head = find_class_head(model, source, weights) if trained else None
     preprocessing = preprocessing or _preprocessing(f"timm:{source.name}", model)
     model.reset_classifier(0)
     config: dict[str, Any] = {"library": "timm", "name": source.name}
@@ -245,19 +254,3 @@ def _unknown_preprocessing(spec: str, how: str) -> TowerError:
         f"{spec} prepares images in a way that lamplit does not know ({how}); say what comes nearest with "
         "open_image_tower(..., preprocessing=Preprocessing(...))"
     )
-
-
-def _class_head(model: Any) -> ClassHead | None:
-    subset = infer_imagenet_subset(model)
-    classifier = model.get_classifier()
-    if subset is None or not isinstance(classifier, nn.Linear):
-        return None
-    info = ImageNetInfo(subset)
-    descriptions = [info.index_to_description(c, detailed=True) for c in range(classifier.out_features)]
-    return ClassHead([class_texts(*_split(d)) for d in descriptions], classifier.weight.detach().clone())
-
-
-def _split(description: str) -> tuple[list[str], str]:
-    """WordNet's 'tench, Tinca tinca: a game fish of ...' as names and definition."""
-    names, _, definition = description.partition(": ")
-    return names.split(", "), definition
