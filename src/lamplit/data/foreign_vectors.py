@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lamplit.data.columns import ColumnNames
-from lamplit.data.pairs import READ_ERRORS, Pair, read_pairs, unreadable
+from lamplit.data.pairs import Pair, read_pairs, unreadable
 from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
+from lamplit.data.readers import READ_ERRORS
 from lamplit.errors import PairsError, UsageError
 
 # What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.

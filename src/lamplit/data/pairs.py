@@ -5,16 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
-
-import pyarrow as pa
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
@@ -29,7 +25,7 @@ from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
 from lamplit.data.image_files import is_image, walk
 from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
-from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
+from lamplit.data.readers import READ_ERRORS, TABLE_SUFFIXES, suffix_of
 from lamplit.data.sidecars import last_ending, read_beside
 from lamplit.data.skipped import Skipped
 from lamplit.data.splits import refuse_split, split_of
@@ -37,8 +33,6 @@ from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
 from lamplit.data.tars import TarSamples, text_names
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
-
-READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
 
 
 @dataclass(frozen=True)

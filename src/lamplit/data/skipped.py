@@ -21,21 +21,44 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class BadRows:
-    """Rows of a table that cannot be read: each is listed once, however often its file is read.
+    """Rows of a table that cannot be read, or not in full: each counts once, however often its file is read.
 
     Attributes:
         file: the table.
-        problems: where they are listed.
+        problems: where rows that cannot be read are listed.
+        num_short: number of rows with fewer cells than the header.
     """
 
     file: Path
     problems: list[Skipped] = field(default_factory=list)
-    _lines: set[int] = field(default_factory=set)
+    num_short: int = 0
+    _listed: set[tuple[str, int]] = field(default_factory=set)
+    _last_short: int = 0  # lines come in their order
 
-    def add(self, line: int, reason: str) -> None:
-        """List the row that begins or ends in a line of the file."""
-        if line not in self._lines:
-            self._lines.add(line)
-            self.problems.append(Skipped(f"{self.file.name}, line {line}", str(self.file), reason))
+    def add(self, number: int, reason: str, *, unit: str = "line") -> None:
+        """List the row that begins or ends in a line of the file; or the one of that number, if the unit is `row`."""
+        if (unit, number) not in self._listed:
+            self._listed.add((unit, number))
+            self.problems.append(Skipped(f"{self.file.name}, {unit} {number}", str(self.file), reason))
+
+    def add_file(self, reason: str) -> None:
+        """List the file, which cannot be read, or not to its end."""
+        if ("file", 0) not in self._listed:
+            self._listed.add(("file", 0))
+            self.problems.append(Skipped(self.file.name, str(self.file), reason))
+
+    def add_short(self, line: int) -> None:
+        """Count the row that begins or ends in a line of the file, and whose last cells are missing."""
+        if line > self._last_short:
+            self._last_short = line
+            self.num_short += 1
+
+    def note(self) -> str:
+        """Say how many rows are short; empty if none is."""
+        if not self.num_short:
+            return ""
+        subject = "1 row" if self.num_short == 1 else f"{self.num_short:,} rows"
+        verb = "has" if self.num_short == 1 else "have"
+        return f"{subject} of {self.file.name} {verb} fewer cells than the header; the missing ones are empty"
