@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lamplit.data.valid_text import valid_id
+
 
 @dataclass(frozen=True)
 class Skipped:
     """An image, or a part of a source, that cannot be used, as listed in `skipped.jsonl`.
+
+    All three are valid Unicode: bytes of a name that are not UTF-8 have a backslash form.
 
     Attributes:
         id: of the image in its source; the name of a shard or of a member that could not be read.
@@ -19,6 +23,10 @@ class Skipped:
     id: str
     path: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("id", "path", "reason"):
+            object.__setattr__(self, name, valid_id(getattr(self, name)))
 
 
 @dataclass

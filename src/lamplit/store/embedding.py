@@ -170,6 +170,8 @@ def embed(
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0 and not pairs.problems)
     report.backend, report.updated, report.without_text = runner.backend, writer.updated, writer.without_text
     report.not_kept, report.notes = dict(writer.not_kept), [*pairs.notes, *writer.notes]
+    if 0 < usable == report.without_text and pairs.text_columns:
+        report.notes.append(f"no image has a text: every cell of {' and '.join(pairs.text_columns)} is empty")
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
         found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"
