@@ -37,7 +37,7 @@ def test_an_encoding_is_found(tmp_path: Path, encoding: str, text: str, note: st
 def test_a_damaged_byte_among_utf8_spoils_no_other(tmp_path: Path) -> None:
     file = written(tmp_path, "é, ü, 日本, ß, ".encode() + b"\xff, \xef\xbf\xbd")
     found = find_encoding(file)
-    assert found.note == "1 byte of a.csv are no UTF-8 and become U+FFFD"
+    assert found.note == "1 byte of a.csv is not UTF-8 and becomes U+FFFD"
     with open_text(file, found) as opened:
         assert opened.read() == "é, ü, 日本, ß, \ufffd, \ufffd"
 

@@ -69,3 +69,7 @@ def test_tables_that_are_not_read_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"{}")
     [said] = read_pairs(tmp_path).notes
     assert said.endswith("is read as a folder of images; captions.csv is left out")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.jpg,x\n")
+    (tmp_path / "a.tar").touch()
+    [said] = read_pairs(tmp_path).notes
+    assert said.endswith("is read by metadata.csv; 2 files such as a.tar are left out")

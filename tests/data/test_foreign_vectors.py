@@ -160,6 +160,13 @@ def test_pairs_that_do_not_match(tmp_path: Path, rows: int, suffix: str) -> None
         read(read_vectors(tmp_path / "a.npy", pairs=tmp_path / f"texts.{suffix}"))
 
 
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", some(3))
+    (tmp_path / "texts.jsonl").write_text('{"caption": "a"}\n{\n{"caption": "c"}\n')
+    with pytest.raises(PairsError, match=r"has 3 vectors, but .* has 2 rows; texts\.jsonl, line 2: this is not JSON"):
+        read_vectors(tmp_path / "a.npy", pairs=tmp_path / "texts.jsonl")
+
+
 class Trap:
     """What runs code where it is unpickled."""
 

@@ -124,3 +124,112 @@ def test_web_addresses_are_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,text\nhttps://x.org/a.jpg,a\n")
     with pytest.raises(PairsError, match="web addresses"):
         read_pairs(tmp_path / "a.csv")
+
+
+def test_bad_cells_cost_their_rows_alone(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"image": "a.jpg", "text": "a"}, {"image": ["b.jpg", "c.jpg"], "text": "two images"},
+        {"image": "https://x.org/y.jpg", "text": "web"}, {"image": "a.jpg", "text": {"x": {"y": 1}}},
+        {"image": "d.jpg", "text": "d"}, {"image": 7, "text": "n"}, {"image": "a.jpg", "text": "again"},
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = read_pairs(tmp_path / "a.jsonl")
+    for _ in range(2):  # read again, nothing is listed again
+        assert {pair.id: pair.texts for pair in pairs} == {"a.jpg": ("a", "again"), "d.jpg": ("d",)}
+        assert [(problem.id, problem.reason) for problem in pairs.problems] == [
+            ("a.jsonl, row 2", "column image holds a list; expected a path or the bytes of one image"),
+            ("a.jsonl, row 3", "column image holds web addresses (https://x.org/y.jpg)"),
+            ("a.jsonl, row 4", "column text holds a dict; expected a text or a list of texts"),
+            ("a.jsonl, row 6", "column image holds an int; expected a path or the bytes of one image"),
+        ]
+
+
+def test_a_list_of_rows_with_something_else_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a.jpg", "text": "a"}, "x", {"image": "b.jpg"}]))
+    pairs = read_pairs(tmp_path / "a.json")
+    assert [pair.id for pair in pairs] == ["a.jpg", "b.jpg"]
+    [problem] = pairs.problems
+    assert (problem.id, problem.reason) == ("a.json, row 2", "this is a str; expected an object of columns")
+
+
+def test_short_rows_are_counted(tmp_path: Path) -> None:
+    for name, mark in (("a.csv", ","), ("b.tsv", "\t")):
+        lines = ["image,text,lang", "a.jpg,a,en", "b.jpg", "c.jpg,c", "d.jpg,d,"]
+        (tmp_path / name).write_text("".join(line.replace(",", mark) + "\n" for line in lines))
+        pairs = read_pairs(tmp_path / name)
+        assert [pair.texts for pair in pairs] == [("a",), (), ("c",), ("d",)]
+        assert pairs.notes == [f"2 rows of {name} have fewer cells than the header; the missing ones are empty"]
+    # A comma at the header's end names no column.
+    (tmp_path / "c.csv").write_text("image,text,\na.jpg,a\n")
+    assert read_pairs(tmp_path / "c.csv").notes == []
+
+
+def test_tables_of_one_folder_name_their_columns_each(tmp_path: Path) -> None:
+    place(tmp_path, "a.jpg", "b.jpg", "sub/a.jpg")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.jpg,An owl\n")
+    (tmp_path / "metadata.jsonl").write_text('{"image": "b.jpg", "text": "A carp"}\n')
+    (tmp_path / "sub/metadata.csv").write_text("path,title,n\na.jpg,A lynx,1\n")
+    pairs = read_pairs(tmp_path)
+    found = {pair.id: (pair.texts, pair.metadata) for pair in pairs}
+    assert found == {"a.jpg": (("An owl",), {}), "b.jpg": (("A carp",), {}), "sub/a.jpg": (("A lynx",), {"n": "1"})}
+    assert (pairs.text_columns, pairs.notes, pairs.problems) == (("caption", "text", "title"), [], [])
+
+
+def test_a_table_without_images_or_texts_among_others(tmp_path: Path) -> None:
+    place(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.jpg,An owl\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.jpg", "n": 1}\n')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/metadata.csv").write_text("license,by\nMIT,me\n")
+    pairs = read_pairs(tmp_path)
+    assert {pair.id: pair.texts for pair in pairs} == {"a.jpg": ("An owl",), "b.jpg": ()}
+    assert pairs.notes == [
+        "no column of texts is known in metadata.jsonl, which has file_name, n; name it with --text-column NAME"
+    ]
+    [problem] = pairs.problems
+    assert problem.path == str(tmp_path / "sub/metadata.csv")
+    assert problem.reason == "no column of images is known in it; it has license, by"
+
+
+def test_a_column_of_texts_that_is_empty_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,text,caption\na.jpg, ,An owl\n")
+    assert texts_of(tmp_path / "a.csv") == {"a.jpg": ("An owl",)}
+    (tmp_path / "a.csv").write_text("image,text,caption\na.jpg,,\n")
+    assert read_pairs(tmp_path / "a.csv").text_columns == ("text",)
+
+
+def test_a_file_of_parquet_that_was_cut_off(tmp_path: Path) -> None:
+    for number in range(3):
+        parquet.write_table(pa.table({"image": [b"-"], "text": [str(number)]}), tmp_path / f"{number}.parquet")
+    whole = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "1.parquet").write_bytes(whole[:-9])
+    pairs = read_pairs(tmp_path)
+    assert [pair.texts for pair in pairs] == [("0",), ("2",)]
+    [problem] = pairs.problems
+    assert problem.id == "1.parquet"
+    assert problem.reason.startswith("cannot be read (Parquet magic bytes not found in footer.")
+    for number in (0, 2):
+        (tmp_path / f"{number}.parquet").write_bytes(b"-")
+    with pytest.raises(PairsError, match=r"cannot be read: 0\.parquet: "):
+        read_pairs(tmp_path)
+
+
+def test_a_table_that_is_damaged_on_the_way(tmp_path: Path) -> None:
+    names = [f"{number % 4500}.jpg" for number in range(9000)]
+    for letter in "ab":
+        table = pa.table({"image": names, "text": [letter * 50] * 9000, "n": list(range(9000))})
+        parquet.write_table(table, tmp_path / f"{letter}.parquet", row_group_size=4500, compression="gzip")
+    file = tmp_path / "a.parquet"
+    content = bytearray(file.read_bytes())
+    page = parquet.read_metadata(file).row_group(1).column(1).data_page_offset
+    content[page : page + 80] = b"\xff" * 80  # of a column that is not of images
+    file.write_bytes(content)
+    pairs = read_pairs(tmp_path)
+    read = {pair.id: pair.texts for pair in pairs}
+    assert len(read) == 4500
+    assert read["0.jpg"] == ("a" * 50, "b" * 50)
+    assert read["4400.jpg"] == ("b" * 50,)
+    [problem] = pairs.problems
+    assert problem.id == "a.parquet"
+    assert problem.reason.startswith("cut off or damaged (")
+    assert problem.reason.endswith("; rows read before that: 4,096")

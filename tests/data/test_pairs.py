@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lamplit.data.pairs import Pair, read_pairs
+from lamplit.data.skipped import Skipped
 from lamplit.errors import PairsError, UsageError
 
 
@@ -179,14 +180,14 @@ def image_folder(root: Path) -> Path:
 def test_folder_of_images_with_texts_beside_them(tmp_path):
     image_folder(tmp_path)
     (tmp_path / "a.txt").write_text("\ufeffAn a.\n\n  Another. \n", encoding="utf-8")
-    (tmp_path / "birds/owl.txt").write_bytes(b"broken \xff byte")
+    (tmp_path / "birds/owl.txt").write_bytes("déjà vu, \xff".encode("latin-1"))
     pairs = read_pairs(tmp_path)
     assert pairs.count == 4
     assert list(pairs) == [
         Pair("a.jpg", tmp_path / "a.jpg", ("An a.", "Another."), {}),
         Pair("b.PNG", tmp_path / "b.PNG", (), {}),
         Pair("birds/night/bat.webp", tmp_path / "birds/night/bat.webp", (), {"folder": "birds/night"}),
-        Pair("birds/owl.png", tmp_path / "birds/owl.png", ("broken � byte",), {"folder": "birds"}),
+        Pair("birds/owl.png", tmp_path / "birds/owl.png", ("déjà vu, ÿ",), {"folder": "birds"}),
     ]
     with pytest.raises(UsageError, match="--text-column"):
         read_pairs(tmp_path, text_column="caption")
@@ -323,3 +324,36 @@ def test_reading_leaves_no_cache(tmp_path):
 captions = st.lists(
     st.sampled_from(["a", " A", "b", "B ", "ß", "SS", "c", "", "  "]) | st.text(max_size=3), max_size=40
 )
+
+
+def test_captions_beside_images_in_other_encodings(tmp_path):
+    for name, encoding in (("a", "utf-8"), ("b", "cp1252"), ("c", "utf-16"), ("d", "utf-8-sig"), ("e", "utf-16-le")):
+        (tmp_path / f"{name}.jpg").write_bytes(b"-")
+        (tmp_path / f"{name}.txt").write_bytes("Ein Käse\nZwei\n".encode(encoding))
+    (tmp_path / "f.jpg").write_bytes(b"-")
+    (tmp_path / "f.json").write_bytes('{"caption": "Ein Käse"}'.encode("latin-1"))
+    pairs = read_pairs(tmp_path)
+    for _ in range(2):
+        assert [pair.texts for pair in pairs] == [("Ein Käse", "Zwei")] * 5 + [("Ein Käse",)]
+        assert pairs.notes == ["texts that are not UTF-8 are read as Windows-1252 (Latin-1), such as b.txt"]
+
+
+def test_a_file_of_captions_that_cannot_be_used_is_a_problem(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"-")
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.truncate(2**24 + 1)
+    (tmp_path / "b.txt").write_text("An owl")
+    pairs = read_pairs(tmp_path)
+    assert [pair.texts for pair in pairs] == [(), ("An owl",)]
+    assert pairs.problems == [Skipped("a.txt", str(tmp_path / "a.txt"), "16 MiB, more than the bound of 16")]
+
+
+def test_a_text_in_a_tar_that_is_none_costs_its_sample(tmp_path):
+    files = {"a.json": b'{"caption": "An owl"}', "b.json": b'{"caption": {"a": {"b": 1}}}'}
+    files |= {"c.txt": "Käse".encode("latin-1")} | {f"{name}.jpg": b"-" for name in "abc"}
+    write_tar(tmp_path / "a.tar", dict(sorted(files.items())))
+    pairs = read_pairs(tmp_path / "a.tar", text_column="txt,caption")
+    assert {pair.id: pair.texts for pair in pairs} == {"a": ("An owl",), "c": ("Käse",)}
+    assert pairs.problems == [Skipped("b", "b", "column caption holds a dict; expected a text or a list of texts")]
+    assert pairs.notes == ["texts that are not UTF-8 are read as Windows-1252 (Latin-1), such as c.txt"]

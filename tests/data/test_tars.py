@@ -49,8 +49,11 @@ def test_endings_of_two_parts(tmp_path: Path) -> None:
 
 
 def test_endings_that_are_named_hold_what_they_are_named_for(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.tar", {"0.img": b"A", "0.cap": b"a cat", "1.IMG": b"B", "1.cap": b" a d\xffg "})
-    expected = [("0", b"A", ("a cat",), {}), ("1", b"B", ("a d\N{REPLACEMENT CHARACTER}g",), {})]
+    file = write(
+        tmp_path / "a.tar",
+        {"0.img": b"A", "0.cap": b"a cat", "1.IMG": b"B", "1.cap": "é, ü, 日本, ".encode() + b"a d\xffg "},
+    )
+    expected = [("0", b"A", ("a cat",), {}), ("1", b"B", ("é, ü, 日本, a d\N{REPLACEMENT CHARACTER}g",), {})]
     assert read(file, image_column="img", text_column="cap") == expected
     with pytest.raises(PairsError, match="no images in its first samples; it has img, cap"):
         read_pairs(file)

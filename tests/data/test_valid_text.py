@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamplit.data.images import open_bytes
 from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.skipped import Skipped
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
+from lamplit.errors import ImageError
 
 any_text = st.text(st.characters() | st.characters(categories=["Cs"]))
 json_values = st.recursive(
@@ -63,3 +66,14 @@ def test_notes_and_problems_are_those_of_one_source() -> None:
     assert not second.notes
     assert not second.problems
     assert first == second
+
+
+def test_what_is_skipped_can_be_written(tmp_path: Path) -> None:
+    # Half a pair stands for no byte, so no system call takes such a path.
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a\ud83d.png"}) + "\n")
+    [pair] = read_pairs(tmp_path / "a.jsonl")
+    with pytest.raises(ImageError, match="file not found"):
+        open_bytes(pair.image)
+    skipped = Skipped(pair.id, str(pair.image), "file not found")
+    assert skipped.path == f"{tmp_path}/a\\ud83d.png"
+    assert Skipped("a\udcff", "b\udcff", "c\udcff") == Skipped("a\\xff", "b\\xff", "c\\xff")

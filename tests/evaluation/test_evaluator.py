@@ -339,10 +339,14 @@ def test_folder_is_embedded_first_and_what_cannot_be_is_listed(
             shutil.copy(image_folder / row["path"], tmp_path)
             (tmp_path / row["path"]).with_suffix(".txt").write_text(row["caption"])
     (tmp_path / "bad.png").write_bytes(b"not an image")
-    (tmp_path / "bad.txt").write_text("A bad one.")
+    (tmp_path / "bad.txt").write_bytes("Käse".encode("latin-1"))
+    caplog.set_level("INFO", "lamplit")
     [found] = evaluate(model, tmp_path)
+    note = "texts that are not UTF-8 are read as Windows-1252 (Latin-1), such as bad.txt"
+    assert found.protocol["notes"] == [note]
+    assert caplog.messages.count(note) == 1
     assert (found.dataset, found.images, found.captions, found.skipped) == (str(tmp_path), 8, 8, 1)
-    [told] = caplog.messages
+    [told] = [message for message in caplog.messages if message.startswith("skipped")]
     assert told.startswith(f"skipped {tmp_path / 'bad.png'}: ")
     assert found.metrics["image_to_text/recall@10"].value == 1
     assert not list(tmp_path.glob("*.lance")), "nothing is kept"

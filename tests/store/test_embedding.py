@@ -270,6 +270,33 @@ def test_columns_of_other_software_are_kept(source: Path, out: Path, image_tower
     assert Counter(Store(out).column("stars")) == {5: 12, None: 1}
 
 
+def test_no_name_and_no_image_ends_a_run(out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    save_levels(tmp_path, {"a.png": 100})
+    bomb = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(bomb, "JPEG", progressive=True)
+    start, end = bomb.getvalue().rindex(b"\xff\xda"), bomb.getvalue().rindex(b"\xff\xd9")
+    (tmp_path / "scans.jpg").write_bytes(bomb.getvalue()[:end] + bomb.getvalue()[start:end] * 1000 + b"\xff\xd9")
+    rows = [{"image": name, "text": name} for name in ("a.png", "half\ud83d.png", "scans.jpg")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = embed_with(image_tower, tmp_path / "pairs.jsonl", out)
+    assert report.embedded == 1
+    reasons = {item.id: item.reason for item in report.skipped}
+    assert reasons == {
+        "half\\ud83d.png": "file not found",
+        "scans.jpg": "1,006 scans of 16.0 megapixels, which would take minutes to decode",
+    }
+    assert report.skipped_file is not None
+    listed = Path(report.skipped_file).read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["id"] for line in listed} == set(reasons)
+
+
+def test_a_column_of_texts_that_is_empty_is_said(out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    save_levels(tmp_path, {"a.png": 100, "b.png": 128})
+    (tmp_path / "pairs.csv").write_text("image,caption\na.png,\nb.png, \n")
+    report = embed_with(image_tower, tmp_path / "pairs.csv", out)
+    assert (report.without_text, report.notes) == (2, ["no image has a text: every cell of caption is empty"])
+
+
 def test_report_counts_what_has_no_text_and_what_was_lost(out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
     save_levels(tmp_path, {"a.png": 100, "b.png": 128, "c.png": 0})
     problem = Skipped("x.tar", "x.tar", "cut off")

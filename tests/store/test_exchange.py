@@ -257,6 +257,17 @@ def test_report_and_info_say_which_tower(run: Path, imported: Path) -> None:
     assert found["vectors"].startswith("imported")
 
 
+def test_notes_of_the_table_are_the_imports(out: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", some(2, 8))
+    (tmp_path / "t.csv").write_bytes("caption;n\nKäse;1\nBrot\n".encode("latin-1"))
+    report = import_vectors(tmp_path / "a.npy", out, image_tower=ACME, pairs=tmp_path / "t.csv")
+    assert [note.partition(";")[0] for note in report.notes] == [
+        "t.csv is not UTF-8 and is read as Windows-1252 (Latin-1)",
+        "t.csv is separated by semicolons",
+        "1 row of t.csv has fewer cells than the header",
+    ]
+
+
 def test_tune_tries_to_open_nothing(
     out: Path, text_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -318,9 +318,27 @@ def test_pairs_are_no_store(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "2024").mkdir(parents=True)
     (folder / "2024" / "owl.JPG").touch()
-    files = [tmp_path / f"pairs{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".tar")]
-    for source in (folder, *files):
-        if source != folder:
+    for name in ("shards/00.tgz", "tables/a.parquet"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/photos").symlink_to(folder)
+    suffixes = (
+        ".csv",
+        ".tsv",
+        ".jsonl",
+        ".json",
+        ".parquet",
+        ".arrow",
+        ".csv.gz",
+        ".tar",
+        ".tar.gz",
+        ".tgz",
+        ".tar.xz",
+    )
+    files = [tmp_path / f"pairs{suffix}" for suffix in suffixes]
+    for source in (folder, tmp_path / "shards", tmp_path / "tables", tmp_path / "linked", *files):
+        if source in files:
             source.touch()
         command = f"lamplit embed {source} --image-tower TOWER --out pairs.lance"
         with pytest.raises(StoreError, match=f"{source} holds pairs, not a store; embed it first: {command}"):
@@ -335,6 +353,8 @@ def test_something_else_there(path: Path) -> None:
     path.unlink()
     path.mkdir()
     (path / "file").write_text("hello")
+    (path / ".thumbnails").mkdir()
+    (path / ".thumbnails/owl.jpg").touch()
     assert not Store.exists(path)
     with pytest.raises(StoreError, match="no store at"):
         Store(path)

@@ -232,11 +232,12 @@ def test_sample_of_files_is_embedded(model_path: Path, image_folder: Path, tmp_p
         writer = csv.writer(file)
         writer.writerow(["path", "caption", "kind"])
         writer.writerows([row["path"], row["caption"], row["shape"]] for row in rows)
-        writer.writerows([["broken.png", "broken", "ring"], [rows[0]["path"], "again", ""]])
+        writer.writerows([["broken.png", "broken", "ring"], [rows[0]["path"], "again"]])
     both = lamplit.load(model_path)
     _, report = made(both, ["ring", "cross"], sample=tmp_path / "sample.csv", label_column="kind")
     assert report.images == 6
     assert [Path(item.path).name for item in report.skipped] == ["broken.png"]
+    assert report.notes == ["1 row of sample.csv has fewer cells than the header; the missing ones are empty"]
     with pytest.raises(TowerError, match="open without its image tower to embed it"):
         make_classes(lamplit.load(model_path, towers="text"), ["ring"], sample=tmp_path / "sample.csv")
 

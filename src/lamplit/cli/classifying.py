@@ -20,6 +20,7 @@ from lamplit.cli.terminal import (
     list_skipped,
     named_templates,
     print_line,
+    print_note,
     show,
 )
 from lamplit.data.image_files import walk
@@ -68,6 +69,8 @@ def classes(
     if report is None:
         print_line(json.dumps({"classes": str(out)}) if as_json else out)
     else:
+        for note in report.notes:
+            print_note(note)
         list_skipped(report.skipped)
         show({"classes": str(out), **asdict(report)} if as_json else report, tables.calibration, as_json)
 
@@ -98,6 +101,8 @@ def classify(
         for image in images
         for file in ([image / found for found in walks[image].images] if image in walks else [image])
     ]
+    for note in (note for found in walks.values() for note in found.notes):
+        print_note(note)
     list_skipped([problem for found in walks.values() for problem in found.problems])
     if workers is None:
         workers = default_workers() if len(files) >= _WORTH_WORKERS else 0

@@ -170,7 +170,7 @@ def info(
 
 
 def _print_notes(report: lamplit.EmbedReport | lamplit.ImportReport) -> None:
-    for note in getattr(report, "notes", ()):
+    for note in report.notes:
         print_note(note)
     for column, count in report.not_kept.items():
         print_note(f"{count:,} values of the column {column} could not be kept")

@@ -161,11 +161,16 @@ def split_names(by_commas: str | None) -> list[str]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Return the lines of a file that are not empty."""
+    """Return the lines of a file that are not empty; a note says if its encoding was guessed."""
+    from lamplit.data.encodings import decode_text
+
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text, encoding = decode_text(file.read_bytes(), file.name)
+    except OSError as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
+    if encoding.note_of_many:
+        print_note(encoding.note)
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def named_templates(name: str | None) -> str | list[str] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lamplit.data.columns import Cells
 from lamplit.data.encodings import Encoding, open_text
+from lamplit.data.skipped import BadRows
 from lamplit.data.splits import choose_split, refuse_split
 from lamplit.errors import kind_of
 
@@ -33,13 +34,14 @@ class Annotations:
     rows: Callable[[], list[Cells]]
 
 
-def read_annotations(file: Path, encoding: Encoding, split: str | None) -> Annotations | None:
+def read_annotations(file: Path, encoding: Encoding, split: str | None, bad: BadRows) -> Annotations | None:
     """Read a file of JSON that is one document; None if it has one row a line.
 
     Args:
         file: where it is.
         encoding: how its text is encoded.
         split: which split is wanted of those that its images name; `all` for every image; by default `train`.
+        bad: where to list what is no row in a list of rows.
 
     Raises:
         ValueError: it is no JSON, or holds nothing of a known kind.
@@ -48,7 +50,7 @@ def read_annotations(file: Path, encoding: Encoding, split: str | None) -> Annot
     if _has_lines(file, encoding):
         return None
     notes = [encoding.note] if encoding.note else []
-    rows = _rows(_load(file, encoding), file)
+    rows = _rows(_load(file, encoding), file, bad)
     chosen: set[str] | None = None
     splits = Counter(row["split"] for row in rows if isinstance(row.get("split"), str) and "sentences" in row)
     if splits:
@@ -58,7 +60,7 @@ def read_annotations(file: Path, encoding: Encoding, split: str | None) -> Annot
         refuse_split(file.name, split)
 
     def read() -> list[Cells]:
-        rows = _rows(_load(file, encoding), file)
+        rows = _rows(_load(file, encoding), file, bad)
         return rows if chosen is None else [row for row in rows if row.get("split") in chosen]
 
     return Annotations(tuple(notes), read)
@@ -85,12 +87,16 @@ def _load(file: Path, encoding: Encoding) -> Any:
             raise ValueError(f"it is not JSON ({error})") from error
 
 
-def _rows(document: Any, file: Path) -> list[Cells]:
+def _rows(document: Any, file: Path, bad: BadRows) -> list[Cells]:
     if isinstance(document, list):
-        for number, row in enumerate(document, start=1):
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is {kind_of(row)}; expected an object of columns")
-        return document
+        rows = [row for row in document if isinstance(row, dict)]
+        if document and not rows:
+            raise ValueError(f"row 1 is {kind_of(document[0])}; expected an object of columns")
+        if len(rows) < len(document):
+            for number, row in enumerate(document, start=1):
+                if not isinstance(row, dict):
+                    bad.add(number, f"this is {kind_of(row)}; expected an object of columns", unit="row")
+        return rows
     if not isinstance(document, dict):
         raise ValueError(f"it holds {kind_of(document)}; {_EXPECTED}")
     if _is_objects(document.get("images")) and _is_objects(document.get("annotations")):

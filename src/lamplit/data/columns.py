@@ -32,6 +32,18 @@ _LIST_OF_QUOTED = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED}|\s+{_QUOTED})*
 Cells = dict[str, Any]
 
 
+class CellError(PairsError):
+    """A cell holds what its column cannot; the text also says what to do if the column is the wrong one.
+
+    Attributes:
+        reason: what the cell holds and what was expected.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class ColumnNames:
     """The columns that a caller names; those that are None are found by their usual names."""
@@ -64,12 +76,16 @@ def find_image_column(source: str, rows: list[Cells], wanted: str | None, *, opt
 def find_text_columns(
     source: str, rows: list[Cells], wanted: str | None, candidates: Sequence[str] = TEXT_COLUMNS
 ) -> tuple[str, ...]:
-    """Return the columns of texts: the wanted ones (commas between), else the first candidate that exists, if any."""
+    """Return the columns of texts: the wanted ones (commas between), else the first candidate that exists, if any.
+
+    A candidate of which some cell is filled comes before one that is empty in all rows.
+    """
     if wanted:
         names = [wanted] if any(wanted in row for row in rows) else wanted.split(",")
         return tuple(_named(source, name.strip(), rows, "--text-column") for name in names)
     of_text = [{column: cell for column, cell in row.items() if not _is_content(cell)} for row in rows]
-    found = _first(candidates, of_text)
+    filled = [{column: cell for column, cell in row.items() if not _is_empty(cell)} for row in of_text]
+    found = _first(candidates, filled) or _first(candidates, of_text)
     return (found,) if found else ()
 
 
@@ -88,15 +104,15 @@ def image_cell(value: Any, column: str) -> str | bytes:
         case None | "":
             return b""
         case str() if re.match(r"https?://", value):
-            raise PairsError(
-                f"column {column} holds web addresses ({value[:60]}); download the images first, "
-                "for example with img2dataset, and give the folder of tars that it writes"
+            raise CellError(
+                f"column {column} holds web addresses ({value[:60]})",
+                "download the images first, for example with img2dataset, and give the folder of tars that it writes",
             )
         case bytes() | str():
             return value
-    raise PairsError(
-        f"column {column} holds {kind_of(value)}; expected a path or the bytes of one image; "
-        "name another column with --image-column NAME"
+    raise CellError(
+        f"column {column} holds {kind_of(value)}; expected a path or the bytes of one image",
+        "name another column with --image-column NAME",
     )
 
 
@@ -147,9 +163,9 @@ def _texts(value: Any, column: str) -> list[str]:
             return [text for item in value.values() for text in _texts(item, column)]  # in several languages
         case int() | float():
             return [str(value)] if math.isfinite(value) else []
-    raise PairsError(
-        f"column {column} holds {kind_of(value)}; expected a text or a list of texts; "
-        "name another column with --text-column NAME"
+    raise CellError(
+        f"column {column} holds {kind_of(value)}; expected a text or a list of texts",
+        "name another column with --text-column NAME",
     )
 
 
@@ -172,6 +188,10 @@ def _texts_in(cell: str) -> list[str]:
             return [ast.literal_eval(text) for text in re.findall(_QUOTED, written, re.DOTALL)]
         except (ValueError, SyntaxError):
             return [cell]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _answers(item: Any) -> bool:

@@ -19,6 +19,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
 # A quote that opens a cell of tabs or bars and is not closed within so many lines is a plain character.
 _MAX_CELL_LINES = 100
+_UNNAMED = "Unnamed: "
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class DelimitedFile:
         skips_space: cells begin after the spaces that follow a delimiter, as in the header.
         start: number of lines before the header.
         notes: what a reader should know of it, in plain sentences.
-        bad: where rows are listed that cannot be read; all others are yielded.
+        bad: where rows are listed that cannot be read, and counted that are short; all others are yielded.
     """
 
     file: Path
@@ -70,6 +71,15 @@ class DelimitedFile:
         skips_space = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
         return cls(file, encoding, delimiter, skips_space, start, tuple(notes), bad or BadRows(file))
 
+    def names(self) -> list[str]:
+        """List the columns.
+
+        Raises:
+            ValueError: they have no distinct names.
+        """
+        names, _ = next(self._cells(), ([], []))
+        return names
+
     def rows(self) -> Iterator[Cells]:
         """Yield the rows. Every cell stays the text that it is: "007" is not 7, and "NA" is not None.
 
@@ -99,12 +109,14 @@ class DelimitedFile:
             lines = self._lenient(opened) if self.delimiter in "\t|" else self._strict(opened)
             _, header = next(lines, (0, []))
             # As pandas names them.
-            names = [column.strip() or f"Unnamed: {index}" for index, column in enumerate(header)]
+            names = [column.strip() or f"{_UNNAMED}{index}" for index, column in enumerate(header)]
             require_distinct(names)
             for number, cells in lines:
                 if len(cells) > len(names):
                     self.bad.add(number, f"expected {len(names)} cells, as in the header, and found {len(cells)}")
                     continue
+                if any(not name.startswith(_UNNAMED) for name in names[len(cells) :]):
+                    self.bad.add_short(number)
                 yield names, cells
 
     def _strict(self, opened: TextIO) -> Iterator[tuple[int, list[str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
@@ -16,6 +16,7 @@ _BLOCK_BYTES = 2**20
 # The longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _SAID = {"utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16", "utf-32": "UTF-32"}
+_SAID |= {"latin-1": "Latin-1", "cp1252": "Windows-1252 (Latin-1)"}
 _NO_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))  # bytes that stand for nothing there
 
 
@@ -32,6 +33,14 @@ class Encoding:
     name: str = "utf-8-sig"
     errors: str = "strict"
     note: str = ""
+
+    @property
+    def note_of_many(self) -> str:
+        """What a reader should know of many small texts that are decoded so; empty for what is certain."""
+        if self.errors == "replace":
+            return "bytes of texts that are not UTF-8 become U+FFFD"
+        is_guess = self.name in ("latin-1", "cp1252")
+        return f"texts that are not UTF-8 are read as {_SAID[self.name]}" if is_guess else ""
 
 
 @contextmanager
@@ -59,20 +68,41 @@ def find_encoding(file: Path) -> Encoding:
     as Excel writes it in Western Europe; but if most characters beyond ASCII are UTF-8, the file is UTF-8 with damage.
     """
     with open_bytes(file) as raw:
-        start = raw.read(_BLOCK_BYTES)
-        name = next((name for mark, name in _MARKS if start.startswith(mark)), "") or _without_mark(start)
-        if name != "utf-8-sig" and name:
-            return Encoding(name, "strict", f"{file.name} is read as {_SAID[name]}")
-        num_wrong, num_beyond, has_undefined = _count_wrong(start, raw)
+        return _find(raw, file.name)
+
+
+def decode_text(content: bytes, name: str) -> tuple[str, Encoding]:
+    """Decode a text that is in memory, encoded as `find_encoding` finds it; the name is for the note.
+
+    Example:
+        >>> decode_text("Käse".encode("latin-1"), "a.txt")[0]
+        'Käse'
+    """
+    if b"\0" not in content:
+        with suppress(UnicodeDecodeError):
+            return content.decode("utf-8-sig"), Encoding()
+    encoding = _find(io.BytesIO(content), name)
+    # A text that was cut in the middle of a character of two bytes is read up to there.
+    errors = "replace" if encoding.name.startswith("utf") else encoding.errors
+    return content.decode(encoding.name, errors), encoding
+
+
+def _find(raw: BinaryIO, name: str) -> Encoding:
+    start = raw.read(_BLOCK_BYTES)
+    found = next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "") or _without_mark(start)
+    if found != "utf-8-sig" and found:
+        return Encoding(found, "strict", f"{name} is read as {_SAID[found]}")
+    num_wrong, num_beyond, has_undefined = _count_wrong(start, raw)
     if not num_wrong:
         return Encoding()
     if num_beyond - num_wrong > 2 * num_wrong:
-        said = f"{num_wrong:,} {'byte' if num_wrong == 1 else 'bytes'} of {file.name} are no UTF-8 and become U+FFFD"
+        said = f"{num_wrong:,} bytes of {name} are not UTF-8 and become U+FFFD"
+        if num_wrong == 1:
+            said = f"1 byte of {name} is not UTF-8 and becomes U+FFFD"
         return Encoding("utf-8-sig", "replace", said)
-    latin = ("latin-1", "Latin-1") if has_undefined else ("cp1252", "Windows-1252 (Latin-1)")
-    return Encoding(
-        latin[0], "strict", f"{file.name} is not UTF-8 and is read as {latin[1]}; save it as UTF-8 if that is wrong"
-    )
+    latin = "latin-1" if has_undefined else "cp1252"
+    said = f"{name} is not UTF-8 and is read as {_SAID[latin]}; save it as UTF-8 if that is wrong"
+    return Encoding(latin, "strict", said)
 
 
 def _without_mark(start: bytes) -> str:

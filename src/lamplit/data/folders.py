@@ -77,6 +77,20 @@ def loose_tables(files: Sequence[PurePath]) -> list[PurePath]:
     ]
 
 
+def tables_beside(tables: Sequence[PurePath], loose: Sequence[PurePath]) -> list[PurePath]:
+    """Return those of some files that are no part of the tables that a folder is read by, but look like others.
+
+    JSON is left aside: `datasets`, COCO and others keep descriptions in it. So are files of another split, which
+    `find_tables` tells of.
+    """
+    suffix = None if tables[0].name in _METADATA else suffix_of(tables[0])
+    return [
+        file
+        for file in loose
+        if file not in tables and file.name not in _METADATA and suffix_of(file) not in (".json", suffix)
+    ]
+
+
 def named(files: Sequence[PurePath]) -> str:
     """Name the first few of some files.
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lamplit.data.columns import ColumnNames
-from lamplit.data.pairs import READ_ERRORS, Pair, read_pairs, unreadable
+from lamplit.data.pairs import Pair, Pairs, read_pairs, unreadable
 from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
+from lamplit.data.readers import READ_ERRORS
 from lamplit.errors import PairsError, UsageError
 
 # What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.
@@ -38,6 +39,7 @@ class ForeignVectors:
     width: int
     types: dict[str, pa.DataType | None]  # of the metadata columns that are known before reading
     read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
+    notes: list[str] = field(default_factory=list, compare=False)  # what to know about the table beside them
 
     def __iter__(self) -> Iterator[Block]:
         try:
@@ -141,7 +143,7 @@ def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnN
     else:
         described = read_pairs(pairs, image_column=wanted.image, text_column=wanted.text, need_images=False)
         if described.count not in (None, count):
-            raise PairsError(f"{name} has {count} vectors, but {pairs} has {described.count} rows")
+            raise _other_number(name, count, f"{pairs} has {described.count} rows", described)
 
     def read() -> Iterator[Block]:
         entries = iter(repeat(Entry("", (), {}), count) if described is None else map(_entry, described))
@@ -149,12 +151,18 @@ def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnN
             stop = min(start + BLOCK_ROWS, count)
             block = list(islice(entries, stop - start))
             if len(block) < stop - start:
-                raise PairsError(f"{name} has {count} vectors, but {pairs} has {start + len(block)} rows")
+                raise _other_number(name, count, f"{pairs} has {start + len(block)} rows", described)
             yield _read_rows(file, start, stop), block
         if next(entries, None) is not None:
             raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
 
-    return ForeignVectors(name, count, width, {}, read)
+    return ForeignVectors(name, count, width, {}, read, described.notes if described else [])
+
+
+def _other_number(name: str, count: int, found: str, described: Pairs | None) -> PairsError:
+    """Make the error of a table with more or fewer rows than vectors, some of which may be unreadable."""
+    bad = described.problems[0] if described and described.problems else None
+    return PairsError(f"{name} has {count} vectors, but {found}{f'; {bad.id}: {bad.reason}' if bad else ''}")
 
 
 def _entry(pair: Pair) -> Entry:

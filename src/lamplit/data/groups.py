@@ -54,17 +54,20 @@ class Groups:
         """Tell which of some keys a row has; return (K,) bool."""
         return np.isin(np.frombuffer(array("q", keys), np.int64), self._distinct)
 
-    def merge(self, rows: Iterable[tuple[int, ImageRow]]) -> Iterator[ImageRow]:
+    def merge(self, rows: Iterable[tuple[int, ImageRow | None]]) -> Iterator[ImageRow]:
         """Yield one row an image, where its last row is read; only images that have more rows to come are held.
 
         Args:
-            rows: every row with its key, in the order of the keys before; key 0 for a row that stands alone.
+            rows: every row with its key, in the order of the keys before; key 0 for a row that stands alone, None for
+                one that cannot be used.
         """
         if self._codes is None:
-            yield from (row for _, row in rows)
+            yield from (row for _, row in rows if row is not None)
             return
         held: dict[int, dict[str, _Held]] = {}
         for number, (key, row) in enumerate(rows):
+            if row is None:
+                continue
             code = self._codes[number] if number < self.num_rows else _ALONE
             if key == 0 or code == _ALONE:
                 yield row
@@ -78,7 +81,7 @@ class Groups:
                 group[file] = _Held(row)
             if code == _LAST:
                 yield from (each.row() for each in held.pop(key).values())
-        for group in held.values():  # the file has changed since its keys were read
+        for group in held.values():  # the last row could not be used, or the file has changed since
             yield from (each.row() for each in group.values())
 
 

@@ -50,8 +50,10 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def walk(folder: Path) -> Walk:
+def walk(folder: Path, *, most: int | None = None) -> Walk:
     """Search a folder and all below it; links to folders are followed, and no folder is read twice.
+
+    With `most`, no further folder is read as soon as so many files are found.
 
     Folders come before links, so that a file has the name of its own folder wherever that is below `folder` too.
 
@@ -63,7 +65,7 @@ def walk(folder: Path) -> Walk:
     visited: set[tuple[int, int]] = set()
     waiting = [PurePath()]
     links: list[PurePath] = []
-    while waiting or links:
+    while (waiting or links) and (most is None or len(found.files) < most):
         if not waiting:
             waiting.append(links.pop(0))
         below = waiting.pop()

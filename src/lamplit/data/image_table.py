@@ -6,11 +6,15 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from pathlib import Path, PurePath
+from typing import Any
 
 from lamplit.data.columns import (
     TEXT_COLUMNS,
+    CellError,
     Cells,
     ColumnNames,
     find_image_column,
@@ -22,8 +26,9 @@ from lamplit.data.columns import (
 )
 from lamplit.data.file_names import NameFinder, place_of
 from lamplit.data.groups import Groups, ImageRow
-from lamplit.data.readers import TableFile, open_table
+from lamplit.data.readers import READ_ERRORS, TableFile, open_table
 from lamplit.data.skipped import BadRows, Skipped
+from lamplit.errors import PairsError, first_line
 
 # Rows looked at to find the columns: the first may lack one.
 NUM_FIRST_ROWS = 100
@@ -49,31 +54,31 @@ class Table:
 
     Attributes:
         root: the folder that ids are relative to.
-        image: the column of images; "" if there is none.
+        image: the column of images, of the first file if they differ; "" if there is none.
         texts: the columns of texts; empty if there are none.
         count: number of images.
         notes: what a reader should know, in plain sentences.
-        problems: rows that cannot be read.
+        problems: files and rows that cannot be read.
     """
 
     def __init__(
         self, name: str, root: Path | None, files: Sequence[Path], wanted: ColumnNames, split: str | None = None
     ) -> None:
         self.problems: list[Skipped] = []
-        self._files = [
-            open_table(file, image_column=wanted.image, split=split, bad=BadRows(file, self.problems)) for file in files
-        ]
-        self.notes = [note for file in self._files for note in file.notes]
-        first = list(islice(chain.from_iterable(file.rows() for file in self._files), NUM_FIRST_ROWS))
-        self.image, self.texts, said = find_columns(name, first, wanted)
-        self.notes += said
         self._names = NameFinder()
-        kinds = {type(image_cell(row.get(self.image), self.image)) for row in first if row.get(self.image)}
+        opened, first = _open(name, [BadRows(file, self.problems) for file in files], wanted, split)
+        self.notes = [note for each in opened for note in each.table.notes]
+        self._parts = self._find_columns(name, opened, first, wanted)
+        self.image = self._parts[0].image
+        self.texts = tuple(dict.fromkeys(column for part in self._parts for column in part.texts))
+        kinds = {kind for part in self._parts for kind in _kinds(part, first[part.opened.names])}
         has_paths = wanted.need_images and kinds == {str}  # who needs no images counts rows
-        self._folders = [self._find_folder(file) if has_paths else file.file.parent for file in self._files]
-        self.root = root or _root_of(self._files[0].file.parent, self._folders[0])
+        if has_paths:
+            self._parts = [replace(part, folder=self._find_folder(part)) for part in self._parts]
+        self.root = root or _root_of(self._parts[0].folder_of_file, self._parts[0].folder)
         self._groups = Groups(self._keys()) if has_paths else None
-        self.count = self._groups.count if self._groups else sum(file.count() for file in self._files)
+        self.count = self._groups.count if self._groups else sum(part.opened.table.count() for part in self._parts)
+        self.notes += [note for part in self._parts if (note := part.opened.bad.note())]
 
     @property
     def is_grouped(self) -> bool:
@@ -82,9 +87,9 @@ class Table:
 
     def __iter__(self) -> Iterator[ImageRow]:
         if self._groups is None:
-            return self._rows()
+            return (row for row in self._rows() if row is not None)
         return self._groups.merge(
-            (self._key(row.id) if isinstance(row.image, Path) else 0, row) for row in self._rows()
+            (self._key(row.id) if row is not None and isinstance(row.image, Path) else 0, row) for row in self._rows()
         )
 
     def unnamed(self, files: Sequence[PurePath]) -> list[PurePath]:
@@ -94,22 +99,55 @@ class Table:
         named = self._groups.named(self._key(file.as_posix()) for file in files)
         return [file for file, is_named in zip(files, named, strict=True) if not is_named]
 
-    def _rows(self) -> Iterator[ImageRow]:
+    def _find_columns(
+        self, name: str, opened: list[_Opened], first: dict[frozenset[str], list[Cells]], wanted: ColumnNames
+    ) -> list[_Part]:
+        """Find the columns of each file, which may be named otherwise in another; a file without images is listed."""
+        every = [row for rows in first.values() for row in rows]
+        image, texts, said = find_columns(name, every, wanted)
+        _require_cells(every, image, texts)
+        self.notes += said
+        if len(first) == 1:
+            return [_Part(each, image, texts, each.table.file.parent) for each in opened]
+        parts = []
+        for each in opened:
+            rows, file = first[each.names], each.table.file
+            its_image, its_texts = image, texts
+            if rows and not wanted.image:
+                its_image = find_image_column(file.name, rows, None, optional=True)
+            if rows and not wanted.text:
+                its_texts = find_text_columns(file.name, rows, None, _text_candidates(its_image))
+            if image and not its_image:
+                each.bad.add_file(f"no column of images is known in it; it has {listed(rows)}")
+                continue
+            if texts and not its_texts:
+                self.notes.append(_no_texts(file.name, rows))
+            parts.append(_Part(each, its_image, its_texts, file.parent))
+        return parts
+
+    def _rows(self) -> Iterator[ImageRow | None]:
+        """Yield the rows; None in place of one that cannot be used, so that rows keep their numbers."""
         number = 0
-        for file, folder in zip(self._files, self._folders, strict=True):
-            prefix = self._prefix(folder)
-            for row in file.rows():
-                yield image_row(row, self.image, self.texts, str(number), folder, prefix, self._names)
+        for part in self._parts:
+            prefix = self._prefix(part.folder)
+            for place, cells in enumerate(part.rows(), start=1):
+                row = None
+                try:
+                    if cells is not None:
+                        row = image_row(cells, part.image, part.texts, str(number), part.folder, prefix, self._names)
+                except CellError as error:
+                    part.opened.bad.add(place, error.reason, unit="row")
+                yield row
                 number += 1
 
     def _keys(self) -> Iterator[int]:
         number = 0
-        for file, folder in zip(self._files, self._folders, strict=True):
-            prefix = self._prefix(folder)
-            for cell in file.column(self.image):
-                name = image_cell(cell, self.image)
-                # An empty cell stands alone.
-                yield self._key(posixpath.join(prefix, name)) if isinstance(name, str) else hash((number,))
+        for part in self._parts:
+            prefix = self._prefix(part.folder)
+            for cell in part.cells():
+                name = _path_cell(cell, part.image)
+                # A cell without a path stands alone.
+                yield self._key(posixpath.join(prefix, name)) if name else hash((number,))
                 number += 1
 
     def _prefix(self, folder: Path) -> str:
@@ -119,20 +157,127 @@ class Table:
         """Hash the one spelling of a name that is relative to the root, or absolute; never 0."""
         return hash(place_of(name).removeprefix(f"{self.root.as_posix()}/")) or 1
 
-    def _find_folder(self, file: TableFile) -> Path:
+    def _find_folder(self, part: _Part) -> Path:
         """Find the folder that a table's paths are relative to: its own, or a usual one if the images are there."""
-        parent = file.file.parent
-        cells = islice(file.column(self.image), _NUM_TRIED)
-        names = [name for cell in cells if isinstance(name := image_cell(cell, self.image), str)]
-        of_split = re.findall(r"(?:train|val|test)\d*", file.file.stem)
+        file, parent = part.opened.table.file, part.folder
+        names = [name for cell in islice(part.cells(), _NUM_TRIED) if (name := _path_cell(cell, part.image))]
+        of_split = re.findall(r"(?:train|val|test)\d*", file.stem)
         below = ["", *of_split, *_USUAL_FOLDERS, *(f"images/{split}" for split in of_split)]
         folders: list[Path] = [above / name for above in (parent, parent.parent) for name in below]
         for folder in folders:
             if any(self._names.find(folder, name)[1].is_file() for name in names):
                 if folder != parent:
-                    self.notes.append(f"the images of {file.file.name} are in {os.path.relpath(folder, parent)}")
+                    self.notes.append(f"the images of {file.name} are in {os.path.relpath(folder, parent)}")
                 return folder
         return parent
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file that can be read, the names of its columns, and where its bad rows are listed."""
+
+    table: TableFile
+    names: frozenset[str]
+    bad: BadRows
+
+
+@dataclass
+class _Part:
+    """A file of a table, with its columns, and the folder that its images are in."""
+
+    opened: _Opened
+    image: str
+    texts: tuple[str, ...]
+    folder: Path
+    num_rows: int = 0  # that `cells` has read
+
+    @property
+    def folder_of_file(self) -> Path:
+        return self.opened.table.file.parent
+
+    def rows(self) -> Iterator[Cells | None]:
+        """Yield the rows; where the file is damaged, None for every row that is known to come."""
+        count = 0
+        try:
+            for row in self.opened.table.rows():
+                yield row
+                count += 1
+        except READ_ERRORS as error:
+            self.opened.bad.add_file(f"cut off or damaged ({first_line(error)}); rows read before that: {count:,}")
+            yield from repeat(None, self.num_rows - count)
+
+    def cells(self) -> Iterator[Any]:
+        """Yield the cells of the column of images."""
+        self.num_rows = 0
+        try:
+            for cell in self.opened.table.column(self.image):
+                self.num_rows += 1
+                yield cell
+        except READ_ERRORS as error:
+            reason = f"cut off or damaged ({first_line(error)}); rows read before that: {self.num_rows:,}"
+            self.opened.bad.add_file(reason)
+
+
+def _open(
+    name: str, bad: list[BadRows], wanted: ColumnNames, split: str | None
+) -> tuple[list[_Opened], dict[frozenset[str], list[Cells]]]:
+    """Open files, and read the first rows of each kind; what cannot be read is listed, if another can.
+
+    Raises:
+        PairsError: none can be read.
+    """
+    opened: list[_Opened] = []
+    first: dict[frozenset[str], list[Cells]] = {}
+    errors = []
+    for each in bad:
+        try:
+            table = open_table(each.file, image_column=wanted.image, split=split, bad=each)
+            names = frozenset(table.names() if len(bad) > 1 else ())
+            if names not in first:
+                first[names] = list(islice(table.rows(), NUM_FIRST_ROWS))
+        except READ_ERRORS as error:
+            each.add_file(f"cannot be read ({first_line(error)})")
+            errors.append(error)
+            continue
+        opened.append(_Opened(table, names, each))
+    if errors and not opened:
+        where = f"{name} cannot be read: {bad[0].file.name}" if len(bad) > 1 else f"{name} cannot be read"
+        raise PairsError(f"{where}: {first_line(errors[0])}") from errors[0]
+    return opened, first
+
+
+def _require_cells(rows: list[Cells], image: str, texts: tuple[str, ...]) -> None:
+    """Raise what is wrong with the first row if something is wrong with every one: the columns are others."""
+    error = None
+    for row in rows:
+        try:
+            image_cell(row.get(image), image)
+            text_cells(row, texts)
+        except CellError as wrong:
+            error = error or wrong
+        else:
+            return
+    if error:
+        raise error
+
+
+def _kinds(part: _Part, rows: list[Cells]) -> set[type]:
+    """Return what the column of images holds: paths, bytes or both."""
+    kinds: set[type] = set()
+    for row in rows:
+        with suppress(CellError):
+            if row.get(part.image):
+                kinds.add(type(image_cell(row[part.image], part.image)))
+    return kinds
+
+
+def _path_cell(cell: Any, column: str) -> str:
+    """Return the path in a cell; "" if it has none."""
+    try:
+        name = image_cell(cell, column)
+    except CellError:
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def find_columns(name: str, rows: list[Cells], wanted: ColumnNames) -> tuple[str, tuple[str, ...], list[str]]:
@@ -143,9 +288,16 @@ def find_columns(name: str, rows: list[Cells], wanted: ColumnNames) -> tuple[str
         UsageError: a wanted column does not exist.
     """
     image = find_image_column(name, rows, wanted.image, optional=not wanted.need_images)
-    texts = find_text_columns(name, rows, wanted.text, [column for column in TEXT_COLUMNS if column != image])
-    note = f"no column of texts is known in {name}, which has {listed(rows)}; name it with --text-column NAME"
-    return image, texts, [] if texts else [note]
+    texts = find_text_columns(name, rows, wanted.text, _text_candidates(image))
+    return image, texts, [] if texts else [_no_texts(name, rows)]
+
+
+def _text_candidates(image: str) -> list[str]:
+    return [column for column in TEXT_COLUMNS if column != image]
+
+
+def _no_texts(name: str, rows: list[Cells]) -> str:
+    return f"no column of texts is known in {name}, which has {listed(rows)}; name it with --text-column NAME"
 
 
 def image_row(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,31 +12,28 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
-import pyarrow as pa
-
 from lamplit.data.columns import (
     TEXT_COLUMNS,
+    CellError,
     ColumnNames,
     find_text_columns,
     listed,
     metadata_cells,
     text_cells,
 )
-from lamplit.data.folders import choose_files, find_tables, loose_tables, named
+from lamplit.data.folders import choose_files, find_tables, loose_tables, named, tables_beside
 from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
 from lamplit.data.image_files import is_image, walk
 from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
-from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
-from lamplit.data.sidecars import last_ending, read_beside
-from lamplit.data.skipped import Skipped
+from lamplit.data.readers import READ_ERRORS, TABLE_SUFFIXES, suffix_of
+from lamplit.data.sidecars import Sidecars, last_ending
+from lamplit.data.skipped import BadRows, Skipped
 from lamplit.data.splits import refuse_split, split_of
 from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
 from lamplit.data.tars import TarSamples, text_names
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
-
-READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -170,12 +165,12 @@ def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNa
         left = None if any(map(split_of, tables)) else split  # else the rows may tell theirs
         pairs = _open_tables(name, folder, [folder / table for table in tables], wanted, left, images)
         pairs.notes[:0] = [note] if note else []
-        return pairs
+        return _left_out(pairs, f"by {named(tables)}", [*tars, *tables_beside(tables, loose)])
     if tars and len(tars) >= len(images):
         chosen, note = choose_files(name, tars, split)
         pairs = _open_tars(name, [folder / tar for tar in chosen], wanted)
         pairs.notes[:0] = [note] if note else []
-        return _beside(pairs, "tars", [*images, *loose])
+        return _left_out(pairs, "as a folder of tars", [*images, *loose])
     if not images:
         raise PairsError(
             f"{name} holds no images; expected JPEG, PNG, WEBP and so on, with same-named .txt files for "
@@ -188,15 +183,18 @@ def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNa
             "leave out --image-column and --text-column, or add a metadata.csv with a file_name column"
         )
     refuse_split(name, split)
-    read = partial(_images, folder, images)
-    return _beside(Pairs(name, len(images), None, (), read, folder), "images", [*tars, *loose])
+    notes: list[str] = []
+    problems: list[Skipped] = []
+    read = partial(_images, folder, images, Sidecars(notes, problems))
+    pairs = Pairs(name, len(images), None, (), read, folder, notes, problems)
+    return _left_out(pairs, "as a folder of images", [*tars, *loose])
 
 
-def _beside(pairs: Pairs, kind: str, others: list[PurePath]) -> Pairs:
-    """Say which files are not read, because a folder is read as tars or as images."""
+def _left_out(pairs: Pairs, how: str, others: list[PurePath]) -> Pairs:
+    """Say which files are not read, because of how a folder is read."""
     if others:
         files = f"{others[0]} is" if len(others) == 1 else f"{len(others):,} files such as {others[0]} are"
-        pairs.notes.append(f"{pairs.source} is read as a folder of {kind}; {files} left out")
+        pairs.notes.append(f"{pairs.source} is read {how}; {files} left out")
     return pairs
 
 
@@ -246,10 +244,20 @@ def _open_hub(name: str, wanted: ColumnNames, split: str) -> Pairs:
         ) from error
     image, texts, notes = find_columns(name, first, wanted)
 
-    def read() -> Iterator[Pair]:
-        return _pairs(image_row(row, image, texts, str(number)) for number, row in enumerate(rows))
+    bad = BadRows(Path(name))
 
-    return Pairs(name, rows.count, image or None, texts, read, notes=notes)
+    def usable() -> Iterator[ImageRow]:
+        for number, cells in enumerate(rows):
+            try:
+                row = image_row(cells, image, texts, str(number))
+            except CellError as error:
+                bad.add(number + 1, error.reason, unit="row")
+            else:
+                yield row
+
+    return Pairs(
+        name, rows.count, image or None, texts, lambda: _pairs(usable()), notes=notes, problems=bad.problems
+    )  # fmt: skip
 
 
 def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
@@ -276,25 +284,31 @@ def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
         )
     # By webdataset's own custom the caption is the .txt; a .json often repeats it. A column may be the last part of
     # an ending (txt of outputs.txt).
-    rows = [sample.cells | {last_ending(cell): "" for cell in sample.cells} for sample in first]
+    rows = [{last_ending(name): cell for name, cell in sample.cells.items()} | sample.cells for sample in first]
     texts = find_text_columns(name, rows, wanted.text, ("txt", *TEXT_COLUMNS))
 
     def read() -> Iterator[Pair]:
         seen: dict[str, int] = {}
         for sample in samples:
             names = text_names(sample, texts)
-            metadata = metadata_cells(sample.cells, names)
-            yield Pair(_unique(sample.key, seen), sample.image, text_cells(sample.cells, names), metadata)
+            name = _unique(sample.key, seen)
+            try:
+                captions = text_cells(sample.cells, names)
+            except CellError as error:
+                if (problem := Skipped(name, name, error.reason)) not in problems:
+                    problems.append(problem)
+                continue
+            yield Pair(name, sample.image, captions, metadata_cells(sample.cells, names))
 
     return Pairs(name, None, wanted.image, texts, read, notes=notes, problems=problems)
 
 
-def _images(folder: Path, files: Sequence[PurePath]) -> Iterator[Pair]:
-    return (_image(folder, file) for file in files)
+def _images(folder: Path, files: Sequence[PurePath], sidecars: Sidecars) -> Iterator[Pair]:
+    return (_image(folder, file, sidecars) for file in files)
 
 
-def _image(folder: Path, file: PurePath) -> Pair:
-    texts, cells = read_beside(folder / file)
+def _image(folder: Path, file: PurePath, sidecars: Sidecars) -> Pair:
+    texts, cells = sidecars.read_beside(folder / file)
     metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
     return Pair(file.as_posix(), folder / file, texts, metadata | metadata_cells(cells, ()))
 

@@ -7,9 +7,11 @@ rows: its JSON reader fails if a column is null for the first 10 MB, and parses 
 from __future__ import annotations
 
 import json
+import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -24,10 +26,13 @@ from lamplit.data.encodings import Encoding, find_encoding, open_text
 from lamplit.data.skipped import BadRows
 from lamplit.errors import kind_of
 
+# What a source raises that is damaged, or that may not be read.
+READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 _PACKED = ".gz"  # a table of text may end in it, too
 _MAX_BATCH_BYTES = 2**24  # of the rows of a Parquet file that are in memory at once
 _MAX_BATCH_ROWS = 4096
+_NUM_NAMED_ROWS = 100  # of JSON, whose rows may lack a column each
 _ARROW_ROWS = 64  # these files are mapped, and may hold images
 _BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
 
@@ -42,6 +47,9 @@ class TableFile(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of it, in plain sentences."""
+
+    def names(self) -> list[str]:
+        """List the columns, of JSON those that the first rows have."""
 
     def rows(self) -> Iterator[Cells]:
         """Yield the rows; a ValueError says that the file is damaged, or that its columns have no distinct names."""
@@ -86,10 +94,10 @@ def open_table(
             return _Parquet(file)
         case ".arrow":
             return _Arrow(file)
-    encoding = find_encoding(file)
-    if suffix_of(file) == ".json" and (found := read_annotations(file, encoding, split)):
+    encoding, bad = find_encoding(file), bad or BadRows(file)
+    if suffix_of(file) == ".json" and (found := read_annotations(file, encoding, split, bad)):
         return _Listed(file, found.notes, found.rows)
-    return _JsonLines(file, encoding, bad or BadRows(file))
+    return _JsonLines(file, encoding, bad)
 
 
 def to_rows(batch: pa.RecordBatch) -> list[Cells]:
@@ -105,6 +113,9 @@ def to_rows(batch: pa.RecordBatch) -> list[Cells]:
 class _Parquet:
     file: Path
     notes: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        return list(parquet.read_schema(self.file).names)
 
     def rows(self) -> Iterator[Cells]:
         with parquet.ParquetFile(self.file, buffer_size=_BUFFER_BYTES) as opened:
@@ -136,6 +147,9 @@ class _Arrow:
 
     file: Path
     notes: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        return next((list(batch.schema.names) for batch in self._batches()), [])
 
     def rows(self) -> Iterator[Cells]:
         for batch in self._batches():
@@ -186,6 +200,9 @@ class _Listed:
     notes: tuple[str, ...]
     read: Callable[[], list[Cells]]
 
+    def names(self) -> list[str]:
+        return _names_of(self.rows())
+
     def rows(self) -> Iterator[Cells]:
         yield from self.read()
 
@@ -206,6 +223,9 @@ class _JsonLines:
     def notes(self) -> tuple[str, ...]:
         return (self.encoding.note,) if self.encoding.note else ()
 
+    def names(self) -> list[str]:
+        return _names_of(self.rows())
+
     def rows(self) -> Iterator[Cells]:
         with open_text(self.file, self.encoding) as lines:
             for number, line in enumerate(lines, start=1):
@@ -224,3 +244,7 @@ class _JsonLines:
 
     def count(self) -> int:
         return sum(1 for _ in self.rows())
+
+
+def _names_of(rows: Iterator[Cells]) -> list[str]:
+    return list(dict.fromkeys(name for row in islice(rows, _NUM_NAMED_ROWS) for name in row))

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 from lamplit.data.columns import TEXT_COLUMNS, Cells, strip, text_cells
+from lamplit.data.encodings import decode_text
+from lamplit.data.skipped import Skipped
 
 TEXT_ENDINGS = frozenset(("txt", "text", "caption", "title", "transcript", "cls", "id"))
 # A larger .json beside an image is another kind of file: outlines of objects, or an image once more as text.
 MAX_JSON_BYTES = 2**18
+MAX_TEXT_BYTES = 2**24
 
 
 def last_ending(name: str) -> str:
@@ -22,38 +25,74 @@ def last_ending(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def sidecar_cells(ending: str, content: bytes) -> Cells:
-    """Return what a sidecar holds, as cells by name.
+class Sidecars:
+    """Reads sidecars, and fills two lists: what to know of them, each kind once, and those that cannot be read.
 
-    The object in a `.json` gives its own keys; another value in `captions.json` gives a cell `captions`. What is not
-    JSON stays the text that it is.
+    Args:
+        notes: plain sentences.
+        problems: files that cannot be read; their images are used without them.
     """
-    if last_ending(ending) != "json":
-        return {ending: content.decode("utf-8-sig", "replace")}
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):  # one bad sidecar among a million ends nothing
-        return {ending: content.decode("utf-8", "replace")}
-    if isinstance(value, dict):
-        return value
-    return {ending.rpartition(".")[0] or ending: value}
 
+    def __init__(self, notes: list[str], problems: list[Skipped]) -> None:
+        self._notes, self._problems = notes, problems
 
-def read_beside(image: Path) -> tuple[tuple[str, ...], Cells]:
-    """Return the texts and the further cells that stand beside an image's file.
+    def cells(self, name: str, content: bytes, *, file: str) -> Cells:
+        """Return what a sidecar holds, as cells by name.
 
-    Texts are the lines of the same-named `.txt`; without one, the first usual column of texts in the same-named
-    `.json`. The rest of that object is metadata.
-    """
-    captions = image.with_suffix(".txt")
-    texts = strip(captions.read_text("utf-8-sig", "replace").splitlines()) if captions.is_file() else ()
-    table = image.with_suffix(".json")
-    if not table.is_file() or table.stat().st_size > MAX_JSON_BYTES:
-        return texts, {}
-    cells = sidecar_cells("json", table.read_bytes())
-    if not captions.is_file() and (column := next((name for name in TEXT_COLUMNS if _is_text(cells.get(name))), None)):
-        return text_cells({column: cells.pop(column)}, (column,)), cells
-    return texts, cells
+        The object in a `.json` gives its own keys; another value in `captions.json` gives a cell `captions`. What is
+        not JSON stays the text that it is.
+
+        Args:
+            name: its ending, which is the cell's name.
+            content: its bytes.
+            file: its own name, for notes.
+        """
+        text, encoding = decode_text(content, file)
+        if kind := encoding.note_of_many:
+            self.note(kind, file)
+        if last_ending(name) != "json":
+            return {name: text}
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):  # one bad sidecar among a million ends nothing
+            return {name: text}
+        if isinstance(value, dict):
+            return value
+        return {name.rpartition(".")[0] or name: value}
+
+    def read_beside(self, image: Path) -> tuple[tuple[str, ...], Cells]:
+        """Return the texts and the further cells that stand beside an image's file.
+
+        Texts are the lines of the same-named `.txt`; without one, the first usual column of texts in the same-named
+        `.json`. The rest of that object is metadata.
+        """
+        captions = self._read(image.with_suffix(".txt"), MAX_TEXT_BYTES, is_said=True)
+        table = self._read(image.with_suffix(".json"), MAX_JSON_BYTES, is_said=False)
+        texts = strip(captions["txt"].splitlines()) if captions is not None else ()
+        if table is None:
+            return texts, {}
+        if captions is None and (name := next((name for name in TEXT_COLUMNS if _is_text(table.get(name))), None)):
+            return text_cells({name: table.pop(name)}, (name,)), table
+        return texts, table
+
+    def note(self, kind: str, example: str) -> None:
+        """Note something of a kind, unless that is noted already."""
+        if not any(note.startswith(kind) for note in self._notes):
+            self._notes.append(f"{kind}, such as {example}")
+
+    def _read(self, file: Path, most: int, *, is_said: bool) -> Cells | None:
+        """Read a file of at most so many bytes; None if there is none. `is_said`: a larger one is a problem."""
+        try:
+            if not file.is_file():
+                return None
+            if (size := file.stat().st_size) <= most:
+                return self.cells(file.suffix[1:], file.read_bytes(), file=file.name)
+            reason = f"{size / 2**20:,.0f} MiB, more than the bound of {most / 2**20:,.0f}" if is_said else ""
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+        if reason and not any(problem.path == str(file) for problem in self._problems):
+            self._problems.append(Skipped(file.name, str(file), reason))
+        return None
 
 
 def _is_text(value: object) -> bool:

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from lamplit.data.columns import Cells
 from lamplit.data.image_files import MAX_IMAGE_BYTES, is_image
-from lamplit.data.sidecars import TEXT_ENDINGS, last_ending, sidecar_cells
+from lamplit.data.sidecars import MAX_TEXT_BYTES, TEXT_ENDINGS, Sidecars, last_ending
 from lamplit.data.skipped import Skipped
 from lamplit.data.tar_members import CutError, TarMember, read_members
 
-MAX_TEXT_BYTES = 2**24
 # Of one key, while it is not known whether more belongs to it.
 _MAX_GROUP_FILES = 200
 _MAX_GROUP_BYTES = 2**26
@@ -70,7 +69,7 @@ class TarSamples:
     ) -> None:
         self._files, self._image = files, image.lower() if image else None
         self._texts = {text.strip().lower() for text in texts}
-        self._notes, self._problems = notes, problems
+        self._sidecars, self._problems = Sidecars(notes, problems), problems
 
     def __iter__(self) -> Iterator[TarSample]:
         for file in self._files:
@@ -115,7 +114,7 @@ class TarSamples:
         if base.startswith("."):
             return None
         if not ending:
-            self._note("files without an ending are left out", base)
+            self._sidecars.note("files without an ending are left out", base)
             return None
         is_text = self._is_text(ending)
         if not is_text and not self._is_image(ending):
@@ -160,7 +159,9 @@ class TarSamples:
         above = {stem: [other for other in shared if stem.startswith(f"{other}.")] for stem in by_stem if images[stem]}
         used = {other for others in above.values() for other in others}
         if len(above) > 1:
-            self._note("images that share their name up to a dot are each an image of its own", next(iter(above)))
+            self._sidecars.note(
+                "images that share their name up to a dot are each an image of its own", next(iter(above))
+            )
         samples = []
         for stem in by_stem:
             if stem not in used:
@@ -179,17 +180,15 @@ class TarSamples:
             if one.content is None:
                 files[name] = b""
             elif self._is_text(one.ending):
-                (columns if last_ending(name) == "json" else files).update(sidecar_cells(name, one.content))
+                (columns if last_ending(name) == "json" else files).update(
+                    self._sidecars.cells(name, one.content, file=f"{one.key}.{one.ending}")
+                )
         cells = {f"json.{name}" if name in files else name: value for name, value in columns.items()} | files
         return (
             TarSample(key, images[0].ending, images[0].content or b"", cells)
             if images
             else TarSample(key, "", b"", cells)
         )
-
-    def _note(self, kind: str, example: str) -> None:
-        if not any(note.startswith(kind) for note in self._notes):
-            self._notes.append(f"{kind}, such as {example}")
 
     def _report(self, name: str, path: str, reason: str) -> None:
         if (problem := Skipped(name, path, reason)) not in self._problems:

@@ -86,10 +86,11 @@ def evaluate(
         raise UsageError("class_names needs label_column=..., the column with the class of each image")
     is_store = isinstance(source, Store) or Store.exists(source)
     model = as_model(model, device=device, towers="text" if is_store else "both")
-    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as (store, skipped):
+    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as opened:
+        store, skipped, said = opened
         store.require_tower(model.identity)
         name = store.path if isinstance(source, Store) else str(source)
-        asked = _StoreEvaluation(model, store, name, len(skipped), model_metadata(model))
+        asked = _StoreEvaluation(model, store, name, said, len(skipped), model_metadata(model))
         column = text_column or ("texts" if model.tuned_on is None else model.tuned_on.text_column)
         choice = choose(model, store, split, column)
         lost = choice.split == "unseen" and not len(choice.links) and any(store.texts(column))
@@ -105,6 +106,8 @@ def evaluate(
                 f"{store.path} has no texts in column {column!r} and no --label-column was given; its columns "
                 f"are: {', '.join(store.metadata_columns) or 'none'}"
             )
+    for note in said:
+        logger.info("%s", note)
     for item in skipped:
         logger.warning("skipped %s: %s", item.path, item.reason)
     if out is not None:
@@ -120,6 +123,7 @@ class _StoreEvaluation:
     model: LiT
     store: Store
     source: str  # what the user gave: the store's path, or that of the pairs it was embedded from
+    said: list[str]  # notes of the pairs
     skipped: int
     metadata: Mapping[str, str]
 
@@ -130,7 +134,7 @@ class _StoreEvaluation:
             return []
         rows, image_index = torch.unique(links.image_index, return_inverse=True)
         zimg, ztxt = self.zimg[rows], self.model.encode_texts(links.texts)
-        notes = list(choice.notes)
+        notes = [*self.said, *choice.notes]
         if len(links.texts) < len(links):
             own = retrieval_metrics(zimg.to(ztxt.device), ztxt[links.text_index], image_index, torch.arange(len(links)))
             recalls = " and ".join(f"{name} {own[name]:.3f}" for name in own if name.endswith("recall@1"))
@@ -156,7 +160,7 @@ class _StoreEvaluation:
             raise StoreError(f"column {label_column!r} of {self.store.path} is empty")
         classes = _as_class_list(self.model, class_names or distinct, templates)
         subject = self._subject(
-            label_column, words=f"column {label_column}", templates=list(classes.templates)
+            label_column, words=f"column {label_column}", templates=list(classes.templates), notes=list(self.said)
         )  # fmt: skip
         number = {name: i for i, name in enumerate(classes.names)}
         if unknown := [label for label in distinct if label not in number]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -170,6 +170,8 @@ def embed(
     report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0 and not pairs.problems)
     report.backend, report.updated, report.without_text = runner.backend, writer.updated, writer.without_text
     report.not_kept, report.notes = dict(writer.not_kept), [*pairs.notes, *writer.notes]
+    if 0 < usable == report.without_text and pairs.text_columns:
+        report.notes.append(f"no image has a text: every cell of {' and '.join(pairs.text_columns)} is empty")
     report.skipped_file = list_skipped(out, report.skipped)
     if writer.store is None or len(writer.store) == 0:
         found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"
@@ -179,6 +181,14 @@ def embed(
     return report
 
 
+class OpenSource(NamedTuple):
+    """A store, and what to know about the pairs that it was made from for the occasion, if it was."""
+
+    store: Store
+    skipped: list[Skipped]
+    notes: list[str]
+
+
 @contextmanager
 def open_source(
     source: str | Path | Store,
@@ -186,23 +196,21 @@ def open_source(
     *,
     device: str | torch.device | None = None,
     progress: bool = False,
-) -> Iterator[tuple[Store, list[Skipped]]]:
+) -> Iterator[OpenSource]:
     """Open a store; or embed anything `read_pairs` reads, with a model's own image tower, into a temporary one.
-
-    Yields the store, and the images that were skipped.
 
     Raises:
         TowerError: the source is not a store, and the model is open without its image tower.
     """
     if isinstance(source, Store) or Store.exists(source):
-        yield source if isinstance(source, Store) else Store(source), []
+        yield OpenSource(source if isinstance(source, Store) else Store(source), [], [])
         return
     if not isinstance(tower, ImageTower):
         raise TowerError(f"{source} is not a store, and the model is open without its image tower to embed it")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "images.lance"
         report = embed(source, out, image_tower=tower, device=device, progress=progress)
-        yield Store(out), report.skipped
+        yield OpenSource(Store(out), report.skipped, report.notes)
 
 
 def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:

@@ -49,6 +49,7 @@ class ImportReport:
         imported: are in the store.
         texts: that they have together.
         not_kept: values of metadata that could not be kept, by column.
+        notes: what to know about the source, in plain sentences.
         skipped: vectors that could not be used, with the reasons.
         skipped_file: where these are listed, one JSON object a line; None if there are none.
         seconds: wall-clock time of the run.
@@ -60,6 +61,7 @@ class ImportReport:
     imported: int = 0
     texts: int = 0
     not_kept: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     skipped_file: str | None = None
     seconds: float = 0.0
@@ -154,6 +156,7 @@ def import_vectors(
                 lost=lost,
             )
             report.not_kept = dict(lost)
+    report.notes = list(vectors.notes)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
     if first is None:

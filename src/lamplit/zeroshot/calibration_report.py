@@ -38,6 +38,7 @@ class CalibrationReport:
         reliability: bins of `error_after`, each with its mean `confidence`, its `accuracy` and number of `images`.
         per_class: precision, recall and the most common mistake of each class, thresholds included.
         skipped: images of the sample that could not be used.
+        notes: what to know about the sample, in plain sentences.
     """
 
     sample: str
@@ -57,3 +58,4 @@ class CalibrationReport:
     reliability: list[dict[str, float]]
     per_class: list[ClassScore]
     skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

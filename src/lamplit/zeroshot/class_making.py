@@ -42,6 +42,7 @@ class _Sample(NamedTuple):
     truth: Tensor  # (n, C) of bool: which classes each image has
     unlabelled: int
     skipped: list[Skipped]
+    notes: list[str]
 
 
 def make_classes(
@@ -120,12 +121,13 @@ def _read_sample(
     model: LiT, source: str | Path | Store, label_column: str, classes: ClassList, progress: bool
 ) -> _Sample:
     """Read or embed the sample, and its labels."""
-    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as (store, skipped):
+    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as opened:
+        store = opened.store
         rows, truth = classes.read_labels(store.column(label_column))
         if not bool(truth.any()):
             raise UsageError("the sample has no image of any of the classes")
         name = str(source.path if isinstance(source, Store) else source)
-        return _Sample(name, model.read_store(store)[rows], truth, len(store) - len(rows), skipped)
+        return _Sample(name, model.read_store(store)[rows], truth, len(store) - len(rows), opened.skipped, opened.notes)
 
 
 def _calibrate(
@@ -161,6 +163,7 @@ def _calibrate(
         reliability=reliability_bins(answers, right),
         per_class=class_scores(held_out, truth, classes.names),
         skipped=sample.skipped,
+        notes=sample.notes,
     )
     return replace(fitted, report=report)
 
