@@ -26,7 +26,7 @@ from safetensors.torch import save_model
 from lamplit._version import __version__
 from lamplit.cli import main as cli
 from lamplit.cli import tables, training
-from lamplit.cli.terminal import print_note
+from lamplit.cli.terminal import print_note, read_lines
 from lamplit.data.images import Skipped
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.retrieval.searcher import Hit
@@ -568,6 +568,37 @@ def test_notes_are_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     print_note("b")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "note: a.csv is separated by [bold]bars\nnote: b\n")
+
+
+@pytest.mark.parametrize(("encoding", "note"), [("utf-8-sig", ""), ("cp1252", "c.txt is not UTF-8"), ("utf-16", "")])
+def test_lines_of_a_file_in_any_encoding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str, note: str
+) -> None:
+    (tmp_path / "c.txt").write_bytes("Käse\n\n Brot \n".encode(encoding))
+    assert read_lines(tmp_path / "c.txt") == ["Käse", "Brot"]
+    assert note in (said := capsys.readouterr().err)
+    assert bool(said) == bool(note)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_unicode_are_printed(model_path: Path, image_folder: Path, tmp_path: Path) -> None:
+    os.rename(
+        shutil.copy(next(image_folder.glob("*.png")), tmp_path), os.path.join(os.fsencode(tmp_path), b"a\xff.png")
+    )
+    done = process(
+        "classify",
+        model_path,
+        tmp_path,
+        "--classes",
+        "a,b",
+        "--json",
+        "--device",
+        "cpu",
+        PYTHONIOENCODING="utf-8:strict",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["path"] == f"{tmp_path}/a\udcff.png"
 
 
 def test_record_shows_every_value_of_a_report() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import random
 from collections import OrderedDict
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from lamplit.errors import TowerError
-from lamplit.towers.loading import key_difference, load_strictly, plain_config, read_weights
+from lamplit.towers.loading import (
+    key_difference,
+    load_strictly,
+    load_whole,
+    plain_config,
+    read_checkpoint,
+    read_weights,
+)
 
 
 @pytest.fixture
@@ -179,3 +187,13 @@ def test_plain_config_forgets_the_folder() -> None:
     assert "_name_or_path" not in values
     assert values["hidden_size"] == 32
     assert plain_config(BertConfig.from_dict(values)) == values
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_file_that_may_not_be_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch(0)
+    said = rf"{name} may not be read \(Permission denied\); its owner can allow it: chmod a\+r "
+    for read in (read_checkpoint, lambda file: load_whole(nn.Linear(1, 1), file)):
+        with pytest.raises(TowerError, match=said):
+            read(tmp_path / name)

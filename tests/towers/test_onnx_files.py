@@ -53,3 +53,8 @@ def test_what_onnx_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match="odd cannot be exported to ONNX"):
         write_onnx(Odd(), ROWS, tmp_path / "odd.onnx", name="odd", axes=AXES)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_error_of_onnx_runtime_is_known() -> None:
+    # The last is what it raises of weights that may not be read.
+    assert {"InvalidProtobuf", "Fail", "ModelRequiresCompilation"} <= {kind.__name__ for kind in onnx_errors()}

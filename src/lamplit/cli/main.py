@@ -6,6 +6,7 @@ lamplit explains, 2 for wrong usage, 130 when interrupted. Nothing heavy is impo
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -68,6 +69,8 @@ def main() -> None:
     """Run the command line; every error that lamplit raises on purpose becomes one line."""
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what no terminal and no pipe takes
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = [argument for argument in arguments[:end] if argument != "--debug"]
     debug = len(options) < end
     handler = RichHandler(console=stderr, show_time=False, show_path=False)

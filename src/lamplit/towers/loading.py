@@ -56,6 +56,7 @@ def read_checkpoint(file: str | Path) -> Any:
     path = Path(file)
     if not path.is_file():
         raise TowerError(f"no weights at {path}; expected a .safetensors file or a state dict")
+    require_readable(path)
     return _load_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
 
 
@@ -115,6 +116,23 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
     module.load_state_dict(state)
 
 
+def require_readable(file: Path) -> None:
+    """Refuse a file that may not be read, of which safetensors would say that it does not exist.
+
+    Raises:
+        TowerError: it is there and cannot be opened.
+    """
+    try:
+        with file.open("rb"):
+            pass
+    except FileNotFoundError:
+        return  # its reader says so
+    except OSError as error:
+        raise TowerError(
+            f"{file} may not be read ({error.strerror}); its owner can allow it: chmod a+r {file}"
+        ) from error
+
+
 def load_whole(module: nn.Module, file: Path) -> None:
     """Load a file of a saved model, every tensor or none.
 
@@ -123,6 +141,7 @@ def load_whole(module: nn.Module, file: Path) -> None:
     """
     if not file.is_file():
         raise TowerError(f"{file} is missing: the model is not whole")
+    require_readable(file)
     try:
         load_model(module, file)
     except (OSError, SafetensorError, RuntimeError) as error:  # the last if the tensors are another module's
