@@ -3,9 +3,9 @@
     python tests/campaigns/kill_embed.py --trials 200
 
 Each trial starts one or two writers, with 0 or 2 worker processes, on a new store or on one that has a part of the
-images already, and kills them all (SIGKILL) at a random moment. A run that is left alone then has to end with the same
-store as one that nobody disturbed, bit for bit. What lies about in the temporary folder is printed. Linux and macOS: it
-forks, so that no trial has to import torch.
+images already, and kills them all (SIGKILL) at a random moment. A run that is left alone then has to end with the
+same store as one that nobody disturbed, bit for bit. In the temporary folder nothing of the workers may stay. Linux
+and macOS: it forks, so that no trial has to import torch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from lamplit.towers.images.image_tower import open_image_tower
 
 IMAGES = 96
 PART = 32  # images of a store that is there before
+PATIENCE = 120.0  # seconds for the workers of killed processes to notice, and to end
 
 
 def main() -> None:
@@ -48,8 +49,10 @@ def main() -> None:
         Path(tempfile.tempdir).mkdir()
         campaign = Campaign(Path(folder), chance)
         failed = sum(not campaign.trial(number) for number in range(options.trials))
+        left = left_behind(PATIENCE)
     print(f"{failed} of {options.trials} trials failed; {campaign.killed} processes were killed at work")
-    sys.exit(failed > 0)
+    print(f"left behind in the temporary folder: {left or 'nothing'}")
+    sys.exit(failed > 0 or len(left) > 0)
 
 
 class Campaign:
@@ -83,12 +86,18 @@ class Campaign:
         right = finished(child(look, out, self.whole))
         right = right and finished(child(write, self.folder / "all", out, 0))
         right = right and finished(child(compare, out, self.whole))
-        time.sleep(0.2)
-        left = [file.name for file in Path(tempfile.gettempdir()).iterdir() if file.name.startswith("pymp-")]
         kind = f"{'new' if is_new else 'old'} store, writers {writers}, workers {workers}, killed after {wait:.2f} s"
-        print(f"trial {number}: {kind}: {'right' if right else 'WRONG'}; left behind: {left or 'nothing'}", flush=True)
+        print(f"trial {number}: {kind}: {'right' if right else 'WRONG'}", flush=True)
         shutil.rmtree(out, ignore_errors=True)
         return right
+
+
+def left_behind(patience: float) -> list[str]:
+    """Wait until all processes that were left alone have ended; list what their folders of sockets hold then."""
+    ends = time.monotonic() + patience
+    while (left := sorted(Path(tempfile.gettempdir()).glob("pymp-*"))) and time.monotonic() < ends:
+        time.sleep(0.1)
+    return [f"{folder.name} ({', '.join(file.name for file in folder.glob('*'))})" for folder in left]
 
 
 def child(action: Callable[..., None], *arguments: Any) -> int:

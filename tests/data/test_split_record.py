@@ -39,15 +39,32 @@ def test_a_record_is_the_same_when_it_is_read(tmp_path: Path) -> None:
     assert SplitRecord.find(tmp_path / "nowhere") is None
 
 
+def test_a_record_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    record = SplitRecord.make("german", {"train": hash_captions(["a"])}, {})
+    written = set()
+    for number in range(20):
+        record.write(tmp_path / f"{number}.safetensors")
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+def test_a_record_of_the_first_form_is_read(tmp_path: Path) -> None:
+    arrays = {f"{part}.{kind}": np.arange(2, dtype=np.uint64) for part in PARTS for kind in ("captions", "contents")}
+    save_file(arrays, tmp_path / FILE, {"format": "1", "text_column": "german"})
+    found = SplitRecord.find(tmp_path)
+    assert found is not None
+    assert (found.text_column, found.captions("test").tolist()) == ("german", [0, 1])
+
+
 def test_damaged_records_are_explained(tmp_path: Path) -> None:
     file = tmp_path / FILE
     file.write_bytes(json.dumps({}).encode())
     with pytest.raises(UsageError, match=r"split.safetensors is damaged .*no longer knows what it was tuned on"):
         SplitRecord.find(tmp_path)
-    save_file({"train.captions": np.zeros(1, np.uint64)}, file, {"format": "1"})
+    save_file({"train.captions": np.zeros(1, np.uint64)}, file, {"lamplit": '{"format": 1, "text_column": "texts"}'})
     with pytest.raises(UsageError, match=r"is damaged \(hashes are missing\)"):
         SplitRecord.find(tmp_path)
-    save_file({}, file, {"format": "2"})
+    save_file({}, file, {"lamplit": '{"format": 2, "text_column": "texts"}'})
     with pytest.raises(UsageError, match=r"has format 2; this lamplit reads up to 1"):
         SplitRecord.find(tmp_path)
 

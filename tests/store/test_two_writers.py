@@ -154,6 +154,28 @@ def test_four_processes(out: Path) -> None:
     assert Store(out).column("n")[3:7] == ["3", None, None, "odd"]
 
 
+def test_rows_that_were_doubled_are_there_once_again(tmp_path: Path) -> None:
+    """Two writers of an earlier lamplit left them; the later row of an id is the newer one."""
+    out = tmp_path / "a.lance"
+    write_all(out, 0, 20, 1)
+    table = lance.dataset(str(out))
+    late = table.to_table(filter="id >= '0003' AND id < '0008'")
+    texts = pa.array([[f"newer {number}"] for number in range(3, 8)], late.schema.field("texts").type)
+    late = late.set_column(late.schema.get_field_index("texts"), late.schema.field("texts"), texts)
+    for _ in range(2):
+        lance.write_dataset(late, out, mode="append")
+    assert len(Store(out)) == 30
+    writer = StoreWriter(out, TOWER, centered=False)
+    assert writer.notes == [f"10 rows of {out} were there twice, left by two writers at once; one of each is kept"]
+    assert writer.before.by_id["0003"].texts == ["newer 3"]
+    add(writer, [20])
+    writer.finish(None, prune=False)
+    store = Store(out)
+    assert store.column("id") == [f"{number:04}" for number in range(21)]
+    assert store.texts() == [[f"{'newer' if 3 <= number < 8 else 'text'} {number}"] for number in range(21)]
+    assert StoreWriter(out, TOWER, centered=False).notes == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the campaign forks")
 def test_some_trials_of_the_campaign() -> None:

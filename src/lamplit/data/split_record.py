@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import UsageError
 from lamplit.files import safetensors_errors
 
@@ -57,20 +59,25 @@ class SplitRecord:
             return None
         try:
             with safe_open(file, framework="np") as opened:
-                described = opened.metadata() or {}
+                noted = opened.metadata() or {}
+                first = {"format": 1, "text_column": noted.get("text_column", "texts")}  # as it was written at first
+                described = Fields.parse(noted.get("lamplit", json.dumps(first)))
                 names = set(opened.keys())
-        except (OSError, SafetensorError) as error:
+            found, text_column = described.integer("format", least=1), described.text("text_column")
+        except (OSError, SafetensorError, FieldError) as error:
             raise UsageError(_damaged(file, error)) from error
-        if int(described.get("format", 0)) > FORMAT:
-            raise UsageError(f"{file} has format {described['format']}; this lamplit reads up to {FORMAT}: upgrade it")
+        if found > FORMAT:
+            raise UsageError(f"{file} has format {found}; this lamplit reads up to {FORMAT}: upgrade it")
         if not names >= {f"{part}.{kind}" for part in PARTS for kind in ("captions", "contents")}:
             raise UsageError(_damaged(file, "hashes are missing"))
-        return cls(described.get("text_column", "texts"), file.absolute())
+        return cls(text_column, file.absolute())
 
     def write(self, file: Path) -> None:
         """Write the record to a file."""
+        # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.
+        described = {"lamplit": json.dumps({"format": FORMAT, "text_column": self.text_column})}
         with safetensors_errors(file):
-            save_file(dict(self._arrays), file, {"format": str(FORMAT), "text_column": self.text_column})
+            save_file(dict(self._arrays), file, described)
 
     def captions(self, part: Part) -> Hashes:
         """Hashes of the distinct captions of a part, ascending: (M,)."""

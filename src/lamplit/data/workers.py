@@ -10,7 +10,10 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
+
+from lamplit.data.fork_server import FOLDER
 
 
 def identity_collate(batch: Any) -> Any:
@@ -23,7 +26,12 @@ def worker_context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lamplit.data.images"])  # torch is imported once, not in each worker
+    # First what takes the sockets away if this process is killed; then torch, once and not in each worker.
+    context.set_forkserver_preload(["lamplit.data.fork_server", "lamplit.data.images"])
+    resource_tracker.ensure_running()  # takes a moment, in which a folder would lie there that nobody removes
+    os.environ[FOLDER] = multiprocessing.util.get_temp_dir()
+    forkserver.ensure_running()
+    os.environ.pop(FOLDER)
     return context
 
 
@@ -47,6 +55,6 @@ def start_worker(main_folder: str, _worker: int) -> None:
 def _end_with_main_process(main_folder: str) -> None:
     if main := multiprocessing.parent_process():
         main.join()
-        for folder in (main_folder, multiprocessing.util.get_temp_dir()):  # which a process that is killed leaves
+        for folder in (main_folder, multiprocessing.util.get_temp_dir()) * 2:  # a socket may have been made meanwhile
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)

@@ -28,15 +28,15 @@ from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
 from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents
-from lamplit.store.schema_changes import allow_empty_cells, is_passing
+from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
 from lamplit.store.table_writing import (
     create_table,
     delete_rows,
     explained,
     insert_rows,
+    prepare_table,
     replace_rows,
-    require_key,
     tidy,
 )
 from lamplit.towers.identity import TowerIdentity
@@ -201,12 +201,10 @@ class Store:
         self._refresh()
 
     def prepare_to_write(self) -> list[str]:
-        """Let several processes write at once, and let columns of other software be empty; return the latter.
-
-        Other software adds columns that must not be empty, and then no image could be added.
-        """
-        require_key(self._table)
-        return allow_empty_cells(self._table)
+        """Make an older table, or one that other software changed, one to write to; return notes on what that took."""
+        notes = prepare_table(self._table)
+        self._refresh()
+        return notes
 
     def finish(self) -> None:
         """Fix the centre of a centred store once its first images are in, merge small fragments, give back space."""

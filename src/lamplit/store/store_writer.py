@@ -205,10 +205,7 @@ class StoreWriter:
         self.store.require_tower(self._tower)
         if self._centered and not self.store.centered:
             raise StoreError(f"{self._out} was made without --mean-center; give another --out to have a centred store")
-        self.notes += [
-            f"the column {name} of {self._out}, which other software added, may be empty from now on"
-            for name in self.store.prepare_to_write()
-        ]
+        self.notes += self.store.prepare_to_write()
 
     def _take(self, pair: Pair, content_hash: str, vector: Tensor) -> None:
         self.seen.add(pair.id)

@@ -14,12 +14,14 @@ from itertools import pairwise
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lance.commit import CommitConflictError
 
 from lamplit.errors import LamplitError, StoreError
 from lamplit.store.rows import FIXED_COLUMNS, Row, to_table
-from lamplit.store.schema_changes import make_room
+from lamplit.store.schema_changes import allow_empty_cells, make_room
 from lamplit.store.store_lock import StoreBusyError, store_lock
 
 # With it, Lance sees that two processes insert the same id at once, and tries the second again.
@@ -92,14 +94,25 @@ def create_table(path: str, schema: pa.Schema, blocks: Iterable[Sequence[Row]], 
         raise
 
 
-def require_key(table: Any) -> None:
-    """Declare the ids the key of a table that was made before they were."""
-    field = table.schema.field("id")
-    if b"lance-schema:unenforced-primary-key" not in (field.metadata or {}):
-        with suppress(OSError):  # another process does it, or other software wrote rows without an id
-            table.alter_columns({"path": "id", "nullable": False})
-            table.update_field_metadata({"id": PRIMARY_KEY})
-            table.checkout_latest()
+def prepare_table(table: Any) -> list[str]:
+    """Let several processes write at once, delete doubled rows, and let columns of other software be empty.
+
+    Other software adds columns that must not be empty, and then no image could be added. Rows were doubled by two
+    writers of an earlier lamplit.
+
+    Returns:
+        What of that there was to do, in plain sentences.
+    """
+    notes = []
+    _require_key(table)
+    if doubled := _delete_doubled(table):
+        notes.append(
+            f"{doubled} rows of {table.uri} were there twice, left by two writers at once; one of each is kept"
+        )
+    return notes + [
+        f"the column {name} of {table.uri}, which other software added, may be empty from now on"
+        for name in allow_empty_cells(table)
+    ]
 
 
 def insert_rows(table: Any, rows: Sequence[Row]) -> int:
@@ -153,6 +166,38 @@ def tidy(table: Any, kept_for: timedelta = KEPT_FOR) -> None:
             table.checkout_latest()
         if old := _old_versions(table, kept_for):
             table.cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
+
+
+def _require_key(table: Any) -> None:
+    """Declare the ids the key of a table that was made before they were."""
+    field = table.schema.field("id")
+    if b"lance-schema:unenforced-primary-key" not in (field.metadata or {}):
+        with suppress(OSError):  # another process does it, or other software wrote rows without an id
+            table.alter_columns({"path": "id", "nullable": False})
+            table.update_field_metadata({"id": PRIMARY_KEY})
+            table.checkout_latest()
+
+
+def _delete_doubled(table: Any) -> int:
+    """Delete the rows whose id comes again later, as writers of an earlier lamplit could leave them; count them."""
+    if not len(_doubled(table)):
+        return 0
+    with explained(table.uri), store_lock(table.uri, "deletes rows"):
+        table.checkout_latest()
+        doubled = _doubled(table)  # another process may have done it
+        for start in range(0, len(doubled), _IDS_TOGETHER):
+            table.delete(f"_rowid IN ({', '.join(map(str, doubled[start : start + _IDS_TOGETHER]))})")
+    return len(doubled)
+
+
+def _doubled(table: Any) -> list[int]:
+    """Return the row ids of Lance of all rows but the last of each id."""
+    found = table.to_table(columns=["id"], with_row_id=True)
+    if pc.count_distinct(found["id"]).as_py() == len(found):
+        return []
+    last = dict(zip(found["id"].to_pylist(), found["_rowid"].to_pylist(), strict=True)).values()
+    doubled: list[int] = np.setdiff1d(found["_rowid"].to_numpy(), np.array(list(last), np.uint64)).tolist()
+    return doubled
 
 
 def _has_much_to_merge(table: Any) -> bool:

@@ -1,0 +1,39 @@
+"""Processes that decode: what is left of them if the main process is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# It is killed while it starts a worker, which the fork server will not do before it has imported torch.
+SCRIPT = """
+import os, signal, threading, time
+from lamplit.data.workers import worker_context
+
+if __name__ == "__main__":
+    threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGKILL))).start()
+    worker_context().Process(target=time.sleep, args=(0,)).start()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork server")
+def test_a_process_that_is_killed_before_it_has_workers_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    ends = time.monotonic() + 120
+    while list(folder.glob("pymp-*")) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert list(folder.glob("pymp-*")) == []
