@@ -207,6 +207,25 @@ def test_vectors_that_are_no_numbers_are_skipped(out: Path, tmp_path: Path) -> N
     assert torch.isfinite(Store(out).vectors()).all()
 
 
+@pytest.mark.parametrize(("batch_size", "commit_rows"), [(1, 1), (2, 2), (8, 100)])
+def test_an_id_that_comes_twice_is_said(
+    out: Path, image_folder: Path, image_tower: ImageTower, batch_size: int, commit_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Only pairs that are made by hand can have it; the first one counts, in every run."""
+    monkeypatch.setattr(store_writer, "COMMIT_ROWS", commit_rows)
+    files = [file.read_bytes() for file in sorted(image_folder.glob("*.png"))[:4]]
+    given = [Pair(name, data, (name,), {}) for name, data in zip("abaa", files, strict=True)]
+    for expected in ((2, 0), (0, 2)):
+        pairs = Pairs("given", 4, None, (), lambda: iter(given))
+        report = embed(pairs, out, image_tower=image_tower, backend="torch", batch_size=batch_size)
+        assert (report.embedded, report.unchanged) == expected
+        assert [(item.id, item.reason) for item in report.skipped] == [
+            ("a", "another image of the source has this id")
+        ] * 2
+        assert Store(out).column("id") == ["a", "b"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
 @pytest.mark.parametrize("commit_rows", [1, 100])
 def test_equal_bytes_go_through_the_tower_once(

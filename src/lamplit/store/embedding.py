@@ -150,8 +150,9 @@ def embed(
     with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
         tower = _as_image_tower(image_tower, image_tower_weights, pool)
         writer = StoreWriter(out, tower.identity(), centered=mean_center)
+        report = EmbedReport(str(out), tower.spec)
         batches = read_batches(
-            pairs,
+            _once(pairs, writer.seen, report.skipped),
             tower.preprocessing,
             batch_size=batch_size,
             workers=workers,
@@ -159,7 +160,6 @@ def embed(
             stored=writer.before.row_by_hash,
             max_pixels=max_pixels,
         )
-        report = EmbedReport(str(out), tower.spec)
         runner = _Runner(tower, backend, chosen_device, pairs.count, batch_size)
         with progress_bar("embed", pairs.count, shown=progress) as advance:
             for batch in _written(batches, runner, writer, report):
@@ -265,6 +265,20 @@ class _Runner:
         return vectors
 
 
+def _once(pairs: Iterable[Pair], seen: set[str], skipped: list[Skipped]) -> Iterator[Pair]:
+    """Yield the pairs whose ids are new, and note these as seen; list the others. A row is known by its id."""
+    for pair in pairs:
+        if pair.id in seen:
+            skipped.append(Skipped(pair.id, _path(pair), "another image of the source has this id"))
+        else:
+            seen.add(pair.id)
+            yield pair
+
+
+def _path(pair: Pair) -> str:
+    return pair.id if isinstance(pair.image, bytes) else str(pair.image)
+
+
 def _written(batches: Iterable[Batch], runner: _Runner, writer: StoreWriter, report: EmbedReport) -> Iterator[Batch]:
     """Embed and write batches, and count what is in them; yield each when that is done."""
     for batch in batches:
@@ -273,7 +287,6 @@ def _written(batches: Iterable[Batch], runner: _Runner, writer: StoreWriter, rep
             _embed_images(batch, runner, writer, report)
         writer.reuse(batch.stored)
         writer.keep(batch.unchanged)
-        writer.seen.update(item.id for item in batch.skipped)
         writer.commit_if_due()
         report.moved += len(batch.stored)
         report.unchanged += len(batch.unchanged)
@@ -298,6 +311,4 @@ def _embed_images(batch: Batch, runner: _Runner, writer: StoreWriter, report: Em
     more = writer.add_copies([batch.pairs[place] for place in again], [batch.hashes[place] for place in again])
     report.copies += len(again) - len(more)
     for pair in without + more:
-        path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
-        report.skipped.append(Skipped(pair.id, path, "the tower gives no number"))
-        writer.seen.add(pair.id)
+        report.skipped.append(Skipped(pair.id, _path(pair), "the tower gives no number"))
