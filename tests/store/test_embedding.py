@@ -481,6 +481,22 @@ def test_prune_leaves_the_rows_of_other_sources(
     assert set(Store(out).column("id")) == everything - {files[0].name, "one.png"}
 
 
+def test_an_image_that_takes_the_place_of_another_is_said(
+    folder: Path, out: Path, image_tower: ImageTower, tmp_path: Path
+) -> None:
+    """Ids are names below the source, so the files of two folders may have the same ones."""
+    files = named(folder)
+    embed_with(image_tower, folder, out)
+    other = tmp_path / "other folder"
+    other.mkdir()
+    shutil.copy(files[1], other / files[0].name)
+    shutil.copy(files[2], other / files[2].name)  # the same image: nothing is lost
+    report = embed_with(image_tower, other, out)
+    [note] = report.notes
+    assert note.startswith("images that took the place of others of the same id, whose files are still there: 1,")
+    assert f"such as {other / files[0].name} of {files[0]};" in note
+
+
 def test_nothing_is_pruned_where_no_image_can_be_used(folder: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, folder, out)
     for file in named(folder):

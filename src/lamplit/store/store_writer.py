@@ -137,6 +137,8 @@ class StoreWriter:
         self._rows: list[Row] = []
         self._kept: list[Row] = []
         self._named: dict[str, None] = {}  # the columns that the source has named so far
+        self._num_replaced = 0  # images that took the place of others
+        self._first_replaced: tuple[str, str] | None = None  # paths of the first of these, before and after
         self._contents = Contents()
         self._last_commit = time.monotonic()
         if Store.exists(out):
@@ -198,6 +200,13 @@ class StoreWriter:
         if prune and missing:  # after the commit: what was moved has its new row before it loses the old one
             self.store.delete(missing)
         self.store.finish()
+        if self._first_replaced:
+            old, new = self._first_replaced
+            self.notes.append(
+                f"images that took the place of others of the same id, whose files are still there: "
+                f"{self._num_replaced:,}, such as {new} of {old}; to have both, embed the folder that both are in, or "
+                "give another --out"
+            )
         return (0, len(missing)) if prune else (len(missing), 0)
 
     def _open(self) -> None:
@@ -214,6 +223,10 @@ class StoreWriter:
     def _row(self, pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
         path = pair.id if isinstance(pair.image, bytes) else valid_id(str(pair.image))
         self.without_text += not pair.texts
+        stored = self.before.by_id.get(pair.id)
+        if stored and stored.hash != content_hash and stored.path != path and _is_there(stored.path):
+            self._num_replaced += 1
+            self._first_replaced = self._first_replaced or (stored.path, path)
         return Row(pair.id, path, content_hash, list(pair.texts), vector, self._metadata(pair))
 
     def _metadata(self, pair: Pair) -> dict[str, Any]:
@@ -278,6 +291,11 @@ class StoreWriter:
         stored = self.before.by_id[row.id].metadata
         others = {name: stored.get(name) for name in self._named if name not in row.metadata}
         return replace(row, metadata=others | dict(row.metadata)) if others else row
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether a path of a store is that of a file which is there."""
+    return os.path.isabs(path) and _exists(path)
 
 
 def _exists(path: str) -> bool:
