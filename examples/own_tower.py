@@ -36,7 +36,7 @@ def main() -> None:
     settings = lamplit.TuneSettings(text_tower="demo:minilm", epochs=5, num_evals=1)
     report = lamplit.tune(OUT / "stamps.lance", OUT / "model", settings)
     recall, chance = report.last["text_to_image/recall@5"], 5 / report.held_out_captions
-    print(f"{embedded.embedded + embedded.unchanged} images as vectors of {tower.width} numbers")
+    print(f"{embedded.embedded + embedded.copies + embedded.unchanged} images as vectors of {tower.width} numbers")
     print(f"held-out captions: recall@5 {recall:.3f}, chance {chance:.3f}")
 
     # A search needs only the text tower. A module of yours is not saved with the model: lamplit could not build it.

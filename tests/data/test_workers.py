@@ -12,13 +12,19 @@ from pathlib import Path
 
 import pytest
 
-# It is killed while it starts a worker, which the fork server will not do before it has imported torch.
+# It is killed as soon as there is a fork server, which starts no worker before it has imported torch.
 SCRIPT = """
 import os, signal, threading, time
+from multiprocessing.forkserver import _forkserver
 from lamplit.data.workers import worker_context
 
+def kill():
+    while _forkserver._forkserver_pid is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 if __name__ == "__main__":
-    threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGKILL))).start()
+    threading.Thread(target=kill).start()
     worker_context().Process(target=time.sleep, args=(0,)).start()
     time.sleep(60)
 """

@@ -201,7 +201,10 @@ def test_tower_without_a_name(out: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_import_leaves_no_store(tmp_path: Path, out: Path) -> None:
-    """Killed by the system in the middle of Lance's first file; the next run leaves none of it."""
+    """Killed by the system in the middle of Lance's first file.
+
+    What it left may be another writer's, so it stays; Lance deletes it when it is a week old.
+    """
     np.save(tmp_path / "a.npy", some(60_000, 64, kind=np.float16))
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); "
@@ -210,12 +213,10 @@ def test_killed_import_leaves_no_store(tmp_path: Path, out: Path) -> None:
     code = f"import sys, lamplit; {limit}lamplit.import_vectors(sys.argv[1], sys.argv[2], image_tower='a:b')"
     process = subprocess.run([sys.executable, "-c", code, tmp_path / "a.npy", out], check=False)
     assert process.returncode == -signal.SIGXFSZ
-    left = {file.name for file in out.glob("data/*")}
-    assert left
+    assert list(out.glob("data/*"))
     assert not Store.exists(out)
     report = import_vectors(tmp_path / "a.npy", out, image_tower="a:b")
     assert report.imported == len(Store(out)) == 60_000
-    assert not left & {file.name for file in out.glob("data/*")}
 
 
 # tuning and asking without an image tower

@@ -153,7 +153,7 @@ class DelimitedFile:
         rest = islice(opened, self.start, None)
         while line := waiting.popleft() if waiting else next(rest, ""):
             number += 1
-            if line.isspace():
+            if line.isspace() and self.delimiter not in line:  # else it is a row of empty cells
                 continue
             cells = None
             if '"' in line:
