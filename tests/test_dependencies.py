@@ -31,6 +31,7 @@ USER_EXTRAS = set(EXTRAS) - {"all", "dev", "docs", "peers"}
 OPTIONAL_MODULES = {
     "app.bodies": "app",
     "app.connections": "app",
+    "app.static_file": "app",
     "app.guard": "app",
     "app.messages": "app",
     "app.server": "app",
