@@ -5,9 +5,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from lamplit.errors import MissingExtraError, UsageError
 from lamplit.exports.text_graph import write_words
@@ -16,8 +19,6 @@ from lamplit.store.lance_store import Store, as_store
 from lamplit.towers.texts.word_reader import WordReader, open_words
 
 if TYPE_CHECKING:
-    import torch
-
     from lamplit.zeroshot.class_list import ClassList
 
 logger = logging.getLogger(__name__)
@@ -74,14 +75,26 @@ def serve(
     if len(hosts) > 1:
         logger.warning("everybody who can reach %s can search here: there is no password", host)
     opened, name = as_model(model, device=device), None if isinstance(model, LiT) else str(model)
-    app = make_app(
-        opened, as_store(store), name=name, words=_open_words(name, device), classes=classes, hosts=hosts,
-        allow_hosts=allow_hosts, root_path=root_path,
-    )  # fmt: skip
-    with listen(host, port, BACKLOG) as listener:
+    words = _open_words(name, device)
+    with listen(host, port, BACKLOG) as listener, _one_thread():
+        app = make_app(
+            opened, as_store(store), name=name, words=words, classes=classes, hosts=hosts,
+            allow_hosts=allow_hosts, root_path=root_path,
+        )  # fmt: skip
         if started is not None:
             started(address(host, listener.getsockname()[1]))
         server_of(app).run(sockets=[listener])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread for each request; several requests, each with all cores, hold each other up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _open_words(name: str | None, device: object) -> WordReader | None:

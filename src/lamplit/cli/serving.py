@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def serve(
 
     In Python: lamplit.serve.
     """
+    # Read by numpy's and torch's libraries when they are loaded, which is not yet. Several requests, each with all
+    # cores, hold each other up.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     def started(address: str) -> None:
         print_line(json.dumps({"address": address}) if as_json else f"{address}  (Ctrl-C ends it)")
