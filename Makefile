@@ -38,7 +38,7 @@ format: $(INSTALLED)
 dist: $(INSTALLED)  ## the wheel and the source archive, in dist/
 	$(BIN)/python -m hatchling build
 
-benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes two hours
+benchmarks: $(INSTALLED) quickstart  ## the figures that the README quotes; takes two hours
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/embed.py
@@ -46,6 +46,7 @@ benchmarks: $(INSTALLED)  ## the figures that the README quotes; takes two hours
 	$(BIN)/python benchmarks/stamps.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/page.py
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

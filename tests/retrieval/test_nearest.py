@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit_rows import unit_rows
 
 from lamplit.retrieval.nearest import (
     BitPlanes,
@@ -19,20 +20,6 @@ from lamplit.retrieval.nearest import (
     rank_many,
 )
 from lamplit.retrieval.recall import recall_of, sample_queries
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def unit_rows(size: int, width: int, seed: int = 0, groups: int = 0) -> np.ndarray:
-    """Random unit vectors; with `groups`, around so many centres and far from the origin, as images are."""
-    random = np.random.default_rng(seed)
-    rows = random.standard_normal((size, width))
-    if groups:
-        centers = random.standard_normal((groups, width)) * 2 + 1
-        rows = rows + centers[random.integers(groups, size=size)]
-    return unit(rows)
 
 
 def slow(vectors: np.ndarray, query: np.ndarray, rows: list[int]) -> list[tuple[float, int]]:

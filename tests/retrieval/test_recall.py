@@ -2,23 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from unit_rows import unit, unit_rows
 
 from lamplit.retrieval.nearest import BitPlanes, Found, find_all, rank_many
 from lamplit.retrieval.recall import TARGET_RECALL, choose_kept, recall_of, sample_queries, worst_recall
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def unit_rows(size: int, width: int, seed: int = 0, groups: int = 0) -> np.ndarray:
-    """Random unit vectors; with `groups`, around so many centres and far from the origin, as images are."""
-    random = np.random.default_rng(seed)
-    rows = random.standard_normal((size, width))
-    if groups:
-        centers = random.standard_normal((groups, width)) * 2 + 1
-        rows = rows + centers[random.integers(groups, size=size)]
-    return unit(rows)
 
 
 @pytest.mark.parametrize("groups", [0, 40])

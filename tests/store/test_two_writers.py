@@ -174,11 +174,3 @@ def test_rows_that_were_doubled_are_there_once_again(tmp_path: Path) -> None:
     assert store.column("id") == [f"{number:04}" for number in range(21)]
     assert store.texts() == [[f"{'newer' if 3 <= number < 8 else 'text'} {number}"] for number in range(21)]
     assert StoreWriter(out, TOWER, centered=False).notes == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="the campaign forks")
-def test_some_trials_of_the_campaign() -> None:
-    script = Path(__file__).parents[1] / "campaigns" / "kill_embed.py"
-    done = subprocess.run([sys.executable, script, "--trials", "3"], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr

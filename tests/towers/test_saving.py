@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lamplit.towers.saving import save_weights
+
+resource = pytest.importorskip("resource", reason="Windows has no limits of a process")
 
 
 @contextmanager

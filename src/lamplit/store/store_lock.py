@@ -49,8 +49,10 @@ def store_lock(path: str | Path, doing: str, patience: float | None = None) -> I
     with lock:
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since, "doing": doing}))
-        yield
-        holder.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def _described(holder: Path) -> str:
