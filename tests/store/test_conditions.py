@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import lance
@@ -185,6 +186,61 @@ def test_rows_are_those_of_a_slow_reference(rows: list[Row], asked: list[Conditi
         assert rows_of(table, condition) == expected, (condition, parse_condition(condition, SCHEMA))
 
 
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint64(), pa.uint8()])
+def test_least_and_largest(kind: pa.DataType) -> None:
+    """Lance reads the least whole number as a real one."""
+    bits, signed = kind.bit_width, pa.types.is_signed_integer(kind)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    cells = [low, low + 1, 1, high - 1, high]
+    columns = {"n": pa.array(cells, kind), "marks": pa.array([[cell] for cell in cells], pa.list_(kind))}
+    table = lance.write_dataset(pa.table(columns), "memory://")
+    for value in [low - 1, *cells, high + 1]:
+        for written, holds in OPERATORS.items():
+            assert rows_of(table, f"n {written} {value}") == [i for i, cell in enumerate(cells) if holds(cell, value)]
+        same = [i for i, cell in enumerate(cells) if cell == value]
+        assert rows_of(table, f"n in ({value}, {value})") == rows_of(table, f"{value} in marks") == same
+        assert rows_of(table, f"n between {value} and {high}") == [i for i, cell in enumerate(cells) if cell >= value]
+
+
+NEW_YEAR = dt.datetime(2020, 1, 1)
+KINDS = [
+    *[(kind, 1, "1") for kind in (pa.int8(), pa.int16(), pa.int32(), pa.int64())],
+    *[(kind, 1, "1") for kind in (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())],
+    *[(kind, 0.1, "0.1") for kind in (pa.float32(), pa.float64())],
+    (pa.float16(), 0.5, "0.5"),
+    (pa.decimal128(5, 2), Decimal("1.25"), "1.250"),
+    (pa.bool_(), True, "TRUE"),
+    *[(kind, NEW_YEAR.date(), "'2020-01-01'") for kind in (pa.date32(), pa.date64())],
+    *[(pa.timestamp(unit), NEW_YEAR, "'2020-01-01'") for unit in ("s", "ms", "us", "ns")],
+    (pa.timestamp("s", "UTC"), NEW_YEAR.replace(tzinfo=dt.UTC), "'2020-01-01 00:00Z'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "written"), KINDS, ids=str)
+def test_every_type_alone_and_in_lists(kind: pa.DataType, value: Any, written: str) -> None:
+    lists = {"many": pa.list_(kind), "large": pa.large_list(kind), "fixed": pa.list_(kind, 1)}
+    columns = {"one": pa.array([value, None], kind)} | {
+        name: pa.array([[value], None], of) for name, of in lists.items()
+    }
+    table = lance.write_dataset(pa.table(columns), "memory://")
+    asked = [f"one {operator} {written}" for operator in ("=", ">=", "<=", "in (")]
+    for condition in [condition + ")" * condition.count("(") for condition in asked] + [
+        f"{written} in {name}" for name in lists
+    ]:
+        assert rows_of(table, condition) == [0], condition
+    assert rows_of(table, f"one != {written}") == rows_of(table, f"{written} not in many") == []
+
+
+def test_decimals() -> None:
+    cells = [Decimal("1.25"), Decimal("-1.30"), None]
+    table = lance.write_dataset(pa.table({"price": pa.array(cells, pa.decimal128(5, 2))}), "memory://")
+    assert rows_of(table, "price > 1.254") == []
+    assert rows_of(table, "price > 1.2499999999999999999999") == [0]
+    assert rows_of(table, "price < 1e20") == [0, 1]
+    with pytest.raises(UsageError, match="may have 38 digits"):
+        rows_of(table, "price < 1e60")
+
+
 ROW = {column: cells[1] for column, (_, cells) in COLUMNS.items()} | {"inner": {"Year": 3, "deep": {"x y": "z"}}}
 
 
@@ -193,7 +249,13 @@ def table() -> Any:
     kinds = {column: kind for column, (kind, _) in COLUMNS.items()}
     kinds |= {"inner": pa.struct({"Year": pa.int64(), "deep": pa.struct({"x y": pa.string()})})}
     kinds |= {"zoned": pa.timestamp("us", "UTC"), "tagged": pa.dictionary(pa.int32(), pa.string())}
-    kinds |= {"bytes": pa.binary(), "vector": pa.list_(pa.float16(), 4), "single": pa.float32(), "odd`name": pa.int64()}
+    kinds |= {
+        "missing": pa.int64(),
+        "bytes": pa.binary(),
+        "vector": pa.list_(pa.float16(), 4),
+        "single": pa.float32(),
+        "odd`name": pa.int64(),
+    }
     noon = dt.datetime(2020, 2, 29, 12, tzinfo=dt.UTC)
     row = ROW | {"zoned": noon, "tagged": "b", "bytes": b"b", "vector": np.ones(4, np.float16), "single": 0.1}
     return lance.write_dataset(pa.Table.from_pylist([row], pa.schema(kinds)), "memory://")
@@ -214,6 +276,10 @@ def table() -> Any:
         ("not not not not whole = 1", True),
         ("word = 'a' or word = 'b' and word = 'c'", True),  # AND binds more tightly
         ("not word = 'b' and word = 'a'", True),  # and NOT most
+        ("missing not in (0) or missing not in (1)", False),  # unknown, though no number is both
+        ("not (missing in (0) and missing in (1))", False),
+        ("not missing not in (0)", False),
+        ("not (whole not in (0) and whole not in (2))", False),
         ("word='a'AND(whole)=1", None),
         ("'a' in texts and not 'b' in texts and 'b' not in texts", True),
     ],

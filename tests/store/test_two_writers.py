@@ -10,19 +10,21 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lance
 import pyarrow as pa
 import pytest
 import torch
+from lance.optimize import Compaction
 from torch.nn import functional as F
 
 from lamplit.data.pairs import Pair
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError
 from lamplit.store import store_lock as locking
-from lamplit.store import store_writer
+from lamplit.store import store_writer, table_writing
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
 from lamplit.store.store_lock import store_lock
@@ -98,6 +100,31 @@ def test_nothing_young_is_deleted(out: Path) -> None:
     require_whole(out, range(160))
     assert stray.exists()
     assert reader.count_rows() == len(reader.to_table()) == 30
+
+
+@pytest.mark.parametrize("change", ["writes", "merges"])
+def test_merging_gives_way(out: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Another process commits while this one merges fragments: its rows stay, and this run ends as usual."""
+    write_all(out, 0, 20, 1)
+    monkeypatch.setattr(table_writing, "_MOST_FRAGMENTS", 0)
+    kept = []
+
+    def overtaken(table: Any, options: dict[str, Any]) -> None:
+        plan = Compaction.plan(table, options)
+        done = [task.execute(table) for task in plan.tasks]
+        if change == "writes":
+            Store(out).replace([Row("0003", "0003", f"{3:032x}", ["newer"], vectors([3])[0], {})])
+        else:
+            Compaction.execute(lance.dataset(str(out)), options)
+        with pytest.raises(OSError, match="commit conflict") as raised:
+            Compaction.commit(table, done, options)
+        kept.append(raised.value)
+        raise raised.value
+
+    monkeypatch.setattr(sys.modules["lance.dataset"], "Compaction", SimpleNamespace(execute=overtaken))
+    Store(out).finish()
+    assert len(kept) == 1
+    assert Store(out).texts() == [["newer"] if i == 3 and change == "writes" else [f"text {i}"] for i in range(20)]
 
 
 def test_lock_names_its_holder(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

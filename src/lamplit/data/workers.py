@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from lamplit.data.fork_server import FOLDER
+from lamplit.errors import UsageError
 
 
 def identity_collate(batch: Any) -> Any:
@@ -22,7 +24,11 @@ def identity_collate(batch: Any) -> Any:
 
 
 def worker_context() -> multiprocessing.context.BaseContext:
-    """Return how workers are started: never forked from a process with threads."""
+    """Return how workers are started: never forked from a process with threads.
+
+    Raises:
+        UsageError: the folder for temporary files has a name too long for the sockets that workers are reached by.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -30,8 +36,17 @@ def worker_context() -> multiprocessing.context.BaseContext:
     context.set_forkserver_preload(["lamplit.data.fork_server", "lamplit.data.images"])
     resource_tracker.ensure_running()  # takes a moment, in which a folder would lie there that nobody removes
     os.environ[FOLDER] = multiprocessing.util.get_temp_dir()
-    forkserver.ensure_running()
-    os.environ.pop(FOLDER)
+    try:
+        forkserver.ensure_running()
+    except OSError as error:
+        if "path too long" not in str(error):
+            raise
+        raise UsageError(
+            f"processes that decode images cannot be reached: {tempfile.gettempdir()} is too long a name for a socket; "
+            "set TMPDIR to a folder with a short name, such as /tmp, or decode without processes: --workers 0"
+        ) from error
+    finally:
+        os.environ.pop(FOLDER)
     return context
 
 

@@ -17,6 +17,13 @@ import pyarrow as pa
 
 from lamplit.errors import UsageError
 
+_LEAST = -(2**63)
+_NUMBERS = {
+    "Int": pa.types.is_signed_integer,
+    "UInt": pa.types.is_unsigned_integer,
+    "Float": pa.types.is_floating,
+}
+MAX_DIGITS = 38  # of a number that a column of decimals is compared with
 _COMPARABLE = ("text", "number", "boolean", "date")
 
 
@@ -67,11 +74,14 @@ def compared(column: Column, operator: str, other: Column | Literal) -> str:
     return f"{column.sql} {operator} {_value(column, other)}"
 
 
-def one_of(column: Column, values: Sequence[Literal]) -> str:
-    """Ask whether a column has one of some values."""
+def one_of(column: Column, values: Sequence[Literal], *, negated: bool) -> str:
+    """Ask whether a column has one of some values, or none of them."""
+    written = [_value(column, each) for each in values]
     if pa.types.is_integer(column.type):  # a number that no such column holds is equal to none
-        values = [each for each in values if _fits(each.value, column.type)]
-    return f"{column.sql} IN ({', '.join(_value(column, each) for each in values)})" if values else _never(column)
+        written = [_value(column, each) for each in values if _fits(each.value, column.type)]
+    sql = f"{column.sql} IN ({', '.join(written)})" if written else _never(column)
+    # Two negated lists that share no value are simplified to TRUE, even where there is no value.
+    return f"({column.sql} IS NOT NULL AND NOT ({sql}))" if negated else sql
 
 
 def in_list(literal: Literal, column: Column) -> str:
@@ -81,7 +91,9 @@ def in_list(literal: Literal, column: Column) -> str:
     items = Column(column.name, column.sql, column.type.value_type)
     value = _value(items, literal)
     if pa.types.is_integer(items.type) and not _fits(literal.value, items.type):
-        return f"{column.sql} != {column.sql}"
+        return _never(column)
+    if kind := _arrow_name(items.type):  # a value of another type than the list's is not found, or refused
+        value = f"arrow_cast({value}, '{kind}')"
     return f"array_has({column.sql}, {value})"
 
 
@@ -120,7 +132,9 @@ def _value(column: Column, literal: Literal) -> str:
     if column.kind == "boolean" and isinstance(value, bool):
         return str(value).upper()
     if column.kind == "number" and isinstance(value, Decimal):
-        return str(int(value)) if pa.types.is_integer(column.type) else repr(float(value))
+        if pa.types.is_decimal(column.type):
+            return _decimal(column, value)
+        return _whole(value) if pa.types.is_integer(column.type) else repr(float(value))
     if column.kind == "list":
         refuse(column, f"for the rows whose list has a value, type: {literal.written} IN {column.sql}")
     refuse(column, f"it cannot be compared with {literal.written}")
@@ -141,7 +155,7 @@ def _instant(column: Column, value: datetime.date) -> str:
 def _with_whole(column: Column, operator: str, value: Decimal) -> str:
     """Compare a column of whole numbers with any number, which Lance refuses unless it is one of them, too."""
     if _fits(value, column.type):
-        return f"{column.sql} {operator} {int(value)}"
+        return f"{column.sql} {operator} {_whole(value)}"
     low, high = _bounds(column.type)
     if operator in ("=", "!="):
         return _never(column) if operator == "=" else _always(column)
@@ -149,6 +163,35 @@ def _with_whole(column: Column, operator: str, value: Decimal) -> str:
     if value < low or value > high:
         return _always(column) if is_above == (value < low) else _never(column)
     return f"{column.sql} {'>' if is_above else '<='} {math.floor(value)}"
+
+
+def _whole(value: Decimal) -> str:
+    """Write a whole number; Lance reads the least one as the negative of a number that is too large, and so as real."""
+    return str(int(value)) if value != _LEAST else f"CAST('{_LEAST}' AS BIGINT)"
+
+
+def _decimal(column: Column, value: Decimal) -> str:
+    """Write a number with all its digits, which a column of fewer is compared with as they are."""
+    places = max(0, -int(value.normalize().as_tuple().exponent))
+    if len(f"{abs(value):f}") > MAX_DIGITS:
+        refuse(column, f"a number may have {MAX_DIGITS} digits")
+    return f"arrow_cast('{value:f}', 'Decimal128({MAX_DIGITS}, {places})')"
+
+
+def _arrow_name(kind: pa.DataType) -> str:
+    """Return the name that `arrow_cast` has for a type of numbers or times; "" for others."""
+    if pa.types.is_timestamp(kind):
+        unit = {"s": "Second", "ms": "Millisecond", "us": "Microsecond", "ns": "Nanosecond"}[kind.unit]
+        zone = f'Some("{kind.tz}")' if kind.tz else "None"
+        return f"Timestamp({unit}, {zone})"
+    if pa.types.is_date64(kind):
+        return "Date64"
+    if pa.types.is_decimal(kind):
+        return f"Decimal{kind.bit_width}({kind.precision}, {kind.scale})"
+    for name, is_one in _NUMBERS.items():
+        if is_one(kind):
+            return f"{name}{kind.bit_width}"
+    return ""
 
 
 def _never(column: Column) -> str:

@@ -105,49 +105,49 @@ class _Parser:
             inner = self._any(negated, depth + 1)
             self._require(")")
             return inner
-        comparison = self._comparison()
-        return f"NOT ({comparison})" if negated else comparison
+        return self._comparison(negated)
 
-    def _comparison(self) -> str:
+    def _comparison(self, negated: bool) -> str:
         left = self._operand()
         if self._takes("IS"):
             column, negation = self._column(left), "NOT " if self._takes("NOT") else ""
             for word in ("NULL", "TRUE", "FALSE"):
                 if (word == "NULL" or column.kind == "boolean") and self._takes(word):
-                    return f"{column.sql} IS {negation}{word}"
+                    return _turned(f"{column.sql} IS {negation}{word}", negated)
             self._fail("expected NULL" + (", TRUE or FALSE" if column.kind == "boolean" else ""))
         is_negated = self._takes("NOT")
-        sql = self._ranged(left)
+        sql = self._ranged(left, negated != is_negated)
         if sql is not None:
-            return f"NOT ({sql})" if is_negated else sql
+            return sql
         if is_negated:
             self._fail("expected IN, LIKE or BETWEEN")
         operator = self._token.written
         if self._token.kind == "mark" and _SAME.get(operator, operator) in _FLIPPED:
             self.next += 1
-            return self._compared(left, _SAME.get(operator, operator), self._operand())
+            return _turned(self._compared(left, _SAME.get(operator, operator), self._operand()), negated)
         if isinstance(left, Column) and left.kind == "boolean":
-            return left.sql
+            return _turned(left.sql, negated)
         self._fail("expected a comparison, such as = or LIKE")
 
-    def _ranged(self, left: Column | Literal) -> str | None:
+    def _ranged(self, left: Column | Literal, negated: bool) -> str | None:
         """Read what follows the left side of IN, LIKE and BETWEEN; None if it is none of them."""
         if self._takes("IN"):
             if isinstance(left, Literal):
-                return in_list(left, self._column(self._operand()))
+                return _turned(in_list(left, self._column(self._operand())), negated)
             self._require("(")
             values = [self._literal()]
             while self._takes(","):
                 values.append(self._literal())
             self._require(")")
-            return one_of(self._column(left), values)
+            return one_of(self._column(left), values, negated=negated)
         for word in ("LIKE", "ILIKE"):
             if self._takes(word):
-                return like(self._column(left), self._literal(), word)
+                return _turned(like(self._column(left), self._literal(), word), negated)
         if self._takes("BETWEEN"):
             column, low = self._column(left), self._literal()
             self._require("AND")
-            return _joined([compared(column, ">=", low), compared(column, "<=", self._literal())], "AND")
+            between = _joined([compared(column, ">=", low), compared(column, "<=", self._literal())], "AND")
+            return _turned(between, negated)
         return None
 
     def _compared(self, left: Column | Literal, operator: str, right: Column | Literal) -> str:
@@ -267,6 +267,10 @@ class _Parser:
         shown = self.text[max(0, position - 30) : position] + "▸" + self.text[position : position + 30]
         there = nearest_names("", (name for name in self.columns.names if name != "vector"))
         raise UsageError(f"the condition cannot be read at {shown!r}: {reason}; there are: {there}")
+
+
+def _turned(comparison: str, negated: bool) -> str:
+    return f"NOT ({comparison})" if negated else comparison
 
 
 def _joined(parts: list[str], word: str) -> str:

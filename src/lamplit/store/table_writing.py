@@ -156,16 +156,16 @@ def tidy(table: Any, kept_for: timedelta = KEPT_FOR) -> None:
     table.checkout_latest()
     if not (_has_much_to_merge(table) or _old_versions(table, kept_for)):
         return  # a store that the user may only read needs no lock
-    with (
-        suppress(CommitConflictError, StoreBusyError),
-        explained(table.uri),
-        store_lock(table.uri, "cleans up", patience=0),
-    ):
-        if _has_much_to_merge(table):
-            table.optimize.compact_files()
-            table.checkout_latest()
-        if old := _old_versions(table, kept_for):
-            table.cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
+    with suppress(StoreBusyError), explained(table.uri), store_lock(table.uri, "cleans up", patience=0):
+        try:
+            if _has_much_to_merge(table):
+                table.optimize.compact_files()
+                table.checkout_latest()
+            if old := _old_versions(table, kept_for):
+                table.cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
+        except OSError as error:
+            if not _is_conflict(error):
+                raise
 
 
 def _require_key(table: Any) -> None:
@@ -227,10 +227,17 @@ def _committed(table: Any, rows: Sequence[Row], write: Callable[[], int]) -> int
                 return write()
         except OSError as error:
             table.checkout_latest()
-            if not isinstance(error, CommitConflictError) and "ontention" not in str(error) and table.schema == schema:
+            if not _is_conflict(error) and table.schema == schema:
                 raise
             time.sleep(0.05 * attempt)
     raise StoreError(f"{table.uri} is written by others all the time: a commit failed {_ATTEMPTS} times; run it again")
+
+
+def _is_conflict(error: OSError) -> bool:
+    """Tell whether another process committed first; merging fragments says so in words alone."""
+    return isinstance(error, CommitConflictError) or any(
+        word in str(error) for word in ("ontention", "commit conflict")
+    )
 
 
 def _as_table(table: Any, rows: Sequence[Row], columns: list[str]) -> pa.Table:
