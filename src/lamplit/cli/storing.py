@@ -24,9 +24,20 @@ from lamplit.errors import UsageError
 
 
 def data_get(
-    name: Annotated[str, typer.Argument(help="stamps, openclipart, emoji or fashion-mnist.")],
+    name: Annotated[str, typer.Argument(help="stamps, openclipart, emoji, icons or fashion-mnist.")],
     folder: Annotated[
         Path | None, typer.Option(help="Folder to keep data sets in; by default the user's cache.")
+    ] = None,
+    sets: Annotated[
+        str | None, typer.Option(help="For icons: names of Iconify's sets, such as noto,mdi, instead of many sets.")
+    ] = None,
+    colour: Annotated[
+        bool | None,
+        typer.Option("--colour/--no-colour", help="For icons: the sets in colour (the default), or those in black."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="For icons: number of processes that draw; by default half of the cores, at most 8."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +45,9 @@ def data_get(
 
     In Python: lamplit.fetch.
     """
-    pairs = lamplit.fetch(name, folder)
+    pairs = lamplit.fetch(
+        name, folder, sets=sets, colour=colour, workers=default_workers() if workers is None else workers, progress=True
+    )
     print_line(json.dumps({"pairs": str(pairs)}) if as_json else pairs)
 
 

@@ -1,14 +1,19 @@
-"""Download and unpack packages by the system's package manager, without root and without installing them."""
+"""Download and unpack packages, without root and without installing them."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
+from base64 import b64encode
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 
-from lamplit.errors import PairsError, UsageError
+from lamplit.errors import PairsError, UsageError, first_line
+from lamplit.files import download
 
 
 def fetch_debian_package(package: str, folder: Path) -> Path:
@@ -34,23 +39,51 @@ def fetch_debian_package(package: str, folder: Path) -> Path:
     return root
 
 
-def fetch_npm_package(package: str, folder: Path) -> Path:
+def fetch_npm_package(package: str, folder: Path, integrity: str | None = None) -> Path:
     """Download and unpack an npm package (`name@version`); return the root of its files.
 
+    With `integrity`, the archive must have this digest (`sha512-...`, as npm writes it), so where there is no `npm`
+    it may come from the registry without it.
+
     Raises:
-        UsageError: `npm` is not on this machine.
-        PairsError: the package cannot be fetched.
+        UsageError: `npm` is not on this machine, and there is no `integrity`.
+        PairsError: the package cannot be fetched, or is another than it should be.
     """
-    npm = _find("npm", f"the npm package {package}", "part of Node.js")
     root = folder / package.replace("/", "-")
     root.mkdir(parents=True)
-    _run([npm, "pack", package, "--silent", "--cache", str(folder / "npm-cache")], root)
+    if integrity and not shutil.which("npm"):
+        _download_npm_archive(package, root)
+    else:
+        npm = _find("npm", f"the npm package {package}", "part of Node.js")
+        _run([npm, "pack", package, "--silent", "--cache", str(folder / "npm-cache")], root)
     try:
-        with tarfile.open(next(root.glob("*.tgz"))) as archive:
+        archive_file = next(root.glob("*.tgz"))
+        if integrity and (found := _integrity(archive_file)) != integrity:
+            raise PairsError(f"the npm package {package} is not what it should be: {found}, expected {integrity}")
+        with tarfile.open(archive_file) as archive:
             archive.extractall(root, filter="data")
     except tarfile.TarError as error:
         raise PairsError(f"the npm package {package} cannot be unpacked: {error}") from error
+    archive_file.unlink()
     return root / "package"
+
+
+def _download_npm_archive(package: str, folder: Path) -> None:
+    registry = os.environ.get("npm_config_registry", "https://registry.npmjs.org").rstrip("/")
+    name, _, version = package.rpartition("@")
+    file = f"{name.rpartition('/')[2]}-{version}.tgz"
+    try:
+        download(f"{registry}/{name}/-/{file}", folder / file)
+    except (OSError, HTTPException) as error:
+        raise PairsError(
+            f"the npm package {package} cannot be fetched from {registry} ({first_line(error)}); connect to the "
+            "network, set npm_config_registry to a mirror, or install npm (part of Node.js) if it knows one"
+        ) from error
+
+
+def _integrity(file: Path) -> str:
+    with file.open("rb") as opened:
+        return "sha512-" + b64encode(hashlib.file_digest(opened, "sha512").digest()).decode()
 
 
 def _find(program: str, package: str, systems: str) -> str:
