@@ -84,11 +84,13 @@ def test_parse_idx():
 
 
 def test_fetch_unknown_name(tmp_path):
-    with pytest.raises(UsageError, match="'stamp'; type one of stamps, openclipart, emoji, fashion-mnist"):
+    with pytest.raises(UsageError, match="'stamp'; type one of stamps, openclipart, emoji, icons, fashion-mnist"):
         fetch("stamp", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "program"), [(name, "npm" if name == "emoji" else "apt-get") for name in CATALOG])
+@pytest.mark.parametrize(
+    ("name", "program"), [(name, "npm" if name == "emoji" else "apt-get") for name in CATALOG if name != "icons"]
+)
 def test_fetch_without_package_manager(tmp_path, monkeypatch, name, program):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(

@@ -673,7 +673,10 @@ def test_broken_and_odd_images(out: Path, image_tower: ImageTower, tmp_path: Pat
         "truncated.png": (encode(drawn, "PNG")[:100], "truncated"),
         "empty.png": (b"", "empty file"),
         "text.jpg": (b"This is not an image at all.", "not an image"),
-        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is not a raster image"),
+        "vector.svg": (
+            b"<svg xmlns='http://www.w3.org/2000/svg'>",
+            "damaged SVG (no element found: line 1, column 40)",
+        ),
         "bomb.png": (encode(Image.new("1", (3000, 3000)), "PNG"), "9.0 megapixels, more than the bound of 1"),
         "missing.png": (None, "file not found"),
     }

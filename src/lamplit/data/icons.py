@@ -136,7 +136,9 @@ def choose_sets(about: dict[str, dict[str, Any]], choice: IconChoice) -> tuple[l
     Raises:
         UsageError: a set that is named does not exist, or its licence forbids to pass it on or to sell.
     """
-    reasons = {name: _left_out(name, info) for name, info in about.items() if bool(info.get("palette")) == choice.colour}
+    reasons = {
+        name: _left_out(name, info) for name, info in about.items() if bool(info.get("palette")) == choice.colour
+    }
     if not choice.sets:
         return [name for name, reason in reasons.items() if not reason], {k: v for k, v in reasons.items() if v}
     for name in choice.sets:

@@ -8,12 +8,12 @@ from pathlib import Path, PurePath
 
 from lamplit.data.skipped import Skipped
 
-# Those from .svg on are listed so that they are skipped with a reason, rather than overlooked; .heic and .heif
-# are read where pillow-heif is installed.
+# Those from .svgz on are listed so that they are skipped with a reason, rather than overlooked. .heic and .heif are read
+# where pillow-heif is installed, .svg where resvg-py is.
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".ico",
-    ".heic", ".heif", ".hif", ".svg", ".jxl", ".psd", ".psb", ".exr", ".hdr",
+    ".heic", ".heif", ".hif", ".svg", ".svgz", ".jxl", ".psd", ".psb", ".exr", ".hdr",
     ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
 ))  # fmt: skip
 

@@ -15,6 +15,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b
 _OTHERS = {
     b"\xff\x0a": "JPEG XL is not read; convert it to JPEG",
     b"\0\0\0\x0cJXL ": "JPEG XL is not read; convert it to JPEG",
+    b"\x1f\x8b": "a compressed file (.svgz, .gz) is not read; decompress it",
     b"8BPS": "Photoshop's format is not read; convert it to JPEG",
     b"v/1\x01": "OpenEXR is not read; convert it to PNG",
     b"#?RADIANCE": "Radiance HDR is not read; convert it to PNG",

@@ -32,6 +32,7 @@ from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_re
 from lamplit.data.pixels import rgb_pixels
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
+from lamplit.data.svg import is_svg, svg_to_png
 from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, MissingExtraError, require
 
@@ -121,7 +122,7 @@ def decode_image(data: bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -
     """Decode one image to (3, H, W) uint8 RGB, upright, its transparent parts on white.
 
     An animation gives its first frame; 16-bit grey is scaled, not clipped. The name of its file, if it has one, tells
-    a camera's raw file from the small preview in it.
+    a camera's raw file from the small preview in it. An SVG is drawn, 512 pixels wide or high.
 
     Raises:
         ImageError: with the reason in a few words.
@@ -130,9 +131,11 @@ def decode_image(data: bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -
         raise ImageError("empty file")
     if reason := raw_reason(name):
         raise ImageError(reason)
-    formats = _formats(data)
     with warnings.catch_warnings():  # Pillow warns about a bound of its own, and about every odd tag
         warnings.simplefilter("ignore")
+        if is_svg(data):
+            data = svg_to_png(data, max_pixels)
+        formats = _formats(data)
         with _decoding(data, max_pixels):
             opened = Image.open(io.BytesIO(data), formats=formats)
         with opened as image:
