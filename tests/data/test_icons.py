@@ -50,6 +50,7 @@ COLOUR = {
         "gone": {"parent": "heart", "hidden": True},
         "older": {"parent": "old"},
         "lost": {"parent": "nothing"},
+        "lost-and-turned": {"parent": "nothing", "rotate": 1},
         "traeh": {"parent": "heart", "hFlip": True},
         "mirrored_heart": {"parent": "traeh"},
     },
@@ -86,7 +87,7 @@ def registry(tmp_path, monkeypatch):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "registry")) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setenv("PATH", str(tmp_path))
         digest = hashlib.sha512(archive.read_bytes()).digest()
         monkeypatch.setattr(icons, "INTEGRITY", f"sha512-{base64.b64encode(digest).decode()}")
@@ -174,7 +175,7 @@ def test_package_that_cannot_be_had(tmp_path, registry, monkeypatch) -> None:
         PairsError, match=r"@iconify/json@2.2.535 is not what it should be: sha512-.*, expected sha512-o"
     ):
         fetch("icons", tmp_path / "cache")
-    monkeypatch.setenv("npm_config_registry", os.environ["npm_config_registry"] + "nothing")
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", os.environ["NPM_CONFIG_REGISTRY"] + "nothing")
     with pytest.raises(PairsError, match=r"cannot be fetched from http.*nothing \(HTTP Error 404: .*; connect to the"):
         fetch("icons", tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from lamplit.data.images import Batch, Skipped, decode_image, open_bytes, read_batches
+from lamplit.data.images import Batch, Skipped, decode_image, decoding_cost, open_bytes, read_batches
 from lamplit.data.pairs import Pair
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError

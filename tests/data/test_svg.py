@@ -60,10 +60,10 @@ def test_svg_is_drawn_on_white() -> None:
     ("attributes", "shape"),
     [
         ('width="1e9" height="1e9" viewBox="0 0 10 10"', (512, 512)),
-        ('width="10pt" height="5mm"', (218, 512)),
+        ('width="9pt" height="0.25in"', (512, 256)),
         ('viewBox="0,0,20,10" width="100%"', (256, 512)),
         ('viewBox="0 0 10 20" height="8"', (512, 256)),
-        ('width="1" height="1e9"', (512, 1)),
+        ('width="1e8" height="4e8"', (512, 128)),
         ("", (256, 512)),
     ],
 )

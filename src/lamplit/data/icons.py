@@ -44,7 +44,8 @@ FLAGS = frozenset(("cif", "circle-flags", "flag", "flagpack"))
 # (`keycap-3`, `uv-index-11`), and stays.
 NUMBERING = re.compile(r"streamline(-|$)|glyphs-poly$|marketeq$")
 _MAX_PARENTS = 10  # of an alias of an alias
-_TRANSFORMING = ("hFlip", "vFlip", "rotate", "left", "top", "width", "height")
+_BOX = ("left", "top", "width", "height")
+_TRANSFORMING = ("hFlip", "vFlip", "rotate", *_BOX)
 _SCHEMA = pa.schema([
     ("image", pa.binary()), ("id", pa.string()), ("text", pa.list_(pa.string())),
     *((name, pa.string()) for name in ("set", "style", "category", "licence", "author")),
@@ -179,7 +180,7 @@ def read_icons(data: dict[str, Any]) -> Iterator[Icon]:
     numbers = bool(NUMBERING.match(data["prefix"]))
     for name in [*icons, *(alias for alias in aliases if _picture(alias, icons, aliases) == alias)]:
         icon = _merged(name, data)
-        if icon.get("hidden"):
+        if icon is None or icon.get("hidden"):
             continue
         names = [_cut_style(each, data) for each in (name, *others[name])]
         texts = dict.fromkeys(words(each, numbers=numbers) for each, _ in names)
@@ -233,13 +234,15 @@ def _picture(name: str, icons: dict[str, Any], aliases: dict[str, Any]) -> str |
     return None
 
 
-def _merged(name: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return an icon with what its set, and for an alias its parents, say about it."""
-    chain = []
-    while name not in data["icons"] and len(chain) < _MAX_PARENTS:
+def _merged(name: str, data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return an icon with what its set, and for an alias its parents, say about it; None if a parent is missing."""
+    chain: list[dict[str, Any]] = []
+    while name not in data["icons"]:
+        if name not in data.get("aliases", {}) or len(chain) == _MAX_PARENTS:
+            return None
         chain.append(data["aliases"][name])
         name = chain[-1]["parent"]
-    icon = {key: data[key] for key in ("left", "top", "width", "height") if key in data} | data["icons"][name]
+    icon: dict[str, Any] = {key: data[key] for key in _BOX if key in data} | data["icons"][name]
     for alias in reversed(chain):
         turned = {
             "hFlip": bool(icon.get("hFlip")) != bool(alias.get("hFlip")),

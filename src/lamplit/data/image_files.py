@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 
 from lamplit.data.skipped import Skipped
 
-# Those from .svgz on are listed so that they are skipped with a reason, rather than overlooked. .heic and .heif are read
-# where pillow-heif is installed, .svg where resvg-py is.
+# Those from .svgz on are listed so that they are skipped with a reason, rather than overlooked; .heic and .heif are
+# read where pillow-heif is installed, .svg where resvg-py is.
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".ico",

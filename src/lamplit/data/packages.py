@@ -69,7 +69,7 @@ def fetch_npm_package(package: str, folder: Path, integrity: str | None = None) 
 
 
 def _download_npm_archive(package: str, folder: Path) -> None:
-    registry = os.environ.get("npm_config_registry", "https://registry.npmjs.org").rstrip("/")
+    registry = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
     name, _, version = package.rpartition("@")
     file = f"{name.rpartition('/')[2]}-{version}.tgz"
     try:
@@ -77,7 +77,7 @@ def _download_npm_archive(package: str, folder: Path) -> None:
     except (OSError, HTTPException) as error:
         raise PairsError(
             f"the npm package {package} cannot be fetched from {registry} ({first_line(error)}); connect to the "
-            "network, set npm_config_registry to a mirror, or install npm (part of Node.js) if it knows one"
+            "network, set NPM_CONFIG_REGISTRY to a mirror, or install npm (part of Node.js) if it knows one"
         ) from error
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
+import numpy as np
 from PIL import Image
 
 from lamplit.data import svg_drawer
@@ -85,7 +86,7 @@ def is_blank(png: bytes) -> bool:
     if len(png) > _SHORT:
         return False
     with Image.open(io.BytesIO(png)) as opened:
-        return all(low == 255 for low, _ in opened.convert("RGB").getextrema())
+        return bool(np.asarray(opened.convert("RGB")).min() == 255)
 
 
 def rewrite_svg(data: bytes, max_pixels: int) -> str:
@@ -182,7 +183,7 @@ def _size(attributes: dict[str, str]) -> dict[str, str]:
         width = across if height is None else height * across / down
     if height is None:
         height = width * down / across
-    if not (0 < min(width, height) and math.isfinite(max(width, height))):
+    if not (min(width, height) > 0 and math.isfinite(max(width, height))):
         raise ImageError("SVG without a size")
     scale = SIDE / max(width, height)
     size = {"width": f"{max(1, round(width * scale))}", "height": f"{max(1, round(height * scale))}"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import BinaryIO
+from typing import IO
 
 MAX_MEMORY = 2 * 2**30  # bytes of address space
 
@@ -24,13 +24,13 @@ def draw(svg: str) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, background="white", dpi=96, skip_system_fonts=True))
 
 
-def write(stream: BinaryIO, state: bytes, content: bytes) -> None:
+def write(stream: IO[bytes], state: bytes, content: bytes) -> None:
     """Write a message: its state (`+`, or `-` for a reason), its length, its content."""
     stream.write(state + len(content).to_bytes(4, "big") + content)
     stream.flush()
 
 
-def read(stream: BinaryIO) -> tuple[bytes, bytes]:
+def read(stream: IO[bytes]) -> tuple[bytes, bytes]:
     """Read a message.
 
     Raises:
