@@ -229,7 +229,7 @@ def test_what_is_no_image_says_so():
     assert reason(bytes(1000)) == "not an image"
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not an image", "Ghostscript beware"
     svg = b'<?xml version="1.0"?><!-- owl --><svg xmlns="http://www.w3.org/2000/svg"></svg>'
-    with pytest.raises(ImageError, match="SVG is not a raster image"):
+    with pytest.raises(ImageError, match="SVG is read from files only"):
         decoding_cost(svg)
     assert reason(b"8BPS\0\1") == "Photoshop's format is not read; convert it to JPEG"
     for start in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from PIL import Image
 
 from lamplit import errors
-from lamplit.data import svg
+from lamplit.data import svg, svg_drawer
 from lamplit.data.images import decode_image
 from lamplit.data.svg import is_svg, rewrite_svg
 from lamplit.errors import ImageError
@@ -151,6 +152,25 @@ def test_time_is_bounded(monkeypatch) -> None:
     assert is_half_red(drawing()), "the next one is drawn again"
 
 
+def test_interrupted_drawing_is_not_taken_for_the_next(monkeypatch) -> None:
+    def interrupted(_stream: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(svg_drawer, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode_image(drawing('<rect width="10" height="10"/>'))
+    monkeypatch.undo()
+    assert is_half_red(drawing())
+
+
+def test_threads_get_their_own_drawings() -> None:
+    colours = [f"#{red:02x}0000" for red in range(0, 250, 10)]
+    with ThreadPoolExecutor(8) as pool:
+        whole = '<rect width="10" height="10" fill="{}"/>'
+        images = list(pool.map(lambda colour: decode_image(drawing(whole.format(colour))), colours))
+    assert [int(image[0, 9, 9]) for image in images] == list(range(0, 250, 10))
+
+
 def test_what_is_no_drawing_says_so() -> None:
     assert reason(drawing("")) == NOTHING
     assert reason(drawing('<text x="1" y="9">Text</text>')) == NOTHING, "it would look as the machine's fonts do"
@@ -161,10 +181,14 @@ def test_what_is_no_drawing_says_so() -> None:
         "damaged SVG (unknown encoding"
     )
     assert reason(b"<html><svg/></html>") == "not an image"
+    assert reason(b"<svg></svgs>").startswith("damaged SVG (mismatched tag")
     assert reason(drawing().decode().encode("utf-16")) == "not an image"
     assert reason(gzip.compress(drawing())) == "a compressed file (.svgz, .gz) is not read; decompress it"
     assert is_svg(b'\n <a:svg xmlns:a="http://www.w3.org/2000/svg"/>')
+    assert is_svg(b'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY a "]"> ]>' + b"<!-- > -->" * 5000 + b"<svg>")
     assert not is_svg(b"\xff\xd8\xff a JPEG that holds <svg/>")
+    assert not is_svg(b"<!DOCTYPE html><html><svg/></html>")
+    assert not is_svg(b"<!-- -->" * 5000 + b"<!-- <svg>"), "in a moment"
 
 
 def test_without_the_extra(monkeypatch) -> None:

@@ -73,8 +73,6 @@ def decoding_reason(error: Exception, data: bytes, max_pixels: int) -> str:
 def _unidentified(data: bytes) -> str:
     if is_heif(data):  # its reader is installed, or another sentence would have said so
         return "damaged HEIC"
-    if b"<svg" in data[:4096].lower():
-        return "SVG is not a raster image"
     if other := next((reason for start, reason in _OTHERS.items() if data.startswith(start)), None):
         return other
     if data[8:10] == b"CR" and data.startswith((b"II*\0", b"MM\0*")):

@@ -164,8 +164,10 @@ def decoding_cost(data: bytes) -> tuple[int, int]:
     Each scan of a progressive JPEG passes over all pixels again: 2,000 scans of 64 megapixels take over a minute.
 
     Raises:
-        ImageError: it is no image.
+        ImageError: it is no image, or an SVG.
     """
+    if is_svg(data):  # what it costs to draw is not in its size
+        raise ImageError("SVG is read from files only; convert it to PNG")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _decoding(data, MAX_PIXELS), Image.open(io.BytesIO(data), formats=_FORMATS) as image:

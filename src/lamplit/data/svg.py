@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import math
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,11 @@ MAX_SECONDS = 10.0
 _DEFAULT_SIZE = (300.0, 150.0)  # of a drawing that does not say its size, as in browsers
 _UNITS = {"": 1, "px": 1, "pt": 96 / 72, "pc": 16, "in": 96, "cm": 96 / 2.54, "mm": 9.6 / 2.54, "em": 16, "ex": 8}
 _LENGTH = re.compile(r"\s*(\d*\.?\d+(?:e[+-]?\d+)?|\d+\.)\s*([a-z]*)\s*", re.IGNORECASE)
+# A byte order mark, declarations and comments, the first element. What was passed over is not tried in another way.
+_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*+(?>(?:<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^\[>]*+(?:\[.*?\])?\s*>)\s*)*+<(?:\w+:)?svg[\s/>]",
+    re.DOTALL,
+)
 _IMAGE_URI = re.compile(r"\s*data:image/(?:png|jpeg|jpg|gif|webp)(?:;[^,;]*)*;base64,", re.IGNORECASE)
 # What is drawn nowhere, or leads elsewhere.
 _DROPPED = frozenset(("script", "foreignObject", "metadata", "namedview", "iframe", "audio", "video"))
@@ -43,8 +49,7 @@ _SHORT = 20_000  # bytes of a PNG of at most SIDE pixels; one that is longer is 
 
 def is_svg(data: bytes) -> bool:
     """Tell whether an encoded image is an SVG, in UTF-8 or another encoding that has ASCII's bytes."""
-    start = data[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start.startswith(b"<") and re.search(rb"<(\w+:)?svg[\s/>:]", start) is not None
+    return _START.match(data, 0, 2**16) is not None
 
 
 def svg_to_png(data: bytes, max_pixels: int) -> bytes:
@@ -207,26 +212,22 @@ class _Drawer:
 
     def draw(self, svg: str) -> bytes:
         with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self._end()
-                # Not by its module's name, and with none of the current folder's: nothing else is imported there.
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", str(Path(svg_drawer.__file__))],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
-            timer = threading.Timer(MAX_SECONDS, self.process.kill)
+            process = self.process = self._running()
+            timer = threading.Timer(MAX_SECONDS, self._kill, [process])
             timer.start()
+            state = b""
             try:
-                assert self.process.stdin is not None
-                assert self.process.stdout is not None
-                svg_drawer.write(self.process.stdin, b"+", svg.encode("utf-8", "replace"))
-                state, content = svg_drawer.read(self.process.stdout)
+                assert process.stdin is not None
+                assert process.stdout is not None
+                svg_drawer.write(process.stdin, b"+", svg.encode("utf-8", "replace"))
+                state, content = svg_drawer.read(process.stdout)
             except (OSError, EOFError) as error:
-                self._end()
                 raise ImageError(_TOO_MUCH) from error
             finally:
                 timer.cancel()
                 timer.join()
+                if not state:  # an answer that comes later must not be taken for that of another drawing
+                    self._end()
         if state != b"+":
             raise ImageError(f"damaged SVG ({content.decode('utf-8', 'replace')[:120]})")
         return content
@@ -234,6 +235,26 @@ class _Drawer:
     def close(self) -> None:
         with self.lock:
             self._end()
+
+    def forget(self) -> None:
+        """Leave the process to the one that was forked from."""
+        self.__dict__ |= _Drawer().__dict__
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self.process is not None and self.process.poll() is None:
+            return self.process
+        self._end()
+        # Run as a file, and not from the current folder: nothing of lamplit's or the user's is imported there.
+        return subprocess.Popen(
+            [sys.executable, "-P", str(Path(svg_drawer.__file__))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
 
     def _end(self) -> None:
         if self.process is not None:
@@ -244,3 +265,5 @@ class _Drawer:
 
 _drawer = _Drawer()
 atexit.register(_drawer.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drawer.forget)
