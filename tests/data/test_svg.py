@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,7 +66,7 @@ def test_svg_is_drawn_on_white() -> None:
         ('viewBox="0,0,20,10" width="100%"', (256, 512)),
         ('viewBox="0 0 10 20" height="8"', (512, 256)),
         ('width="1e8" height="4e8"', (512, 128)),
-        ("", (256, 512)),
+        ('width="60"', (256, 512)),
     ],
 )
 def test_size(attributes: str, shape: tuple[int, int]) -> None:
@@ -74,6 +75,15 @@ def test_size(attributes: str, shape: tuple[int, int]) -> None:
     assert image.shape == (3, *shape)
     assert image[0].min() == 255
     assert image[1].max() == 0
+
+
+def test_all_of_a_drawing_without_a_size_is_shown() -> None:
+    content = RED + '<rect x="5" width="5" height="10" fill="white"/><rect x="700" y="500" width="100" height="100"/>'
+    image = decode_image(drawing(content, ""))
+    assert image.shape == (3, 600, 800)
+    assert image[:, 550, 750].tolist() == [0, 0, 0]
+    far = '<rect x="1e6" y="1e6" width="9" height="9"/>'
+    assert re.match("damaged SVG|SVG cannot be drawn", reason(drawing(RED + far, "")))
 
 
 @pytest.mark.parametrize("attributes", ['width="0" height="0"', 'width="1e999" height="1"', 'viewBox="0 0 inf 1"'])

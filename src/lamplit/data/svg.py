@@ -32,7 +32,7 @@ MAX_BYTES = 16 * 2**20
 MAX_ELEMENTS = 100_000
 MAX_DEPTH = 200
 MAX_SECONDS = 10.0
-_DEFAULT_SIZE = (300.0, 150.0)  # of a drawing that does not say its size, as in browsers
+_DEFAULT_SIZE = (300.0, 150.0)  # of a drawing that says less, as in browsers
 _UNITS = {"": 1, "px": 1, "pt": 96 / 72, "pc": 16, "in": 96, "cm": 96 / 2.54, "mm": 9.6 / 2.54, "em": 16, "ex": 8}
 _LENGTH = re.compile(r"\s*(\d*\.?\d+(?:e[+-]?\d+)?|\d+\.)\s*([a-z]*)\s*", re.IGNORECASE)
 # A byte order mark, declarations and comments, the first element. What was passed over is not tried in another way.
@@ -176,13 +176,18 @@ class _Writer:
 
 
 def _size(attributes: dict[str, str]) -> dict[str, str]:
-    """Return the size of a drawing in pixels, its longer side `SIDE`, and what part of the plane it shows."""
+    """Return the size of a drawing in pixels, its longer side `SIDE`, and what part of the plane it shows.
+
+    It is empty if the drawing says neither.
+    """
     try:
         _, _, *box = map(float, attributes.get("viewBox", "").replace(",", " ").split())
     except ValueError:
         box = []
     has_box = len(box) == 2 and min(box) > 0
     width, height = _length(attributes.get("width")), _length(attributes.get("height"))
+    if width is None and height is None and not has_box:
+        return {}  # resvg then shows all of it
     across, down = box if has_box else _DEFAULT_SIZE
     if width is None:
         width = across if height is None else height * across / down
