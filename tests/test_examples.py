@@ -123,6 +123,16 @@ def test_languages(folder):
 
 
 @pytest.mark.slow
+def test_icons(tmp_path):
+    words = run_short(tmp_path, "icons")
+    recall, chance = re.search(r"recall@5 ([\d.]+), chance ([\d.]+)", words).groups()
+    assert float(recall) > 5 * float(chance)
+    with Image.open(tmp_path / "runs/icons/searches.png") as sheet:
+        assert len(sheet.convert("RGB").quantize(64).getcolors()) > 16
+    assert not OUTSIDE.search(words)
+
+
+@pytest.mark.slow
 def test_own_classes(folder):
     words = run_short(folder, "own_classes")
     before, after = map(float, re.search(r"error ([\d.]+) before, ([\d.]+) after", words).groups())
