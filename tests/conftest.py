@@ -37,7 +37,7 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.closed_form import fit_head
 
-# The same examples in every run, so that a red suite speaks of the change. `--hypothesis-profile explore` seeks new ones.
+# The same examples in every run, so that a red suite speaks of the change; `--hypothesis-profile explore` seeks others.
 settings.register_profile("suite", derandomize=True)
 settings.register_profile("explore", print_blob=True)
 settings.load_profile("suite")

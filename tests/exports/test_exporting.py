@@ -53,6 +53,7 @@ from lamplit.exports.exporting import Target, export
 from lamplit.model import LiT, load
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import weights_digest
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 
 TEXTS = [
@@ -373,6 +374,31 @@ def test_sentence_transformers_gives_the_same(text: str, pooling: str, tmp_path:
 
 
 @pytest.mark.slow
+def with_kernel_head(model: LiT) -> LiT:
+    assert model.text_tower is not None
+    head = KernelHead(model.text_tower.head.in_features, model.width, 50)
+    with torch.no_grad():
+        for parameter in (head.mean, head.values.weight):
+            nn.init.normal_(parameter)
+        head.keys.weight.copy_(4 * F.normalize(torch.randn(50, head.in_features), dim=-1))
+    model.text_tower.head = head
+    return model
+
+
+def test_kernel_head(tmp_path: Path) -> None:
+    model = with_kernel_head(make_model(tmp_path, "bert"))
+    texts = ["a large red circle", "", "blue"]
+    for to in ("sentence-transformers", "onnx"):
+        assert max(export(model, tmp_path / to, to=to).differences.values()) < 1e-5  # type: ignore[arg-type]
+    opened = SentenceTransformer(str(tmp_path / "sentence-transformers"), device="cpu")
+    assert largest(opened.encode(texts, convert_to_tensor=True), model.encode_texts(texts)) < 1e-6
+    for to, image in (("open-clip", "test_vit"), ("transformers", "hf")):
+        other = with_kernel_head(make_model(tmp_path, "bert", image))
+        refuse(other, tmp_path, to, "has a kernel head, .* or tune with --head linear")
+    model.save(tmp_path / "saved")
+    assert torch.equal(load(tmp_path / "saved").encode_texts(texts), model.encode_texts(texts))
+
+
 def test_sentence_transformers_file_is_the_same_every_time(tmp_path: Path) -> None:
     """No weight of it is left to chance, not even of the pooler that nothing reads."""
     model = make_model(tmp_path, "bert")

@@ -9,11 +9,12 @@ from transformers import PreTrainedTokenizerFast
 
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.towers.images.backbone import ClassHead
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.scratch import Encoded
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 from lamplit.tuning import closed_form
-from lamplit.tuning.closed_form import fit_head
+from lamplit.tuning.closed_form import count_anchors, fit_head
 
 WORDS, FEATURES, WIDTH = 60, 24, 40
 
@@ -33,7 +34,7 @@ class WordVectors(nn.Module):
 class World:
     """Texts of two words, and images whose vectors the texts' features determine linearly."""
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = WIDTH, anchors: int = 0) -> None:
         torch.manual_seed(0)
         tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -42,6 +43,8 @@ class World:
             "made:up", WordVectors(), PretrainedTokenizer(fast), pooling="mean", context_length=8,
             feature_width=FEATURES, width=width, config={},
         )  # fmt: skip
+        if anchors:
+            self.tower.head = KernelHead(FEATURES, width, anchors)
         self.texts = [f"w{i} w{j}" for i in range(WORDS) for j in range(i)]
         self.texts = [self.texts[i] for i in torch.randperm(len(self.texts)).tolist()][:400]
         with torch.no_grad():
@@ -63,11 +66,54 @@ class World:
 TRAIN, HELD_OUT = slice(0, 300), slice(300, 400)
 
 
-def test_head_reads_texts_it_was_not_fitted_on() -> None:
-    world = World()
+@pytest.mark.parametrize("anchors", [0, 300, 150])
+def test_head_reads_texts_it_was_not_fitted_on(anchors: int) -> None:
+    world = World(anchors=anchors)
     assert world.recall(HELD_OUT) < 0.1
     fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
     assert world.recall(HELD_OUT) > 0.95
+
+
+def test_kernel_head_is_ridge_regression() -> None:
+    """Against the textbook: one row a pair, f(x) = k(x, X) (K + ridge / weight)^-1 y, in double precision."""
+    world, rows = World(anchors=90), slice(0, 80)
+    texts = world.texts[rows] + world.texts[:20]  # twenty texts have two images each
+    zimg = torch.cat([world.zimg[rows], world.zimg[100:120]])
+    classes = ClassHead([[f"{text} again"] for text in world.texts[200:210]], world.directions[200:210])
+    assert count_anchors(texts, classes) == 90
+    fit_head(world.tower, zimg, texts, classes)
+    world.tower.eval()
+    names = [name for [name] in classes.texts]
+    with torch.no_grad():
+        known, asked = (
+            world.tower.features(world.tower.tokenize(each)).double() for each in (texts + names, world.texts[300:310])
+        )
+        known, asked = (F.normalize(features - known.mean(0), dim=-1) for features in (known, asked))
+        found = F.normalize(world.tower(world.tower.tokenize(world.texts[300:310])), dim=-1)
+    common = zimg.double().mean(0)
+    centred = zimg.double() - common
+    covariance = centred.T @ centred / len(centred)
+    covariance += closed_form.SHRINKAGE * covariance.diagonal().mean() * torch.eye(WIDTH)
+    vectors = classes.vectors.double() - classes.vectors.double().mean(0)
+    targets = F.normalize(torch.cat([centred @ covariance.inverse(), vectors]), dim=-1)
+    weights = torch.tensor([closed_form.PAIR_WEIGHT] * 100 + [1.0] * 10).double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(closed_form.SHARPNESS * (a @ b.T - 1))
+
+    ridge = torch.diag(closed_form.KERNEL_RIDGE / weights)
+    expected = kernel(asked, known) @ torch.linalg.solve(kernel(known, known) + ridge, targets)
+    direction = F.normalize(common, dim=0)
+    expected = F.normalize(expected - torch.outer(expected @ direction, direction), dim=-1)
+    assert float((found - expected).abs().max()) < 1e-4
+
+
+def test_anchors_are_distinct_texts_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = ClassHead([["an owl", "a bird"], ["a hat"]], torch.eye(2))
+    assert count_anchors(["an owl", "an owl", "a cat"], None) == 2
+    assert count_anchors(["an owl", "an owl", "a cat"], classes) == 4
+    monkeypatch.setattr(closed_form, "MAX_ANCHORS", 3)
+    assert count_anchors(["an owl", "an owl", "a cat"], classes) == 3
 
 
 def test_class_head_teaches_what_no_image_shows() -> None:
@@ -93,8 +139,9 @@ def test_images_and_classes_together_beat_either() -> None:
     assert recalls[2] > max(recalls[:2])
 
 
-def test_no_text_points_to_what_all_images_share() -> None:
-    world = World()
+@pytest.mark.parametrize("anchors", [0, 200])
+def test_no_text_points_to_what_all_images_share(anchors: int) -> None:
+    world = World(anchors=anchors)
     fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
     with torch.no_grad():
         vectors = world.tower(world.tower.tokenize(world.texts))
@@ -102,8 +149,9 @@ def test_no_text_points_to_what_all_images_share() -> None:
     assert float((vectors @ shared).abs().max()) < 1e-5 * float(vectors.norm(dim=-1).mean())
 
 
-def test_length_of_the_fitted_vectors_is_one_on_average() -> None:
-    world = World()
+@pytest.mark.parametrize("anchors", [0, 200])
+def test_length_of_the_fitted_vectors_is_one_on_average(anchors: int) -> None:
+    world = World(anchors=anchors)
     fit_head(world.tower, world.zimg[TRAIN], world.texts[TRAIN], None)
     world.tower.eval()
     with torch.no_grad():
@@ -126,13 +174,13 @@ def test_only_the_head_changes_and_the_mode_stays() -> None:
 @pytest.mark.parametrize("rows", [2, 3, FEATURES - 1])
 @pytest.mark.parametrize("identical", [False, True])
 @pytest.mark.parametrize("same_text", [False, True])
-def test_few_or_identical_pairs_give_numbers(rows: int, identical: bool, same_text: bool) -> None:
-    world = World()
+@pytest.mark.parametrize("anchors", [0, FEATURES])
+def test_few_or_identical_pairs_give_numbers(rows: int, identical: bool, same_text: bool, anchors: int) -> None:
+    world = World(anchors=anchors)
     zimg = world.zimg[:1].expand(rows, -1) if identical else world.zimg[:rows]
     texts = [world.texts[0]] * rows if same_text else world.texts[:rows]
     fit_head(world.tower, zimg, texts, None)
-    assert bool(world.tower.head.weight.isfinite().all())
-    assert bool(world.tower.head.bias.isfinite().all())
+    assert all(bool(parameter.isfinite().all()) for parameter in world.tower.head.parameters())
 
 
 def test_only_so_many_pairs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

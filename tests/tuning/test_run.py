@@ -30,6 +30,7 @@ from lamplit.model import LiT
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.tuning.building import build_run
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
@@ -108,11 +109,32 @@ def test_closed_form_is_measured_before_the_first_step(
     words_path: Path, made: Settings, run: TuneReport, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamplit"):
-        report = tune(words_path, tmp_path / "run", made(closed_form=True, epochs=0.2))
-    assert report.start["image_to_text/recall@1"] > 0.9
+        report = tune(words_path, tmp_path / "run", made(closed_form=True, epochs=0.2, head="linear"))
+    assert report.start["image_to_text/recall@1"] > 0.9  # the images of this store depend linearly on their words
     assert run.start["image_to_text/recall@1"] < 0.1
     assert log_of(report.out)[0] == {"step": 0, "held_out": report.start, "closed_form": True}
     assert "before step 0, the closed-form head gives image_to_text/recall@1 1.000" in caplog.text
+
+
+def test_kernel_head_is_saved_and_goes_on(words_path: Path, made: Settings, tmp_path: Path) -> None:
+    """A run with a kernel head; a second run stands on its tower, and holds out nothing that it was tuned on."""
+    settings = made(closed_form=True, epochs=0.2)
+    assert settings.has_kernel_head
+    report = tune(words_path, tmp_path / "run", settings)
+    assert report.start["image_to_text/recall@1"] > 10 / 72
+    model = lamplit.load(tmp_path / "run")
+    assert isinstance(model.text_tower.head, KernelHead)
+    assert model.text_tower.head.anchors == len({text for row in Store(words_path).texts() for text in row}) - 72
+    assert report.trains["text head"]["state"] == "trains"
+    base = model.tuned_on
+    assert base is not None
+    changes = {"text_tower": f"model:{tmp_path / 'run'}", "val_fraction": 0.5, "seed": 1}
+    again = tune(words_path, tmp_path / "again", made(closed_form=True, epochs=0.2, **changes))
+    assert again.held_out_captions == 72  # all that the first run had held out, and no more
+    tuned = lamplit.load(tmp_path / "again").tuned_on
+    assert tuned is not None
+    assert np.array_equal(tuned.captions("held_out"), base.captions("held_out"))
+    assert np.array_equal(tuned.captions("train"), base.captions("train"))
 
 
 def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path) -> None:
@@ -133,7 +155,7 @@ def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path)
     kept = json.loads((out / "settings.json").read_text())
     assert {len(kept.pop(name)) for name in ("pairs", "vectors")} == {32}
     assert kept == asdict(made()) | {
-        "format": 2, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
+        "format": 3, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
     }  # fmt: skip
     with Image.open(out / "curves.png") as image_file:
         assert image_file.format == "PNG"
@@ -417,7 +439,7 @@ def test_memory_and_the_callers_seed_do_not_matter(
 def test_centre_of_the_store_goes_into_the_model(words_path: Path, made: Settings, tmp_path: Path) -> None:
     plain = Store(words_path)
     store = write_store(tmp_path / "centred.lance", plain.vectors(), plain.texts(), centered=True)
-    report = tune(store, tmp_path / "run", made(closed_form=True, epochs=0.5))
+    report = tune(store, tmp_path / "run", made(closed_form=True, epochs=0.5, head="linear"))
     model = lamplit.load(report.out)
     assert store.center is not None
     assert model.center is not None

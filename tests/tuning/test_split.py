@@ -126,6 +126,24 @@ def test_any_split_leaks_nothing(
         assert np.array_equal(again.record.contents(part), found.record.contents(part))
 
 
+@given(collections(), collections(), st.sampled_from([0.2, 0.5]), st.integers(0, 9))
+@settings(deadline=None, max_examples=60)
+def test_what_was_tuned_on_before_is_never_held_out(
+    first: tuple[list[list[str]], list[str]], second: tuple[list[list[str]], list[str]], fraction: float, seed: int
+) -> None:
+    base = split_pairs(first[0], hash_names(first[1]), fraction, seed).record
+    contents = hash_names(second[1])
+    found = split_pairs(second[0], contents, fraction, seed, 0.2, base=base)
+    for part, links in (("held_out", found.held_out), ("test", found.test)):
+        assert not {*hash_captions(links.texts).tolist()} & {*base.captions("train").tolist()}, part
+        assert not contents_among(contents, links) & {*base.contents("train").tolist()}, part
+    assert not captions_of(found.held_out) & captions_of(found.train)
+    both = found.record.after(base)
+    assert {*both.captions("train").tolist()} == {*found.record.captions("train"), *base.captions("train")}
+    assert {*both.contents("train").tolist()} == {*found.record.contents("train"), *base.contents("train")}
+    assert np.array_equal(both.captions("held_out"), found.record.captions("held_out"))
+
+
 def test_number_of_held_out_captions_is_exact_without_links() -> None:
     texts = [[f"caption {i}"] for i in range(137)]
     found = split_pairs(texts, numbered(137), 0.2, 5, 0.1)

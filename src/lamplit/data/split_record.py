@@ -72,6 +72,13 @@ class SplitRecord:
             raise UsageError(_damaged(file, "hashes are missing"))
         return cls(text_column, file.absolute())
 
+    def after(self, base: Self) -> Self:
+        """Return the record of a model that was tuned on these parts after it had been tuned on those of `base`."""
+        captions, contents = ({part: of(part) for part in PARTS} for of in (self.captions, self.contents))
+        captions["train"] = np.concatenate([captions["train"], base.captions("train")])
+        contents["train"] = np.concatenate([contents["train"], base.contents("train")])
+        return type(self).make(self.text_column, captions, contents)
+
     def write(self, file: Path) -> None:
         """Write the record to a file."""
         # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.

@@ -18,6 +18,7 @@ from lamplit.exports.bias import fold_bias, last_norm
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.loading import READ_ERRORS
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
@@ -105,9 +106,14 @@ def bare_head(tower: TextTower, target: str) -> BareHead:
     """Turn the text head into a matrix, for libraries whose projection has no bias.
 
     Raises:
-        TowerError: there is no other place for the bias.
+        TowerError: it is a kernel head, or there is no other place for the bias.
     """
     head = tower.head
+    if isinstance(head, KernelHead):
+        raise TowerError(
+            f"this model has a kernel head, and {target}'s projection is a matrix; use --to onnx or "
+            "--to sentence-transformers, or tune with --head linear"
+        )
     found = last_norm(tower.encoder, input_ids=torch.tensor(tower.tokenize(["a b c"])))
     norm, shared = found or (None, False)
     if head.bias.abs().max() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from lamplit.exports.parts import copy_tokenizer, find_text_tower, find_transfor
 from lamplit.exports.sample import Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.loading import quiet_transformers
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower
 
+_FAR_BELOW = -17.0  # where log(1 + exp(x)) is exp(x) to the last digit of a float
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
 
 
@@ -52,12 +55,29 @@ def _modules(tower: TextTower, tokenizer: Any) -> Any:
         _with_pooler(tower.encoder).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         encoder = parts.Transformer(folder, max_seq_length=tower.context_length)
-    head = parts.Dense(tower.head.in_features, tower.head.out_features, activation_function=nn.Identity())
-    with torch.no_grad():
-        head.linear.weight.copy_(tower.head.weight)
-        head.linear.bias.copy_(tower.head.bias)
     pooling = parts.Pooling(tower.head.in_features, pooling_mode=_POOLING[tower.pooling])
-    return SentenceTransformer(modules=[encoder, pooling, head, parts.Normalize()], device="cpu")
+    modules = [encoder, pooling, *_head(tower.head, parts), parts.Normalize()]
+    return SentenceTransformer(modules=modules, device="cpu")
+
+
+@torch.no_grad()
+def _head(head: nn.Linear | KernelHead, parts: Any) -> list[nn.Module]:
+    """Build the library's layers from a head."""
+    if isinstance(head, nn.Linear):
+        linear = parts.Dense(head.in_features, head.out_features, activation_function=nn.Identity())
+        linear.linear.load_state_dict(head.state_dict())
+        return [linear]
+    # Vectors are normalised in the end, so exp does what the softmax does. The library has no exp, but softplus is it
+    # far below 0.
+    centred = parts.Dense(head.in_features, head.in_features, activation_function=nn.Identity())
+    keys = parts.Dense(head.in_features, head.anchors, activation_function=nn.Softplus())
+    values = parts.Dense(head.anchors, head.out_features, bias=False, activation_function=nn.Identity())
+    nn.init.eye_(centred.linear.weight)
+    centred.linear.bias.copy_(-head.mean)
+    keys.linear.weight.copy_(head.keys.weight)
+    keys.linear.bias.fill_(_FAR_BELOW - float(head.keys.weight.norm(dim=-1).max()))
+    values.linear.weight.copy_(head.values.weight / math.exp(_FAR_BELOW))
+    return [centred, parts.Normalize(), keys, values]
 
 
 def _with_pooler(encoder: Any) -> Any:

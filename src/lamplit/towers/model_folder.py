@@ -9,7 +9,7 @@ from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import UsageError
 from lamplit.towers.identity import TowerIdentity
 
-FORMAT = 1
+FORMAT = 2  # of config.json: 2 may have a kernel head
 CONFIG = "config.json"
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_GRAPH = "text_tower.onnx"

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lamplit.data.split_record import SplitRecord
 from lamplit.errors import LamplitError, TuneError
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
 from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.batches import Batches
+from lamplit.tuning.closed_form import count_anchors
 from lamplit.tuning.loop import Run
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups
 from lamplit.tuning.settings import TuneSettings
@@ -52,7 +55,8 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         TowerError: the text tower cannot be opened.
         TuneError: the image tower or its images cannot be read, and the mode needs them.
     """
-    split = split_store(store, settings.text_column, settings.val_fraction, settings.seed, settings.test_fraction)
+    base = _tuned_on(settings)
+    split = split_store(store, settings.text_column, settings.val_fraction, settings.seed, settings.test_fraction, base)
     for warning in split.warnings:
         logger.warning("%s", warning)
     train, held_out = split.train, split.held_out
@@ -62,13 +66,16 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
     text_tower = _open_text_tower(store, settings, train.texts)
     tokens = text_tower.tokenize(train.texts)
     image_tower = _open_image_tower(store, settings)
+    if settings.has_kernel_head and text_tower.trained_scale is None:
+        anchors = count_anchors(train.texts, None if image_tower is None else image_tower.class_head)
+        text_tower.head = KernelHead(text_tower.head.in_features, store.tower.width, anchors)
     model = LiT(
         text_tower, store.tower, center=center,
         image_head=_identity_head(store.tower.width) if settings.image_head else None,
         logit_bias=None if settings.loss == "softmax" else -math.log(batches.batch_size - 1),
         logit_multiplier=text_tower.trained_scale or 10.0,
     ).to(device)  # fmt: skip
-    model.tuned_on = split.record
+    model.tuned_on = split.record if base is None else split.record.after(base)
     precision = _precision(settings, device)
     text_side: TextSide
     image_side: ImageSide
@@ -117,6 +124,12 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         text_side,
         report,
     )
+
+
+def _tuned_on(settings: TuneSettings) -> SplitRecord | None:
+    """Find what the text tower was tuned on before, if it is a saved model's."""
+    library, _, folder = settings.text_tower.partition(":")
+    return SplitRecord.find(Path(folder)) if library == "model" and settings.pretrained_text else None
 
 
 def _open_text_tower(store: Store, settings: TuneSettings, texts: list[str]) -> TextTower:

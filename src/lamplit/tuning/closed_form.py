@@ -2,7 +2,8 @@
 
 A supervised tower's own classifier is a set of (class name, vector in this very space) pairs that needs no
 image. Ridge regression from text features to those vectors, and to the vectors of the training images,
-gives the text tower a head that already reads the locked space.
+gives the text tower a head that already reads the locked space: a linear one, or one of likeness to the texts that
+are known (`KernelHead`), which reads far better.
 
 A classifier's vector points to where a class differs from the others; the mean of a class's images does not,
 it is dominated by what all images share. Multiplying image vectors by the inverse of their shrunken
@@ -12,57 +13,150 @@ covariance (as linear discriminant analysis does) makes the two alike, so that t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.towers.images.backbone import ClassHead
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.sides import text_features
 
 # Chosen on the stamps with other splits than the published ones (benchmarks/stamps.py says which); flat around
 # these values.
 SHRINKAGE = 10.0  # of the covariance, in units of its mean variance
-RIDGE = 2.0  # in units of the mean squared feature
+RIDGE = 2.0  # of a linear head, in units of the mean squared feature
+SHARPNESS = 3.0  # of the kernel, which is exp(SHARPNESS * (cosine - 1))
+KERNEL_RIDGE = 1.0  # of a kernel head: the weight of a pair whose answer is halved
 PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
 MAX_PAIRS = 50_000  # more pairs would not change the fit
+MAX_ANCHORS = 4096  # known texts of a kernel head
+_ROWS = 4096  # of a kernel matrix at once
+_JITTER = 1e-6  # of its diagonal: equal texts make it singular
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class _Known:
+    """R pairs of a text and a vector: features (R, H), targets (R, D) and weights (R,)."""
+
+    features: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def count_anchors(texts: Sequence[str], class_head: ClassHead | None) -> int:
+    """Return how many known texts a kernel head has that is fitted to these texts and classes."""
+    names = set(texts).union(*(class_head.texts if class_head is not None else ()))
+    return min(MAX_ANCHORS, len(names))
+
+
+class ClosedForm:
+    """Fits a text tower's head by ridge regression; the features of all texts are computed once.
+
+    Args:
+        text_tower: the tower; its encoder does not change. A kernel head has as many anchors as `count_anchors` says.
+        texts: M distinct texts.
+        class_head: the image tower's classifier, or None.
+    """
+
+    def __init__(self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None) -> None:
+        self._head = text_tower.head
+        self._features = text_features(text_tower, texts)
+        self._classes: list[_Known] = []
+        if class_head is not None:
+            names = [(text, c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
+            features = text_features(text_tower, [text for text, _ in names])
+            vectors = class_head.vectors.to(features.device)
+            vectors = F.normalize(vectors - vectors.mean(0), dim=-1)[[c for _, c in names]]
+            self._classes = [_Known(features, vectors, features.new_ones(len(names)))]
+
+    @torch.no_grad()
+    def fit(self, zimg: Tensor, text_index: Tensor) -> None:
+        """Fit the head to pairs of an image and a text.
+
+        Args:
+            zimg: unit vectors of the images, (N, D).
+            text_index: the text of each, (N,).
+        """
+        if len(zimg) > MAX_PAIRS:
+            chosen = torch.randperm(len(zimg))[:MAX_PAIRS]
+            zimg, text_index = zimg[chosen], text_index[chosen]
+        zimg = zimg.to(self._features.device)
+        common = zimg.mean(0)
+        targets = F.normalize(_whiten(zimg - common), dim=-1)
+        pairs = _Known(self._features[text_index.to(zimg.device)], targets, zimg.new_full((len(zimg),), PAIR_WEIGHT))
+        # The direction that all images share tells none of them from another; a text along it would match them all.
+        direction = F.normalize(common, dim=0)
+        if isinstance(self._head, KernelHead):
+            _fit_kernel(self._head, [pairs, *self._classes], direction)
+        else:
+            _fit_linear(self._head, [pairs, *self._classes], direction)
+
+    @torch.no_grad()
+    def ztxt(self, text_index: Tensor) -> Tensor:
+        """Return the (n, D) unit vectors that the head gives (n,) texts now."""
+        return F.normalize(self._head(self._features[text_index.to(self._features.device)]), dim=-1)
+
+
 def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_head: ClassHead | None) -> None:
     """Initialise a text tower's head by ridge regression.
 
     Args:
-        text_tower: the tower; its encoder does not change.
+        text_tower: the tower, as `ClosedForm` takes it.
         zimg: unit vectors of the training images, (N, D).
         texts: N texts, one for each image.
         class_head: the image tower's classifier, or None.
     """
-    device = text_tower.head.weight.device
-    if len(texts) > MAX_PAIRS:
-        chosen = torch.randperm(len(texts))[:MAX_PAIRS]
-        zimg, texts = zimg[chosen], [texts[i] for i in chosen.tolist()]
-    zimg = zimg.to(device)
-    features = text_features(text_tower, texts)
-    common, mean_feature = zimg.mean(0), features.mean(0)
-    inputs = [features - mean_feature]
-    targets = [F.normalize(_whiten(zimg - common), dim=-1)]
-    weights = [torch.full((len(texts),), PAIR_WEIGHT, device=device)]
-    if class_head is not None:
-        names = [(text, c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
-        class_features = text_features(text_tower, [text for text, _ in names])
-        vectors = class_head.vectors.to(device)
-        inputs.append(class_features - class_features.mean(0))
-        targets.append(F.normalize(vectors - vectors.mean(0), dim=-1)[[c for _, c in names]])
-        weights.append(torch.ones(len(names), device=device))
-    matrix = _ridge(torch.cat(inputs), torch.cat(targets), torch.cat(weights))  # (feature width, D)
-    # The direction that all images share tells none of them from another; a text along it would match them all.
-    direction = F.normalize(common, dim=0)
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    ClosedForm(text_tower, list(place), class_head).fit(zimg, torch.tensor([place[text] for text in texts]))
+
+
+def _fit_linear(head: nn.Linear, known: Sequence[_Known], direction: Tensor) -> None:
+    mean = known[0].features.mean(0)
+    inputs = torch.cat([each.features - each.features.mean(0) for each in known])
+    targets, weights = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
+    weighted = inputs * weights[:, None]
+    gram = inputs.T @ weighted
+    gram.diagonal().add_(RIDGE * inputs.square().sum(1).mean() + 1e-12)
+    matrix = torch.linalg.solve(gram, weighted.T @ targets)  # (H, D)
     matrix -= torch.outer(matrix @ direction, direction)
-    matrix /= (inputs[0] @ matrix).norm(dim=-1).mean().clamp(min=1e-12)
-    text_tower.head.weight.copy_(matrix.T)
-    text_tower.head.bias.copy_(-(mean_feature @ matrix))
+    matrix /= ((known[0].features - mean) @ matrix).norm(dim=-1).mean().clamp(min=1e-12)
+    head.weight.copy_(matrix.T)
+    head.bias.copy_(-(mean @ matrix))
+
+
+def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) -> None:
+    """Solve ridge regression with a kernel, on the anchors' own subspace if there are more texts than anchors."""
+    features = torch.cat([each.features for each in known])
+    head.mean.copy_(features.mean(0))
+    inputs = F.normalize(features - head.mean, dim=-1)
+    targets, weights = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
+    distinct, place = torch.unique(inputs, dim=0, return_inverse=True)
+    targets = inputs.new_zeros(len(distinct), targets.shape[1]).index_add_(0, place, targets * weights[:, None])
+    weights = inputs.new_zeros(len(distinct)).index_add_(0, place, weights)
+    anchors = distinct[torch.randperm(len(distinct), device="cpu")[: head.anchors].to(distinct.device)]
+    gram = KERNEL_RIDGE * _kernel(anchors, anchors)
+    product = inputs.new_zeros(len(anchors), targets.shape[1])
+    for rows in torch.split(torch.arange(len(distinct), device=inputs.device), _ROWS):
+        kernel = _kernel(distinct[rows], anchors)
+        gram += kernel.T @ (kernel * weights[rows, None])
+        product += kernel.T @ targets[rows]
+    gram.diagonal().add_(_JITTER * gram.diagonal().mean())
+    # Double precision, on the CPU: not every accelerator has it.
+    values = torch.linalg.solve(gram.cpu().double(), product.cpu().double()).float().to(direction.device)  # (A, D)
+    values -= torch.outer(values @ direction, direction)
+    head.keys.weight.zero_()
+    head.keys.weight[: len(anchors)].copy_(SHARPNESS * anchors)
+    head.values.weight.zero_()
+    head.values.weight[:, : len(anchors)].copy_(values.T)
+    lengths = torch.cat([head(part).norm(dim=-1) for part in torch.split(known[0].features, _ROWS)])
+    head.values.weight.div_(lengths.mean().clamp(min=1e-12))
+
+
+def _kernel(features: Tensor, anchors: Tensor) -> Tensor:
+    return torch.exp(SHARPNESS * (features @ anchors.T - 1))
 
 
 def _whiten(centred: Tensor) -> Tensor:
@@ -71,11 +165,3 @@ def _whiten(centred: Tensor) -> Tensor:
     covariance.diagonal().add_(SHRINKAGE * covariance.diagonal().mean() + 1e-12)
     solved: Tensor = torch.linalg.solve(covariance, centred.T)
     return solved.T
-
-
-def _ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    weighted = inputs * weights[:, None]
-    gram = inputs.T @ weighted
-    gram.diagonal().add_(RIDGE * inputs.square().sum(1).mean() + 1e-12)
-    solved: Tensor = torch.linalg.solve(gram, weighted.T @ targets)
-    return solved

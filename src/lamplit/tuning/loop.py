@@ -16,18 +16,17 @@ from torch import Tensor
 
 from lamplit.errors import TuneError
 from lamplit.files import write_text
-from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
-from lamplit.tuning.closed_form import fit_head
 from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.large_batch import backward_in_chunks
 from lamplit.tuning.optimizers import set_rates
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import ImageSide, TextSide
 from lamplit.tuning.split import Links, held_out_recall
+from lamplit.tuning.start import fit_start, model_loss
 from lamplit.tuning.tune_report import TuneReport
 
 logger = logging.getLogger(__name__)
@@ -112,12 +111,13 @@ class Run:
         assert self.model.text_tower is not None
         # The store's vectors do not come from an image tower from scratch, and a published head is trained already.
         trained = self.model.text_tower.trained_scale is not None
-        fits = self.settings.closed_form and self.settings.mode[0] != "u" and not trained
+        fits = self.settings.starts_in_closed_form and not trained
         if fits:
-            texts = [self.train.texts[i] for i in self.train.text_index.tolist()]
-            tower = self.image_side.tower
-            class_head = None if tower is None else tower.class_head
-            fit_head(self.model.text_tower, self.zimg[self.train.image_index], texts, class_head)
+            rows, tower = self.train.image_index, self.image_side.tower
+            fit_start(
+                self.model, self.zimg[rows], self.image_ids[rows], self.train.texts, self.train.text_index,
+                None if tower is None else tower.class_head,
+            )  # fmt: skip
         self.state.start = metrics = self._evaluate(0)
         with open_log(self.out / "log.jsonl") as log:
             log({"step": 0, "held_out": metrics, "closed_form": fits})
@@ -141,7 +141,7 @@ class Run:
         image_ids = self.image_ids[self.train.image_index[rows]].to(self.device)
         loss = backward_in_chunks(
             [images, self.text_side.part(texts)],
-            partial(_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device)),
+            partial(model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device)),
             device=self.device, memory_budget=memory_budget,
         )  # fmt: skip
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -226,10 +226,3 @@ class Run:
                 "then try a learning rate three times higher or lower than %.0e",
                 step + 1, mean, size, size, guessing, self.settings.peak_lr,
             )  # fmt: skip
-
-
-def _loss(model: LiT, zimg: Tensor, ztxt: Tensor, *, image_ids: Tensor, text_ids: Tensor) -> Tensor:
-    """Take the loss of (B, D) unit vectors of images and texts."""
-    if model.logit_bias is None:
-        return softmax_loss(zimg, ztxt, model.logit_multiplier, image_ids=image_ids, text_ids=text_ids)
-    return sigmoid_loss(zimg, ztxt, model.logit_multiplier, model.logit_bias, image_ids=image_ids, text_ids=text_ids)

@@ -16,10 +16,10 @@ from lamplit.store.lance_store import Store
 from lamplit.tuning.settings import OLD_NAMES, TuneSettings
 from lamplit.tuning.tune_report import TuneReport
 
-FORMAT = 2  # of settings.json: 2 has digests of the store's content, a split by content and an order without memory
+FORMAT = 3  # of settings.json: 2 has digests of the store's content and its split, 3 kernel heads
 _OLD_NAMES = OLD_NAMES | {"pictures": "images"}
 _STORE = {"store", "images", "tower", "pairs", "vectors"}
-_OLD = "of an earlier lamplit, which split and ordered the pairs otherwise"
+_OLD = "of an earlier lamplit, which split the pairs or began otherwise"
 
 
 def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:

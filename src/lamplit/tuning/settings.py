@@ -31,8 +31,8 @@ class TuneSettings:
     On the command line: the options of `lamplit tune`, such as `--batch-size`, or a `--recipe`.
 
     Args:
-        text_tower: Text tower: hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, or scratch:SIZE with SIZE one of tiny, small,
-            base, large, huge, giant.
+        text_tower: Text tower: hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER (that of a saved model: a small collection
+            stands on a large one), demo:minilm, or scratch:SIZE with SIZE one of tiny, small, base, large, huge, giant.
         mode: Lock mode: two letters as in the paper (section 3.3), image tower first. L is pre-trained and locked, U
             pre-trained and tuned, u trained from scratch. auto is LU, or Lu if the text tower is a scratch one.
         text_column: Column of the store with the texts; another column may hold another language.
@@ -63,6 +63,9 @@ class TuneSettings:
         test_fraction: Fraction of the distinct captions that is kept apart from these, never looked at in tuning, and
             measured once at the end with the best checkpoint; at most 5,000 captions.
         closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
+        head: Text head: linear as in the paper, or kernel, which reads a text by its likeness to up to 4,096 texts of
+            the pairs and the image tower's classifier. By default kernel for a pre-trained text tower that starts in
+            closed form, else linear. Some exports can hold a linear one alone.
         num_evals: How often held-out recall is measured, and a checkpoint written, in the run.
         patience: Stop after this many evaluations without a better held-out recall. By default never.
         precision: Floating-point format: auto is bf16 autocast if the processor computes it in hardware, else fp32.
@@ -99,6 +102,7 @@ class TuneSettings:
     val_fraction: float = 0.2
     test_fraction: float = 0.0
     closed_form: bool = True
+    head: Literal["auto", "linear", "kernel"] = "auto"
     num_evals: int = 10
     patience: int | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -165,6 +169,11 @@ class TuneSettings:
             raise UsageError(
                 f"lora needs a pre-trained text tower that trains, and {self.text_tower} is none in mode {self.mode}"
             )
+        if self.head == "kernel" and not self.starts_in_closed_form:
+            raise UsageError(
+                "a kernel head starts in closed form, and here it does not: give head linear, or a mode that does not "
+                "begin with u, with closed_form"
+            )
         image_only = ("image_lr", "image_weight_decay", "image_delay", "augment")
         given = [name for name in image_only if getattr(self, name) != type(self).__dataclass_fields__[name].default]
         if given and not self.image_trains:
@@ -201,6 +210,16 @@ class TuneSettings:
     def pretrained_text(self) -> bool:
         """Whether the text tower starts from pre-trained weights."""
         return not self.mode.endswith("u") and not self.text_tower.startswith("scratch:")
+
+    @property
+    def starts_in_closed_form(self) -> bool:
+        """Whether a head that is new starts in closed form: the store has no vectors of a tower from scratch."""
+        return self.closed_form and self.mode[0] != "u"
+
+    @property
+    def has_kernel_head(self) -> bool:
+        """Whether a text head that is new is a kernel head."""
+        return self.head == "kernel" or (self.head == "auto" and self.starts_in_closed_form and self.pretrained_text)
 
     @property
     def peak_lr(self) -> float:

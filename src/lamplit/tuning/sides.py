@@ -243,12 +243,12 @@ class ConstantTexts(TextSide):
 
     def __init__(self, tower: TextTower, texts: Sequence[str]) -> None:
         self.features = text_features(tower, texts).cpu()
-        self.head = tower.head
+        self.head, self.device = tower.head, tower.device
         self._lock = _Lock("text tower", tower.encoder)
 
     def part(self, texts: Tensor) -> Part | Tensor:
         """Return what maps the features of (B,) texts to the joint space."""
-        return _constant_part(self.features[texts].to(self.head.weight.device), self.head)
+        return _constant_part(self.features[texts].to(self.device), self.head)
 
     def require_lock(self) -> None:
         """Raise TuneError if the encoder has changed."""

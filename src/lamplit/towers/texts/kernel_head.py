@@ -1,0 +1,35 @@
+"""A text head that reads a text by its likeness to texts that it knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KernelHead(nn.Module):
+    """Maps (B, H) features of texts to (B, D) vectors: attention over A known texts, its anchors.
+
+    A text's direction from the mean text is compared with each anchor's, and what comes out is the mean of the anchors'
+    vectors, weighted by the softmax of these likenesses. Behind the normalisation of vectors that is regression with
+    the kernel exp(sharpness * cosine), which the closed form solves; a linear head is the same with products alone. All
+    of it trains like any other layer.
+
+    Attributes:
+        mean: (H,) features of the mean text.
+        keys: (A, H) directions of the anchors, times the sharpness.
+        values: (D, A) vectors of the anchors; they may have any length and sign.
+    """
+
+    def __init__(self, in_features: int, out_features: int, anchors: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.anchors = in_features, out_features, anchors
+        self.mean = nn.Parameter(torch.zeros(in_features))
+        self.keys = nn.Linear(in_features, anchors, bias=False)
+        self.values = nn.Linear(anchors, out_features, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, D) vectors of (B, H) features."""
+        directions = F.normalize(features - self.mean, dim=-1)
+        vectors: Tensor = self.values(torch.softmax(self.keys(directions), dim=-1))
+        return vectors

@@ -1,0 +1,91 @@
+"""Where a run starts: the text head in closed form, and the logit scale at which the loss is least."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
+from lamplit.model import LiT
+from lamplit.towers.images.backbone import ClassHead
+from lamplit.tuning.closed_form import ClosedForm
+
+_OUT = 0.1  # of the images are left out of the first fit
+_MOST_OUT, _LEAST_OUT = 2048, 16  # pairs that the scale is fitted on
+_LARGEST = 100.0  # multiplier
+
+
+def fit_start(
+    model: LiT, zimg: Tensor, image_ids: Tensor, texts: list[str], text_index: Tensor, class_head: ClassHead | None
+) -> None:
+    """Fit the head of a model's text tower in closed form, and its logit scale and bias.
+
+    A head knows the pairs that it was fitted to, and its cosines with others are lower. So the scale is fitted on pairs
+    of a tenth of the images, with a head that was fitted to pairs which share no image and no text with them; then the
+    head is fitted to all. Where these are too few the scale stays as it is.
+
+    Args:
+        model: whose text tower has a new head.
+        zimg: unit vectors of the images of L pairs, (L, D).
+        image_ids: numbers of these images, (L,); equal images have one.
+        texts: M distinct texts.
+        text_index: the text of each pair, (L,).
+        class_head: the image tower's classifier, or None.
+    """
+    assert model.text_tower is not None
+    fit = ClosedForm(model.text_tower, texts, class_head)
+    images = torch.unique(image_ids)
+    out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
+    rest = ~out & ~torch.isin(text_index, text_index[out])
+    if int(out.sum()) >= _LEAST_OUT <= int(rest.sum()):
+        fit.fit(zimg[rest], text_index[rest])
+        chosen = torch.nonzero(out).flatten()[:_MOST_OUT]
+        fit_scale(
+            model, zimg[chosen].to(model.device), fit.ztxt(text_index[chosen]),
+            image_ids[chosen].to(model.device), text_index[chosen].to(model.device),
+        )  # fmt: skip
+    fit.fit(zimg, text_index)
+
+
+@torch.no_grad()
+def fit_scale(model: LiT, zimg: Tensor, ztxt: Tensor, image_ids: Tensor, text_ids: Tensor) -> None:
+    """Set a model's logit multiplier, between 1 and 100, and its bias if it has one, where its loss is least.
+
+    Args:
+        model: whose loss it is.
+        zimg: unit vectors of images, (N, D).
+        ztxt: unit vectors of their texts, (N, D).
+        image_ids: numbers of the images, (N,).
+        text_ids: numbers of the texts, (N,).
+    """
+    bias = model.logit_bias
+
+    def place(point: list[float]) -> None:
+        model.log_scale.fill_(min(max(point[0], 0.0), math.log(_LARGEST)))
+        if bias is not None:
+            bias.fill_(point[1])
+
+    def loss(point: list[float]) -> float:
+        place(point)
+        return float(model_loss(model, zimg, ztxt, image_ids=image_ids, text_ids=text_ids))
+
+    begin = [float(model.log_scale), *([] if bias is None else [float(bias)])]
+    place(minimize(loss, begin, method="Nelder-Mead", options={"xatol": 0.01, "fatol": 1e-5}).x)
+
+
+def model_loss(model: LiT, zimg: Tensor, ztxt: Tensor, *, image_ids: Tensor, text_ids: Tensor) -> Tensor:
+    """Compute the contrastive loss that a model is tuned with: sigmoid if it has a bias, else softmax.
+
+    Args:
+        model: whose logit scale and bias are used.
+        zimg: unit vectors of images, (B, D).
+        ztxt: unit vectors of their texts, (B, D).
+        image_ids: numbers of the images, (B,).
+        text_ids: numbers of the texts, (B,).
+    """
+    if model.logit_bias is None:
+        return softmax_loss(zimg, ztxt, model.logit_multiplier, image_ids=image_ids, text_ids=text_ids)
+    return sigmoid_loss(zimg, ztxt, model.logit_multiplier, model.logit_bias, image_ids=image_ids, text_ids=text_ids)
