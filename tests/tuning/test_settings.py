@@ -44,7 +44,7 @@ def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("epochs", "2", "epochs is '2', a str; expected a number"),
+        ("epochs", "2", "epochs is '2', a str; expected a number or None"),
         ("lr", "1e-3", "lr is '1e-3', a str; expected a number or None"),
         ("batch_size", 64.0, "batch_size is 64.0, a float; expected a whole number"),
         ("steps", True, "steps is True, a bool; expected a whole number or None"),
@@ -101,13 +101,40 @@ def test_tower_from_scratch_cannot_be_pretrained() -> None:
 def test_mode_and_learning_rate_follow_the_text_tower(text: str, mode: Any, pretrained: bool) -> None:
     settings = TuneSettings(text, mode=mode)
     assert settings.pretrained_text is pretrained
-    assert settings.peak_lr == (1e-5 if pretrained else 1e-3)
-    assert TuneSettings(text, mode=mode, lr=0.25).peak_lr == 0.25
+    assert settings.has_kernel_head is pretrained
+    assert settings.for_pairs(100).lr == (2e-5 if pretrained else 1e-3)
+    assert settings.for_pairs(100).epochs == (4 if pretrained else 20)
+    given = TuneSettings(text, mode=mode, lr=0.25, epochs=3)
+    assert given.for_pairs(100) == given
 
 
-def test_lora_takes_larger_steps() -> None:
-    assert TuneSettings("demo:minilm", lora=8).peak_lr == 1e-4
-    assert TuneSettings("demo:minilm", lora=8, lr=0.25).peak_lr == 0.25
+@pytest.mark.parametrize(
+    ("changes", "few", "many"),
+    [
+        ({}, (2e-5, 4), (3e-4, 5)),
+        ({"lora": 8}, (1e-4, 4), (1e-4, 5)),
+        ({"head": "linear"}, (1e-5, 20), (1e-5, 20)),
+        ({"closed_form": False}, (1e-5, 20), (1e-5, 20)),
+        ({"closed_form": False, "lora": 8}, (1e-4, 20), (1e-4, 20)),
+        ({"mode": "LL"}, (2e-5, 4), (3e-4, 5)),
+        ({"mode": "uU"}, (1e-5, 20), (1e-5, 20)),
+    ],
+    ids=str,
+)
+def test_rate_and_epochs_follow_the_head_and_the_pairs(
+    changes: dict[str, Any], few: tuple[float, float], many: tuple[float, float]
+) -> None:
+    settings = TuneSettings("demo:minilm", **changes)
+    for pairs, expected in ((9_999, few), (10_000, many)):
+        chosen = settings.for_pairs(pairs)
+        assert (chosen.lr, chosen.epochs) == expected
+
+
+def test_kernel_head_needs_its_closed_form() -> None:
+    for changes in ({"closed_form": False}, {"mode": "uU"}):
+        with pytest.raises(UsageError, match="a kernel head starts in closed form"):
+            TuneSettings("demo:minilm", head="kernel", **changes)  # type: ignore[arg-type]
+    assert TuneSettings("scratch:tiny", head="kernel").has_kernel_head
 
 
 def test_settings_are_frozen_and_roundtrip() -> None:

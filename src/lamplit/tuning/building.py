@@ -60,6 +60,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
     for warning in split.warnings:
         logger.warning("%s", warning)
     train, held_out = split.train, split.held_out
+    settings = _fill_in(settings, len(train))
     center = None if settings.image_trains else store.center
     paths, zimg = store.column("path"), store.vectors(center)
     batches = Batches(train, paths, settings)
@@ -83,9 +84,10 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         text_side = EncodedTexts(text_tower, tokens, precision)
     else:
         text_side = ConstantTexts(text_tower, train.texts)
-    optimizer = build_optimizer(settings.optimizer, model, lr=settings.peak_lr, weight_decay=settings.weight_decay)
+    assert settings.lr is not None, "chosen for these pairs"
+    optimizer = build_optimizer(settings.optimizer, model, lr=settings.lr, weight_decay=settings.weight_decay)
     for group in optimizer.param_groups:
-        group |= {"rate": "lr", "peak": settings.peak_lr, "start": 0}
+        group |= {"rate": "lr", "peak": settings.lr, "start": 0}
     if settings.image_trains:
         assert image_tower is not None
         _require_images(paths, torch.cat([part.image_index for part in (train, held_out, split.test)]), settings.mode)
@@ -124,6 +126,17 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         text_side,
         report,
     )
+
+
+def _fill_in(settings: TuneSettings, pairs: int) -> TuneSettings:
+    """Choose what the user left open, and say so."""
+    chosen = settings.for_pairs(pairs)
+    if chosen.steps is None and chosen != settings:
+        head = "kernel" if settings.has_kernel_head else "linear"
+        logger.info(
+            "%g epochs at a learning rate of %g, for %d pairs and a %s head", chosen.epochs, chosen.lr, pairs, head
+        )
+    return chosen
 
 
 def _tuned_on(settings: TuneSettings) -> SplitRecord | None:

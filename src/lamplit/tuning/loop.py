@@ -151,7 +151,7 @@ class Run:
             raise TuneError(
                 f"the loss is {value} and the gradient's norm {norm} in step {step + 1}, at learning rate "
                 f"{rates['lr']:.1e} and logit scale {float(self.model.logit_multiplier.detach()):.1f}; nothing of this "
-                f"step was kept. Lower --lr (it peaks at {self.settings.peak_lr:.0e}) or give more --warmup-ratio, "
+                f"step was kept. Lower --lr (it peaks at {self.settings.lr:.0e}) or give more --warmup-ratio, "
                 "with another --out"
             )
         self.optimizer.step()
@@ -193,6 +193,12 @@ class Run:
         if self.test.texts:
             restore(self.model, self.out)  # the best checkpoint
             report.test = self._measure(self.test)
+        if state.start and state.best_step == 0:
+            logger.warning(
+                "no step made held-out recall better than the start, which is kept: its mean recall is %.3f, and %.3f "
+                "after the last step. With few pairs the closed form is often the best there is; more pairs would help",
+                state.best, state.last_metrics["mean_recall"],
+            )  # fmt: skip
         report.skipped = self.image_side.skipped
         if report.skipped:
             logger.warning("%s", self.image_side.skipped_note())
@@ -224,5 +230,5 @@ class Run:
                 "after %d steps the loss is %.2f; guessing among %d pairs gives ln(%d) = %.2f, so the text tower has "
                 "learnt nothing yet. Check that texts and images belong together (lamplit info STORE shows some), "
                 "then try a learning rate three times higher or lower than %.0e",
-                step + 1, mean, size, size, guessing, self.settings.peak_lr,
+                step + 1, mean, size, size, guessing, self.settings.lr,
             )  # fmt: skip

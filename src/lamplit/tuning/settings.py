@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError, kind_of
 
+MANY_PAIRS = 10_000  # from here on tuning gains much over the closed form, and a high learning rate is safe
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
 _TABLES = {"title", "source", "paper", "settings"}
@@ -39,12 +40,14 @@ class TuneSettings:
         loss: Contrastive loss: softmax as in the paper, or sigmoid as in SigLIP.
         optimizer: Optimizer: adamw, or adafactor as the paper uses it for large towers.
         lr: Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's),
-            1e-5 for a pre-trained text tower, and 1e-4 with LoRA.
+            1e-4 with LoRA, 1e-5 for a pre-trained text tower with a linear head; with a kernel head 2e-5, and 3e-4 from
+            10,000 pairs on.
         weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
             learning rate of 1e-3 is 0.1 here.
         batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
         epochs: Passes over the training pairs, rounded to whole steps: epochs times pairs divided by the batch size, at
-            least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next.
+            least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next. By default
+            20; with a kernel head 4, and 5 from 10,000 pairs on.
         steps: Number of steps; replaces the number of epochs.
         warmup_ratio: Fraction of the steps over which the learning rate rises.
         grad_clip: Largest norm of the gradient over all parameters that train; a larger gradient is scaled down.
@@ -77,8 +80,8 @@ class TuneSettings:
         UsageError: a setting has a value out of its range, or two settings contradict each other.
 
     Example:
-        >>> lamplit.TuneSettings("demo:minilm", mode="LU", epochs=5).peak_lr
-        1e-05
+        >>> lamplit.TuneSettings("demo:minilm", mode="LU", epochs=5).for_pairs(562).lr
+        2e-05
     """
 
     text_tower: str
@@ -89,7 +92,7 @@ class TuneSettings:
     lr: float | None = None
     weight_decay: float = 0.1
     batch_size: int = 1024
-    epochs: float = 20.0
+    epochs: float | None = None
     steps: int | None = None
     warmup_ratio: float = 0.1
     grad_clip: float = 1.0
@@ -134,7 +137,7 @@ class TuneSettings:
         self._check_types()
         ranges = {
             "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares pairs"),
-            "epochs": (self.epochs > 0, "more than 0"),
+            "epochs": (self.epochs is None or self.epochs > 0, "more than 0"),
             "steps": (self.steps is None or self.steps >= 1, "at least 1"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "between 0 and 1"),
             "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and less than 1"),
@@ -221,11 +224,19 @@ class TuneSettings:
         """Whether a text head that is new is a kernel head."""
         return self.head == "kernel" or (self.head == "auto" and self.starts_in_closed_form and self.pretrained_text)
 
-    @property
-    def peak_lr(self) -> float:
-        """Learning rate of all but the image tower, after warm-up."""
-        default = 1e-3 if not self.pretrained_text else 1e-5 if self.lora is None else 1e-4
-        return self.lr if self.lr is not None else default
+    def for_pairs(self, pairs: int) -> Self:
+        """Return these settings with an `lr` and `epochs` for a number of training pairs, where they were left open."""
+        has_many = pairs >= MANY_PAIRS
+        if not self.pretrained_text:
+            lr = 1e-3
+        elif self.lora is not None:
+            lr = 1e-4
+        else:
+            lr = 1e-5 if not self.has_kernel_head else 3e-4 if has_many else 2e-5
+        epochs = 20.0 if not self.has_kernel_head else 5.0 if has_many else 4.0
+        return replace(
+            self, lr=lr if self.lr is None else self.lr, epochs=epochs if self.epochs is None else self.epochs
+        )
 
     @property
     def peak_image_lr(self) -> float:

@@ -72,7 +72,7 @@ def fit_scale(model: LiT, zimg: Tensor, ztxt: Tensor, image_ids: Tensor, text_id
         place(point)
         return float(model_loss(model, zimg, ztxt, image_ids=image_ids, text_ids=text_ids))
 
-    begin = [float(model.log_scale), *([] if bias is None else [float(bias)])]
+    begin = [float(model.log_scale.detach()), *([] if bias is None else [float(bias.detach())])]
     place(minimize(loss, begin, method="Nelder-Mead", options={"xatol": 0.01, "fatol": 1e-5}).x)
 
 
