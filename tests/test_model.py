@@ -21,6 +21,7 @@ from lamplit.data.images import decode_image
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.model import FORMAT, LiT, as_model, load, merge_lora
+from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
 from lamplit.towers.texts.text_tower import open_text_tower
@@ -787,3 +788,28 @@ def test_pixels_that_are_normalised_are_refused(model: LiT, image_file: Path) ->
         model.encode_pixels(model.preprocess(image_file)[None])
     with pytest.raises(UsageError, match=r"expected uint8, \(B, 3, 160, 160\)"):
         model.encode_pixels(torch.zeros(3, 160, 160, dtype=torch.uint8))
+
+
+def test_text_tower_of_a_saved_model_is_opened_with_a_new_head(tmp_path: Path) -> None:
+    identity = TowerIdentity(
+        "made:up", "f" * 32, 8, Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), {"library": "timm"}
+    )
+    tower = open_text_tower("scratch:tiny", width=8, texts=["an owl", "a hat"])
+    for name, options in (("softmax", {}), ("sigmoid", {"logit_bias": -3.0})):
+        LiT(tower, identity, **options).save(tmp_path / name)  # type: ignore[arg-type]
+        again = open_text_tower(f"model:{tmp_path / name}", width=5, context_length=9)
+        assert again(again.tokenize(["an owl"])).shape == (1, 5)
+        assert again.spec == f"model:{tmp_path / name}"
+        assert (again.context_length, tower.context_length) == (9, 16)
+        for key, tensor in tower.encoder.state_dict().items():
+            assert torch.equal(tensor, again.encoder.state_dict()[key])
+    bare = open_text_tower(f"model:{tmp_path / 'softmax'}", width=5, pretrained=False)
+    assert not torch.equal(next(bare.encoder.parameters()), next(tower.encoder.parameters()))
+    LiT(None, identity).save(tmp_path / "none")
+    with pytest.raises(TowerError, match="none was saved without a text tower; give one that lamplit tune wrote"):
+        open_text_tower(f"model:{tmp_path / 'none'}", width=5)
+    with pytest.raises(TowerError, match=r"there is no folder .*nowhere; expected a folder that lamplit tune wrote"):
+        open_text_tower(f"model:{tmp_path / 'nowhere'}", width=5)
+    (tmp_path / "softmax" / "text_tower.safetensors").unlink()
+    with pytest.raises(TowerError, match="is missing: the model is not whole"):
+        open_text_tower(f"model:{tmp_path / 'softmax'}", width=5)

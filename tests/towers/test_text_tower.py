@@ -255,7 +255,7 @@ def test_damaged_folder(text_folder: Path, tmp_path: Path, name: str) -> None:
     "spec", ["bert", "hf:", "lit:", "scratch:", "scratch:colossal", "scratch:@wordpiece", "demo:bert", ""]
 )
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, lit:NAME, demo:minilm, scratch:tiny"):
+    with pytest.raises(UsageError, match="hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER, demo:minilm, scratch:tiny"):
         open_text_tower(spec, width=16)
 
 
