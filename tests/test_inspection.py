@@ -11,6 +11,7 @@ from lamplit.cli import tables
 from lamplit.cli.terminal import show
 from lamplit.errors import UsageError
 from lamplit.inspection import describe
+from lamplit.model import load
 from lamplit.store.lance_store import Store
 from lamplit.tuning.settings import TuneSettings
 
@@ -34,6 +35,7 @@ def test_model(model_path: Path, store: Store) -> None:
     assert found["fingerprint"] == store.tower.fingerprint
     assert found["text tower"].startswith("hf:")
     assert (found["width"], found["context length"], found["centred"]) == (64, 32, False)
+    assert (found["text head"], describe(load(model_path))["text head"]) == ("linear", "linear")
     assert found["files"] == "image_tower.safetensors, text_tower.safetensors"
     assert not [name for name in found if name.startswith("held-out")]
 

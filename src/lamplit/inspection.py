@@ -60,6 +60,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "image tower": image["spec"],
         **_fingerprint(TowerIdentity.from_dict(image)),
         "text tower": text["spec"] if text else "none",
+        "text head": _text_head(text.get("anchors")) if text else "none",
         "width": image["width"],
         "pooling": _pooling(image["config"].get("pool")),
         "context length": text["context_length"] if text else "none",
@@ -78,6 +79,7 @@ def _describe_open(model: LiT) -> dict[str, Any]:
         "image tower": model.identity.spec,
         **_fingerprint(model.identity),
         "text tower": "none" if text is None else text.spec,
+        "text head": "none" if text is None else _text_head(getattr(text.head, "anchors", None)),
         "width": model.width,
         "pooling": _pooling(model.identity.config.get("pool")),
         "context length": "none" if text is None else text.context_length,
@@ -85,6 +87,10 @@ def _describe_open(model: LiT) -> dict[str, Any]:
         **_tuned_on(model.tuned_on),
         "device": str(model.device),
     }
+
+
+def _text_head(anchors: int | None) -> str:
+    return "linear" if anchors is None else f"kernel, {anchors:,} known texts"
 
 
 def _describe_published(published: Published) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file, save_model
 
 import lamplit
 from lamplit.errors import StoreError, TuneError, UsageError
+from lamplit.inspection import describe
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
 from lamplit.store.embedding import embed
@@ -124,7 +125,9 @@ def test_kernel_head_is_saved_and_goes_on(words_path: Path, made: Settings, tmp_
     assert report.start["image_to_text/recall@1"] > 10 / 72
     model = lamplit.load(tmp_path / "run")
     assert isinstance(model.text_tower.head, KernelHead)
-    assert model.text_tower.head.anchors == len({text for row in Store(words_path).texts() for text in row}) - 72
+    anchors = model.text_tower.head.anchors
+    assert anchors == len({text for row in Store(words_path).texts() for text in row}) - 72
+    assert describe(model)["text head"] == describe(tmp_path / "run")["text head"] == f"kernel, {anchors} known texts"
     assert report.trains["text head"]["state"] == "trains"
     base = model.tuned_on
     assert base is not None
