@@ -194,7 +194,7 @@ class Run:
             restore(self.model, self.out)  # the best checkpoint
             report.test = self._measure(self.test)
         if state.start and state.best_step == 0:
-            logger.warning(
+            logger.info(
                 "no step made held-out recall better than the start, which is kept: its mean recall is %.3f, and %.3f "
                 "after the last step. With few pairs the closed form is often the best there is; more pairs would help",
                 state.best, state.last_metrics["mean_recall"],
