@@ -16,7 +16,7 @@ CATALOG = {
     "stamps": "701 images of things, captions in 78 languages (Tux Paint; GPL-2)",
     "openclipart": "3,200 drawings with titles and keywords (Open Clip Art; public domain)",
     "emoji": "1,911 emoji drawn by two vendors, with names (MIT; drawings Apache-2.0 and CC-BY-4.0)",
-    "icons": "39,800 icons of 29 sets in colour, or any of 236 sets, with names (Iconify; each set has its licence)",
+    "icons": "39,809 icons of 29 sets in colour, or any sets of Iconify, with names (each set has its licence)",
     "fashion-mnist": "70,000 grey images in 10 classes, without captions (Zalando; MIT)",
 }
 _MAKERS: dict[str, Callable[[Path, Path], None]] = {

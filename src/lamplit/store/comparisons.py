@@ -76,10 +76,9 @@ def compared(column: Column, operator: str, other: Column | Literal) -> str:
 
 def one_of(column: Column, values: Sequence[Literal], *, negated: bool) -> str:
     """Ask whether a column has one of some values, or none of them."""
-    written = [_value(column, each) for each in values]
     if pa.types.is_integer(column.type):  # a number that no such column holds is equal to none
-        written = [_value(column, each) for each in values if _fits(each.value, column.type)]
-    sql = f"{column.sql} IN ({', '.join(written)})" if written else _never(column)
+        values = [each for each in values if _fits(each.value, column.type)]
+    sql = f"{column.sql} IN ({', '.join(_value(column, each) for each in values)})" if values else _never(column)
     # Two negated lists that share no value are simplified to TRUE, even where there is no value.
     return f"({column.sql} IS NOT NULL AND NOT ({sql}))" if negated else sql
 

@@ -37,6 +37,23 @@ _ROWS = 4096  # of a kernel matrix at once
 _JITTER = 1e-6  # of its diagonal: equal texts make it singular
 
 
+def sample_pairs(text_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the pairs that a head is fitted to, before anything of their texts is computed.
+
+    Args:
+        text_index: the text of each pair, (N,).
+
+    Returns:
+        (n,) indices of all pairs or of MAX_PAIRS at random; (m,) indices of their distinct texts; and the place among
+        these of the text of each chosen pair, (n,).
+    """
+    rows = torch.arange(len(text_index))
+    if len(rows) > MAX_PAIRS:
+        rows = torch.randperm(len(rows))[:MAX_PAIRS]
+    used, place = torch.unique(text_index[rows], return_inverse=True)
+    return rows, used, place
+
+
 @dataclass(frozen=True)
 class _Known:
     """R pairs of a text and a vector: features (R, H), targets (R, D) and weights (R,)."""
@@ -80,9 +97,6 @@ class ClosedForm:
             zimg: unit vectors of the images, (N, D).
             text_index: the text of each, (N,).
         """
-        if len(zimg) > MAX_PAIRS:
-            chosen = torch.randperm(len(zimg))[:MAX_PAIRS]
-            zimg, text_index = zimg[chosen], text_index[chosen]
         zimg = zimg.to(self._features.device)
         common = zimg.mean(0)
         targets = F.normalize(_whiten(zimg - common), dim=-1)
@@ -110,7 +124,9 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
         class_head: the image tower's classifier, or None.
     """
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    ClosedForm(text_tower, list(place), class_head).fit(zimg, torch.tensor([place[text] for text in texts]))
+    rows, used, text_index = sample_pairs(torch.tensor([place[text] for text in texts]))
+    distinct = list(place)
+    ClosedForm(text_tower, [distinct[i] for i in used.tolist()], class_head).fit(zimg[rows], text_index)
 
 
 def _fit_linear(head: nn.Linear, known: Sequence[_Known], direction: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError, kind_of
 
-MANY_PAIRS = 10_000  # from here on tuning gains much over the closed form, and a high learning rate is safe
+MANY_PAIRS = 10_000  # tuning gains nothing at 2,600 pairs and much at 28,000; in between nothing was measured
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
 _TABLES = {"title", "source", "paper", "settings"}

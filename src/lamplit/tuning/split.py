@@ -243,8 +243,8 @@ def _by_caption(
     known = np.unique(text[seen])
     order = order.copy()
     order[known] = np.iinfo(np.uint64).max
-    wanted = [min(each, (len(order) - len(known)) // len(wanted)) for each in wanted] if len(known) else wanted
-    held_out, both = _lowest(order, wanted[0]), _lowest(order, sum(wanted))
+    most = len(order) - len(known)
+    held_out, both = _lowest(order, min(wanted[0], most)), _lowest(order, min(sum(wanted), most))
     parts = (held_out.astype(np.int64) + 2 * (both & ~held_out))[text]
     taken = np.zeros(int(image.max()) + 1, np.int64)  # the part of each image
     for number in (2, 1):  # an image of both is held out
