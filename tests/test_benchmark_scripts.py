@@ -86,3 +86,12 @@ def test_search(tmp_path):
 def test_start(tmp_path):
     [figures] = run("start", tmp_path)
     check_sides(figures, 2)
+
+
+def test_plan(tmp_path):
+    [stamps] = run("plan", tmp_path)
+    [turn] = stamps["turns"]
+    assert turn["said"]["vectors"] == turn["took"]["vectors"]
+    # The header of the file comes on top, and a few anchors that the held-out captions do not have.
+    assert 0.99 < turn["said"]["text tower"] / turn["took"]["text tower"] < 1.01
+    assert turn["said"]["tune s"] > 0

@@ -20,7 +20,7 @@ FLOORS = [
     {"store"},
     {"model"},
     {"retrieval", "zeroshot", "tuning", "exports", "inspection"},
-    {"evaluation", "app"},
+    {"evaluation", "app", "planning"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lamplit.metrics.ranking import ClassScore
     from lamplit.metrics.results import Measure, Result
     from lamplit.model import LiT, load, merge_lora
+    from lamplit.planning import Plan, Stage, plan
     from lamplit.retrieval.contact_sheet import contact_sheet
     from lamplit.retrieval.indexing import IndexReport, build_index
     from lamplit.retrieval.searcher import Hit, Searcher, search
@@ -81,12 +82,14 @@ _HOMES = {
     "Pair": "data.pairs",
     "Pairs": "data.pairs",
     "PairsError": "errors",
+    "Plan": "planning",
     "Prediction": "zeroshot.classifier",
     "Preprocessing": "data.preprocessing",
     "Report": "evaluation.report.writing",
     "Result": "metrics.results",
     "Searcher": "retrieval.searcher",
     "Skipped": "data.skipped",
+    "Stage": "planning",
     "Store": "store.lance_store",
     "StoreError": "errors",
     "TextTower": "towers.texts.text_tower",
@@ -117,6 +120,7 @@ _HOMES = {
     "merge_lora": "model",
     "open_image_tower": "towers.images.image_tower",
     "open_text_tower": "towers.texts.text_tower",
+    "plan": "planning",
     "read_pairs": "data.pairs",
     "read_recipe": "tuning.settings",
     "run_benchmarks": "evaluation.benchmarks",
@@ -152,12 +156,14 @@ __all__ = [
     "Pair",
     "Pairs",
     "PairsError",
+    "Plan",
     "Prediction",
     "Preprocessing",
     "Report",
     "Result",
     "Searcher",
     "Skipped",
+    "Stage",
     "Store",
     "StoreError",
     "TextTower",
@@ -189,6 +195,7 @@ __all__ = [
     "merge_lora",
     "open_image_tower",
     "open_text_tower",
+    "plan",
     "read_pairs",
     "read_recipe",
     "run_benchmarks",

@@ -49,6 +49,7 @@ def _options(
 data_app.command("get")(storing.data_get)
 app.command()(storing.embed)
 app.command("import")(storing.import_)
+app.command()(training.plan)
 app.command()(training.tune)
 app.command()(classifying.classes)
 app.command()(classifying.classify)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lamplit.evaluation.report.writing import Report
     from lamplit.exports.export_report import ExportReport
     from lamplit.metrics.results import Result
+    from lamplit.planning import Plan
     from lamplit.retrieval.searcher import Hit
     from lamplit.store.duplicates import DuplicateGroup
     from lamplit.tuning.comparison import Comparison
@@ -78,6 +79,42 @@ def items(found: Sequence[Any], labels: Mapping[str, str] | None = None, title: 
 def tune_report(report: TuneReport) -> list[Table]:
     """Show what trains, the held-out recall before, at its best and at the end, and the run."""
     return [what_trains(report.trains), recall_table(report), *_test_table(report), *record(report)]
+
+
+def plan(found: Plan) -> list[Table]:
+    """Show what embedding and tuning will cost: time by what it is spent on, and bytes by what they are."""
+    tables = []
+    for name, stage in (("embed", found.embed), ("tune", found.tune)):
+        table = _table("", "cost", title=f"lamplit {name}")
+        for part, seconds in stage.parts.items():
+            _add_row(table, f"time: {part}", _duration(seconds))
+        _add_row(table, "time in all", _duration(stage.seconds))
+        for file, size in stage.disk.items():
+            _add_row(table, f"disk: {file}", _size(size))
+        _add_row(table, "memory: weights and what trains them", _size(stage.memory))
+        tables.append(table)
+    counted = {name: getattr(found, name) for name in ("images", "pairs", "captions", "backend", "steps", "dollars")}
+    return [*record(counted), *tables, *([_noted(found.notes)] if found.notes else [])]
+
+
+def _noted(notes: Sequence[str]) -> Table:
+    table = _table("not measured")
+    for note in notes:
+        _add_row(table, note)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    """Write a time in the unit that a person would take."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: int) -> str:
+    """Write a number of bytes as it is, and in the unit that a person would take."""
+    power = min(max(len(str(count)) - 1, 0) // 3, 4)
+    return f"{count:,} bytes" + (f" ({count / 1000**power:.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]})" if power else "")
 
 
 def what_trains(parts: dict[str, dict[str, float | str]]) -> Table:

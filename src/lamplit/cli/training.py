@@ -1,4 +1,4 @@
-"""The commands that make models: `lamplit tune`, `compare`, `merge`, `export`."""
+"""The commands that make models: `lamplit tune`, `compare`, `merge`, `export`; and `plan`, which tells the cost."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from lamplit.cli.settings_options import with_settings
 from lamplit.cli.terminal import (
     AsJson,
     Device,
+    ImageColumn,
+    TextColumns,
     default_workers,
     print_line,
     show,
@@ -77,6 +79,40 @@ def compare(
         device=device, workers=default_workers() if workers is None else workers, progress=True,
     )  # fmt: skip
     show(result, tables.comparison, as_json)
+
+
+@with_settings(TuneSettings, "Settings of the run", but=("text_column",))
+def plan(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="The pairs, as lamplit embed takes them.")],
+    image_tower: Annotated[str, typer.Option(help="Image tower, as lamplit embed takes it.")],
+    image_tower_weights: Annotated[
+        str | None, typer.Option(help="Weights file of the image tower, or 'random'; by default its library's.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="How the image tower pools, as lamplit embed takes it.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumns = None,
+    split: Annotated[str | None, typer.Option(help="Split of the source to read, or 'all'; by default train.")] = None,
+    dollars_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of this machine, to tell what both runs cost.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of processes that decode images; by default half of the cores, at most 8."),
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    **given: Any,
+) -> None:
+    """Tell time, disk and memory of embed and tune before they run, by a pass of some seconds on this machine."""
+    if "text_tower" not in given:
+        raise UsageError("no text tower: give --text-tower hf:NAME_OR_FOLDER")
+    found = lamplit.plan(
+        source, TuneSettings(**given), image_tower=image_tower, image_tower_weights=image_tower_weights, pool=pool,
+        image_column=image_column, text_column=text_column, split=split, dollars_per_hour=dollars_per_hour,
+        workers=default_workers() if workers is None else workers, device=device,
+    )  # fmt: skip
+    show(found, tables.plan, as_json)
 
 
 def merge(

@@ -76,11 +76,14 @@ class ClosedForm:
         text_tower: the tower; its encoder does not change. A kernel head has as many anchors as `count_anchors` says.
         texts: M distinct texts.
         class_head: the image tower's classifier, or None.
+
+    Attributes:
+        features: of the texts, before the head, (M, H).
     """
 
     def __init__(self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None) -> None:
         self._head = text_tower.head
-        self._features = text_features(text_tower, texts)
+        self.features = text_features(text_tower, texts)
         self._classes: list[_Known] = []
         if class_head is not None:
             names = [(text, c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
@@ -97,10 +100,10 @@ class ClosedForm:
             zimg: unit vectors of the images, (N, D).
             text_index: the text of each, (N,).
         """
-        zimg = zimg.to(self._features.device)
+        zimg = zimg.to(self.features.device)
         common = zimg.mean(0)
         targets = F.normalize(_whiten(zimg - common), dim=-1)
-        pairs = _Known(self._features[text_index.to(zimg.device)], targets, zimg.new_full((len(zimg),), PAIR_WEIGHT))
+        pairs = _Known(self.features[text_index.to(zimg.device)], targets, zimg.new_full((len(zimg),), PAIR_WEIGHT))
         # The direction that all images share tells none of them from another; a text along it would match them all.
         direction = F.normalize(common, dim=0)
         if isinstance(self._head, KernelHead):
@@ -111,7 +114,7 @@ class ClosedForm:
     @torch.no_grad()
     def ztxt(self, text_index: Tensor) -> Tensor:
         """Return the (n, D) unit vectors that the head gives (n,) texts now."""
-        return F.normalize(self._head(self._features[text_index.to(self._features.device)]), dim=-1)
+        return F.normalize(self._head(self.features[text_index.to(self.features.device)]), dim=-1)
 
 
 def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_head: ClassHead | None) -> None:

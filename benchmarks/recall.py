@@ -1,0 +1,221 @@
+"""What tuning adds to its start, at the defaults and with the demo towers: no option but data, towers and the seed.
+
+    python benchmarks/recall.py [ROW ...] [--folder runs/recall] [--turns SPLITS] [--quick]
+
+Each row is one question; the default is all of them (hours on two cores; `--folder` keeps what is done, and the next
+call goes on). Every split holds out a fifth of the distinct captions by another seed. "Start" is the model before the
+first step, "last" the one after the last step, "kept" the checkpoint that `tune` saves; it is chosen by these same
+captions, so it is a little too good where the captions are few. A row of its own test has other pictures there, and no
+such choice: the sets of icons that were held out, another vendor's emoji, Fashion-MNIST. The gain is the mean over the
+splits of last (or tuned) less start, with the deviation of that difference.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.table import Table
+from timing import console, filled, finish, parser
+
+import lamplit
+
+IMAGE_TOWER, TEXT_TOWER = "demo:efficientnet-lite0", "demo:minilm"
+# Sets whose hands drew no other set that is tuned on, and the further sets of these hands, which are left out.
+OTHER_HANDS = ("openmoji", "fluent-emoji-flat", "icon-park", "glyphs-poly", "flat-color-icons")
+SAME_HANDS = ("fluent-color",)
+NOTHING = {"steps": 1, "lr": 1e-12}  # a step too small to change what the start gives
+RECALLS = ("image_to_text/recall@1", "image_to_text/recall@5", "text_to_image/recall@1", "mean_recall")
+Scores = dict[str, dict[str, float]]  # by model: start, last, kept or tuned; and chance
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("row", nargs="*", help=f"out of {', '.join(ROWS)}; all by default")
+    options.add_argument("--folder", type=Path, default=Path("runs/recall"), help="stores, runs and figures")
+    options = filled(options.parse_args())
+    if unknown := set(options.row) - set(ROWS):
+        raise SystemExit(f"error: there is no row {', '.join(sorted(unknown))}; there are: {', '.join(ROWS)}")
+    bench = Bench(options.folder, options.quick)
+    figures = []
+    for name in options.row or (["stamps"] if options.quick else ROWS):
+        splits = list(bench.splits(name, ROWS[name], options.turns))
+        show(name, splits)
+        figures.append({"title": name, "splits": splits})
+    finish(options, figures)
+
+
+def show(name: str, splits: Sequence[Scores]) -> None:
+    """Print mean and deviation over the splits, of each model and measure."""
+    measures = list(splits[0]["start"])
+    table = Table("", *measures, title=f"{name}: mean and deviation over {len(splits)} splits")
+    for model in splits[0]:
+        table.add_row(model, *(spread([split[model].get(measure) for split in splits]) for measure in measures))
+    after = "last" if "last" in splits[0] else "tuned"
+    gains = [[split[after][measure] - split["start"][measure] for split in splits] for measure in measures]
+    table.add_row("gain", *map(spread, gains))
+    console.print(table)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{mean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder of stores and runs; `quick` takes one step instead of all."""
+
+    folder: Path
+    quick: bool
+
+    def splits(self, name: str, row: Callable[[Bench, int], Scores], seeds: int) -> Iterator[Scores]:
+        """Yield the figures of each split, from its file if it is done."""
+        for seed in range(seeds):
+            file = self.folder / f"{name}-{seed}.json"
+            if not file.is_file():
+                figures = row(self, seed)
+                file.write_text(json.dumps(figures, indent=1) + "\n")
+            yield json.loads(file.read_text())
+
+    def store(self, *names: str) -> Path:
+        """Embed data sets of the catalogue into one store."""
+        store = self.folder / f"{'+'.join(names)}.lance"
+        for name in names:
+            pairs = lamplit.fetch(name, **({"workers": 1, "progress": True} if name == "icons" else {}))
+            lamplit.embed(pairs, store, image_tower=IMAGE_TOWER, progress=True)
+        return store
+
+    def part(self, store: Path, name: str, keep: Callable[[dict[str, Any]], bool]) -> Path:
+        """Copy a store, and delete the rows that are not to be kept."""
+        out = self.folder / f"{name}.lance"
+        if not out.exists():
+            shutil.copytree(store, out)
+        copy = lamplit.Store(out)
+        copy.delete([row["id"] for row in copy.rows() if not keep(row)])
+        return out
+
+    def unclassified(self, store: Path) -> Path:
+        """Make a store of the same vectors, without the tower that made them and so without its classifier."""
+        out = self.folder / f"{store.stem}-vectors.lance"
+        if not out.exists():
+            vectors = self.folder / f"{store.stem}-vectors"
+            if not vectors.exists():
+                lamplit.export_vectors(store, vectors)
+            lamplit.import_vectors(vectors, out, image_tower="vectors of EfficientNet-Lite0")
+        return out
+
+    def tune(self, store: Path, name: str, seed: int = 0, text_tower: str = TEXT_TOWER, **given: Any) -> Any:
+        """Tune at the defaults, or go on where such a run was stopped; return its report."""
+        given |= {"steps": 1} if self.quick else {}
+        settings = lamplit.TuneSettings(text_tower, seed=seed, **given)
+        return lamplit.tune(store, self.folder / f"{name}-{seed}", settings, progress=True)
+
+    def held_out(self, store: Path, name: str, seed: int, text_tower: str = TEXT_TOWER) -> Scores:
+        """Tune, and return recall on the captions that were held out."""
+        report = self.tune(store, name, seed, text_tower)
+        models = {"start": report.start, "last": report.last, "kept": report.best}
+        scores = {model: {measure: found[measure] for measure in RECALLS} for model, found in models.items()}
+        return scores | {"chance": {RECALLS[0]: 1 / report.held_out_captions, RECALLS[1]: 5 / report.held_out_captions}}
+
+    def start_and_tuned(self, store: Path, name: str, seed: int, measure: Callable[[str], dict[str, float]]) -> Scores:
+        """Tune, and measure the start and the tuned model elsewhere."""
+        scores = {}
+        for model, given in {"start": NOTHING, "tuned": {}}.items():
+            run = f"{name}-{model}"
+            self.tune(store, run, seed, **given)
+            scores[model] = measure(str(self.folder / f"{run}-{seed}"))
+        return scores
+
+
+def retrieval(store: Path) -> Callable[[str], dict[str, float]]:
+    """Measure a model's recall on all pairs of a store."""
+
+    def measure(model: str) -> dict[str, float]:
+        metrics = lamplit.evaluate(model, store, split="all")[0].metrics
+        recalls = [measure.value for name, measure in metrics.items() if "recall@" in name]
+        return {name: metrics[name].value for name in RECALLS[:-1]} | {RECALLS[-1]: mean(recalls)}
+
+    return measure
+
+
+def stamps(bench: Bench, seed: int) -> Scores:
+    return bench.held_out(bench.store("stamps"), "stamps", seed)
+
+
+def clip_art(bench: Bench, seed: int) -> Scores:
+    return bench.held_out(bench.store("openclipart"), "openclipart", seed)
+
+
+def icons(bench: Bench, seed: int) -> Scores:
+    return bench.held_out(bench.store("icons"), "icons", seed)
+
+
+def carried(bench: Bench, seed: int) -> Scores:
+    """The stamps, by a text tower that was tuned on icons and clip art."""
+    bench.tune(bench.store("icons", "openclipart"), "base")
+    return bench.held_out(bench.store("stamps"), "stamps-carried", seed, f"model:{bench.folder / 'base-0'}")
+
+
+def other_sets(bench: Bench, seed: int) -> Scores:
+    """Icons of hands that drew none of those that are tuned on; a set for each seed."""
+    held_out = OTHER_HANDS[seed]
+    store = bench.store("icons")
+    rest = bench.part(store, "icons-rest", lambda row: row["set"] not in (*OTHER_HANDS, *SAME_HANDS))
+    test = bench.part(store, f"icons-{held_out}", lambda row: row["set"] == held_out)
+    runs = {"start": NOTHING, "tuned": {}}  # of all five sets
+    for model, given in runs.items():
+        bench.tune(rest, f"icons-rest-{model}", **given)
+    return {model: retrieval(test)(str(bench.folder / f"icons-rest-{model}-0")) for model in runs}
+
+
+def other_vendor(bench: Bench, seed: int) -> Scores:
+    """Emoji of one vendor, by the names of another's."""
+    store = bench.store("emoji")
+    mine = bench.part(store, "emoji-google", lambda row: row["vendor"] == "google")
+    theirs = bench.part(store, "emoji-twitter", lambda row: row["vendor"] == "twitter")
+    return bench.start_and_tuned(mine, "emoji-google", seed, retrieval(theirs))
+
+
+def stamps_unclassified(bench: Bench, seed: int) -> Scores:
+    return bench.held_out(bench.unclassified(bench.store("stamps")), "stamps-unclassified", seed)
+
+
+def icons_unclassified(bench: Bench, seed: int) -> Scores:
+    return bench.held_out(bench.unclassified(bench.store("icons")), "icons-unclassified", seed)
+
+
+def fashion_mnist(bench: Bench, seed: int) -> Scores:
+    """Ten class names, read by a model of stamps, clip art and icons; the test's images."""
+    store = bench.part(bench.store("fashion-mnist"), "fashion-mnist-test", lambda row: row["split"] == "test")
+
+    def measure(model: str) -> dict[str, float]:
+        found = lamplit.evaluate(model, store, label_column="label", templates="big_vision-8")
+        return {"accuracy@1": found[-1].metrics["accuracy@1"].value}
+
+    return bench.start_and_tuned(bench.store("stamps", "openclipart", "icons"), "all", seed, measure)
+
+
+ROWS = {
+    "stamps": stamps,
+    "stamps-carried": carried,
+    "openclipart": clip_art,
+    "icons": icons,
+    "icons-other-sets": other_sets,
+    "emoji-other-vendor": other_vendor,
+    "stamps-unclassified": stamps_unclassified,
+    "icons-unclassified": icons_unclassified,
+    "fashion-mnist": fashion_mnist,
+}
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

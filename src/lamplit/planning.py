@@ -1,0 +1,360 @@
+"""What embedding and tuning will cost, before they run: bytes are counted, and times come from a pass of some seconds.
+
+The pass does what the runs do, on this machine: it embeds a sample of the images into a store that is thrown away, and
+takes two steps with a sample of the texts. A locked image tower's vectors have no influence on the time of a step, so
+random ones stand for them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamplit.data.pairs import Pair, Pairs, read_pairs
+from lamplit.errors import UsageError
+from lamplit.losses.contrastive import softmax_loss
+from lamplit.metrics.ranking import retrieval_metrics
+from lamplit.store.embedding import embed
+from lamplit.towers.devices import pick_device
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
+from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.text_tower import TextTower, open_text_tower
+from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
+from lamplit.tuning.large_batch import backward_in_chunks, cut_texts
+from lamplit.tuning.optimizers import build_optimizer
+from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.split import MAX_HELD_OUT
+
+SECONDS = 4.0  # that the pass takes for each thing it measures, about
+SAMPLE = 512  # images of the source that may be embedded
+TEXTS = 8192  # of the source that may be encoded
+STEP = 1024  # pairs of a measured step; larger batches cost in proportion, the loss apart
+_HALF, _FLOAT, _ADAM = 2, 4, 16  # bytes of a number; of a parameter that trains with its gradient and two moments
+Item = TypeVar("Item")
+
+
+@dataclass
+class Stage:
+    """What a command will cost.
+
+    Attributes:
+        seconds: how long it takes.
+        parts: these seconds by what they are spent on.
+        disk: bytes of files that are large by their number of images or parameters, by name.
+        memory: bytes that the model takes in the run; what a batch needs comes on top and is chosen to fit.
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    disk: dict[str, int]
+    memory: int
+
+
+@dataclass
+class Plan:
+    """What embedding and tuning will cost; `lamplit plan` prints it.
+
+    Attributes:
+        source: what was read.
+        images: number of images.
+        pairs: number of pairs of an image and a text.
+        captions: number of distinct texts.
+        backend: what will run the image tower.
+        steps: number of steps of the tuning.
+        embed: cost of `lamplit embed`.
+        tune: cost of `lamplit tune`.
+        dollars: of both, at the price that was given; None without one.
+        notes: what was not measured, a sentence each.
+    """
+
+    source: str
+    images: int
+    pairs: int
+    captions: int
+    backend: str
+    steps: int
+    embed: Stage
+    tune: Stage
+    dollars: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(
+    source: str | Path,
+    settings: TuneSettings,
+    *,
+    image_tower: str | ImageTower,
+    image_tower_weights: str | Path | None = None,
+    pool: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    split: str | None = None,
+    dollars_per_hour: float | None = None,
+    workers: int = 0,
+    device: str | None = None,
+) -> Plan:
+    """Tell how long `embed` and `tune` will take with these pairs and towers, and how large their files will be.
+
+    All pairs are read, but no more than some hundred images are opened. Nothing is kept, but what ONNX Runtime needs.
+
+    On the command line: `lamplit plan`.
+
+    Args:
+        source: anything `read_pairs` reads.
+        settings: of the tuning; the image tower must be locked.
+        image_tower: what `open_image_tower` opens, or an open tower; it is locked, and moved to the device.
+        image_tower_weights: weights file for the tower, or `"random"`.
+        pool: `cls`, `mean`, `map` or `cls+mean`, for a tower to be opened; by default its library's own pooling.
+        image_column: column with the images; by default found by its name.
+        text_column: column (or columns, with commas between) with the texts; by default found by its name.
+        split: which split of the source to read, as `embed` takes it.
+        dollars_per_hour: price of this machine.
+        workers: processes that will decode images.
+        device: torch device of both runs; by default the accelerator, if there is one.
+
+    Raises:
+        PairsError: the source cannot be read.
+        TowerError: a tower cannot be opened.
+        StoreError: none of the sampled images can be embedded.
+        UsageError: there are fewer than two pairs, or the image tower is to be tuned.
+
+    Example:
+        >>> settings = lamplit.TuneSettings("demo:minilm")
+        >>> lamplit.plan("photos.csv", settings, image_tower="demo:efficientnet-lite0").images
+        1200
+    """
+    if settings.image_trains:
+        raise UsageError(f"a plan is for a locked image tower, and in mode {settings.mode} it trains; leave --mode out")
+    chosen = pick_device(device)
+    pairs = read_pairs(source, image_column=image_column, text_column=text_column, split=split)
+    began = time.perf_counter()
+    census = _Census.take(pairs)
+    reading = time.perf_counter() - began
+    if census.pairs < 2:
+        raise UsageError(f"{source} has {census.pairs} pairs of an image and a text; tuning compares pairs, so give 2")
+    if isinstance(image_tower, ImageTower):
+        opening, tower = 0.0, image_tower
+    else:
+        opening, tower = _timed(lambda: open_image_tower(image_tower, weights=image_tower_weights, pool=pool))
+    backend, starting, an_image = _time_embedding(pairs, census, tower, workers, chosen)
+    embedding = {"opening": opening, "reading": reading, "starting": starting, "images": an_image * census.images}
+    vectors = census.images * tower.width
+    embed_stage = Stage(
+        sum(embedding.values()), embedding,
+        {"vectors": _HALF * vectors, "search (from 20,000 images on)": _HALF * vectors + vectors // 4},
+        _bytes(tower),
+    )  # fmt: skip
+    tune_stage, steps = _plan_tuning(census, settings, tower, chosen)
+    total = embed_stage.seconds + tune_stage.seconds
+    return Plan(
+        str(source), census.images, census.pairs, census.captions, backend, steps, embed_stage, tune_stage,
+        None if dollars_per_hour is None else round(total / 3600 * dollars_per_hour, 2),
+        _notes(census, tower, chosen),
+    )  # fmt: skip
+
+
+@dataclass
+class _Census:
+    """What a source holds: counts, and samples of its images and texts, each with the same chance."""
+
+    images: int = 0
+    pairs: int = 0
+    captions: int = 0
+    sample: list[Pair] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    @classmethod
+    def take(cls, pairs: Pairs) -> _Census:
+        census, hashes = cls(), array("q")
+        chance = random.Random(0)  # noqa: S311 (nothing secret)
+        for pair in pairs:
+            census.images += 1
+            _keep(census.sample, pair, census.images, SAMPLE, chance)
+            for text in pair.texts:
+                census.pairs += 1
+                hashes.append(hash(text))
+                _keep(census.texts, text, census.pairs, TEXTS, chance)
+        census.captions = len(np.unique(np.frombuffer(hashes, np.int64)))
+        return census
+
+
+def _keep(sample: list[Item], item: Item, number: int, size: int, chance: random.Random) -> None:
+    """Keep item `number` of a stream with the chance size / number, in the place of another (Vitter's algorithm R)."""
+    if len(sample) < size:
+        sample.append(item)
+    elif (place := chance.randrange(number)) < size:
+        sample[place] = item
+
+
+def _time_embedding(
+    pairs: Pairs, census: _Census, tower: ImageTower, workers: int, device: torch.device
+) -> tuple[str, float, float]:
+    """Return the backend, the seconds until it runs, and the seconds an image, from runs over three samples."""
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = iter(range(3))
+
+        def run(sample: list[Pair], backend: str, count: int) -> tuple[float, str]:
+            part = replace(pairs, count=count, read=lambda: iter(sample))
+            report = embed(
+                part, Path(folder) / f"{next(numbers)}.lance", image_tower=tower, backend=backend,  # type: ignore[arg-type]
+                workers=workers, device=device,
+            )  # fmt: skip
+            return report.seconds, report.backend
+
+        few = census.sample[:32]
+        _, backend = run(few, "auto", census.images)  # as many as there are decide which backend pays
+        second, _ = run(few, backend, len(few))
+        many = census.sample[: max(len(few) + 1, min(SAMPLE, round(len(few) * SECONDS / second)))]
+        if len(many) <= len(few):
+            return backend, 0.0, second / len(few)
+        third, _ = run(many, backend, len(many))
+        an_image = max(third - second, 0.0) / (len(many) - len(few))
+        return backend, max(second - an_image * len(few), 0.0), an_image
+
+
+def _plan_tuning(
+    census: _Census, settings: TuneSettings, image_tower: ImageTower, device: torch.device
+) -> tuple[Stage, int]:
+    rest = 1 - settings.val_fraction - settings.test_fraction
+    training = max(2, round(census.pairs * rest))
+    settings = settings.for_pairs(training)
+    assert settings.epochs is not None
+    batch = min(settings.batch_size, training)
+    steps = settings.steps or max(1, round(settings.epochs * training / batch))
+    evaluations = min(steps, settings.num_evals) + (1 if settings.val_fraction else 0)
+    opening, tower = _timed(lambda: _open_text_tower(settings, census.texts, image_tower, device))
+    tokenizing, tokens = _timed(lambda: tower.tokenize(census.texts))
+    a_text = _time_texts(tower, census.texts)
+    captions = round(census.captions * rest)
+    names = sum(map(len, image_tower.class_head.texts)) if image_tower.class_head is not None else 0
+    parts = {
+        "opening": opening,
+        "tokens": tokenizing / len(tokens) * captions,
+        "closed form": 0.0,
+        "steps": steps * _time_step(tower, tokens, batch, settings, device),
+        "evaluations": evaluations * _time_evaluation(census, settings, image_tower.width, a_text),
+    }
+    if settings.starts_in_closed_form and tower.trained_scale is None:
+        fitted = min(captions, MAX_PAIRS)
+        parts["closed form"] = a_text * (fitted + names) + _time_fit(tower, min(training, MAX_PAIRS), fitted)
+    trained = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
+    disk = {
+        "text tower": _bytes(tower),
+        "image tower": _bytes(image_tower),
+        "checkpoint": (_ADAM - _FLOAT) * trained,
+    }
+    memory = (_ADAM - _FLOAT) * trained + _bytes(tower) + _bytes(image_tower)
+    return Stage(sum(parts.values()), parts, disk, memory), steps
+
+
+def _open_text_tower(
+    settings: TuneSettings, texts: list[str], image_tower: ImageTower, device: torch.device
+) -> TextTower:
+    texts = texts[: max(2, round(len(texts) * (1 - settings.val_fraction - settings.test_fraction)))]  # as tune takes
+    tower = open_text_tower(
+        settings.text_tower, width=image_tower.width, texts=texts, context_length=settings.context_length,
+        pretrained=settings.pretrained_text,
+    )  # fmt: skip
+    if settings.lora is not None:
+        tower.add_lora(settings.lora)
+    if settings.has_kernel_head and tower.trained_scale is None:
+        tower.head = KernelHead(tower.head.in_features, image_tower.width, count_anchors(texts, image_tower.class_head))
+    if not settings.text_trains:
+        tower.encoder.requires_grad_(False)
+    return tower.to(device)
+
+
+def _time_texts(tower: TextTower, texts: list[str]) -> float:
+    """Return the seconds that a text takes in a forward pass, by as many as fit into the time."""
+    sample = texts[:256]
+    ClosedForm(tower, sample[:16], None)  # warms up
+    seconds, _ = _timed(lambda: ClosedForm(tower, sample, None))
+    more = texts[: min(len(texts), round(len(sample) * SECONDS / seconds))]
+    if len(more) > len(sample):
+        seconds, sample = _timed(lambda: ClosedForm(tower, more, None))[0], more
+    return seconds / len(sample)
+
+
+def _time_fit(tower: TextTower, pairs: int, captions: int) -> float:
+    """Return the seconds of the two fits of a head, by one to random features."""
+    fit = ClosedForm(tower, [""], None)
+    fit.features = torch.randn(captions, tower.head.in_features, device=tower.device)
+    zimg = F.normalize(torch.randn(pairs, tower.head.out_features), dim=-1)
+    return 2 * _timed(lambda: fit.fit(zimg, torch.arange(pairs) % captions))[0]
+
+
+def _time_step(
+    tower: TextTower, tokens: list[list[int]], batch: int, settings: TuneSettings, device: torch.device
+) -> float:
+    """Return the seconds of a step: those of the tower in proportion to `STEP` pairs, those of the loss as they are."""
+    measured = min(batch, STEP)
+    optimizer = build_optimizer(settings.optimizer, tower, lr=0.0, weight_decay=0.0)
+    scale = torch.tensor(10.0, device=device)
+
+    def vectors(size: int) -> Tensor:
+        return F.normalize(torch.randn(size, tower.head.out_features, device=device), dim=-1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        part = cut_texts(tower, [tokens[i % len(tokens)] for i in range(measured)])
+        loss = backward_in_chunks(
+            [vectors(measured), part], lambda zimg, ztxt: softmax_loss(zimg, ztxt, scale), device=device
+        )
+        optimizer.step()
+        loss.item()
+
+    def loss(size: int) -> float:
+        texts = vectors(size).requires_grad_()
+        return _timed(lambda: torch.autograd.backward(softmax_loss(vectors(size), texts, scale)))[0]
+
+    tower.train()
+    step()
+    seconds = min(_timed(step)[0] for _ in range(2))
+    tower.eval()
+    if batch == measured:
+        return seconds
+    ours = loss(measured)
+    return (seconds - ours) * batch / measured + loss(batch)
+
+
+def _time_evaluation(census: _Census, settings: TuneSettings, width: int, a_text: float) -> float:
+    """Return the seconds in which recall on the held-out captions is measured once."""
+    captions = min(math.ceil(settings.val_fraction * census.captions), MAX_HELD_OUT)
+    if not captions:
+        return 0.0
+    images = max(1, round(captions * census.images / census.captions))
+    zimg, ztxt = (F.normalize(torch.randn(size, width), dim=-1) for size in (images, captions))
+    links = max(images, captions)
+    index = torch.arange(links)
+    return a_text * captions + _timed(lambda: retrieval_metrics(zimg, ztxt, index % images, index % captions))[0]
+
+
+def _notes(census: _Census, tower: ImageTower, device: torch.device) -> list[str]:
+    notes = [f"measured on {device.type} with {torch.get_num_threads()} threads; another machine was not measured"]
+    if len(census.sample) < census.images:
+        notes.append(
+            f"{len(census.sample)} of {census.images:,} images were looked at; if others are larger, they take longer"
+        )
+    return notes
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
+def _timed(function: Callable[[], Item]) -> tuple[float, Item]:
+    began = time.perf_counter()
+    found = function()
+    return time.perf_counter() - began, found
