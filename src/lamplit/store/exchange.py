@@ -10,31 +10,29 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
-from lamplit.data.parquet import BLOCK_ROWS
+from lamplit.data.parquet import BLOCK_ROWS, plain_cells
 from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
 from lamplit.store.column_types import ColumnType
 from lamplit.store.embedding import list_skipped
+from lamplit.store.foreign_batches import to_store_batch
 from lamplit.store.lance_store import Store, as_store
-from lamplit.store.rows import COLUMNS, Row, metadata_name
+from lamplit.store.rows import COLUMNS, metadata_name
+from lamplit.store.store_metadata import StoreMetadata
 from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
-_UNIT_TOLERANCE = 1e-3  # how much rounding to float16 changes the length of a unit vector, at most
 _LAYOUT = ("image_path", "caption", "texts")
 
 
@@ -133,29 +131,19 @@ def import_vectors(
         raise UsageError(
             "the tower that made the vectors needs a name, such as --image-tower timm:vit_base_patch16_224"
         )
-    if Store.exists(out):
-        raise StoreError(f"there is a store at {out} already; give another --out, or remove it")
     vectors = read_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
     )
     report = ImportReport(str(out), image_tower, vectors.width)
+    if Store.exists(out):
+        raise StoreError(f"there is a store at {out} already; give another --out, or remove it")
+    types = _metadata_types(vectors, has_table=pairs is not None)
+    schema = StoreMetadata(TowerIdentity.of_imported(image_tower, vectors.width), "imported", False).schema(types)
     with progress_bar("import", vectors.count, shown=progress) as advance:
-        blocks = _rows(vectors, report, advance)
-        first = next(blocks, None)
+        batches = _batches(vectors, schema, report, advance)
+        first = next(batches, None)
         if first is not None:
-            types = _metadata_types(vectors, has_table=pairs is not None)
-            lost: Counter[str] = Counter()
-            Store.create(
-                out,
-                TowerIdentity.of_imported(image_tower, vectors.width),
-                first,
-                backend="imported",
-                metadata_columns=list(types),
-                metadata_types=types,
-                more=blocks,
-                lost=lost,
-            )
-            report.not_kept = dict(lost)
+            Store.write(out, schema, chain([first], batches))
     report.notes = list(vectors.notes)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
@@ -213,55 +201,33 @@ def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa
     if not has_table and None not in types.values():
         return types
     found: dict[str, ColumnType] = {}
-    for _, entries in vectors:
-        for entry in entries:
-            for column, value in entry.metadata.items():
-                found.setdefault(metadata_name(column), ColumnType()).add(value)
+    for _, described in vectors:
+        for name, cells in described.metadata.items():
+            column = metadata_name(name)
+            if types.get(column) is None:
+                seen = found.setdefault(column, ColumnType())
+                for value in plain_cells(cells) if isinstance(cells, pa.Array) else cells:
+                    seen.add(value)
     return {name: types.get(name) or found.get(name, ColumnType()).settled() for name in [*types, *found]}
 
 
-def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
+def _batches(
+    vectors: ForeignVectors, schema: pa.Schema, report: ImportReport, advance: Advance
+) -> Iterator[pa.RecordBatch]:
     """Yield rows of the store in blocks; vectors that cannot be used go into the report."""
+    lost: Counter[str] = Counter()
     number = 0
-    for values, entries in vectors:
-        units, reasons = _to_unit(values)
-        rows = []
-        for unit, reason, entry in zip(units, reasons, entries, strict=True):
-            name = f"{number:09}"
-            number += 1
-            if reason:
-                report.skipped.append(Skipped(name, entry.path or name, reason))
-                continue
-            content = blake2b(unit.tobytes(), digest_size=16).hexdigest()
-            metadata = {metadata_name(column): value for column, value in entry.metadata.items()}
-            rows.append(Row(name, entry.path or name, content, entry.texts, torch.from_numpy(unit), metadata))
-        report.imported += len(rows)
-        report.texts += sum(len(row.texts) for row in rows)
-        advance(len(entries), f"{len(report.skipped)} skipped" if report.skipped else "")
-        if rows:
-            yield rows
-
-
-def _to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], list[str]]:
-    """Scale (B, D) floats to unit length; return them, and for each the reason why it cannot be used, or "".
-
-    Vectors that are float16 and of unit length already keep their bytes.
-    """
-    wide = values.astype(np.float64 if values.dtype.itemsize == 8 else np.float32)
-    largest = np.abs(wide).max(1, keepdims=True)
-    finite, zero = np.isfinite(largest), largest == 0
-    usable = finite & ~zero
-    wide, largest = np.where(usable, wide, 1), np.where(usable, largest, 1)
-    wide = wide / largest  # so that no square overflows or becomes zero
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    units = (wide / norms).astype(np.float16)
-    if values.dtype.itemsize == 2:
-        units = np.where(np.abs(norms * largest - 1) < _UNIT_TOLERANCE, values.astype(np.float16), units)
-    reasons = [
-        "the vector is all zeros" if is_zero else "" if is_finite else "the vector has NaN, infinite or missing values"
-        for is_finite, is_zero in zip(finite[:, 0], zero[:, 0], strict=True)
-    ]
-    return units, reasons
+    for block in vectors:
+        made = to_store_batch(block, number, schema)
+        number += len(block[0])
+        lost += made.lost
+        report.skipped += made.skipped
+        report.not_kept = dict(lost)
+        report.imported += len(made.rows)
+        report.texts += pc.sum(pc.list_value_length(made.rows["texts"])).as_py() or 0
+        advance(len(block[0]), f"{len(report.skipped)} skipped" if report.skipped else "")
+        if len(made.rows):
+            yield made.rows
 
 
 def _write_part(store: Store, rows: range, folder: Path, number: str) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,10 +25,11 @@ from lamplit.store.column_types import column_type
 from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
 from lamplit.store.row_order import RowOrder
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents
+from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
 from lamplit.store.table_writing import (
+    append_batches,
     create_table,
     delete_rows,
     explained,
@@ -89,33 +88,29 @@ class Store:
         backend: str,
         centered: bool = False,
         metadata_columns: Sequence[str] = (),
-        metadata_types: Mapping[str, pa.DataType] | None = None,
-        more: Iterable[Sequence[Row]] = (),
-        lost: Counter[str] | None = None,
     ) -> Self:
         """Write a new store in one atomic commit.
 
         Args:
             path: where to.
             tower: what made the vectors.
-            rows: the first rows. They decide the types of the metadata columns that are not in `metadata_types`.
+            rows: the first rows. They decide the types of the metadata columns.
             backend: what ran the tower.
             centered: subtract the mean of the vectors from each that is read, once `finish` has fixed it.
             metadata_columns: names of the columns beside ids, paths, hashes, texts and vectors.
-            metadata_types: types of some of these.
-            more: more blocks of rows, for the same commit.
-            lost: where values that do not fit the type of their column are counted, by column.
 
         Raises:
             StoreExistsError: there is one already.
             StoreError: the disk is full or cannot be written to.
         """
-        types = dict(metadata_types or {})
-        for name in metadata_columns:
-            if name not in types:
-                types[name] = column_type(row.metadata.get(name) for row in rows)
-        schema = StoreMetadata(tower, backend, centered).schema({name: types[name] for name in metadata_columns})
-        create_table(str(path), schema, chain([rows], more), Counter() if lost is None else lost)
+        types = {name: column_type(row.metadata.get(name) for row in rows) for name in metadata_columns}
+        schema = StoreMetadata(tower, backend, centered).schema(types)
+        return cls.write(path, schema, to_table(rows, schema).to_batches())
+
+    @classmethod
+    def write(cls, path: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Self:
+        """Write a new store of a `StoreMetadata.schema` in one atomic commit, in a stream; raises as `create` does."""
+        create_table(str(path), schema, batches)
         return cls(path)
 
     def __repr__(self) -> str:
@@ -182,6 +177,14 @@ class Store:
         if rows:
             replace_rows(self._table, rows)
             self._refresh()
+
+    def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows with all columns of the table in one atomic commit, in a stream; the ids must be new.
+
+        Who calls holds `store_lock`, so that no other process adds the same ids.
+        """
+        append_batches(self._table, batches)
+        self._refresh()
 
     def append(self, rows: Sequence[Row]) -> int:
         """Add the rows whose ids are new, in one atomic commit; return how many that are."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -66,31 +65,48 @@ def explained(path: str) -> Iterator[None]:
         raise
 
 
-def create_table(path: str, schema: pa.Schema, blocks: Iterable[Sequence[Row]], lost: Counter[str]) -> None:
-    """Write a new table in one commit.
+def create_table(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a new table in one commit, in a stream.
 
     Raises:
         StoreExistsError: there is a table.
-        LamplitError: `blocks` raised it.
+        LamplitError: `batches` raised it.
     """
+    try:
+        _write(path, schema, batches, "create")
+    except OSError as error:
+        if "already exists" in str(error):
+            raise StoreExistsError from None
+        raise
+
+
+def append_batches(table: Any, batches: Iterable[pa.RecordBatch]) -> None:
+    """Add rows of the table's schema in one commit, in a stream. Their ids must be new: hold `store_lock`.
+
+    Raises:
+        LamplitError: `batches` raised it.
+    """
+    _write(table.uri, table.schema, batches, "append")
+    table.checkout_latest()
+
+
+def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], mode: str) -> None:
     failures: list[LamplitError] = []
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def passed() -> Iterator[pa.RecordBatch]:
         try:
-            for block in blocks:
-                yield from to_table(block, schema, lost=lost).to_batches()
+            yield from batches
         except LamplitError as error:  # Lance raises an error of its own instead
             failures.append(error)
             raise
 
     try:
         with explained(path):
-            lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), path, schema=schema)
-    except OSError as error:
+            reader = pa.RecordBatchReader.from_batches(schema, passed())
+            lance.write_dataset(reader, path, schema=schema, mode=mode)
+    except OSError:
         if failures:
             raise failures[0] from None
-        if "already exists" in str(error):
-            raise StoreExistsError from None
         raise
 
 
