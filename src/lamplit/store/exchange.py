@@ -21,6 +21,7 @@ from pyarrow import parquet
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.parquet import BLOCK_ROWS, plain_cells
 from lamplit.data.skipped import Skipped
+from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
@@ -29,7 +30,9 @@ from lamplit.store.embedding import list_skipped
 from lamplit.store.foreign_batches import to_store_batch
 from lamplit.store.lance_store import Store, as_store
 from lamplit.store.rows import COLUMNS, metadata_name
+from lamplit.store.store_lock import store_lock
 from lamplit.store.store_metadata import StoreMetadata
+from lamplit.store.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
@@ -44,8 +47,9 @@ class ImportReport:
         store: path of the store.
         image_tower: name of what made the vectors.
         width: of the vectors.
-        imported: are in the store.
-        texts: that they have together.
+        imported: were added to the store.
+        known: were left out, because the store had their vectors, to the bit, when the run began.
+        texts: that the added ones have together.
         not_kept: values of metadata that could not be kept, by column.
         notes: what to know about the source, in plain sentences.
         skipped: vectors that could not be used, with the reasons.
@@ -57,6 +61,7 @@ class ImportReport:
     image_tower: str
     width: int
     imported: int = 0
+    known: int = 0
     texts: int = 0
     not_kept: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -95,18 +100,21 @@ def import_vectors(
     text_column: str | None = None,
     progress: bool = False,
 ) -> ImportReport:
-    """Make the store `out` from vectors that other software made.
+    """Make the store `out` from vectors that other software made, or add them to it.
 
-    The store appears in one commit at the end: interrupted, there is none, and running again starts over. Ids are
-    the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
+    All rows appear in one commit at the end: interrupted, there are none of them, and running again starts over. Ids
+    are the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
     cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
+
+    Run again on a source that has grown, or on another one, it adds the rows whose vectors the store does not have
+    yet. Their ids go on after the largest number that is an id. Texts and metadata of known vectors stay as they are.
 
     On the command line: `lamplit import`.
 
     Args:
         source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
             `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
-        out: the store to make; it must not exist yet.
+        out: the store to make or to add to; one that is there has vectors of the same name and width.
         image_tower: name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
             opened. Stores of one name and width fit each other, and a model tuned on one reads all of them.
         pairs: texts and images for a `.npy`, in its order.
@@ -120,7 +128,7 @@ def import_vectors(
 
     Raises:
         PairsError: the source cannot be read, or its vectors and rows do not match.
-        StoreError: there is a store already, or no vector can be used.
+        StoreError: the store is there and of another tower, another process writes to it, or no vector can be used.
         UsageError: a named column does not exist, or the tower has no name.
 
     Example:
@@ -135,19 +143,17 @@ def import_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
     )
     report = ImportReport(str(out), image_tower, vectors.width)
-    if Store.exists(out):
-        raise StoreError(f"there is a store at {out} already; give another --out, or remove it")
+    tower = TowerIdentity.of_imported(image_tower, vectors.width)
     types = _metadata_types(vectors, has_table=pairs is not None)
-    schema = StoreMetadata(TowerIdentity.of_imported(image_tower, vectors.width), "imported", False).schema(types)
     with progress_bar("import", vectors.count, shown=progress) as advance:
-        batches = _batches(vectors, schema, report, advance)
-        first = next(batches, None)
-        if first is not None:
-            Store.write(out, schema, chain([first], batches))
+        if Store.exists(out):
+            _add(Store(out), tower, vectors, types, report, advance)
+        else:
+            _make(out, StoreMetadata(tower, "imported", False).schema(types), vectors, report, advance)
     report.notes = list(vectors.notes)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
-    if first is None:
+    if not report.imported + report.known:
         listed = f" of {len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else ""
         raise StoreError(f"nothing to import: no vector of {source} can be used{listed}")
     return report
@@ -211,18 +217,60 @@ def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa
     return {name: types.get(name) or found.get(name, ColumnType()).settled() for name in [*types, *found]}
 
 
+def _make(out: str | Path, schema: pa.Schema, vectors: ForeignVectors, report: ImportReport, advance: Advance) -> None:
+    batches = _batches(vectors, schema, 0, None, report, advance)
+    if (first := next(batches, None)) is not None:
+        try:
+            Store.write(out, schema, chain([first], batches))
+        except StoreExistsError:
+            raise StoreError(f"another process has just made {out}; run it again to add to it") from None
+
+
+def _add(
+    store: Store,
+    tower: TowerIdentity,
+    vectors: ForeignVectors,
+    types: dict[str, pa.DataType],
+    report: ImportReport,
+    advance: Advance,
+) -> None:
+    store.require_tower(tower)
+    with store_lock(store.path, "imports vectors"):
+        vectors.notes.extend(store.prepare_to_write())
+        schema = store.add_columns(types)
+        known = SortedKeys.of(np.concatenate([keys_of(batch["hash"].to_pylist()) for batch in store.batches("hash")]))
+        batches = _batches(vectors, schema, _next_number(store), known, report, advance)
+        if (first := next(batches, None)) is not None:
+            store.append_batches(chain([first], batches))
+
+
+def _next_number(store: Store) -> int:
+    """Return the number that follows the largest one among the ids."""
+    largest = -1
+    for batch in store.batches("id"):
+        ids = batch["id"].filter(pc.match_substring_regex(batch["id"], r"^\d{1,18}$"))
+        if len(ids):
+            largest = max(largest, pc.max(ids.cast(pa.int64())).as_py())
+    return largest + 1
+
+
 def _batches(
-    vectors: ForeignVectors, schema: pa.Schema, report: ImportReport, advance: Advance
+    vectors: ForeignVectors,
+    schema: pa.Schema,
+    number: int,
+    known: SortedKeys | None,
+    report: ImportReport,
+    advance: Advance,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows of the store in blocks; vectors that cannot be used go into the report."""
+    """Yield rows of the store in blocks, numbered from `number` on, without known contents; count all in the report."""
     lost: Counter[str] = Counter()
-    number = 0
     for block in vectors:
-        made = to_store_batch(block, number, schema)
-        number += len(block[0])
+        made = to_store_batch(block, number, schema, known)
+        number += len(block[0]) - made.known
         lost += made.lost
         report.skipped += made.skipped
         report.not_kept = dict(lost)
+        report.known += made.known
         report.imported += len(made.rows)
         report.texts += pc.sum(pc.list_value_length(made.rows["texts"])).as_py() or 0
         advance(len(block[0]), f"{len(report.skipped)} skipped" if report.skipped else "")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lamplit.data.foreign_vectors import Block
 from lamplit.data.parquet import plain_cells
 from lamplit.data.skipped import Skipped
+from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.store.rows import metadata_name, to_column
 
 _UNIT_TOLERANCE = 1e-3  # how much rounding to float16 changes the length of a unit vector, at most
@@ -34,23 +35,32 @@ class StoreBatch:
         rows: (B,) or fewer.
         skipped: vectors that cannot be used.
         lost: number of values that do not fit the type of their column, by column.
+        known: number of rows that were left out, because their contents are known.
     """
 
     rows: pa.RecordBatch
     skipped: list[Skipped]
     lost: Counter[str]
+    known: int
 
 
-def to_store_batch(block: Block, start: int, schema: pa.Schema) -> StoreBatch:
-    """Make rows of a store's schema; their ids are the numbers from `start` on, those of skipped rows included."""
+def to_store_batch(block: Block, start: int, schema: pa.Schema, known: SortedKeys | None = None) -> StoreBatch:
+    """Make rows of a store's schema; their ids are the numbers from `start` on, those of skipped rows included.
+
+    Rows with a known content are left out, and have no number.
+    """
     values, described = block
     units, reasons = to_unit(values)
-    ids = pc.utf8_lpad(pa.array(np.arange(start, start + len(units))).cast(pa.string()), _ID_DIGITS, "0")
+    hashes = [blake2b(unit, digest_size=16).hexdigest() for unit in units]
+    is_good = reasons == ""
+    is_new = np.ones(len(units), bool) if known is None else ~is_good | (known.find(keys_of(hashes)) < 0)
+    numbers = start + np.cumsum(is_new) - 1
+    ids = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), _ID_DIGITS, "0")
     paths = pc.if_else(pc.equal(described.paths, ""), ids, described.paths)
     columns = {
         "id": ids,
         "path": paths,
-        "hash": pa.array([blake2b(unit, digest_size=16).hexdigest() for unit in units], pa.string()),
+        "hash": pa.array(hashes, pa.string()),
         "texts": described.texts,
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(units.reshape(-1)), units.shape[1]),
     }
@@ -62,12 +72,13 @@ def to_store_batch(block: Block, start: int, schema: pa.Schema) -> StoreBatch:
             columns[name], unfit = _column(metadata.get(name, pa.nulls(len(units))), kind)
             lost.update({name: unfit} if unfit else {})
     rows = pa.record_batch([columns[name] for name in schema.names], schema=schema)
-    broken = np.flatnonzero(reasons != "")
+    broken = np.flatnonzero(~is_good)
     skipped = [
         Skipped(name, path, reasons[row])
         for row, name, path in zip(broken, ids.take(broken).to_pylist(), paths.take(broken).to_pylist(), strict=True)
     ]
-    return StoreBatch(rows.filter(pa.array(reasons == "")) if skipped else rows, skipped, lost)
+    kept = is_good & is_new
+    return StoreBatch(rows if kept.all() else rows.filter(pa.array(kept)), skipped, lost, int((~is_new).sum()))
 
 
 def to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], NDArray[Any]]:
