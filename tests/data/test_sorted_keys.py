@@ -28,6 +28,7 @@ def test_find(there: list[tuple[int, int]], asked: list[tuple[int, int]]) -> Non
 def test_set_of_blocks(blocks: list[list[tuple[int, int]]]) -> None:
     keys, seen = KeySet(), set()
     for block in blocks:
+        assert keys.has(as_keys(block)).tolist() == [key in seen for key in block]
         expected = []
         for key in block:
             expected.append(key not in seen)

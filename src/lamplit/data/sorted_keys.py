@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]  # (N, 2)
+_MERGED = 65536  # keys that are merged at once, at least
 
 
 def keys_of(names: Iterable[str]) -> Keys:
@@ -58,7 +59,7 @@ class SortedKeys(NamedTuple):
 
 
 class KeySet:
-    """Keys that come a block at a time, in 16 bytes each and some more for the newest."""
+    """Keys that come a block at a time, in 24 bytes each and some more for the newest."""
 
     def __init__(self) -> None:
         self._sorted = SortedKeys.of(np.empty((0, 2), np.uint64))
@@ -68,14 +69,21 @@ class KeySet:
         """Count the keys."""
         return len(self._sorted) + len(self._newest)
 
+    def has(self, keys: Keys) -> NDArray[np.bool_]:
+        """Tell which of (K, 2) keys are there."""
+        is_there = self._sorted.find(keys) >= 0
+        for place in np.flatnonzero(~is_there) if self._newest else ():
+            is_there[place] = keys[place].tobytes() in self._newest
+        return is_there
+
     def add(self, keys: Keys) -> NDArray[np.bool_]:
-        """Add keys; return for each, (K,), whether it is new."""
+        """Add (K, 2) keys; return for each whether it is new, and no earlier one of them."""
         is_new = self._sorted.find(keys) < 0
         for place in np.flatnonzero(is_new):
             key = keys[place].tobytes()
             is_new[place] = key not in self._newest
             self._newest.add(key)
-        if len(self._newest) > max(65536, len(self._sorted) // 8):  # so that all merging is linear
+        if len(self._newest) > max(_MERGED, len(self._sorted) // 8):  # so that all merging is linear
             newest = np.frombuffer(b"".join(self._newest), np.uint64).reshape(-1, 2)
             kept = np.stack([self._sorted.first, self._sorted.second], 1)
             self._sorted = SortedKeys.of(np.concatenate([kept, newest]))

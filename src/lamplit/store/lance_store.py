@@ -281,6 +281,10 @@ class Store:
         """Return some rows as they are stored, with all columns or some."""
         return self._order.take(rows, columns or self._table.schema.names)
 
+    def take_at(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Return some columns of the rows at some positions in the table."""
+        return self._table.take(places.tolist(), columns=list(columns))
+
     def vectors_at(self, rows: Sequence[int]) -> Tensor:
         """Return (K, D) float16 vectors of some rows, to the bit as they are stored."""
         import torch
