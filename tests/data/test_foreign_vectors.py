@@ -7,7 +7,7 @@ import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,30 @@ from vector_files import some, write_part
 from lamplit.data import foreign_vectors as vectors_of
 from lamplit.data import parquet as columns_of
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
-from lamplit.data.parquet import Entry
 from lamplit.errors import PairsError, UsageError
 
 
+class Entry(NamedTuple):
+    """What a source says about the image of one vector."""
+
+    path: str
+    texts: tuple[str, ...]
+    metadata: dict[str, Any]
+
+
 def read(vectors: ForeignVectors) -> tuple[np.ndarray, list[Entry]]:
+    """Read all vectors, and a row for each, with its metadata as a store would be given it."""
     blocks = list(vectors)
-    assert all(len(values) == len(entries) for values, entries in blocks)
-    return np.concatenate([values for values, _ in blocks]), [entry for _, entries in blocks for entry in entries]
+    assert all(len(values) == len(described) for values, described in blocks)
+    entries = []
+    for _, described in blocks:
+        cells = {
+            name: columns_of.plain_cells(column) if isinstance(column, pa.Array) else column
+            for name, column in described.metadata.items()
+        }
+        for row, (path, texts) in enumerate(zip(described.paths.to_pylist(), described.texts.to_pylist(), strict=True)):
+            entries.append(Entry(path, tuple(texts), {name: values[row] for name, values in cells.items()}))
+    return np.concatenate([values for values, _ in blocks]), entries
 
 
 @pytest.fixture

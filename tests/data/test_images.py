@@ -23,9 +23,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from lamplit.data.images import Batch, Skipped, decode_image, decoding_cost, open_bytes, read_batches
+from lamplit.data.images import (
+    Batch,
+    Skipped,
+    content_key,
+    decode_image,
+    decoding_cost,
+    open_bytes,
+    read_batches,
+)
 from lamplit.data.pairs import Pair
 from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.errors import ImageError
 
 HEIGHT, WIDTH = 30, 44
@@ -467,13 +476,17 @@ def digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
+def contents_by_id(known):
+    return lambda names: [known.get(name, -1) for name in names]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_keep_the_order_and_list_what_is_skipped(tmp_path, workers):
     pairs = make_pairs(tmp_path)
-    known = {"g": digest(open_bytes(pairs[6].image)), "d": "another"}
-    batches = list(read_batches(iter(pairs), PREPROCESSING, batch_size=3, workers=workers, known=known))
+    known = {"g": content_key(digest(open_bytes(pairs[6].image))), "d": content_key("another")}
+    batches = list(read_batches(iter(pairs), PREPROCESSING, batch_size=3, workers=workers, known=contents_by_id(known)))
     assert [[pair.id for pair in batch.pairs] for batch in batches] == [["a"], ["d"], []]
-    assert [[pair.id for pair in batch.unchanged] for batch in batches] == [[], [], ["g"]]
+    assert [batch.unchanged for batch in batches] == [[], [], [(pairs[6], digest(open_bytes(pairs[6].image)))]]
     assert [batch.images.shape for batch in batches] == [(1, 3, 16, 24), (1, 3, 16, 24), (0, 3, 16, 24)]
     assert [skipped for batch in batches for skipped in batch.skipped] == [
         Skipped("b", str(tmp_path / "empty.jpg"), "empty file"),
@@ -494,9 +507,12 @@ def test_stored_content_is_not_decoded(tmp_path, workers):
     pairs = make_pairs(tmp_path)
     hashes = [digest(open_bytes(pairs[place].image)) for place in (0, 4)]  # the second is truncated
     batches = list(
-        read_batches(pairs, PREPROCESSING, batch_size=3, workers=workers, known={"a": hashes[0]}, stored=hashes)
-    )
-    assert [pair.id for batch in batches for pair in batch.unchanged] == ["a"]
+        read_batches(
+            pairs, PREPROCESSING, batch_size=3, workers=workers,
+            known=contents_by_id({"a": content_key(hashes[0])}), stored=SortedKeys.of(keys_of(hashes)),
+        )
+    )  # fmt: skip
+    assert [pair.id for batch in batches for pair, _ in batch.unchanged] == ["a"]
     assert [(pair.id, content) for batch in batches for pair, content in batch.stored] == [("e", hashes[1])]
     assert [batch.size for batch in batches] == [3, 3, 2]
 

@@ -108,7 +108,7 @@ def test_what_was_given_comes_back(
             writer = StoreWriter(out, TOWER, centered=False)
             for pair in pairs:
                 if run:
-                    writer.keep([pair])
+                    writer.keep([(pair, f"{int(pair.id):032x}")])
                 else:
                     writer.add([pair], [f"{int(pair.id):032x}"], torch.tensor([[1.0, 0.0]]), "torch")
                 writer.commit_if_due()

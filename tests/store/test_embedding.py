@@ -351,7 +351,7 @@ def test_captions_that_change_leave_the_space_of_vectors_alone(tmp_path: Path) -
         if run == 0:
             writer.add(pairs, [f"{number:032x}" for number in range(100)], vectors, "torch")
         else:
-            writer.keep(pairs)
+            writer.keep([(pair, f"{number:032x}") for number, pair in enumerate(pairs)])
         writer.finish(None, prune=False)
     store = Store(out)
     assert store.texts() == [["caption 4"]] * 100

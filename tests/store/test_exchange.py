@@ -186,11 +186,54 @@ def test_error_on_the_way_leaves_no_store(tmp_path: Path, out: Path) -> None:
     assert len(Store(out)) == 10
 
 
-def test_no_second_import(out: Path) -> None:
-    import_array(some(3), out)
-    with pytest.raises(StoreError, match=r"there is a store at .* already"):
-        import_array(some(4), out)
-    assert len(Store(out)) == 3
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_more(tmp_path: Path, out: Path) -> None:
+    """A source that has grown, with a row that cannot be used and a column that is new."""
+    made = some(12, kind=np.float16)
+    made[4] = 0
+    write_part(tmp_path / "clip", "0", made[:7], image_path=list("abcdefg"), n=[*range(7)], caption=["old"] * 7)
+    import_vectors(tmp_path / "clip", out, image_tower=ACME)
+    write_part(tmp_path / "clip", "0", made[:7], image_path=list("abcdefg"), n=[*range(7)], caption=["new"] * 7)
+    write_part(tmp_path / "clip", "1", made[7:], image_path=list("hijkl"), n=[*range(7, 12)], late=[*"vwxyz"])
+    report = import_vectors(tmp_path / "clip", out, image_tower=ACME)
+    assert (report.imported, report.known, len(report.skipped)) == (5, 6, 1)
+    store = Store(out)
+    assert store.column("path") == list("abcdfghijkl")
+    assert store.column("id")[-2:] == ["000000011", "000000012"], "a vector that cannot be used has a number, too"
+    assert store.column("n") == [0, 1, 2, 3, 5, 6, *range(7, 12)]
+    assert store.column("late") == [None] * 6 + [*"vwxyz"]
+    assert store.texts() == [["old"]] * 6 + [[]] * 5
+    before = store.version_digest
+    again = import_vectors(tmp_path / "clip", out, image_tower=ACME)
+    assert (again.imported, again.known) == (0, 11)
+    assert Store(out).version_digest == before
+
+
+def test_rows_of_another_source_more(tmp_path: Path, out: Path) -> None:
+    """Rows of the new source that are equal to each other all come in, as in a first import."""
+    first, second = some(3), some(4, seed=1)[[0, 1, 1, 2]]
+    import_array(first, out)
+    np.save(tmp_path / "other.npy", np.concatenate([second, first[2:]]))
+    report = import_vectors(tmp_path / "other.npy", out, image_tower=ACME)
+    assert (report.imported, report.known) == (4, 1)
+    assert Store(out).column("id") == [f"{number:09}" for number in range(7)]
+    assert (Store(out).vectors() - unit(np.concatenate([first, second]))).abs().max() < ONE_FP16_STEP
+
+
+def test_rows_more_that_do_not_fit(tmp_path: Path, out: Path) -> None:
+    cells = pa.array(some(4).tolist())
+    parquet.write_table(pa.table({"vector": cells[:2], "n": [1, 2]}), tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"vector": cells[2:], "n": [3.0, 3.5]}), tmp_path / "b.parquet")
+    import_vectors(tmp_path / "a.parquet", out, image_tower=ACME)
+    report = import_vectors(tmp_path / "b.parquet", out, image_tower=ACME)
+    assert report.not_kept == {"n": 1}
+    assert Store(out).column("n") == [1, 2, 3, None]
+    with pytest.raises(StoreError, match=r"was imported, made by acme:.*, not by acme:v4"):
+        import_vectors(tmp_path / "b.parquet", out, image_tower="acme:v4")
+    parquet.write_table(pa.table({"vector": pa.array([[1.0, 2, 3, 4], [1.0]])}), tmp_path / "c.parquet")
+    with pytest.raises(PairsError, match="row 1 is 1 wide"):
+        import_vectors(tmp_path / "c.parquet", out, image_tower=ACME)
+    assert len(Store(out)) == 4
 
 
 def test_tower_without_a_name(out: Path) -> None:

@@ -194,7 +194,9 @@ def test_rows_that_were_doubled_are_there_once_again(tmp_path: Path) -> None:
     assert len(Store(out)) == 30
     writer = StoreWriter(out, TOWER, centered=False)
     assert writer.notes == [f"10 rows of {out} were there twice, left by two writers at once; one of each is kept"]
-    assert writer.before.by_id["0003"].texts == ["newer 3"]
+    [row] = writer.before.read(["0003"])
+    assert row is not None
+    assert row.texts == ["newer 3"]
     add(writer, [20])
     writer.finish(None, prune=False)
     store = Store(out)

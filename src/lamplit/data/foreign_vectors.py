@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
@@ -20,14 +20,16 @@ from pyarrow import parquet
 
 from lamplit.data.columns import ColumnNames
 from lamplit.data.pairs import Pair, Pairs, read_pairs, unreadable
-from lamplit.data.parquet import BLOCK_ROWS, Entry, find_columns, find_vector_column, to_array, widths
+from lamplit.data.parquet import BLOCK_ROWS, Described, find_columns, find_vector_column, to_array, widths
 from lamplit.data.readers import READ_ERRORS
+from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.errors import PairsError, UsageError
 
 # What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.
 _NPY_ERRORS = (OSError, ValueError, OverflowError, tokenize.TokenError)
+_END = object()  # comes after the last row of a table
 
-Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as in the file, NaN for missing ones; B entries
+Block = tuple[NDArray[Any], Described]  # (B, D) floats as in the file, NaN for missing ones; what is known of each
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _open_parts(name: str, folder: Path, wanted: ColumnNames) -> ForeignVectors:
         for array, table in parts:
             start = 0
             for batch in columns.batches(table):
-                yield _read_rows(array, start, start + len(batch)), columns.entries(batch)
+                yield _read_rows(array, start, start + len(batch)), columns.describe(batch)
                 start += len(batch)
 
     return ForeignVectors(name, sum(rows for rows, _ in shapes), width, columns.types, read)
@@ -146,14 +148,14 @@ def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnN
             raise _other_number(name, count, f"{pairs} has {described.count} rows", described)
 
     def read() -> Iterator[Block]:
-        entries = iter(repeat(Entry("", (), {}), count) if described is None else map(_entry, described))
+        rows = iter(repeat(None, count) if described is None else described)
         for start in range(0, count, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, count)
-            block = list(islice(entries, stop - start))
+            block = list(islice(rows, stop - start))
             if len(block) < stop - start:
                 raise _other_number(name, count, f"{pairs} has {start + len(block)} rows", described)
-            yield _read_rows(file, start, stop), block
-        if next(entries, None) is not None:
+            yield _read_rows(file, start, stop), _described(block)
+        if next(rows, _END) is not _END:
             raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
 
     return ForeignVectors(name, count, width, {}, read, described.notes if described else [])
@@ -165,9 +167,20 @@ def _other_number(name: str, count: int, found: str, described: Pairs | None) ->
     return PairsError(f"{name} has {count} vectors, but {found}{f'; {bad.id}: {bad.reason}' if bad else ''}")
 
 
-def _entry(pair: Pair) -> Entry:
-    path = str(pair.image) if isinstance(pair.image, Path) else pair.id if pair.image else ""
-    return Entry(path, pair.texts, pair.metadata)
+def _described(pairs: Sequence[Pair | None]) -> Described:
+    """Make columns of a block of pairs; None for an image of which nothing is known."""
+    names = dict.fromkeys(name for pair in pairs if pair for name in pair.metadata)
+    return Described(
+        pa.array([valid_id(_path(pair)) for pair in pairs], pa.string()),
+        pa.array([[valid_text(text) for text in pair.texts] if pair else [] for pair in pairs], pa.list_(pa.string())),
+        {name: [pair.metadata.get(name) if pair else None for pair in pairs] for name in names},
+    )
+
+
+def _path(pair: Pair | None) -> str:
+    if pair is None:
+        return ""
+    return str(pair.image) if isinstance(pair.image, Path) else pair.id if pair.image else ""
 
 
 def _shape(file: Path) -> tuple[int, int]:
@@ -206,7 +219,7 @@ def _open_parquet(name: str, files: list[Path], vector_column: str | None, wante
         for file in files:
             start = 0
             for batch in columns.batches(file):
-                yield to_array(batch[vector], width, f"{file}, column {vector!r}", start), columns.entries(batch)
+                yield to_array(batch[vector], width, f"{file}, column {vector!r}", start), columns.describe(batch)
                 start += len(batch)
 
     count = sum(parquet.read_metadata(file).num_rows for file in files)

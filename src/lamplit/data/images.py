@@ -11,15 +11,14 @@ import os
 import stat
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,6 +31,7 @@ from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_re
 from lamplit.data.pixels import rgb_pixels
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
+from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.data.svg import is_svg, svg_to_png
 from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, MissingExtraError, require
@@ -60,7 +60,7 @@ class Batch:
     pairs: list[Pair]  # of the images, in their order
     hashes: list[str]  # of the images' encoded bytes
     skipped: list[Skipped]
-    unchanged: list[Pair]  # whose bytes have the known hash; not decoded
+    unchanged: list[tuple[Pair, str]]  # whose bytes have the known content, and their hash; not decoded
     stored: list[tuple[Pair, str]]  # whose bytes are stored for another pair, and their hash; not decoded
 
     @property
@@ -75,8 +75,8 @@ def read_batches(
     *,
     batch_size: int,
     workers: int,
-    known: Mapping[str, str] | None = None,
-    stored: Collection[str] = (),
+    known: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    stored: SortedKeys | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
     """Decode and resize images in batches, in the order of the pairs.
@@ -91,21 +91,21 @@ def read_batches(
         preprocessing: how the tower wants its images.
         batch_size: pairs in a batch; it has fewer images if some are skipped, unchanged or stored.
         workers: processes that decode, one thread each.
-        known: pair id to the content hash that is stored already.
-        stored: content hashes whose vectors the caller has, of any pair.
+        known: gives for the ids of some pairs the `content_key` of what is stored for each, -1 for none.
+        stored: keys of the content hashes whose vectors the caller has, of any pair.
         max_pixels: larger images are skipped without decoding them.
 
     Raises:
         PairsError: while iterating, if the rest of the pairs cannot be read.
     """
-    known = known or {}
     waiting: deque[list[Pair]] = deque()
 
     def jobs() -> Iterator[list[_Job]]:
         rest = iter(pairs)
         while chunk := list(islice(rest, batch_size)):
             waiting.append(chunk)  # the pairs stay here; only what the workers need travels
-            yield [_Job(pair.image, known.get(pair.id)) for pair in chunk]
+            contents = known([pair.id for pair in chunk]) if known else repeat(-1)
+            yield [_Job(pair.image, content) for pair, content in zip(chunk, contents, strict=False)]
 
     loader = DataLoader(
         _Images(preprocessing, max_pixels, stored),
@@ -264,9 +264,14 @@ def _check_size(num_pixels: int, max_pixels: int) -> None:
         raise ImageError(f"{num_pixels / 1e6:.1f} megapixels, more than the bound of {max_pixels / 1e6:g}")
 
 
+def content_key(content_hash: str) -> int:
+    """Return the first half of the key of a content hash: if two are equal, so are the contents."""
+    return int(keys_of([content_hash])[0, 0])
+
+
 class _Job(NamedTuple):
     image: Path | bytes
-    known_hash: str | None
+    known: int
 
 
 class _Outcome(NamedTuple):
@@ -279,11 +284,10 @@ class _Outcome(NamedTuple):
 class _Images(Dataset[tuple[Tensor, list[_Outcome]]]):
     """Images by their jobs, a batch at a time: what runs in the workers."""
 
-    def __init__(self, preprocessing: Preprocessing, max_pixels: int, stored: Collection[str]) -> None:
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int, stored: SortedKeys | None) -> None:
         self.preprocessing = preprocessing
         self.max_pixels = max_pixels
-        # Sorted, as an array: every worker gets a copy, and a million take 32 MB.
-        self.stored = np.sort(np.array(list(stored), dtype="S32"))
+        self.stored = stored  # every worker gets a copy, and a million take 24 MB
 
     def __getitems__(self, jobs: list[_Job]) -> tuple[Tensor, list[_Outcome]]:
         images: list[Tensor] = []
@@ -297,19 +301,16 @@ class _Images(Dataset[tuple[Tensor, list[_Outcome]]]):
         try:
             data = open_bytes(job.image)
             content_hash = blake2b(data, digest_size=16).hexdigest()
-            if content_hash == job.known_hash:
+            key = keys_of([content_hash])
+            if int(key[0, 0]) == job.known:
                 return _Outcome(content_hash, "", is_unchanged=True)
-            if self._is_stored(content_hash):
+            if self.stored is not None and self.stored.find(key)[0] >= 0:
                 return _Outcome(content_hash, "", is_stored=True)
             image = decode_image(data, name=name_of(job.image), max_pixels=self.max_pixels)
             images.append(self.preprocessing.resize(image))
         except ImageError as error:
             return _Outcome("", str(error))
         return _Outcome(content_hash, "")
-
-    def _is_stored(self, content_hash: str) -> bool:
-        index = np.searchsorted(self.stored, content_hash.encode())
-        return bool(index < len(self.stored) and self.stored[index] == content_hash.encode())
 
 
 def _collect(results: Iterator[tuple[Tensor, list[_Outcome]]], waiting: deque[list[Pair]]) -> Iterator[Batch]:
@@ -320,7 +321,7 @@ def _collect(results: Iterator[tuple[Tensor, list[_Outcome]]], waiting: deque[li
                 path = str(pair.image) if isinstance(pair.image, Path) else pair.id
                 batch.skipped.append(Skipped(pair.id, path, outcome.reason))
             elif outcome.is_unchanged:
-                batch.unchanged.append(pair)
+                batch.unchanged.append((pair, outcome.hash))
             elif outcome.is_stored:
                 batch.stored.append((pair, outcome.hash))
             else:

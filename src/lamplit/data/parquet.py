@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lamplit.data.columns import Cells, ColumnNames, find_image_column, find_text_columns, metadata_cells, text_cells
-from lamplit.data.readers import to_rows
+from lamplit.data.columns import ColumnNames, find_image_column, find_text_columns, metadata_cells
+from lamplit.data.readers import BUFFER_BYTES, to_rows
+from lamplit.data.text_columns import path_texts, text_lists
 from lamplit.errors import PairsError, UsageError
 
 BLOCK_ROWS = 4096
@@ -32,12 +33,22 @@ _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_b
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What a source says about the image of one vector."""
+class Described:
+    """What a source says about the images of a block of vectors: B rows.
 
-    path: str  # as the source writes it; empty if it names none
-    texts: tuple[str, ...]
-    metadata: dict[str, Any]
+    Attributes:
+        paths: (B,) text, as the source writes them; empty if it names none.
+        texts: (B,) lists of text.
+        metadata: (B,) cells by column: Arrow as the source has them, or a list of values that JSON can hold.
+    """
+
+    paths: pa.Array
+    texts: pa.Array
+    metadata: dict[str, pa.Array | list[Any]]
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.paths)
 
 
 @dataclass(frozen=True)
@@ -51,22 +62,21 @@ class Columns:
 
     def batches(self, file: Path) -> Iterator[pa.RecordBatch]:
         """Read a file in blocks, without the bytes of images that may lie in it."""
-        opened = parquet.ParquetFile(file)
-        names = [name for column in opened.schema_arrow if (name := _readable(column))]
-        yield from opened.iter_batches(BLOCK_ROWS, columns=names)
+        with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
+            names = [name for column in opened.schema_arrow if (name := _readable(column))]
+            yield from opened.iter_batches(BLOCK_ROWS, columns=names)
 
-    def entries(self, batch: pa.RecordBatch) -> list[Entry]:
+    def describe(self, batch: pa.RecordBatch) -> Described:
         """Return everything but the vector of each row."""
+        others = [name for name in batch.schema.names if name != self.vector]
+        batch.select(others).validate(full=True)  # text that is no UTF-8
         taken = (self.image, *self.texts)
-        rows = to_rows(batch.select([name for name in batch.schema.names if name != self.vector]))
-        return [Entry(_path_cell(row.get(self.image)), self._texts(row), metadata_cells(row, taken)) for row in rows]
-
-    def _texts(self, row: Cells) -> tuple[str, ...]:
-        """Return the texts of all columns, each once."""
-        texts: tuple[str, ...] = ()
-        for column in self.texts:
-            texts += tuple(text for text in text_cells(row, (column,)) if text not in texts)
-        return texts
+        has_paths = self.image in others
+        return Described(
+            path_texts(batch[self.image]) if has_paths else pa.repeat(pa.scalar(""), len(batch)),
+            text_lists({name: batch[name] for name in self.texts if name in others}, len(batch)),
+            {name: batch[name] for name in others if name not in taken},
+        )
 
 
 def find_columns(name: str, files: Sequence[Path], wanted: ColumnNames, vector: str | None = None) -> Columns:
@@ -139,10 +149,9 @@ def _plain_type(kind: pa.DataType) -> pa.DataType | None:
     return kind if pa.types.is_boolean(kind) or pa.types.is_integer(kind) else None
 
 
-def _path_cell(value: Any) -> str:
-    if isinstance(value, dict):
-        value = value.get("path")
-    return value if isinstance(value, str) else ""
+def plain_cells(cells: pa.Array) -> list[Any]:
+    """Return cells of metadata as values that JSON can hold; None for bytes."""
+    return [metadata_cells(row, ()).get("") for row in to_rows(pa.record_batch([cells], [""]))]
 
 
 def find_vector_column(name: str, schema: pa.Schema, wanted: str | None) -> str:
@@ -174,8 +183,9 @@ def _holds_vectors(kind: pa.DataType) -> bool:
 
 def widths(file: Path, column: str) -> Iterator[int]:
     """Yield the width of every vector of a file; rows without one are skipped."""
-    for batch in parquet.ParquetFile(file).iter_batches(BLOCK_ROWS, columns=[column]):
-        yield from pc.list_value_length(batch.column(0).drop_null()).to_pylist()
+    with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
+        for batch in opened.iter_batches(BLOCK_ROWS, columns=[column]):
+            yield from pc.list_value_length(batch.column(0).drop_null()).to_pylist()
 
 
 def to_array(column: pa.Array, width: int, where: str, start: int) -> NDArray[Any]:

@@ -34,7 +34,7 @@ _MAX_BATCH_BYTES = 2**24  # of the rows of a Parquet file that are in memory at 
 _MAX_BATCH_ROWS = 4096
 _NUM_NAMED_ROWS = 100  # of JSON, whose rows may lack a column each
 _ARROW_ROWS = 64  # these files are mapped, and may hold images
-_BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
+BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
 
 
 class TableFile(Protocol):
@@ -118,7 +118,7 @@ class _Parquet:
         return list(parquet.read_schema(self.file).names)
 
     def rows(self) -> Iterator[Cells]:
-        with parquet.ParquetFile(self.file, buffer_size=_BUFFER_BYTES) as opened:
+        with parquet.ParquetFile(self.file, buffer_size=BUFFER_BYTES) as opened:
             require_distinct(opened.schema_arrow.names)
             groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
             row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
@@ -127,7 +127,7 @@ class _Parquet:
                 yield from to_rows(batch)
 
     def column(self, name: str) -> Iterator[Any]:
-        with parquet.ParquetFile(self.file, buffer_size=_BUFFER_BYTES) as opened:
+        with parquet.ParquetFile(self.file, buffer_size=BUFFER_BYTES) as opened:
             if name not in opened.schema_arrow.names:
                 yield from repeat(None, opened.metadata.num_rows)
                 return

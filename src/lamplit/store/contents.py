@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lamplit.data.sorted_keys import KeySet, keys_of
 from lamplit.store.lance_store import Store
 
 
 class Contents:
-    """The contents of the images that a run has embedded; what is committed takes 8 bytes an image.
+    """The contents of the images that a run has embedded; what is committed takes 24 bytes an image.
 
     Attributes:
         vectors: the (D,) vectors of those that are not committed yet, and of those that were just found, by hash.
@@ -20,11 +21,11 @@ class Contents:
 
     def __init__(self) -> None:
         self.vectors: dict[str, Tensor] = {}
-        self._committed = np.empty(0, np.uint64)
+        self._committed = KeySet()
 
     def find(self, hashes: Sequence[str], store: Store | None) -> NDArray[np.bool_]:
         """Tell which of a batch's hashes, (B,), came before in the run or the batch; fetch vectors that are stored."""
-        known = np.isin(_keys(hashes), self._committed)
+        known = self._committed.has(keys_of(hashes))
         asked = [name for name, is_known in zip(hashes, known, strict=True) if is_known and name not in self.vectors]
         if asked and store is not None:
             self.vectors |= store.vectors_of_contents(asked)
@@ -41,9 +42,5 @@ class Contents:
 
     def commit(self) -> None:
         """Forget the vectors: they are in the store."""
-        self._committed = np.union1d(self._committed, _keys(list(self.vectors)))
+        self._committed.add(keys_of(self.vectors))
         self.vectors.clear()
-
-
-def _keys(hashes: Sequence[str]) -> NDArray[np.uint64]:
-    return np.array([int(name[:16], 16) for name in hashes], np.uint64)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -152,12 +153,12 @@ def embed(
         writer = StoreWriter(out, tower.identity(), centered=mean_center)
         report = EmbedReport(str(out), tower.spec)
         batches = read_batches(
-            _once(pairs, writer.seen, report.skipped),
+            _once(pairs, writer, report.skipped, batch_size),
             tower.preprocessing,
             batch_size=batch_size,
             workers=workers,
-            known=writer.before.hashes,
-            stored=writer.before.row_by_hash,
+            known=writer.before.content_keys,
+            stored=writer.before.contents,
             max_pixels=max_pixels,
         )
         runner = _Runner(tower, backend, chosen_device, pairs.count, batch_size)
@@ -265,14 +266,15 @@ class _Runner:
         return vectors
 
 
-def _once(pairs: Iterable[Pair], seen: set[str], skipped: list[Skipped]) -> Iterator[Pair]:
-    """Yield the pairs whose ids are new, and note these as seen; list the others. A row is known by its id."""
-    for pair in pairs:
-        if pair.id in seen:
-            skipped.append(Skipped(pair.id, _path(pair), "another image of the source has this id"))
-        else:
-            seen.add(pair.id)
-            yield pair
+def _once(pairs: Iterable[Pair], writer: StoreWriter, skipped: list[Skipped], ahead: int) -> Iterator[Pair]:
+    """Yield the pairs whose ids are new to the run, reading some ahead; list the others. A row is known by its id."""
+    rest = iter(pairs)
+    while block := list(islice(rest, ahead)):
+        for pair, is_first in zip(block, writer.note([pair.id for pair in block]), strict=True):
+            if is_first:
+                yield pair
+            else:
+                skipped.append(Skipped(pair.id, _path(pair), "another image of the source has this id"))
 
 
 def _path(pair: Pair) -> str:

@@ -10,31 +10,32 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
-from lamplit.data.parquet import BLOCK_ROWS
+from lamplit.data.parquet import BLOCK_ROWS, plain_cells
 from lamplit.data.skipped import Skipped
+from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
 from lamplit.store.column_types import ColumnType
 from lamplit.store.embedding import list_skipped
+from lamplit.store.foreign_batches import to_store_batch
 from lamplit.store.lance_store import Store, as_store
-from lamplit.store.rows import COLUMNS, Row, metadata_name
+from lamplit.store.rows import COLUMNS, metadata_name
+from lamplit.store.store_lock import store_lock
+from lamplit.store.store_metadata import StoreMetadata
+from lamplit.store.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part
-_UNIT_TOLERANCE = 1e-3  # how much rounding to float16 changes the length of a unit vector, at most
 _LAYOUT = ("image_path", "caption", "texts")
 
 
@@ -46,8 +47,9 @@ class ImportReport:
         store: path of the store.
         image_tower: name of what made the vectors.
         width: of the vectors.
-        imported: are in the store.
-        texts: that they have together.
+        imported: were added to the store.
+        known: were left out, because the store had their vectors, to the bit, when the run began.
+        texts: that the added ones have together.
         not_kept: values of metadata that could not be kept, by column.
         notes: what to know about the source, in plain sentences.
         skipped: vectors that could not be used, with the reasons.
@@ -59,6 +61,7 @@ class ImportReport:
     image_tower: str
     width: int
     imported: int = 0
+    known: int = 0
     texts: int = 0
     not_kept: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -97,18 +100,21 @@ def import_vectors(
     text_column: str | None = None,
     progress: bool = False,
 ) -> ImportReport:
-    """Make the store `out` from vectors that other software made.
+    """Make the store `out` from vectors that other software made, or add them to it.
 
-    The store appears in one commit at the end: interrupted, there is none, and running again starts over. Ids are
-    the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
+    All rows appear in one commit at the end: interrupted, there are none of them, and running again starts over. Ids
+    are the numbers of the source's rows. Rows whose vectors are equal to the bit count as one image. Vectors that
     cannot be used are skipped and listed with their reasons in `OUT.skipped.jsonl`.
+
+    Run again on a source that has grown, or on another one, it adds the rows whose vectors the store does not have
+    yet. Their ids go on after the largest number that is an id. Texts and metadata of known vectors stay as they are.
 
     On the command line: `lamplit import`.
 
     Args:
         source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
             `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
-        out: the store to make; it must not exist yet.
+        out: the store to make or to add to; one that is there has vectors of the same name and width.
         image_tower: name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
             opened. Stores of one name and width fit each other, and a model tuned on one reads all of them.
         pairs: texts and images for a `.npy`, in its order.
@@ -122,7 +128,7 @@ def import_vectors(
 
     Raises:
         PairsError: the source cannot be read, or its vectors and rows do not match.
-        StoreError: there is a store already, or no vector can be used.
+        StoreError: the store is there and of another tower, another process writes to it, or no vector can be used.
         UsageError: a named column does not exist, or the tower has no name.
 
     Example:
@@ -133,33 +139,21 @@ def import_vectors(
         raise UsageError(
             "the tower that made the vectors needs a name, such as --image-tower timm:vit_base_patch16_224"
         )
-    if Store.exists(out):
-        raise StoreError(f"there is a store at {out} already; give another --out, or remove it")
     vectors = read_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
     )
     report = ImportReport(str(out), image_tower, vectors.width)
+    tower = TowerIdentity.of_imported(image_tower, vectors.width)
+    types = _metadata_types(vectors, has_table=pairs is not None)
     with progress_bar("import", vectors.count, shown=progress) as advance:
-        blocks = _rows(vectors, report, advance)
-        first = next(blocks, None)
-        if first is not None:
-            types = _metadata_types(vectors, has_table=pairs is not None)
-            lost: Counter[str] = Counter()
-            Store.create(
-                out,
-                TowerIdentity.of_imported(image_tower, vectors.width),
-                first,
-                backend="imported",
-                metadata_columns=list(types),
-                metadata_types=types,
-                more=blocks,
-                lost=lost,
-            )
-            report.not_kept = dict(lost)
+        if Store.exists(out):
+            _add(Store(out), tower, vectors, types, report, advance)
+        else:
+            _make(out, StoreMetadata(tower, "imported", False).schema(types), vectors, report, advance)
     report.notes = list(vectors.notes)
     report.skipped_file = list_skipped(out, report.skipped)
     report.seconds = time.monotonic() - started
-    if first is None:
+    if not report.imported + report.known:
         listed = f" of {len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else ""
         raise StoreError(f"nothing to import: no vector of {source} can be used{listed}")
     return report
@@ -213,55 +207,75 @@ def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa
     if not has_table and None not in types.values():
         return types
     found: dict[str, ColumnType] = {}
-    for _, entries in vectors:
-        for entry in entries:
-            for column, value in entry.metadata.items():
-                found.setdefault(metadata_name(column), ColumnType()).add(value)
+    for _, described in vectors:
+        for name, cells in described.metadata.items():
+            column = metadata_name(name)
+            if types.get(column) is None:
+                seen = found.setdefault(column, ColumnType())
+                for value in plain_cells(cells) if isinstance(cells, pa.Array) else cells:
+                    seen.add(value)
     return {name: types.get(name) or found.get(name, ColumnType()).settled() for name in [*types, *found]}
 
 
-def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
-    """Yield rows of the store in blocks; vectors that cannot be used go into the report."""
-    number = 0
-    for values, entries in vectors:
-        units, reasons = _to_unit(values)
-        rows = []
-        for unit, reason, entry in zip(units, reasons, entries, strict=True):
-            name = f"{number:09}"
-            number += 1
-            if reason:
-                report.skipped.append(Skipped(name, entry.path or name, reason))
-                continue
-            content = blake2b(unit.tobytes(), digest_size=16).hexdigest()
-            metadata = {metadata_name(column): value for column, value in entry.metadata.items()}
-            rows.append(Row(name, entry.path or name, content, entry.texts, torch.from_numpy(unit), metadata))
-        report.imported += len(rows)
-        report.texts += sum(len(row.texts) for row in rows)
-        advance(len(entries), f"{len(report.skipped)} skipped" if report.skipped else "")
-        if rows:
-            yield rows
+def _make(out: str | Path, schema: pa.Schema, vectors: ForeignVectors, report: ImportReport, advance: Advance) -> None:
+    batches = _batches(vectors, schema, 0, None, report, advance)
+    if (first := next(batches, None)) is not None:
+        try:
+            Store.write(out, schema, chain([first], batches))
+        except StoreExistsError:
+            raise StoreError(f"another process has just made {out}; run it again to add to it") from None
 
 
-def _to_unit(values: NDArray[Any]) -> tuple[NDArray[np.float16], list[str]]:
-    """Scale (B, D) floats to unit length; return them, and for each the reason why it cannot be used, or "".
+def _add(
+    store: Store,
+    tower: TowerIdentity,
+    vectors: ForeignVectors,
+    types: dict[str, pa.DataType],
+    report: ImportReport,
+    advance: Advance,
+) -> None:
+    store.require_tower(tower)
+    with store_lock(store.path, "imports vectors"):
+        vectors.notes.extend(store.prepare_to_write())
+        schema = store.add_columns(types)
+        known = SortedKeys.of(np.concatenate([keys_of(batch["hash"].to_pylist()) for batch in store.batches("hash")]))
+        batches = _batches(vectors, schema, _next_number(store), known, report, advance)
+        if (first := next(batches, None)) is not None:
+            store.append_batches(chain([first], batches))
 
-    Vectors that are float16 and of unit length already keep their bytes.
-    """
-    wide = values.astype(np.float64 if values.dtype.itemsize == 8 else np.float32)
-    largest = np.abs(wide).max(1, keepdims=True)
-    finite, zero = np.isfinite(largest), largest == 0
-    usable = finite & ~zero
-    wide, largest = np.where(usable, wide, 1), np.where(usable, largest, 1)
-    wide = wide / largest  # so that no square overflows or becomes zero
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    units = (wide / norms).astype(np.float16)
-    if values.dtype.itemsize == 2:
-        units = np.where(np.abs(norms * largest - 1) < _UNIT_TOLERANCE, values.astype(np.float16), units)
-    reasons = [
-        "the vector is all zeros" if is_zero else "" if is_finite else "the vector has NaN, infinite or missing values"
-        for is_finite, is_zero in zip(finite[:, 0], zero[:, 0], strict=True)
-    ]
-    return units, reasons
+
+def _next_number(store: Store) -> int:
+    """Return the number that follows the largest one among the ids."""
+    largest = -1
+    for batch in store.batches("id"):
+        ids = batch["id"].filter(pc.match_substring_regex(batch["id"], r"^\d{1,18}$"))
+        if len(ids):
+            largest = max(largest, pc.max(ids.cast(pa.int64())).as_py())
+    return largest + 1
+
+
+def _batches(
+    vectors: ForeignVectors,
+    schema: pa.Schema,
+    number: int,
+    known: SortedKeys | None,
+    report: ImportReport,
+    advance: Advance,
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows of the store in blocks, numbered from `number` on, without known contents; count all in the report."""
+    lost: Counter[str] = Counter()
+    for block in vectors:
+        made = to_store_batch(block, number, schema, known)
+        number += len(block[0]) - made.known
+        lost += made.lost
+        report.skipped += made.skipped
+        report.not_kept = dict(lost)
+        report.known += made.known
+        report.imported += len(made.rows)
+        report.texts += pc.sum(pc.list_value_length(made.rows["texts"])).as_py() or 0
+        advance(len(block[0]), f"{len(report.skipped)} skipped" if report.skipped else "")
+        if len(made.rows):
+            yield made.rows
 
 
 def _write_part(store: Store, rows: range, folder: Path, number: str) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,22 +21,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
+from lamplit.store import table_writing
 from lamplit.store.column_types import column_type
 from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
 from lamplit.store.row_order import RowOrder
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents
+from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
-from lamplit.store.table_writing import (
-    create_table,
-    delete_rows,
-    explained,
-    insert_rows,
-    prepare_table,
-    replace_rows,
-    tidy,
-)
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
@@ -89,33 +79,24 @@ class Store:
         backend: str,
         centered: bool = False,
         metadata_columns: Sequence[str] = (),
-        metadata_types: Mapping[str, pa.DataType] | None = None,
-        more: Iterable[Sequence[Row]] = (),
-        lost: Counter[str] | None = None,
     ) -> Self:
-        """Write a new store in one atomic commit.
+        """Write a new store in one atomic commit: vectors that a `backend` made with a tower.
 
-        Args:
-            path: where to.
-            tower: what made the vectors.
-            rows: the first rows. They decide the types of the metadata columns that are not in `metadata_types`.
-            backend: what ran the tower.
-            centered: subtract the mean of the vectors from each that is read, once `finish` has fixed it.
-            metadata_columns: names of the columns beside ids, paths, hashes, texts and vectors.
-            metadata_types: types of some of these.
-            more: more blocks of rows, for the same commit.
-            lost: where values that do not fit the type of their column are counted, by column.
+        The rows decide the types of the `metadata_columns`. From the vectors of a `centered` store their mean is
+        subtracted when they are read, once `finish` has fixed it.
 
         Raises:
             StoreExistsError: there is one already.
             StoreError: the disk is full or cannot be written to.
         """
-        types = dict(metadata_types or {})
-        for name in metadata_columns:
-            if name not in types:
-                types[name] = column_type(row.metadata.get(name) for row in rows)
-        schema = StoreMetadata(tower, backend, centered).schema({name: types[name] for name in metadata_columns})
-        create_table(str(path), schema, chain([rows], more), Counter() if lost is None else lost)
+        types = {name: column_type(row.metadata.get(name) for row in rows) for name in metadata_columns}
+        schema = StoreMetadata(tower, backend, centered).schema(types)
+        return cls.write(path, schema, to_table(rows, schema).to_batches())
+
+    @classmethod
+    def write(cls, path: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Self:
+        """Write a new store of a `StoreMetadata.schema` in one atomic commit, in a stream; raises as `create` does."""
+        table_writing.create_table(str(path), schema, batches)
         return cls(path)
 
     def __repr__(self) -> str:
@@ -180,14 +161,19 @@ class Store:
         A row without a vector keeps the one that is stored, and columns that no row names stay as they are.
         """
         if rows:
-            replace_rows(self._table, rows)
+            table_writing.replace_rows(self._table, rows)
             self._refresh()
+
+    def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows of the table's schema in one atomic commit. Hold `store_lock`, so that nobody adds the same ids."""
+        table_writing.append_batches(self._table, batches)
+        self._refresh()
 
     def append(self, rows: Sequence[Row]) -> int:
         """Add the rows whose ids are new, in one atomic commit; return how many that are."""
         if not rows:
             return 0
-        added = insert_rows(self._table, rows)
+        added = table_writing.insert_rows(self._table, rows)
         self._refresh()
         return added
 
@@ -197,12 +183,12 @@ class Store:
         Raises:
             StoreError: another process deletes or cleans up for more than a minute; the message names it.
         """
-        delete_rows(self._table, ids)
+        table_writing.delete_rows(self._table, ids)
         self._refresh()
 
     def prepare_to_write(self) -> list[str]:
         """Make an older table, or one that other software changed, one to write to; return notes on what that took."""
-        notes = prepare_table(self._table)
+        notes = table_writing.prepare_table(self._table)
         self._refresh()
         return notes
 
@@ -211,9 +197,9 @@ class Store:
         self._refresh()
         if self.centered and self._metadata.center is None:
             self._metadata = replace(self._metadata, center=self.vectors().mean(0).tolist())
-            with explained(self.path):
+            with table_writing.explained(self.path):
                 self._table.update_schema_metadata({KEY: self._metadata.to_json()})
-        tidy(self._table)
+        table_writing.tidy(self._table)
         self._refresh()
 
     def build_index(self, partitions: int) -> None:
@@ -222,7 +208,18 @@ class Store:
             "vector", index_type="IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True
         )
 
+    def add_columns(self, types: Mapping[str, pa.DataType]) -> pa.Schema:
+        """Add the metadata columns of these types that are not there, empty; return the schema of all columns."""
+        if new := [pa.field(name, kind) for name, kind in types.items() if name not in self._table.schema.names]:
+            self._table.add_columns(pa.schema(new))
+            self._refresh()
+        return self._table.schema
+
     # Reading
+
+    def batches(self, *columns: str, rows: int = 16384) -> Iterator[pa.RecordBatch]:
+        """Yield some columns in the order of the table; `order` says which row each of them is."""
+        yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows)
 
     def column(self, name: str) -> list[Any]:
         """Return all values of one column, in the order of the ids.
@@ -270,7 +267,7 @@ class Store:
 
     def half_blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float16]]:
         """Yield (n, D) vectors in the order of the table, to the bit as they are stored."""
-        for batch in self._table.to_batches(columns=["vector"], batch_size=rows):
+        for batch in self.batches("vector", rows=rows):
             yield self._halves(batch["vector"])
 
     def rows(self, rows: Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -283,6 +280,10 @@ class Store:
     def take(self, rows: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some rows as they are stored, with all columns or some."""
         return self._order.take(rows, columns or self._table.schema.names)
+
+    def take_at(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Return some columns of the rows at some positions in the table."""
+        return self._table.take(places.tolist(), columns=list(columns))
 
     def vectors_at(self, rows: Sequence[int]) -> Tensor:
         """Return (K, D) float16 vectors of some rows, to the bit as they are stored."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -42,10 +41,8 @@ def metadata_name(name: str) -> str:
     return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
 
 
-def to_table(
-    rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None, lost: Counter[str] | None = None
-) -> pa.Table:
-    """Make a table of a store's schema from rows, with all columns or some; count in `lost` what does not fit.
+def to_table(rows: Sequence[Row], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Make a table of a store's schema from rows, with all columns or some; what does not fit is left empty.
 
     Text that is not valid Unicode is made valid.
     """
@@ -63,19 +60,21 @@ def to_table(
         arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.field("vector").type.list_size)
     for name in columns:
         if name not in arrays:
-            kind = schema.field(name).type
-            arrays[name] = pa.array([_cell(row.metadata.get(name), name, kind, lost) for row in rows], kind)
+            arrays[name], _ = to_column([row.metadata.get(name) for row in rows], schema.field(name).type)
     described = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
     return pa.table([arrays[name] for name in columns], schema=described)
 
 
-def _cell(value: Any, name: str, kind: pa.DataType, lost: Counter[str] | None) -> Any:
-    try:
-        return fitted(value, kind)
-    except UnfitError:
-        if lost is not None:
-            lost[name] += 1
-        return None
+def to_column(values: Iterable[Any], kind: pa.DataType) -> tuple[pa.Array, int]:
+    """Make a column of metadata of a type; return it, and how many values do not fit and are left empty."""
+    kept, lost = [], 0
+    for value in values:
+        try:
+            kept.append(fitted(value, kind))
+        except UnfitError:
+            kept.append(None)
+            lost += 1
+    return pa.array(kept, kind), lost
 
 
 def number_contents(hashes: pa.ChunkedArray) -> NDArray[np.int64]:

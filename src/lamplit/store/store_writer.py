@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lamplit.data.pairs import Pair
+from lamplit.data.sorted_keys import KeySet, keys_of
 from lamplit.data.valid_text import valid_id
 from lamplit.errors import StoreError
-from lamplit.store.column_types import UnfitError, fitted, is_ours, is_same
 from lamplit.store.contents import Contents
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row, metadata_name
+from lamplit.store.stored_rows import StoredRow, StoredRows, file_exists
 from lamplit.store.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
@@ -31,86 +31,6 @@ COMMIT_ROWS = 4096
 COMMIT_KEPT_ROWS = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRow:
-    """One row of a store, without its vector."""
-
-    path: str
-    hash: str
-    texts: list[str]
-    metadata: dict[str, Any]
-
-
-class StoredRows:
-    """The rows that a store has when a run begins; the run's own commits do not change it.
-
-    Attributes:
-        by_id: every row.
-        hashes: content hash of every image, by id.
-        row_by_hash: number of a row with each content.
-        types: of the metadata columns.
-    """
-
-    def __init__(self, store: Store | None) -> None:
-        self._store = store
-        self.types = {} if store is None else store.column_types
-        self._foreign = {name: kind for name, kind in self.types.items() if not is_ours(kind)}
-        names = list(self.types)
-        rows = [] if store is None else store.rows()
-        self.by_id = {
-            row["id"]: StoredRow(row["path"], row["hash"], row["texts"], {name: row[name] for name in names})
-            for row in rows
-        }
-        self.hashes = {row["id"]: row["hash"] for row in rows}
-        self.row_by_hash = {row["hash"]: number for number, row in enumerate(rows)}
-
-    def vectors(self, hashes: Sequence[str]) -> Tensor:
-        """Return the (K, D) float16 vectors of images with these contents."""
-        assert self._store is not None, "no content is stored without a store"
-        return self._store.vectors_at([self.row_by_hash[content_hash] for content_hash in hashes])
-
-    def has_same(self, row: Row) -> bool:
-        """Tell whether the store has all that this row names; columns that it does not name may hold anything."""
-        stored = self.by_id[row.id]
-        if (row.path, row.texts) != (stored.path, stored.texts):
-            return False
-        return all(self._keeps(name, value, stored.metadata.get(name)) for name, value in row.metadata.items())
-
-    def _keeps(self, name: str, value: Any, stored: Any) -> bool:
-        if value is stored or (type(value) is type(stored) is str and value == stored):
-            return True  # most often; to find what the column keeps of a value takes far longer
-        if name not in self.types:
-            return value is None
-        try:
-            return is_same(fitted(value, self.types[name]), stored)
-        except UnfitError:
-            return False
-
-    def refuses(self, name: str, value: Any) -> bool:
-        """Tell whether a column that other software made cannot hold a value."""
-        kind = self._foreign.get(name)
-        if kind is None:
-            return False
-        try:
-            fitted(value, kind)
-        except UnfitError:
-            return True
-        return False
-
-    def missing(self, root: Path | None, seen: Set[str]) -> list[str]:
-        """Return the ids of files below `root` that are gone and that the source does not name."""
-        if root is None:
-            return []
-        folder = os.path.abspath(root)
-
-        def is_below(name: str, path: str) -> bool:
-            below = os.path.relpath(path, folder).replace(os.sep, "/")
-            return not below.startswith("../") and re.sub(r"(#\d+)*$", "", name) in (below, path)
-
-        gone = ((name, row.path) for name, row in self.by_id.items() if name not in seen and os.path.isabs(row.path))
-        return [name for name, path in gone if is_below(name, path) and not _exists(path)]
-
-
 class StoreWriter:
     """Collects rows and commits them, each commit atomic: what is in the store is whole and there once.
 
@@ -118,7 +38,6 @@ class StoreWriter:
 
     Attributes:
         before: what the store had when the run began.
-        seen: ids that the source has.
         store: None until the first commit makes it.
         updated: how many rows were replaced.
         without_text: how many images have no text.
@@ -128,7 +47,7 @@ class StoreWriter:
 
     def __init__(self, out: str | Path, tower: TowerIdentity, *, centered: bool) -> None:
         self.store: Store | None = None
-        self.seen: set[str] = set()
+        self._new_ids = KeySet()  # that the source has named, and the store does not have
         self.updated = self.without_text = 0
         self.not_kept: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -146,6 +65,17 @@ class StoreWriter:
         # Another Store, which stays at this version: two files that swap their names give each other their vectors.
         self.before = StoredRows(None if self.store is None else Store(out))
 
+    def note(self, ids: Sequence[str]) -> list[bool]:
+        """Note that the source names these ids; return for each whether this is the first time."""
+        keys = keys_of(ids)
+        places = self.before.find(ids)
+        is_first = places < 0
+        is_first[is_first] = self._new_ids.add(keys[is_first])
+        for number in np.flatnonzero(places >= 0):  # one after the other, as an id may come twice
+            is_first[number] = not self.before.is_seen[places[number]]
+            self.before.is_seen[places[number]] = True
+        return [bool(each) for each in is_first]
+
     def find_copies(self, hashes: Sequence[str]) -> NDArray[np.bool_]:
         """Tell which images of a batch, (B,), have the content of an earlier one of this run."""
         return self._contents.find(hashes, self.store)
@@ -153,34 +83,30 @@ class StoreWriter:
     def add(self, pairs: Sequence[Pair], hashes: Sequence[str], vectors: Tensor, backend: str) -> None:
         """Take images that `backend` embedded, with their (B, D) vectors; `commit_if_due` comes after."""
         self._backend = backend
-        for pair, content_hash, vector in zip(pairs, hashes, vectors, strict=True):
-            self._take(pair, content_hash, vector)
+        self._take(pairs, hashes, vectors)
+        for content_hash, vector in zip(hashes, vectors, strict=True):
             self._contents.add(content_hash, vector)
 
     def add_copies(self, pairs: Sequence[Pair], hashes: Sequence[str]) -> list[Pair]:
         """Take images with the vectors of earlier ones of this run; return those of which the tower gave none."""
-        without = []
-        for pair, content_hash in zip(pairs, hashes, strict=True):
-            vector = self._contents.vectors.get(content_hash)
-            if vector is None:
-                without.append(pair)
-            else:
-                self._take(pair, content_hash, vector)
-        return without
+        vectors = [self._contents.vectors.get(content_hash) for content_hash in hashes]
+        found = [(*each, vector) for *each, vector in zip(pairs, hashes, vectors, strict=True) if vector is not None]
+        if found:
+            self._take(*zip(*found, strict=True))
+        return [pair for pair, vector in zip(pairs, vectors, strict=True) if vector is None]
 
     def reuse(self, stored: Sequence[tuple[Pair, str]]) -> None:
         """Take images whose content the store has under other ids, with the vectors that are there."""
         if stored:
-            vectors = self.before.vectors([content_hash for _, content_hash in stored])
-            for (pair, content_hash), vector in zip(stored, vectors, strict=True):
-                self._take(pair, content_hash, vector)
+            pairs, hashes = zip(*stored, strict=True)
+            self._take(pairs, hashes, self.before.vectors(hashes))
 
-    def keep(self, pairs: Sequence[Pair]) -> None:
+    def keep(self, unchanged: Sequence[tuple[Pair, str]]) -> None:
         """Take images whose vectors are in the store; write those whose texts, metadata or path are new."""
-        for pair in pairs:
-            self.seen.add(pair.id)
-            row = self._row(pair, self.before.hashes[pair.id], None)
-            if not self.before.has_same(row):
+        before = self.before.read([pair.id for pair, _ in unchanged])
+        for (pair, content_hash), stored in zip(unchanged, before, strict=True):
+            row = self._row(pair, content_hash, None, stored)
+            if stored is None or not self.before.has_same(row, stored):
                 self._kept.append(row)
 
     def commit_if_due(self) -> None:
@@ -196,7 +122,7 @@ class StoreWriter:
         self._commit_kept()
         if self.store is None:
             return 0, 0
-        missing = self.before.missing(root, self.seen)
+        missing = self.before.missing(root)
         if prune and missing:  # after the commit: what was moved has its new row before it loses the old one
             self.store.delete(missing)
         self.store.finish()
@@ -216,14 +142,13 @@ class StoreWriter:
             raise StoreError(f"{self._out} was made without --mean-center; give another --out to have a centred store")
         self.notes += self.store.prepare_to_write()
 
-    def _take(self, pair: Pair, content_hash: str, vector: Tensor) -> None:
-        self.seen.add(pair.id)
-        self._rows.append(self._row(pair, content_hash, vector))
+    def _take(self, pairs: Sequence[Pair], hashes: Sequence[str], vectors: Iterable[Tensor]) -> None:
+        stored = self.before.read([pair.id for pair in pairs])
+        self._rows += map(self._row, pairs, hashes, vectors, stored)
 
-    def _row(self, pair: Pair, content_hash: str, vector: Tensor | None) -> Row:
+    def _row(self, pair: Pair, content_hash: str, vector: Tensor | None, stored: StoredRow | None) -> Row:
         path = pair.id if isinstance(pair.image, bytes) else valid_id(str(pair.image))
         self.without_text += not pair.texts
-        stored = self.before.by_id.get(pair.id)
         if stored and stored.hash != content_hash and stored.path != path and _is_there(stored.path):
             self._num_replaced += 1
             self._first_replaced = self._first_replaced or (stored.path, path)
@@ -256,9 +181,10 @@ class StoreWriter:
             if self.store is None:
                 self._open()  # another process made it a moment ago
             assert self.store is not None
-            changed = [self._filled(row) for row in rows if row.id in self.before.by_id]
+            stored = self.before.read([row.id for row in rows])
+            changed = [self._filled(row, old) for row, old in zip(rows, stored, strict=True) if old]
             self.updated += len(changed)
-            self.store.append([row for row in rows if row.id not in self.before.by_id])
+            self.store.append([row for row, old in zip(rows, stored, strict=True) if old is None])
             self.store.replace(changed)
         self._contents.commit()
 
@@ -266,7 +192,8 @@ class StoreWriter:
         rows, self._kept = self._kept, []
         if rows and self.store is not None:
             self.updated += len(rows)
-            self.store.replace([self._filled(row) for row in rows])
+            stored = self.before.read([row.id for row in rows])
+            self.store.replace([self._filled(row, old) for row, old in zip(rows, stored, strict=True) if old])
 
     def _create(self, rows: Sequence[Row]) -> bool:
         """Make the store of its first rows; return False if there is one."""
@@ -286,23 +213,12 @@ class StoreWriter:
             return False
         return True
 
-    def _filled(self, row: Row) -> Row:
+    def _filled(self, row: Row, stored: StoredRow) -> Row:
         """Give a row what is stored in the columns that it does not name, but others of its block do."""
-        stored = self.before.by_id[row.id].metadata
-        others = {name: stored.get(name) for name in self._named if name not in row.metadata}
+        others = {name: stored.metadata.get(name) for name in self._named if name not in row.metadata}
         return replace(row, metadata=others | dict(row.metadata)) if others else row
 
 
 def _is_there(path: str) -> bool:
     """Tell whether a path of a store is that of a file which is there."""
-    return os.path.isabs(path) and _exists(path)
-
-
-def _exists(path: str) -> bool:
-    """Tell whether a file is there; its name may have been made valid Unicode."""
-    return os.path.lexists(path) or ("\\x" in path and os.path.lexists(_raw_path(path)))
-
-
-def _raw_path(path: str) -> bytes:
-    """Undo `valid_id`."""
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), os.fsencode(path))
+    return os.path.isabs(path) and file_exists(path)

@@ -1,0 +1,158 @@
+"""What a store holds when a run begins: keys of ids and contents in 57 bytes a row; the rows stay on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lamplit.data.sorted_keys import SortedKeys, keys_of
+from lamplit.store.column_types import UnfitError, fitted, is_ours, is_same
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """One row of a store, without its vector."""
+
+    path: str
+    hash: str
+    texts: list[str]
+    metadata: dict[str, Any]
+
+
+class StoredRows:
+    """The rows that a store has when a run begins; the run's own commits do not change it.
+
+    A place is the position of a row in the table, -1 for none.
+
+    Attributes:
+        contents: the keys of all content hashes.
+        types: of the metadata columns.
+        is_seen: (N,) whether the source has named a row, by its place; who reads the source sets it.
+    """
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self.types = {} if store is None else store.column_types
+        self._foreign = {name: kind for name, kind in self.types.items() if not is_ours(kind)}
+        size = 0 if store is None else len(store)
+        self.is_seen = np.zeros(size, bool)
+        self._ids = SortedKeys.of(_column_keys(store, "id", size))
+        contents = _column_keys(store, "hash", size)
+        self._content_at = contents[:, 0].copy()
+        self.contents = SortedKeys.of(contents)
+
+    def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the places of the rows with these ids."""
+        return self._ids.find(keys_of(ids))
+
+    def content_keys(self, ids: Sequence[str]) -> list[int]:
+        """Return the `content_key` of each of these rows, -1 for an id that the store does not have."""
+        places = self.find(ids)
+        if not len(self._content_at):
+            return [-1] * len(ids)
+        return [int(key) if place >= 0 else -1 for key, place in zip(self._content_at[places], places, strict=True)]
+
+    def read(self, ids: Sequence[str]) -> list[StoredRow | None]:
+        """Read the rows with these ids; None for an id that the store does not have."""
+        places = self.find(ids)
+        there = np.unique(places[places >= 0])
+        if not len(there):
+            return [None] * len(ids)
+        assert self._store is not None, "no row is stored without a store"
+        names = list(self.types)
+        table = self._store.take_at(there, ["path", "hash", "texts", *names])
+        paths, hashes, texts = (table[name].to_pylist() for name in ("path", "hash", "texts"))
+        metadata: list[dict[str, Any]] = table.select(names).to_pylist() if names else [{} for _ in paths]
+        rows = list(map(StoredRow, paths, hashes, texts, metadata))
+        found = np.searchsorted(there, places)
+        return [rows[at] if place >= 0 else None for at, place in zip(found, places, strict=True)]
+
+    def vectors(self, hashes: Sequence[str]) -> Tensor:
+        """Return the (K, D) float16 vectors of images with these contents."""
+        assert self._store is not None, "no content is stored without a store"
+        there, back = np.unique(self.contents.find(keys_of(hashes)), return_inverse=True)
+        column = self._store.take_at(there, ["vector"])["vector"].combine_chunks()
+        halves = column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1)
+        return torch.from_numpy(halves[back])
+
+    def has_same(self, row: Row, stored: StoredRow) -> bool:
+        """Tell whether the store has all that a row names; columns that it does not name may hold anything."""
+        if (row.path, row.texts) != (stored.path, stored.texts):
+            return False
+        return all(self._keeps(name, value, stored.metadata.get(name)) for name, value in row.metadata.items())
+
+    def refuses(self, name: str, value: Any) -> bool:
+        """Tell whether a column that other software made cannot hold a value."""
+        kind = self._foreign.get(name)
+        if kind is None:
+            return False
+        try:
+            fitted(value, kind)
+        except UnfitError:
+            return True
+        return False
+
+    def missing(self, root: Path | None) -> list[str]:
+        """Return the ids of files below `root` that are gone and that the source does not name."""
+        if root is None or self._store is None:
+            return []
+        folder = os.path.abspath(root)
+
+        def is_below(name: str, path: str) -> bool:
+            below = os.path.relpath(path, folder).replace(os.sep, "/")
+            return not below.startswith("../") and re.sub(r"(#\d+)*$", "", name) in (below, path)
+
+        return [
+            name
+            for name, path in self._unseen(self._store)
+            if os.path.isabs(path) and is_below(name, path) and not file_exists(path)
+        ]
+
+    def _unseen(self, store: Store) -> Iterator[tuple[str, str]]:
+        """Yield ids and paths of the rows that the source does not name."""
+        start = 0
+        for batch in store.batches("id", "path"):
+            unseen = batch.take(np.flatnonzero(~self.is_seen[start : start + len(batch)]))
+            yield from zip(unseen["id"].to_pylist(), unseen["path"].to_pylist(), strict=True)
+            start += len(batch)
+
+    def _keeps(self, name: str, value: Any, stored: Any) -> bool:
+        if value is stored or (type(value) is type(stored) is str and value == stored):
+            return True  # most often; to find what the column keeps of a value takes far longer
+        if name not in self.types:
+            return value is None
+        try:
+            return is_same(fitted(value, self.types[name]), stored)
+        except UnfitError:
+            return False
+
+
+def file_exists(path: str) -> bool:
+    """Tell whether a file is there; its name may have been made valid Unicode."""
+    return os.path.lexists(path) or ("\\x" in path and os.path.lexists(_raw_path(path)))
+
+
+def _raw_path(path: str) -> bytes:
+    """Undo `valid_id`."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), os.fsencode(path))
+
+
+def _column_keys(store: Store | None, name: str, size: int) -> NDArray[np.uint64]:
+    """Return the keys of a column of text, (N, 2), in the order of the table."""
+    keys = np.empty((size, 2), np.uint64)
+    start = 0
+    for batch in () if store is None else store.batches(name):
+        keys[start : start + len(batch)] = keys_of(batch[name].fill_null("").to_pylist())
+        start += len(batch)
+    return keys
