@@ -27,7 +27,8 @@ from lamplit.errors import PairsError, UsageError
 # What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.
 _NPY_ERRORS = (OSError, ValueError, OverflowError, tokenize.TokenError)
 
-Block = tuple[NDArray[Any], list[Entry]]  # (B, D) floats as in the file, NaN for missing ones; B entries
+# (B, D) floats as in the file, NaN for missing ones; why rows have no vector, by their place; B entries
+Block = tuple[NDArray[Any], dict[int, str], list[Entry]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _open_parts(name: str, folder: Path, wanted: ColumnNames) -> ForeignVectors:
         for array, table in parts:
             start = 0
             for batch in columns.batches(table):
-                yield _read_rows(array, start, start + len(batch)), columns.entries(batch)
+                yield _read_rows(array, start, start + len(batch)), {}, columns.entries(batch)
                 start += len(batch)
 
     return ForeignVectors(name, sum(rows for rows, _ in shapes), width, columns.types, read)
@@ -152,7 +153,7 @@ def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnN
             block = list(islice(entries, stop - start))
             if len(block) < stop - start:
                 raise _other_number(name, count, f"{pairs} has {start + len(block)} rows", described)
-            yield _read_rows(file, start, stop), block
+            yield _read_rows(file, start, stop), {}, block
         if next(entries, None) is not None:
             raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
 
@@ -204,10 +205,8 @@ def _open_parquet(name: str, files: list[Path], vector_column: str | None, wante
 
     def read() -> Iterator[Block]:
         for file in files:
-            start = 0
             for batch in columns.batches(file):
-                yield to_array(batch[vector], width, f"{file}, column {vector!r}", start), columns.entries(batch)
-                start += len(batch)
+                yield *to_array(batch[vector], width), columns.entries(batch)
 
     count = sum(parquet.read_metadata(file).num_rows for file in files)
     return ForeignVectors(name, count, width, columns.types, read)

@@ -213,7 +213,7 @@ def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa
     if not has_table and None not in types.values():
         return types
     found: dict[str, ColumnType] = {}
-    for _, entries in vectors:
+    for _, _, entries in vectors:
         for entry in entries:
             for column, value in entry.metadata.items():
                 found.setdefault(metadata_name(column), ColumnType()).add(value)
@@ -223,8 +223,10 @@ def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa
 def _rows(vectors: ForeignVectors, report: ImportReport, advance: Advance) -> Iterator[list[Row]]:
     """Yield rows of the store in blocks; vectors that cannot be used go into the report."""
     number = 0
-    for values, entries in vectors:
+    for values, without, entries in vectors:
         units, reasons = _to_unit(values)
+        for place, reason in without.items():
+            reasons[place] = reason
         rows = []
         for unit, reason, entry in zip(units, reasons, entries, strict=True):
             name = f"{number:09}"
