@@ -196,7 +196,7 @@ def test_error_on_the_way_leaves_no_store(tmp_path: Path, out: Path) -> None:
     np.save(tmp_path / "a.npy", some(10))
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "one"}\n' * 9)
-    with pytest.raises(PairsError, match="10 vectors, but .* 9 rows"):
+    with pytest.raises(PairsError, match=r"10 vectors, but .* 9 rows"):
         import_vectors(tmp_path / "a.npy", out, image_tower=ACME, pairs=texts)
     assert not Store.exists(out)
     texts.write_text('{"text": "one"}\n' * 10)

@@ -181,7 +181,7 @@ def _require_key(table: Any) -> None:
 
 
 def _require_vectors(table: Any) -> int:
-    """Declare that every row of a table that was made before has a vector; count the rows without, which are deleted."""
+    """Declare that every row of an older table has a vector; count the rows without one, which are deleted."""
     if not table.schema.field("vector").nullable:
         return 0
     with explained(table.uri), store_lock(table.uri, "deletes rows"):
