@@ -31,6 +31,7 @@ from schemathesis.specs.openapi.checks import (
 from typer.testing import CliRunner
 
 import lamplit
+from lamplit.app import messages as m
 from lamplit.app.kept_rows import plain
 from lamplit.app.launch import address, listen
 from lamplit.app.map import project, sample
@@ -107,7 +108,9 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def test_words_find_what_the_library_finds(client: TestClient, model: LiT, store: Store) -> None:
-    hits = client.post("/search", json={"query": "A small red circle.", "k": 5}).json()["hits"]
+    answer = client.post("/search", json={"query": "A small red circle.", "k": 5})
+    assert m.SearchAnswer.model_validate_json(answer.content).model_dump_json().encode() == answer.content
+    hits = answer.json()["hits"]
     expected = lamplit.search(model, store, "A small red circle.", k=5)
     assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
     assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-6)

@@ -34,16 +34,16 @@ class Entry(NamedTuple):
 def read(vectors: ForeignVectors) -> tuple[np.ndarray, list[Entry]]:
     """Read all vectors, and a row for each, with its metadata as a store would be given it."""
     blocks = list(vectors)
-    assert all(len(values) == len(described) for values, described in blocks)
+    assert all(len(values) == len(described) for values, _, described in blocks)
     entries = []
-    for _, described in blocks:
+    for *_, described in blocks:
         cells = {
             name: columns_of.plain_cells(column) if isinstance(column, pa.Array) else column
             for name, column in described.metadata.items()
         }
         for row, (path, texts) in enumerate(zip(described.paths.to_pylist(), described.texts.to_pylist(), strict=True)):
             entries.append(Entry(path, tuple(texts), {name: values[row] for name, values in cells.items()}))
-    return np.concatenate([values for values, _ in blocks]), entries
+    return np.concatenate([values for values, *_ in blocks]), entries
 
 
 @pytest.fixture
@@ -310,8 +310,9 @@ def test_gaps_are_nan(tmp_path: Path) -> None:
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 2)):
         cells = pa.array([None, [1.0, 2.0], [3.0, None], None], kind)
         parquet.write_table(pa.table({"vector": cells}), tmp_path / "a.parquet")
-        values, _ = read(read_vectors(tmp_path / "a.parquet"))
+        [(values, without, _)] = read_vectors(tmp_path / "a.parquet")
         assert np.array_equal(values, [[np.nan] * 2, [1, 2], [3, np.nan], [np.nan] * 2], equal_nan=True)
+        assert without == {0: "no vector", 3: "no vector"}
 
 
 def test_which_column_holds_the_vectors(tmp_path: Path) -> None:
@@ -332,10 +333,13 @@ def test_which_column_holds_the_vectors(tmp_path: Path) -> None:
 
 
 def test_widths_that_differ(tmp_path: Path) -> None:
-    cells = pa.array([[1.0, 2.0], None, [1.0, 2.0, 3.0]])
+    cells = pa.array([[], [1.0, 2.0], [1.0, 2.0, 3.0], [3.0, 4.0], [5.0]])
     parquet.write_table(pa.table({"vector": cells}), tmp_path / "a.parquet")
-    with pytest.raises(PairsError, match=r"a\.parquet, column 'vector': the vector of row 2 is 3 wide; the first is 2"):
-        read(read_vectors(tmp_path / "a.parquet"))
+    [(values, without, _)] = read_vectors(tmp_path / "a.parquet")
+    none = [np.nan] * 2
+    assert np.array_equal(values, [none, [1, 2], none, [3, 4], none], equal_nan=True)
+    differ = {place: f"the vector is {width} wide; the first is 2 wide" for place, width in ((2, 3), (4, 1))}
+    assert without == {0: "no vector"} | differ
 
 
 def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:

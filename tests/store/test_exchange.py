@@ -163,6 +163,23 @@ def test_vectors_that_cannot_be_used(tmp_path: Path, out: Path, kind: Any) -> No
     assert {item["id"]: item["reason"] for item in listed} == reasons
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_without_a_vector(tmp_path: Path, out: Path) -> None:
+    """Whole blocks of them, at the beginning too, as null or as an empty list; and vectors of another tower."""
+    cells = [None, None, [], [], [3.0, 4.0], None, [0.0, 2.0], [1.0, 2.0, 3.0], [0.0, 0.0]]
+    table = pa.table({"vector": cells, "n": range(9), "image_path": list("abcdefghi")})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    report = import_vectors(tmp_path / "a.parquet", out, image_tower=ACME)
+    assert (report.width, report.imported) == (2, 2)
+    assert [row["n"] for row in Store(out).rows()] == [4, 6]
+    assert torch.allclose(Store(out).vectors(), torch.tensor([[0.6, 0.8], [0.0, 1.0]]), atol=ONE_FP16_STEP)
+    assert {item.path: item.reason for item in report.skipped} == {
+        **dict.fromkeys("abcdf", "no vector"),
+        "h": "the vector is 3 wide; the first is 2 wide",
+        "i": "the vector is all zeros",
+    }
+
+
 def test_nothing_usable_is_an_error(tmp_path: Path, out: Path) -> None:
     with pytest.raises(StoreError, match=r"no vector of .* can be used of 5; reasons in .*pairs\.skipped\.jsonl"):
         import_array(np.zeros((5, 3), np.float32), out)
@@ -176,13 +193,14 @@ def test_nothing_usable_is_an_error(tmp_path: Path, out: Path) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_error_on_the_way_leaves_no_store(tmp_path: Path, out: Path) -> None:
-    cells = pa.array([[1.0, 2.0]] * 10 + [[1.0]])
-    parquet.write_table(pa.table({"vector": cells}), tmp_path / "a.parquet")
-    with pytest.raises(PairsError, match="row 10 is 1 wide"):
-        import_vectors(tmp_path / "a.parquet", out, image_tower=ACME)
+    np.save(tmp_path / "a.npy", some(10))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "one"}\n' * 9)
+    with pytest.raises(PairsError, match=r"10 vectors, but .* 9 rows"):
+        import_vectors(tmp_path / "a.npy", out, image_tower=ACME, pairs=texts)
     assert not Store.exists(out)
-    parquet.write_table(pa.table({"vector": cells[:10]}), tmp_path / "a.parquet")
-    assert import_vectors(tmp_path / "a.parquet", out, image_tower=ACME).imported == 10
+    texts.write_text('{"text": "one"}\n' * 10)
+    assert import_vectors(tmp_path / "a.npy", out, image_tower=ACME, pairs=texts).imported == 10
     assert len(Store(out)) == 10
 
 

@@ -211,9 +211,39 @@ def test_widening_that_was_killed_is_finished(path: Path) -> None:
     assert lance.dataset(str(path)).schema.names == ["id", "path", "hash", "texts", "vector", "n"]
 
 
-def test_rows_without_a_vector_are_named(path: Path) -> None:
-    store = create(path, [row("a", 1), row("b", 2)])
+def write_without_vector(path: Path) -> None:
+    """Make a store as an earlier lamplit made it, into which other software wrote a row without a vector."""
+    create(path, [row("a", 1), row("b", 2)])
+    lance.dataset(str(path)).alter_columns({"path": "vector", "nullable": True})
     lance.write_dataset(pa.table({"id": ["c"], "path": ["c"], "hash": ["h"], "texts": [["x"]]}), path, mode="append")
+
+
+def test_no_other_software_writes_rows_without_a_vector(path: Path) -> None:
+    create(path, [row("a", 1), row("b", 2)])
+    vectors = pa.array([None, [1, 0, 0, 0, 0, 0]], pa.list_(pa.float16(), WIDTH))
+    columns = {"id": ["a", "c"], "path": ["a", "c"], "hash": ["g", "h"], "texts": [["x"], []]}
+    some = pa.table({**columns, "vector": vectors})
+    for change in (
+        lambda: lance.write_dataset(some, path, mode="append"),
+        lambda: lance.dataset(str(path)).merge_insert("id").when_not_matched_insert_all().execute(some.select(["id"])),
+        lambda: lance.dataset(str(path)).merge_insert("id").when_matched_update_all().execute(some),
+    ):
+        with pytest.raises(OSError, match=r"vector.* non-null"):
+            change()
+    assert Store(path).rows() == create(path.with_name("same.lance"), [row("a", 1), row("b", 2)]).rows()
+
+
+def test_rows_without_a_vector_of_an_older_store_are_deleted(path: Path) -> None:
+    write_without_vector(path)
+    store = Store(path)
+    assert store.prepare_to_write() == [f"1 rows of {path} had no vector, left by other software; they are deleted"]
+    assert store.prepare_to_write() == []
+    assert torch.equal(store.vectors(), stored([1, 2]))
+    assert not lance.dataset(str(path)).schema.field("vector").nullable
+
+
+def test_rows_without_a_vector_are_named(path: Path) -> None:
+    write_without_vector(path)
     store = Store(path)
     for read in (store.vectors, lambda: list(store.blocks()), lambda: store.vectors_at([2])):
         with pytest.raises(StoreError, match=r"has rows without a vector.*delete\('vector IS NULL'\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,7 +89,13 @@ def serve(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch use one thread for each request; several requests, each with all cores, hold each other up."""
+    """Let torch use one thread for each request; several requests, each with all cores, hold each other up.
+
+    OMP_NUM_THREADS, which `lamplit app` sets, says so to all libraries, and is left as it is.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -29,7 +29,8 @@ from lamplit.errors import PairsError, UsageError
 _NPY_ERRORS = (OSError, ValueError, OverflowError, tokenize.TokenError)
 _END = object()  # comes after the last row of a table
 
-Block = tuple[NDArray[Any], Described]  # (B, D) floats as in the file, NaN for missing ones; what is known of each
+# (B, D) floats as in the file, NaN for missing ones; why rows have no vector, by their place; what is known of each
+Block = tuple[NDArray[Any], dict[int, str], Described]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _open_parts(name: str, folder: Path, wanted: ColumnNames) -> ForeignVectors:
         for array, table in parts:
             start = 0
             for batch in columns.batches(table):
-                yield _read_rows(array, start, start + len(batch)), columns.describe(batch)
+                yield _read_rows(array, start, start + len(batch)), {}, columns.describe(batch)
                 start += len(batch)
 
     return ForeignVectors(name, sum(rows for rows, _ in shapes), width, columns.types, read)
@@ -154,7 +155,7 @@ def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnN
             block = list(islice(rows, stop - start))
             if len(block) < stop - start:
                 raise _other_number(name, count, f"{pairs} has {start + len(block)} rows", described)
-            yield _read_rows(file, start, stop), _described(block)
+            yield _read_rows(file, start, stop), {}, _described(block)
         if next(rows, _END) is not _END:
             raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
 
@@ -217,10 +218,8 @@ def _open_parquet(name: str, files: list[Path], vector_column: str | None, wante
 
     def read() -> Iterator[Block]:
         for file in files:
-            start = 0
             for batch in columns.batches(file):
-                yield to_array(batch[vector], width, f"{file}, column {vector!r}", start), columns.describe(batch)
-                start += len(batch)
+                yield *to_array(batch[vector], width), columns.describe(batch)
 
     count = sum(parquet.read_metadata(file).num_rows for file in files)
     return ForeignVectors(name, count, width, columns.types, read)

@@ -182,24 +182,23 @@ def _holds_vectors(kind: pa.DataType) -> bool:
 
 
 def widths(file: Path, column: str) -> Iterator[int]:
-    """Yield the width of every vector of a file; rows without one are skipped."""
+    """Yield the width of every vector of a file; rows without one, or with an empty one, are left out."""
     with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
         for batch in opened.iter_batches(BLOCK_ROWS, columns=[column]):
-            yield from pc.list_value_length(batch.column(0).drop_null()).to_pylist()
+            yield from filter(None, pc.list_value_length(batch.column(0)).to_pylist())
 
 
-def to_array(column: pa.Array, width: int, where: str, start: int) -> NDArray[Any]:
-    """Return (B, width) floats, NaN if a row has no vector or a vector has a gap.
+def to_array(column: pa.Array, width: int) -> tuple[NDArray[Any], dict[int, str]]:
+    """Return (B, width) floats, NaN where a vector has a gap or there is none; and why rows have none, by their place.
 
-    Raises:
-        PairsError: a vector has another width; `where` and `start` tell its place for the message.
+    A row has none if it is null or empty, or if its vector has another width.
     """
-    lengths = pc.list_value_length(column)
-    wrong = pc.indices_nonzero(pc.fill_null(pc.not_equal(lengths, width), False))
-    if len(wrong):
-        row = wrong[0].as_py()
-        raise PairsError(f"{where}: the vector of row {start + row} is {lengths[row]} wide; the first is {width} wide")
-    values = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    fits = lengths == width
+    values = column.filter(pa.array(fits)).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     block = np.full((len(column), width), np.nan, values.dtype)
-    block[pc.is_valid(column).to_numpy(zero_copy_only=False)] = values
-    return block
+    block[fits] = values
+    return block, {
+        place: f"the vector is {lengths[place]} wide; the first is {width} wide" if lengths[place] else "no vector"
+        for place in np.flatnonzero(~fits).tolist()
+    }

@@ -261,7 +261,12 @@ def _products(vectors: Vectors, query: Floats, rows: Rows | None) -> Floats:
     """Multiply all rows, or the given ones, by a (D,) query in float32: (n,)."""
     if vectors.dtype != np.float16:
         with np.errstate(invalid="ignore"):  # of rows that hold no numbers
-            plain: Floats = (vectors if rows is None else vectors[rows]) @ query
+            if rows is None:
+                plain: Floats = vectors @ query
+            elif len(rows) > len(vectors) // 2:  # to copy so many would take longer than to multiply all
+                plain = (vectors @ query)[rows]
+            else:
+                plain = vectors[rows] @ query
         return plain
     from lamplit.retrieval.kernels import products
 

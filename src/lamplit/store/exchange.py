@@ -207,7 +207,7 @@ def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa
     if not has_table and None not in types.values():
         return types
     found: dict[str, ColumnType] = {}
-    for _, described in vectors:
+    for *_, described in vectors:
         for name, cells in described.metadata.items():
             column = metadata_name(name)
             if types.get(column) is None:

@@ -49,8 +49,10 @@ def to_store_batch(block: Block, start: int, schema: pa.Schema, known: SortedKey
 
     Rows with a known content are left out, and have no number.
     """
-    values, described = block
+    values, without, described = block
     units, reasons = to_unit(values)
+    for row, reason in without.items():
+        reasons[row] = reason
     hashes = [blake2b(unit, digest_size=16).hexdigest() for unit in units]
     is_good = reasons == ""
     is_new = np.ones(len(units), bool) if known is None else ~is_good | (known.find(keys_of(hashes)) < 0)

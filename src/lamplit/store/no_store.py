@@ -29,6 +29,6 @@ def why_no_store(path: str | Path) -> str:
 def why_no_vectors(path: str) -> str:
     """Say what to do about rows without a vector."""
     return (
-        f"{path} has rows without a vector, written by other software; delete them, such as with pylance: "
-        f"lance.dataset({path!r}).delete('vector IS NULL')"
+        f"{path} has rows without a vector, written by other software; the next lamplit embed deletes them, and so "
+        f"does pylance: lance.dataset({path!r}).delete('vector IS NULL')"
     )

@@ -51,7 +51,8 @@ class StoreMetadata:
         """Return the schema of a new table, with metadata columns of these types."""
         kinds = FIXED_COLUMNS | dict(metadata_types) | {"vector": pa.list_(pa.float16(), self.tower.width)}
         key = pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY)
-        others = [pa.field(name, kind) for name, kind in kinds.items() if name != "id"]
+        # Software that would write a row without a vector is refused by Lance.
+        others = [pa.field(name, kind, nullable=name != "vector") for name, kind in kinds.items() if name != "id"]
         return pa.schema([key, *others], {KEY: self.to_json()})
 
     def require_tower(self, tower: TowerIdentity, path: str) -> None:

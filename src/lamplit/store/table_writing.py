@@ -110,10 +110,10 @@ def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], mode
 
 
 def prepare_table(table: Any) -> list[str]:
-    """Let several processes write at once, delete doubled rows, and let columns of other software be empty.
+    """Let several processes write at once, delete rows that are no use, and let columns of other software be empty.
 
-    Other software adds columns that must not be empty, and then no image could be added. Rows were doubled by two
-    writers of an earlier lamplit.
+    Other software adds columns that must not be empty, and then no image could be added. Into a table of an earlier
+    lamplit it could write rows without a vector. Rows were doubled by two writers of an earlier lamplit.
 
     Returns:
         What of that there was to do, in plain sentences.
@@ -124,6 +124,8 @@ def prepare_table(table: Any) -> list[str]:
         notes.append(
             f"{doubled} rows of {table.uri} were there twice, left by two writers at once; one of each is kept"
         )
+    if missing := _require_vectors(table):
+        notes.append(f"{missing} rows of {table.uri} had no vector, left by other software; they are deleted")
     return notes + [
         f"the column {name} of {table.uri}, which other software added, may be empty from now on"
         for name in allow_empty_cells(table)
@@ -191,6 +193,20 @@ def _require_key(table: Any) -> None:
             table.alter_columns({"path": "id", "nullable": False})
             table.update_field_metadata({"id": PRIMARY_KEY})
             table.checkout_latest()
+
+
+def _require_vectors(table: Any) -> int:
+    """Declare that every row of an older table has a vector; count the rows without one, which are deleted."""
+    if not table.schema.field("vector").nullable:
+        return 0
+    with explained(table.uri), store_lock(table.uri, "deletes rows"):
+        table.checkout_latest()
+        if missing := int(table.count_rows("vector IS NULL")):
+            table.delete("vector IS NULL")
+        with suppress(OSError):  # another process does it, or other software writes more of them
+            table.alter_columns({"path": "vector", "nullable": False})
+        table.checkout_latest()
+    return missing
 
 
 def _delete_doubled(table: Any) -> int:
