@@ -39,6 +39,7 @@ from lamplit.store.table_writing import (
     replace_rows,
     tidy,
 )
+from lamplit.store.text_cells import read_cells
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
@@ -164,6 +165,11 @@ class Store:
         return self._order.positions
 
     @property
+    def row_at(self) -> NDArray[np.int32]:
+        """(N,) row at each position in the table."""
+        return self._order.by_position()
+
+    @property
     def version_digest(self) -> str:
         """Digest of the table's current fragments: any change to the rows changes it."""
         fragments = [
@@ -230,10 +236,27 @@ class Store:
         Raises:
             StoreError: there is no such column.
         """
-        if name not in self._table.schema.names:
-            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
-        values: list[Any] = self._sorted(name)[name].to_pylist()
+        values: list[Any] = self.arrow_column(name).to_pylist()
         return values
+
+    def arrow_column(self, name: str) -> pa.Array:
+        """Return all values of one column, in the order of the ids, with no Python object for each.
+
+        Raises:
+            StoreError: there is no such column.
+        """
+        self._require_column(name)
+        return self._sorted(name)[name].combine_chunks()
+
+    def batches(self, *columns: str, rows: int = 16384) -> Iterator[pa.RecordBatch]:
+        """Yield some columns in the order of the table; `row_at` says which row each of them is.
+
+        Raises:
+            StoreError: there is no such column.
+        """
+        for name in columns:
+            self._require_column(name)
+        yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows)
 
     def contents(self) -> NDArray[np.int64]:
         """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
@@ -246,13 +269,9 @@ class Store:
         Raises:
             StoreError: there is no such column, or it holds something else than text or lists of it.
         """
-        texts = []
-        for value in self.column(column):
-            cells = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(isinstance(cell, str) for cell in cells):
-                raise StoreError(f"column {column!r} of {self.path} holds no text: {value!r}")
-            texts.append([cell.strip() for cell in cells if cell.strip()])
-        return texts
+        flat, counts = read_cells(self.arrow_column(column), column, self.path)
+        ends = np.cumsum(counts).tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def vectors(self, center: Tensor | None = None) -> Tensor:
         """Return (N, D) float32 unit vectors; a (D,) `center` is subtracted first, and the rest made unit again."""
@@ -270,7 +289,7 @@ class Store:
 
     def half_blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float16]]:
         """Yield (n, D) vectors in the order of the table, to the bit as they are stored."""
-        for batch in self._table.to_batches(columns=["vector"], batch_size=rows):
+        for batch in self.batches("vector", rows=rows):
             yield self._halves(batch["vector"])
 
     def rows(self, rows: Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -280,7 +299,7 @@ class Store:
         found: list[dict[str, Any]] = table.to_pylist()
         return found
 
-    def take(self, rows: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    def take(self, rows: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some rows as they are stored, with all columns or some."""
         return self._order.take(rows, columns or self._table.schema.names)
 
@@ -359,6 +378,10 @@ class Store:
         self._table.checkout_latest()
         self._metadata = StoreMetadata.read(self._table.schema, self.path)
         self._order = RowOrder(self._table)
+
+    def _require_column(self, name: str) -> None:
+        if name not in self._table.schema.names:
+            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
 
     def _listed_columns(self, wanted: str = "") -> str:
         return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])

@@ -28,12 +28,30 @@ class RowOrder:
     @cached_property
     def positions(self) -> NDArray[np.int64]:
         """(N,) position in the table of each row, in the order of the ids."""
-        found: NDArray[np.int64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
-        return found
+        if self._ascends():
+            return np.arange(self._table.count_rows())
+        found: NDArray[np.uint64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
+        return found.astype(np.int64)  # they are unsigned, and differences would be, too
 
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    def _ascends(self) -> bool:
+        """Tell whether the rows lie in the order of their ids, as imports often do; it takes no memory."""
+        before = pa.array([], pa.string())
+        for batch in self._table.to_batches(columns=["id"]):
+            ids = pa.concat_arrays([before, batch["id"]])
+            if not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
+                return False
+            before = ids[-1:]
+        return True
+
+    def by_position(self) -> NDArray[np.int32]:
+        """Return the row at each position of the table, (N,)."""
+        rows = np.empty(len(self.positions), np.int32)
+        rows[self.positions] = np.arange(len(rows), dtype=np.int32)
+        return rows
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]], columns: Sequence[str]) -> pa.Table:
         """Return some columns of some rows."""
-        return self._table.take(self.positions[list(rows)].tolist(), columns=list(columns))
+        return self._table.take(self.positions[np.asarray(rows, np.int64)].tolist(), columns=list(columns))
 
     def matching(self, condition: str) -> NDArray[np.int64]:
         """Return the rows, unsorted, for which an SQL condition holds."""
