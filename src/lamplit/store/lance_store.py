@@ -8,8 +8,6 @@ A row is known by its number: its place in the order of the ids, whatever order 
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +24,7 @@ from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
 from lamplit.store.column_types import column_type
 from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
-from lamplit.store.row_order import RowOrder
+from lamplit.store.row_order import RowOrder, version_digest
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
@@ -172,11 +170,7 @@ class Store:
     @property
     def version_digest(self) -> str:
         """Digest of the table's current fragments: any change to the rows changes it."""
-        fragments = [
-            (fragment.fragment_id, [file.path for file in fragment.data_files()], str(fragment.deletion_file()))
-            for fragment in self._table.get_fragments()
-        ]
-        return hashlib.blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
+        return version_digest(self._table)
 
     # Writing
 
@@ -236,24 +230,15 @@ class Store:
         Raises:
             StoreError: there is no such column.
         """
-        values: list[Any] = self.arrow_column(name).to_pylist()
-        return values
+        return list(self.arrow_column(name).to_pylist())
 
     def arrow_column(self, name: str) -> pa.Array:
-        """Return all values of one column, in the order of the ids, with no Python object for each.
-
-        Raises:
-            StoreError: there is no such column.
-        """
+        """Return what `column` does, with no Python object for each value."""
         self._require_column(name)
         return self._sorted(name)[name].combine_chunks()
 
     def batches(self, *columns: str, rows: int = 16384) -> Iterator[pa.RecordBatch]:
-        """Yield some columns in the order of the table; `row_at` says which row each of them is.
-
-        Raises:
-            StoreError: there is no such column.
-        """
+        """Yield some columns in the order of the table; `row_at` says which row each of them is."""
         for name in columns:
             self._require_column(name)
         yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows)
@@ -330,14 +315,8 @@ class Store:
         Raises:
             UsageError: the condition cannot be read, or compares what cannot be compared; the message says what can.
         """
-        sql = parse_condition(condition, self._table.schema)
-        try:
-            rows = self._order.matching(sql)
-        except (ValueError, OSError, RuntimeError) as error:  # a RuntimeError if Lance's planner breaks
-            reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
-            raise UsageError(f"the condition {condition!r} cannot be used ({reason})") from error
         holds = np.zeros(len(self), bool)
-        holds[rows] = True
+        holds[self._order.matching(parse_condition(condition, self._table.schema), condition)] = True
         return holds
 
     def near(self, vector: NDArray[np.float32], k: int, probes: int, condition: str | None = None) -> NDArray[np.int64]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from lamplit.errors import UsageError
+
+
+def version_digest(table: Any) -> str:
+    """Digest a table's current fragments: any change to the rows changes it."""
+    fragments = [
+        (fragment.fragment_id, [file.path for file in fragment.data_files()], str(fragment.deletion_file()))
+        for fragment in table.get_fragments()
+    ]
+    return blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
 
 
 class RowOrder:
@@ -53,9 +66,17 @@ class RowOrder:
         """Return some columns of some rows."""
         return self._table.take(self.positions[np.asarray(rows, np.int64)].tolist(), columns=list(columns))
 
-    def matching(self, condition: str) -> NDArray[np.int64]:
-        """Return the rows, unsorted, for which an SQL condition holds."""
-        return self.from_lance(self._lance_ids(condition))
+    def matching(self, sql: str, condition: str) -> NDArray[np.int64]:
+        """Return the rows, unsorted, for which an SQL condition holds, which was written as `condition`.
+
+        Raises:
+            UsageError: Lance cannot use it.
+        """
+        try:
+            return self.from_lance(self._lance_ids(sql))
+        except (ValueError, OSError, RuntimeError) as error:  # a RuntimeError if Lance's planner breaks
+            reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
+            raise UsageError(f"the condition {condition!r} cannot be used ({reason})") from error
 
     def from_lance(self, lance_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows that Lance gives these `_rowid`s."""
