@@ -43,7 +43,7 @@ def test_column_of_metadata(data: st.DataObject, column: tuple[Any, pa.DataType,
     cells = pa.array(data.draw(st.lists(values, min_size=1, max_size=6)), have)
     expected, unfit = to_column(plain_cells(cells), kind)
     schema = StoreMetadata(TowerIdentity.of_imported("a", 2), "imported", False).schema({"n": kind})
-    made = to_store_batch((np.ones((len(cells), 2), np.float32), described({"n": cells}, len(cells))), 0, schema)
+    made = to_store_batch((np.ones((len(cells), 2), np.float32), {}, described({"n": cells}, len(cells))), 0, schema)
     assert made.rows["n"].type == kind
     assert made.rows["n"].to_pylist() == expected.to_pylist()
     assert made.lost == ({"n": unfit} if unfit else {})
@@ -52,11 +52,12 @@ def test_column_of_metadata(data: st.DataObject, column: tuple[Any, pa.DataType,
 def test_ids_contents_and_what_is_skipped() -> None:
     values = np.array([[3, 4], [0, 0], [np.nan, 1], [0.6, 0.8]], np.float32)
     schema = StoreMetadata(TowerIdentity.of_imported("a", 2), "imported", False).schema({})
-    made = to_store_batch((values, described({}, 4)), 999_999_998, schema)
+    made = to_store_batch((values, {1: "no vector"}, described({}, 4)), 999_999_998, schema)
     unit = np.array([0.6, 0.8], np.float16)
     assert made.rows["id"].to_pylist() == made.rows["path"].to_pylist() == ["999999998", "1000000001"]
     assert made.rows["hash"].to_pylist() == [blake2b(unit.tobytes(), digest_size=16).hexdigest()] * 2
     assert [item.id for item in made.skipped] == ["999999999", "1000000000"]
+    assert [item.reason for item in made.skipped] == ["no vector", "the vector has NaN, infinite or missing values"]
 
 
 @given(st.lists(st.floats(0.9985, 1.0015), min_size=1, max_size=5), st.integers(0, 9))

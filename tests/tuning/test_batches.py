@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +12,12 @@ from lamplit.tuning.batches import Batches
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import Links
 
+PATHS = pa.array([f"{i}.png" for i in range(20)])
+
 
 def made(num_pairs: int, **changes: object) -> Batches:
     pairs = Links([f"text {i}" for i in range(num_pairs)], torch.arange(num_pairs).flip(0), torch.arange(num_pairs))
-    paths = [f"{i}.png" for i in range(num_pairs)]
-    return Batches(pairs, paths, TuneSettings("demo:minilm", mode="UU", **changes))  # type: ignore[arg-type]
+    return Batches(pairs, TuneSettings("demo:minilm", mode="UU", **changes))  # type: ignore[arg-type]
 
 
 @given(st.integers(2, 60), st.integers(2, 70), st.sampled_from([0.5, 1, 2, 3, 4.7]), st.integers(0, 3))
@@ -57,7 +59,7 @@ def test_steps_stand_in_for_epochs() -> None:
 
 def test_crops_are_those_of_the_rows() -> None:
     batches = made(20, batch_size=4, steps=9)
-    crops = list(batches.crops(6))
+    crops = list(batches.crops(6, PATHS))
     assert len(crops) == 3
     for step, batch in zip(range(6, 9), crops, strict=True):
         assert [crop.path for crop in batch] == [f"{19 - row}.png" for row in batches.rows(step).tolist()]
@@ -66,17 +68,17 @@ def test_crops_are_those_of_the_rows() -> None:
 
 def test_every_crop_has_its_own_seed() -> None:
     batches = made(20, batch_size=4, steps=9, augment="inception")
-    seeds = [crop.seed for batch in batches.crops(0) for crop in batch]
+    seeds = [crop.seed for batch in batches.crops(0, PATHS) for crop in batch]
     assert len(set(seeds)) == 36
-    assert [crop.seed for batch in batches.crops(6) for crop in batch] == seeds[24:]
+    assert [crop.seed for batch in batches.crops(6, PATHS) for crop in batch] == seeds[24:]
     others = made(20, batch_size=4, steps=9, augment="inception", seed=1)
-    assert not {crop.seed for batch in others.crops(0) for crop in batch} & set(seeds)
+    assert not {crop.seed for batch in others.crops(0, PATHS) for crop in batch} & set(seeds)
 
 
 @pytest.mark.parametrize("seed", [20_240_101, 2**63 - 1])
 def test_large_seeds_are_taken(seed: int) -> None:
     batches = made(20, batch_size=4, steps=9, augment="inception", seed=seed)
-    seeds = [crop.seed for batch in batches.crops(0) for crop in batch]
+    seeds = [crop.seed for batch in batches.crops(0, PATHS) for crop in batch]
     assert len(set(seeds)) == 36
     image = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
     for number in seeds:

@@ -52,7 +52,7 @@ def test_younger_settings_have_their_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"format": 4}', r"has format 4; this lamplit reads up to 3: upgrade it"),
+        ('{"format": 5}', r"has format 5; this lamplit reads up to 4: upgrade it"),
         ('{"format": 1, "magic": 3}', r"has unknown settings magic; tune again with another --out"),
         ('{"format": ', r"is not JSON .*; give another --out"),
     ],

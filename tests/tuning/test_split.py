@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from lamplit.data.caption_hash import hash_captions, hash_names
-from lamplit.data.split_record import PARTS
+from lamplit.data.split_record import PARTS, SplitRecord
 from lamplit.errors import StoreError, UsageError
+from lamplit.store.captions import read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
 from lamplit.tuning import split
-from lamplit.tuning.split import Links, _fill, content_hashes, held_out_recall, link, split_pairs, split_store
+from lamplit.tuning.split import Links, Split, _fill, content_hashes, held_out_recall, link, split_captions, split_store
 
 TEXTS = [
     ["A frog.", "Green animal"],
@@ -40,6 +43,23 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Store:
     vectors = torch.randn(len(TEXTS), 4, generator=torch.Generator().manual_seed(0))
     metadata = [{"german": "Ding" if i % 2 else None, "number": i} for i in range(len(TEXTS))]
     return write_store(tmp_path_factory.mktemp("store") / "made_up.lance", vectors, TEXTS, metadata)
+
+
+def split_of(
+    texts: list[list[str]],
+    fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    hashes: list[str] | None = None,
+    base: SplitRecord | None = None,
+) -> Split:
+    """Split a store of these texts; the ids sort as the rows do."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder) / "some.lance", torch.ones(len(texts), 1), texts, hashes=hashes or [])
+        captions = read_captions(store)
+        found = split_captions(captions, seeded_hashes(captions, seed), fraction, test_fraction, base)
+        # The store is gone when they are read.
+        return replace(found, train=replace(found.train, texts=list(found.train.texts)))
 
 
 def pairs_of(links: Links) -> list[tuple[int, str]]:
@@ -95,11 +115,6 @@ def contents_among(contents: NDArray[np.uint64], links: Links) -> set[int]:
     return set(contents[links.image_index.numpy()].tolist())
 
 
-def numbered(size: int) -> NDArray[np.uint64]:
-    """Different contents of some rows."""
-    return np.arange(size, dtype=np.uint64)
-
-
 @given(collections(), st.sampled_from([0.0, 0.1, 0.2, 0.5]), st.sampled_from([0.0, 0.1, 0.2]), st.integers(0, 9))
 @settings(deadline=None, max_examples=60)
 def test_any_split_leaks_nothing(
@@ -107,7 +122,7 @@ def test_any_split_leaks_nothing(
 ) -> None:
     texts, names = made
     contents = hash_names(names)
-    found = split_pairs(texts, contents, fraction, seed, test_fraction)
+    found = split_of(texts, fraction, seed, test_fraction, names)
     parts = [found.train, found.held_out, found.test]
     for first, second in itertools.combinations(parts, 2):
         assert not captions_of(first) & captions_of(second)
@@ -120,7 +135,7 @@ def test_any_split_leaks_nothing(
         assert found.record.contents(part).tolist() == sorted(contents_among(contents, links))
     # The same images in another order are split in the same way.
     order = np.random.default_rng(seed).permutation(len(texts))
-    again = split_pairs([texts[i] for i in order], contents[order], fraction, seed, test_fraction)
+    again = split_of([texts[i] for i in order], fraction, seed, test_fraction, [names[i] for i in order])
     for part in PARTS:
         assert np.array_equal(again.record.captions(part), found.record.captions(part))
         assert np.array_equal(again.record.contents(part), found.record.contents(part))
@@ -131,9 +146,9 @@ def test_any_split_leaks_nothing(
 def test_what_was_tuned_on_before_is_never_held_out(
     first: tuple[list[list[str]], list[str]], second: tuple[list[list[str]], list[str]], fraction: float, seed: int
 ) -> None:
-    base = split_pairs(first[0], hash_names(first[1]), fraction, seed).record
+    base = split_of(first[0], fraction, seed, hashes=first[1]).record
     contents = hash_names(second[1])
-    found = split_pairs(second[0], contents, fraction, seed, 0.2, base=base)
+    found = split_of(second[0], fraction, seed, 0.2, second[1], base)
     for part, links in (("held_out", found.held_out), ("test", found.test)):
         assert not {*hash_captions(links.texts).tolist()} & {*base.captions("train").tolist()}, part
         assert not contents_among(contents, links) & {*base.contents("train").tolist()}, part
@@ -146,16 +161,14 @@ def test_what_was_tuned_on_before_is_never_held_out(
 
 def test_number_of_held_out_captions_is_exact_without_links() -> None:
     texts = [[f"caption {i}"] for i in range(137)]
-    found = split_pairs(texts, numbered(137), 0.2, 5, 0.1)
+    found = split_of(texts, 0.2, 5, 0.1)
     assert (len(found.held_out.texts), len(found.test.texts), found.dropped) == (27, 14, 0)
-    assert split_pairs(texts, numbered(137), 0.2, 5).held_out.texts == found.held_out.texts, (
-        "a test leaves the held-out part as it is"
-    )
+    assert split_of(texts, 0.2, 5).held_out.texts == found.held_out.texts, "a test leaves the held-out part as it is"
 
 
 def test_held_out_captions_of_a_seed_never_change() -> None:
     """Every figure on held-out captions depends on it: these must stay."""
-    found = split_pairs([[f"caption {i}"] for i in range(40)], numbered(40), 0.1, 0)
+    found = split_of([[f"caption {i}"] for i in range(40)], 0.1, 0)
     assert found.held_out.texts == ["caption 8", "caption 28", "caption 36", "caption 38"]
 
 
@@ -168,7 +181,7 @@ def test_split_depends_on_the_seed(made_up: Store) -> None:
 def test_linked_captions_and_images_stay_together() -> None:
     """Twenty groups of three images that share a caption, each with one of its own."""
     texts = [[f"group {i // 3}", f"own {i}"] for i in range(60)]
-    found = split_pairs(texts, numbered(60), 0.25, 1)
+    found = split_of(texts, 0.25, 1)
     assert (found.dropped, len(found.held_out.texts)) == (0, 20)
     groups = {row // 3 for row in found.held_out.image_index.tolist()}
     assert len(groups) == 5
@@ -199,10 +212,10 @@ def test_copies_of_an_image_are_one_image(tmp_path: Path) -> None:
 
 def test_class_that_vanishes_is_warned_of() -> None:
     texts = [[f"a {color} thing"] for color in ("red", "blue", "green", "black", "white") for _ in range(4)]
-    found = split_pairs(texts, numbered(20), 0.2, 0)
+    found = split_of(texts, 0.2, 0)
     [warning] = found.warnings
     assert f"the model never reads them: {found.held_out.texts[0]!r} (4 images). If captions" in warning
-    [warning] = split_pairs(texts[:8], numbered(8), 0.2, 0).warnings
+    [warning] = split_of(texts[:8], 0.2, 0).warnings
     assert warning.startswith("nothing is held out: no linked captions fit 0.2 of 2 distinct captions")
 
 
@@ -233,7 +246,7 @@ def test_store_without_texts_is_refused(tmp_path: Path) -> None:
 
 def test_columns(made_up: Store) -> None:
     found = split_store(made_up, "german", 0.0, 0)
-    assert (found.train.texts, len(found.train), len(found.held_out)) == (["Ding"], 6, 0)
+    assert (list(found.train.texts), len(found.train), len(found.held_out)) == (["Ding"], 6, 0)
     with pytest.raises(StoreError, match=r"no column 'french'; it has: .*german"):
         split_store(made_up, "french", 0.2, 0)
     with pytest.raises(StoreError, match=r"'number' .* holds no text"):

@@ -24,3 +24,24 @@ def hash_names(names: Iterable[str], seed: int | None = None) -> NDArray[np.uint
     key = b"" if seed is None else str(seed).encode()
     digests = (blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest() for name in names)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def number(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Number (N,) hashes in the order in which they appear; no array of more than 64 bits a hash is made.
+
+    Returns:
+        Where each distinct one is first, (M,), ascending; and the numbers, (N,).
+    """
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    begins = np.ones(len(hashes), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    del ordered
+    first = order[begins]
+    numbers = np.empty(len(hashes), np.int32)
+    numbers[order] = np.cumsum(begins, dtype=np.int32) - 1
+    del order, begins
+    by_appearance = np.argsort(first)
+    place = np.empty(len(first), np.int32)
+    place[by_appearance] = np.arange(len(first), dtype=np.int32)
+    return first[by_appearance], place[numbers]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,16 @@ from lamplit.files import replacing
 from lamplit.retrieval.copies import Copies
 from lamplit.retrieval.nearest import BitPlanes, Vectors
 from lamplit.retrieval.recall import choose_kept
-from lamplit.store.derived import DESCRIPTION, SMALL, centers, is_exact, search_folders, search_name
+from lamplit.store.derived import (
+    DESCRIPTION,
+    SMALL,
+    centers,
+    is_exact,
+    open_array,
+    remove_stale_files,
+    search_folders,
+    search_name,
+)
 from lamplit.store.lance_store import Store
 from lamplit.unit_vectors import normalize
 
@@ -100,7 +108,7 @@ def _read(folder: Path, store: Store) -> Collection | None:
     """Open derived files; None if they are not whole."""
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        vectors, words, scale, order, copies = (_open(folder / f"{name}.npy") for name in _FILES)
+        vectors, words, scale, order, copies = (open_array(folder / f"{name}.npy") for name in _FILES)
         width = vectors.shape[1]
         if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):
             return None
@@ -141,22 +149,9 @@ def _write(folder: Path, name: str, store: Store, project: Project) -> None:
         words.flush()
         (partial / DESCRIPTION).write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
         logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
-    _remove_stale_files(folder, store.version_digest)
-
-
-def _remove_stale_files(folder: Path, version_digest: str) -> None:
-    """Delete search files of older store versions. Open memory maps stay valid (POSIX)."""
-    for other in folder.iterdir():
-        if other.is_dir() and not other.name.startswith((".", version_digest)):
-            shutil.rmtree(other, ignore_errors=True)
+    remove_stale_files(folder, store.version_digest)
 
 
 def _create(file: Path, shape: tuple[int, ...], kind: Any) -> np.memmap[Any, Any]:
     made: np.memmap[Any, Any] = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
     return made
-
-
-def _open(file: Path) -> NDArray[Any]:
-    # Mode "c": torch wants arrays that it could write to, and nothing ever writes.
-    mapped: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
-    return mapped

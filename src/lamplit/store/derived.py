@@ -1,18 +1,28 @@
-"""Where the files that are derived from a store lie, and what they say of search. They may be deleted at any time."""
+"""Files that are derived from a store: where they lie, how they are made, and what they say of search.
+
+They lie in the folder `_search` of the store, which Lance leaves alone, or in the user's cache if the store cannot be
+written to. The name of a folder begins with the digest of the rows that it was made from: when a store has changed, all
+are made again. They may be deleted at any time. A small store has none: its arrays are made in memory.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.files import cache_folder
+from lamplit.files import cache_folder, replacing
 from lamplit.store.lance_store import Store
 from lamplit.unit_vectors import as_array
 
+logger = logging.getLogger(__name__)
 SMALL = 50_000  # images; up to here the product of all rows takes 10 ms on one core, and no file is derived
 FOLDER = "_search"
 DESCRIPTION = "search.json"
@@ -56,3 +66,131 @@ def measured_recall(store: Store) -> float | None:
         except (OSError, ValueError, LookupError, TypeError):  # not made yet, or damaged: a search makes it again
             continue
     return None
+
+
+class Draft:
+    """Named arrays while they are made: files of a folder, or memory.
+
+    Args:
+        folder: an empty folder; None for memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._parts: dict[str, list[NDArray[Any]]] = {}  # of arrays that grow in memory
+        self._files: dict[str, tuple[BinaryIO, np.dtype[Any], int]] = {}  # with the place where the values begin
+
+    def create(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+        """Return an array to fill."""
+        if self.folder is None:
+            made = np.empty(shape, kind)
+        else:
+            made = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+        self._arrays[name] = made
+        return made
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        """Lengthen a one-dimensional array, whose length need not be known."""
+        if self.folder is None:
+            self._parts.setdefault(name, []).append(values)
+            return
+        if name not in self._files:
+            opened = (self.folder / f"{name}.npy").open("wb")
+            _write_header(opened, values.dtype, 0)
+            self._files[name] = opened, values.dtype, opened.tell()
+        values.tofile(self._files[name][0])
+
+    def drop(self, name: str) -> None:
+        """Remove an array that was needed for others alone."""
+        del self._arrays[name]
+        if self.folder is not None:
+            (self.folder / f"{name}.npy").unlink()
+
+    def finish(self) -> dict[str, NDArray[Any]]:
+        """Return all arrays, and close their files."""
+        for name, (file, kind, begin) in self._files.items():
+            with file:
+                length = (file.tell() - begin) // kind.itemsize
+                file.seek(0)
+                _write_header(file, kind, length)
+            self._arrays[name] = open_array(Path(file.name))
+        self._arrays |= {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        return self._arrays
+
+
+def derive(
+    store: Store, kind: str, names: Sequence[str], make: Callable[[Draft], None], *, instead_of: str | None = None
+) -> dict[str, NDArray[Any]]:
+    """Open arrays that are derived from a store; make them first if they are not there.
+
+    Args:
+        store: what they are derived from.
+        kind: what they are, as part of a file name.
+        names: of the arrays.
+        make: makes them.
+        instead_of: how the kinds of arrays begin that are not needed any more once these are made.
+
+    Returns:
+        The arrays by name: memory-mapped, or in memory if the store is small or no file can be written.
+    """
+    if len(store) > SMALL:
+        for folder in search_folders(store):
+            if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
+                return found
+        for folder in search_folders(store):
+            try:
+                with replacing(folder / search_name(store, kind)) as partial:
+                    partial.mkdir()
+                    draft = Draft(partial)
+                    make(draft)
+                    draft.finish()
+            except OSError as error:  # no permission, or a full disk
+                logger.warning("no files of %s in %s: %s", kind, folder, error)
+                continue
+            remove_stale_files(folder, store.version_digest)
+            if instead_of is not None:
+                _remove_others(folder, search_name(store, kind), search_name(store, instead_of))
+            if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
+                return found
+    draft = Draft(None)
+    make(draft)
+    return draft.finish()
+
+
+def remove_stale_files(folder: Path, version_digest: str) -> None:
+    """Delete what was derived from other versions of a store. Open memory maps stay valid (POSIX)."""
+    for other in folder.iterdir():
+        if other.is_dir() and not other.name.startswith((".", version_digest)):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def open_array(file: Path) -> NDArray[Any]:
+    """Map a `.npy` file into memory.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it is not there.
+    """
+    # Mode "c": torch wants arrays that it could write to, and nothing ever writes.
+    mapped: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    return mapped
+
+
+def _read_arrays(folder: Path, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+    try:
+        return {name: open_array(folder / f"{name}.npy") for name in names}
+    except (OSError, ValueError, EOFError):  # not made yet, or damaged
+        return None
+
+
+def _remove_others(folder: Path, name: str, beginning: str) -> None:
+    for other in folder.iterdir():
+        if other.is_dir() and other.name.startswith(beginning) and other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _write_header(file: BinaryIO, kind: np.dtype[Any], length: int) -> None:
+    """Write the header of a one-dimensional `.npy` file; numpy leaves room in it for any length."""
+    described = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, described)

@@ -8,8 +8,6 @@ A row is known by its number: its place in the order of the ids, whatever order 
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +23,11 @@ from lamplit.store import table_writing
 from lamplit.store.column_types import column_type
 from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
-from lamplit.store.row_order import RowOrder
+from lamplit.store.row_order import RowOrder, version_digest
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
+from lamplit.store.text_cells import read_cells
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
@@ -145,13 +144,14 @@ class Store:
         return self._order.positions
 
     @property
+    def row_at(self) -> NDArray[np.int32]:
+        """(N,) row at each position in the table."""
+        return self._order.by_position()
+
+    @property
     def version_digest(self) -> str:
         """Digest of the table's current fragments: any change to the rows changes it."""
-        fragments = [
-            (fragment.fragment_id, [file.path for file in fragment.data_files()], str(fragment.deletion_file()))
-            for fragment in self._table.get_fragments()
-        ]
-        return hashlib.blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
+        return version_digest(self._table)
 
     # Writing
 
@@ -217,20 +217,24 @@ class Store:
 
     # Reading
 
-    def batches(self, *columns: str, rows: int = 16384) -> Iterator[pa.RecordBatch]:
-        """Yield some columns in the order of the table; `order` says which row each of them is."""
-        yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows)
-
     def column(self, name: str) -> list[Any]:
         """Return all values of one column, in the order of the ids.
 
         Raises:
             StoreError: there is no such column.
         """
-        if name not in self._table.schema.names:
-            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
-        values: list[Any] = self._sorted(name)[name].to_pylist()
-        return values
+        return list(self.arrow_column(name).to_pylist())
+
+    def arrow_column(self, name: str) -> pa.Array:
+        """Return what `column` does, with no Python object for each value."""
+        self._require_column(name)
+        return self._sorted(name)[name].combine_chunks()
+
+    def batches(self, *columns: str, rows: int = 16384) -> Iterator[pa.RecordBatch]:
+        """Yield some columns in the order of the table; `row_at` says which row each of them is."""
+        for name in columns:
+            self._require_column(name)
+        yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows)
 
     def contents(self) -> NDArray[np.int64]:
         """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
@@ -243,13 +247,9 @@ class Store:
         Raises:
             StoreError: there is no such column, or it holds something else than text or lists of it.
         """
-        texts = []
-        for value in self.column(column):
-            cells = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(isinstance(cell, str) for cell in cells):
-                raise StoreError(f"column {column!r} of {self.path} holds no text: {value!r}")
-            texts.append([cell.strip() for cell in cells if cell.strip()])
-        return texts
+        flat, counts = read_cells(self.arrow_column(column), column, self.path)
+        ends = np.cumsum(counts).tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def vectors(self, center: Tensor | None = None) -> Tensor:
         """Return (N, D) float32 unit vectors; a (D,) `center` is subtracted first, and the rest made unit again."""
@@ -277,7 +277,7 @@ class Store:
         found: list[dict[str, Any]] = table.to_pylist()
         return found
 
-    def take(self, rows: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    def take(self, rows: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some rows as they are stored, with all columns or some."""
         return self._order.take(rows, columns or self._table.schema.names)
 
@@ -312,14 +312,8 @@ class Store:
         Raises:
             UsageError: the condition cannot be read, or compares what cannot be compared; the message says what can.
         """
-        sql = parse_condition(condition, self._table.schema)
-        try:
-            rows = self._order.matching(sql)
-        except (ValueError, OSError, RuntimeError) as error:  # a RuntimeError if Lance's planner breaks
-            reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
-            raise UsageError(f"the condition {condition!r} cannot be used ({reason})") from error
         holds = np.zeros(len(self), bool)
-        holds[rows] = True
+        holds[self._order.matching(parse_condition(condition, self._table.schema), condition)] = True
         return holds
 
     def near(self, vector: NDArray[np.float32], k: int, probes: int, condition: str | None = None) -> NDArray[np.int64]:
@@ -360,6 +354,10 @@ class Store:
         self._table.checkout_latest()
         self._metadata = StoreMetadata.read(self._table.schema, self.path)
         self._order = RowOrder(self._table)
+
+    def _require_column(self, name: str) -> None:
+        if name not in self._table.schema.names:
+            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
 
     def _listed_columns(self, wanted: str = "") -> str:
         return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])

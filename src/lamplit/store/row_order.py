@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from lamplit.errors import UsageError
+
+
+def version_digest(table: Any) -> str:
+    """Digest a table's current fragments: any change to the rows changes it."""
+    fragments = [
+        (fragment.fragment_id, [file.path for file in fragment.data_files()], str(fragment.deletion_file()))
+        for fragment in table.get_fragments()
+    ]
+    return blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
 
 
 class RowOrder:
@@ -28,16 +41,42 @@ class RowOrder:
     @cached_property
     def positions(self) -> NDArray[np.int64]:
         """(N,) position in the table of each row, in the order of the ids."""
-        found: NDArray[np.int64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
-        return found
+        if self._ascends():
+            return np.arange(self._table.count_rows())
+        found: NDArray[np.uint64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
+        return found.astype(np.int64)  # they are unsigned, and differences would be, too
 
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    def _ascends(self) -> bool:
+        """Tell whether the rows lie in the order of their ids, as imports often do; it takes no memory."""
+        before = pa.array([], pa.string())
+        for batch in self._table.to_batches(columns=["id"]):
+            ids = pa.concat_arrays([before, batch["id"]])
+            if not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
+                return False
+            before = ids[-1:]
+        return True
+
+    def by_position(self) -> NDArray[np.int32]:
+        """Return the row at each position of the table, (N,)."""
+        rows = np.empty(len(self.positions), np.int32)
+        rows[self.positions] = np.arange(len(rows), dtype=np.int32)
+        return rows
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]], columns: Sequence[str]) -> pa.Table:
         """Return some columns of some rows."""
-        return self._table.take(self.positions[list(rows)].tolist(), columns=list(columns))
+        return self._table.take(self.positions[np.asarray(rows, np.int64)].tolist(), columns=list(columns))
 
-    def matching(self, condition: str) -> NDArray[np.int64]:
-        """Return the rows, unsorted, for which an SQL condition holds."""
-        return self.from_lance(self._lance_ids(condition))
+    def matching(self, sql: str, condition: str) -> NDArray[np.int64]:
+        """Return the rows, unsorted, for which an SQL condition holds, which was written as `condition`.
+
+        Raises:
+            UsageError: Lance cannot use it.
+        """
+        try:
+            return self.from_lance(self._lance_ids(sql))
+        except (ValueError, OSError, RuntimeError) as error:  # a RuntimeError if Lance's planner breaks
+            reason = re.split(r"\. Valid fields are|, \S+\.rs:\d", str(error).strip())[0]
+            raise UsageError(f"the condition {condition!r} cannot be used ({reason})") from error
 
     def from_lance(self, lance_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows that Lance gives these `_rowid`s."""

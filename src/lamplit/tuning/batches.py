@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -19,12 +20,11 @@ class Batches:
 
     Args:
         pairs: the training pairs.
-        paths: the image file of each row of the store.
         settings: batch size, epochs or steps, seed, augmentation.
     """
 
-    def __init__(self, pairs: Links, paths: list[str], settings: TuneSettings) -> None:
-        self.pairs, self.paths, self.settings = pairs, paths, settings
+    def __init__(self, pairs: Links, settings: TuneSettings) -> None:
+        self.pairs, self.settings = pairs, settings
         self.batch_size = min(settings.batch_size, len(pairs))
         epochs = settings.for_pairs(len(pairs)).epochs
         assert epochs is not None
@@ -40,15 +40,19 @@ class Batches:
         """Return how many passes over the pairs are done after `step` steps."""
         return step * self.batch_size / len(self.pairs)
 
-    def crops(self, first: int) -> Iterator[list[Crop]]:
-        """Yield the images of each step, from step `first` on; every random crop has a seed of its own."""
+    def crops(self, first: int, paths: pa.Array) -> Iterator[list[Crop]]:
+        """Yield the images of each step, from step `first` on; every random crop has a seed of its own.
+
+        Args:
+            first: the first step.
+            paths: the image file of each row of the store.
+        """
         for step in range(first, self.total_steps):
             seed = _mixed(self.settings.seed, step) << 24
             rows = self.pairs.image_index[self.rows(step)].tolist()
             random = self.settings.augment == "inception"
-            yield [
-                Crop(self.paths[row], (seed + index) % MAX_SEED if random else None) for index, row in enumerate(rows)
-            ]
+            files = paths.take(pa.array(rows)).to_pylist()
+            yield [Crop(file, (seed + index) % MAX_SEED if random else None) for index, file in enumerate(files)]
 
 
 def _mixed(seed: int, number: int) -> int:

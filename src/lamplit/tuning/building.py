@@ -8,20 +8,23 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from lamplit.data.split_record import SplitRecord
 from lamplit.errors import LamplitError, TuneError
 from lamplit.model import LiT
+from lamplit.store.captions import CaptionTexts
 from lamplit.store.lance_store import Store
+from lamplit.store.row_vectors import read_vectors
 from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
+from lamplit.towers.texts.tokenizers import warn_of_cut
 from lamplit.tuning.batches import Batches
-from lamplit.tuning.closed_form import count_anchors
+from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
 from lamplit.tuning.loop import Run
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups
 from lamplit.tuning.settings import TuneSettings
@@ -35,12 +38,13 @@ from lamplit.tuning.sides import (
     TextSide,
 )
 from lamplit.tuning.split import split_store
+from lamplit.tuning.tokens import tokenize_captions
 from lamplit.tuning.tune_report import TuneReport, what_trains
 
 logger = logging.getLogger(__name__)
 
 
-def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.device) -> Run:
+def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.device, *, progress: bool = False) -> Run:
     """Build a run from its store and settings, ready for its first step or its last checkpoint.
 
     Args:
@@ -48,6 +52,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         out: the run's folder.
         settings: settings of the run.
         device: where the model will be.
+        progress: show bars on stderr.
 
     Raises:
         StoreError: the store has no such text column.
@@ -56,19 +61,25 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         TuneError: the image tower or its images cannot be read, and the mode needs them.
     """
     base = _tuned_on(settings)
-    split = split_store(store, settings.text_column, settings.val_fraction, settings.seed, settings.test_fraction, base)
+    split = split_store(
+        store, settings.text_column, settings.val_fraction, settings.seed, settings.test_fraction, base,
+        progress=progress,
+    )  # fmt: skip
     for warning in split.warnings:
         logger.warning("%s", warning)
     train, held_out = split.train, split.held_out
     settings = _fill_in(settings, len(train))
     center = None if settings.image_trains else store.center
-    paths, zimg = store.column("path"), store.vectors(center)
-    batches = Batches(train, paths, settings)
-    text_tower = _open_text_tower(store, settings, train.texts)
-    tokens = text_tower.tokenize(train.texts)
+    zimg = read_vectors(store, center, progress=progress)
+    batches = Batches(train, settings)
+    texts = CaptionTexts(split.captions, split.numbers)
+    text_tower = _open_text_tower(store, settings, texts)
+    tokens = tokenize_captions(split.captions, split.numbers, text_tower, progress=progress)
+    if truncated := tokens.count_cut():
+        warn_of_cut(truncated, len(tokens), text_tower.context_length)
     image_tower = _open_image_tower(store, settings)
     if settings.has_kernel_head and text_tower.trained_scale is None:
-        anchors = count_anchors(train.texts, None if image_tower is None else image_tower.class_head)
+        anchors = count_anchors(texts[:MAX_ANCHORS], None if image_tower is None else image_tower.class_head)
         text_tower.head = KernelHead(text_tower.head.in_features, store.tower.width, anchors)
     model = LiT(
         text_tower, store.tower, center=center,
@@ -83,13 +94,14 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
     if settings.text_trains:
         text_side = EncodedTexts(text_tower, tokens, precision)
     else:
-        text_side = ConstantTexts(text_tower, train.texts)
+        text_side = ConstantTexts(text_tower, tokens)
     assert settings.lr is not None, "chosen for these pairs"
     optimizer = build_optimizer(settings.optimizer, model, lr=settings.lr, weight_decay=settings.weight_decay)
     for group in optimizer.param_groups:
         group |= {"rate": "lr", "peak": settings.lr, "start": 0}
     if settings.image_trains:
         assert image_tower is not None
+        paths = store.arrow_column("path")
         _require_images(paths, torch.cat([part.image_index for part in (train, held_out, split.test)]), settings.mode)
         image_side = _train_image_tower(image_tower, model, optimizer, paths, settings, batches.total_steps, precision)
     else:
@@ -107,7 +119,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         dropped_pairs=split.dropped,
         warnings=split.warnings,
         trains=what_trains(model, image_tower),
-        truncated_texts=text_tower.count_truncated(train.texts, tokens),
+        truncated_texts=truncated,
         fingerprint_before=image_side.fingerprint(),
     )
     return Run(
@@ -119,8 +131,9 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         train,
         held_out,
         split.test,
+        texts,
         zimg,
-        torch.from_numpy(np.unique(split.contents, return_inverse=True)[1]),
+        torch.from_numpy(split.captions.images),
         batches,
         image_side,
         text_side,
@@ -145,7 +158,7 @@ def _tuned_on(settings: TuneSettings) -> SplitRecord | None:
     return SplitRecord.find(Path(folder)) if library == "model" and settings.pretrained_text else None
 
 
-def _open_text_tower(store: Store, settings: TuneSettings, texts: list[str]) -> TextTower:
+def _open_text_tower(store: Store, settings: TuneSettings, texts: CaptionTexts) -> TextTower:
     # Published heads read plain vectors of pre-trained towers.
     keeps_head = settings.mode[0] != "u" and (settings.image_trains or store.center is None)
     tower = open_text_tower(
@@ -189,7 +202,7 @@ def _train_image_tower(
     tower: ImageTower,
     model: LiT,
     optimizer: torch.optim.Optimizer,
-    paths: list[str],
+    paths: pa.Array,
     settings: TuneSettings,
     total_steps: int,
     precision: Precision,
@@ -210,9 +223,10 @@ def _train_image_tower(
     )  # fmt: skip
 
 
-def _require_images(paths: list[str], rows: Tensor, mode: str) -> None:
+def _require_images(paths: pa.Array, rows: Tensor, mode: str) -> None:
     """Raise TuneError if images that are to be read in training are not files here."""
-    lost = [paths[row] for row in torch.unique(rows).tolist() if not Path(paths[row]).is_file()]
+    files = paths.take(pa.array(torch.unique(rows).numpy()))
+    lost = [file.as_py() for file in files if not Path(file.as_py()).is_file()]
     if lost:
         raise TuneError(
             f"mode {mode} reads images again in every epoch, and {len(lost)} of the store's are "

@@ -18,8 +18,11 @@ from lamplit.errors import TuneError
 from lamplit.files import write_text
 from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
+from lamplit.store.captions import CaptionTexts
+from lamplit.store.row_vectors import RowVectors
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
+from lamplit.tuning.closed_form import sample_pairs
 from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.large_batch import backward_in_chunks
 from lamplit.tuning.optimizers import set_rates
@@ -53,6 +56,7 @@ class Run:
     """A tuning run, from its first step or its last checkpoint.
 
     Attributes:
+        texts: the texts of `train`.
         zimg: (N, D) unit vectors of all rows of the store.
         image_ids: (N,) numbers of the rows' contents; equal images have one.
     """
@@ -65,7 +69,8 @@ class Run:
     train: Links
     held_out: Links
     test: Links
-    zimg: Tensor
+    texts: CaptionTexts
+    zimg: RowVectors
     image_ids: Tensor
     batches: Batches
     image_side: ImageSide
@@ -81,7 +86,7 @@ class Run:
             seconds = cut_log(self.out / "log.jsonl", self.state.step)
         else:
             self._start()
-        self.image_side.open(self.batches.crops(self.state.step), workers)
+        self.image_side.open(self.batches, self.state.step, workers)
         started = time.monotonic() - seconds
         total_steps = self.batches.total_steps
         with progress_bar("tune", total_steps, shown=progress) as advance, open_log(self.out / "log.jsonl") as log:
@@ -113,9 +118,11 @@ class Run:
         trained = self.model.text_tower.trained_scale is not None
         fits = self.settings.starts_in_closed_form and not trained
         if fits:
-            rows, tower = self.train.image_index, self.image_side.tower
+            tower = self.image_side.tower
+            pairs, used, text_index = sample_pairs(self.train.text_index)
+            rows = self.train.image_index[pairs]
             fit_start(
-                self.model, self.zimg[rows], self.image_ids[rows], self.train.texts, self.train.text_index,
+                self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
                 None if tower is None else tower.class_head,
             )  # fmt: skip
         self.state.start = metrics = self._evaluate(0)
@@ -180,7 +187,7 @@ class Run:
         return metrics
 
     def _measure(self, links: Links) -> dict[str, float]:
-        if not links.texts:
+        if not len(links):
             return {}
         zimg, links = self.image_side.vectors(links)
         return held_out_recall(zimg, self.model.encode_texts(links.texts), links)
@@ -190,7 +197,7 @@ class Run:
         report.start, report.best, report.last = state.start, state.best_metrics, state.last_metrics
         report.best_step, report.steps, report.seconds = state.best_step, state.step, round(seconds, 2)
         report.fingerprint_after = self.image_side.fingerprint()
-        if self.test.texts:
+        if len(self.test):
             restore(self.model, self.out)  # the best checkpoint
             report.test = self._measure(self.test)
         if state.start and state.best_step == 0:
@@ -210,7 +217,7 @@ class Run:
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
-        return patience is not None and bool(self.held_out.texts) and self.state.stale >= patience
+        return patience is not None and len(self.held_out) > 0 and self.state.stale >= patience
 
     def _note(self, line: dict[str, Any]) -> str:
         note = f"loss {line['loss']:.3f}  lr {line['lr']:.1e}  scale {line['logit_scale']:.1f}"

@@ -63,11 +63,11 @@ def tune(
         )
     store = as_store(store)
     out = Path(out)
-    done = claim(out, store, settings)
+    done = claim(out, store, settings, progress=progress)
     if done is not None:
         return done
     chosen = pick_device(device)
     with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        run = build_run(store, out, settings, chosen)
+        run = build_run(store, out, settings, chosen, progress=progress)
         return run.go(memory_budget=memory_budget, workers=workers, progress=progress)

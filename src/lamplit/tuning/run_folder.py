@@ -8,21 +8,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lamplit.errors import UsageError
 from lamplit.files import write_text
+from lamplit.store.captions import read_captions
 from lamplit.store.lance_store import Store
+from lamplit.store.row_vectors import read_vectors
 from lamplit.tuning.settings import OLD_NAMES, TuneSettings
 from lamplit.tuning.tune_report import TuneReport
 
-FORMAT = 3  # of settings.json: 2 has digests of the store's content and its split, 3 kernel heads
+FORMAT = 4  # of settings.json: 2 has digests of the store's content and its split, 3 kernel heads, 4 other digests
 _OLD_NAMES = OLD_NAMES | {"pictures": "images"}
 _STORE = {"store", "images", "tower", "pairs", "vectors"}
 _OLD = "of an earlier lamplit, which split the pairs or began otherwise"
 
 
-def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
+def claim(out: Path, store: Store, settings: TuneSettings, *, progress: bool = False) -> TuneReport | None:
     """Write the store and settings of a run into its folder; return the report if that run is finished.
 
     The store is known by what is in it, not by where it lies: it may be moved, copied and compacted.
@@ -35,8 +35,8 @@ def claim(out: Path, store: Store, settings: TuneSettings) -> TuneReport | None:
         "store": store.path if "://" in store.path else str(Path(store.path).resolve()),
         "images": len(store),
         "tower": store.tower.fingerprint,
-        "pairs": _pairs_digest(store, settings.text_column),
-        "vectors": _vectors_digest(store),
+        "pairs": read_captions(store, settings.text_column, progress=progress).digest,
+        "vectors": _vectors_digest(store, progress),
         **asdict(settings),
     }
     file = out / "settings.json"
@@ -71,13 +71,14 @@ def _require_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) ->
 
 def _require_content(out: Path, before: dict[str, Any], now: dict[str, Any], store: str) -> None:
     changed = []
+    digests = before if before["format"] == FORMAT else {}  # earlier ones were made in another way
     if before["images"] != now["images"]:
         changed.append(f"it has {now['images']} images and had {before['images']}")
-    elif before.get("pairs", now["pairs"]) != now["pairs"]:
+    elif digests.get("pairs", now["pairs"]) != now["pairs"]:
         changed.append("other texts, images or ids")
     if before["tower"] != now["tower"]:
         changed.append(f"vectors of another image tower ({now['tower']}, not {before['tower']})")
-    elif not changed and before.get("vectors", now["vectors"]) != now["vectors"]:
+    elif not changed and digests.get("vectors", now["vectors"]) != now["vectors"]:
         changed.append("other vectors")
     if "pairs" not in before and before["store"] != now["store"]:  # all that an earlier lamplit knew of it
         changed.append(f"another path (it was {before['store']})")
@@ -88,26 +89,12 @@ def _require_content(out: Path, before: dict[str, Any], now: dict[str, Any], sto
         )
 
 
-def _pairs_digest(store: Store, text_column: str) -> str:
-    """Digest ids, contents and texts of a store; neither the files nor the order they lie in matter."""
-    digest = blake2b(digest_size=16)
-    for name, content, texts in zip(store.column("id"), store.column("hash"), store.texts(text_column), strict=True):
-        digest.update(json.dumps([name, content, texts]).encode())
-    return digest.hexdigest()
-
-
-def _vectors_digest(store: Store) -> str:
-    """Digest the vectors of a store and its centre, in the order of the ids."""
-    rows = [
-        blake2b(vector, digest_size=8).digest()
-        for halves in store.half_blocks()
-        for vector in np.ascontiguousarray(halves)
-    ]
-    hashes = np.frombuffer(b"".join(rows), np.uint64)[store.order]
-    digest = blake2b(hashes.tobytes(), digest_size=16)
-    if store.center is not None:
-        digest.update(store.center.numpy().tobytes())
-    return digest.hexdigest()
+def _vectors_digest(store: Store, progress: bool) -> str:
+    """Digest the vectors of a store and its centre."""
+    digest = read_vectors(store, progress=progress).digest
+    if store.center is None:
+        return digest
+    return blake2b(digest.encode() + store.center.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def read_settings(file: Path) -> dict[str, Any]:

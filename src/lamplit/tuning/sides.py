@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,11 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lamplit.data.crops import Crop, Crops, read_crops
 from lamplit.errors import TuneError
+from lamplit.store.row_vectors import RowVectors
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower
+from lamplit.tuning.batches import Batches
 from lamplit.tuning.large_batch import Part, cut_texts
 from lamplit.tuning.split import Links
+from lamplit.tuning.tokens import Tokens
 
 CHUNK_PIXELS = 32 * 224 * 224
 EVALUATION_BATCH = 64
@@ -39,8 +43,8 @@ class ImageSide(ABC):
         self.skipped: dict[str, str] = {}
 
     @abstractmethod
-    def open(self, crops: Iterator[Sequence[Crop]], workers: int) -> None:
-        """Prepare the coming steps: `crops` has the images of each, in their order."""
+    def open(self, batches: Batches, first: int, workers: int) -> None:
+        """Prepare the coming steps of a run, from step `first` on."""
 
     @abstractmethod
     def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
@@ -82,21 +86,23 @@ class ImageSide(ABC):
 
 
 class ConstantImages(ImageSide):
-    """Vectors of a locked tower, read from memory; a head behind them may train.
+    """Vectors of a locked tower, read from the store's; a head behind them may train.
 
     Args:
-        zimg: (N, D) unit vectors of all rows of the store.
+        zimg: unit vectors of all rows of the store.
         tower: the tower that made them, or None.
         head: maps (n, D) to the joint space, or None.
         device: where the head is.
     """
 
-    def __init__(self, zimg: Tensor, tower: ImageTower | None, head: nn.Module | None, device: torch.device) -> None:
+    def __init__(
+        self, zimg: RowVectors, tower: ImageTower | None, head: nn.Module | None, device: torch.device
+    ) -> None:
         super().__init__(tower, head)
         self.zimg, self.device = zimg, device
         self._lock = None if tower is None else _Lock("image tower", tower)
 
-    def open(self, crops: Iterator[Sequence[Crop]], workers: int) -> None:
+    def open(self, batches: Batches, first: int, workers: int) -> None:
         """Do nothing: there are no files to read."""
 
     def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
@@ -135,7 +141,7 @@ class EncodedImages(ImageSide):
         self,
         tower: ImageTower,
         head: nn.Module | None,
-        paths: list[str],
+        paths: pa.Array,
         *,
         precision: Precision,
         device: torch.device,
@@ -147,9 +153,9 @@ class EncodedImages(ImageSide):
         self.start, self.trains_statistics = start, trains_statistics
         self._crops: Iterator[Crops] | None = None
 
-    def open(self, crops: Iterator[Sequence[Crop]], workers: int) -> None:
+    def open(self, batches: Batches, first: int, workers: int) -> None:
         """Begin to read the images of the coming steps."""
-        self._crops = read_crops(crops, self.tower.preprocessing, workers=workers)
+        self._crops = read_crops(batches.crops(first, self.paths), self.tower.preprocessing, workers=workers)
 
     def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
         """Read the images of the next step, and return them to encode; as vectors if the tower does not train yet."""
@@ -175,7 +181,11 @@ class EncodedImages(ImageSide):
         """Encode the linked images; those that cannot be read are left out of the links."""
         rows, index = torch.unique(links.image_index, return_inverse=True)
         parts, good = [], torch.zeros(len(rows), dtype=torch.bool)
-        batches = [[Crop(self.paths[row], None) for row in part.tolist()] for part in rows.split(EVALUATION_BATCH)]
+        files = self.paths.take(pa.array(rows.numpy())).to_pylist()
+        batches = [
+            [Crop(file, None) for file in files[start : start + EVALUATION_BATCH]]
+            for start in range(0, len(files), EVALUATION_BATCH)
+        ]
         self.tower.eval()
         for number, crops in enumerate(read_crops(batches, self.tower.preprocessing, workers=0)):
             self.skipped |= crops.reasons
@@ -183,7 +193,7 @@ class EncodedImages(ImageSide):
                 good[torch.tensor(crops.good) + EVALUATION_BATCH * number] = True
                 parts.append(_project(F.normalize(self._encode(crops.images), dim=-1), self.head))
         if not parts:
-            raise TuneError(f"none of {len(rows)} held-out images could be read, {self.paths[int(rows[0])]} first")
+            raise TuneError(f"none of {len(rows)} held-out images could be read, {files[0]} first")
         kept = good[index]
         moved = (good.cumsum(0) - 1)[index[kept]]
         return torch.cat(parts), Links(links.texts, moved, links.text_index[kept])
@@ -238,11 +248,11 @@ class ConstantTexts(TextSide):
 
     Args:
         tower: the text tower.
-        texts: the distinct texts that are tuned on.
+        tokens: token ids of the distinct texts that are tuned on.
     """
 
-    def __init__(self, tower: TextTower, texts: Sequence[str]) -> None:
-        self.features = text_features(tower, texts).cpu()
+    def __init__(self, tower: TextTower, tokens: Tokens) -> None:
+        self.features = token_features(tower, tokens).cpu()
         self.head, self.device = tower.head, tower.device
         self._lock = _Lock("text tower", tower.encoder)
 
@@ -264,12 +274,12 @@ class EncodedTexts(TextSide):
         precision: the autocast in which the tower runs.
     """
 
-    def __init__(self, tower: TextTower, tokens: list[list[int]], precision: Precision) -> None:
+    def __init__(self, tower: TextTower, tokens: Tokens, precision: Precision) -> None:
         self.tower, self.tokens, self.precision = tower, tokens, precision
 
     def part(self, texts: Tensor) -> Part | Tensor:
         """Return (B,) texts to encode."""
-        return cut_texts(self._encode, [self.tokens[i] for i in texts.tolist()])
+        return cut_texts(self._encode, self.tokens.take(texts))
 
     def require_lock(self) -> None:
         """Do nothing: the encoder may change."""
@@ -280,12 +290,16 @@ class EncodedTexts(TextSide):
         return vectors
 
 
-@torch.no_grad()
-def text_features(tower: TextTower, texts: Sequence[str], batch_size: int = 512) -> Tensor:
+def text_features(tower: TextTower, texts: Sequence[str]) -> Tensor:
     """Compute (M, feature width) features of texts, before the tower's head."""
+    return token_features(tower, tower.tokenize(texts))
+
+
+@torch.no_grad()
+def token_features(tower: TextTower, tokens: Sequence[list[int]], batch_size: int = 512) -> Tensor:
+    """Compute (M, feature width) features of texts from their token ids, before the tower's head."""
     was_training = tower.training
     tower.eval()
-    tokens = tower.tokenize(texts)
     parts = [tower.features(tokens[i : i + batch_size]).float() for i in range(0, len(tokens), batch_size)]
     tower.train(was_training)
     return torch.cat(parts)

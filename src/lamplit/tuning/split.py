@@ -13,10 +13,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from lamplit.data.caption_hash import hash_captions, hash_names
+from lamplit.data.caption_hash import hash_captions, hash_names, number
 from lamplit.data.split_record import PARTS, SplitRecord, is_in
 from lamplit.errors import UsageError
 from lamplit.metrics.ranking import retrieval_metrics
+from lamplit.store.captions import Captions, CaptionTexts, read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
 
 MAX_HELD_OUT = 5000  # distinct captions; more would only make every evaluation slower
@@ -24,16 +25,16 @@ _LARGE = 0.1  # of the pairs in one component of several images: then captions a
 _CLASS_IMAGES, _CLASS_FRACTION = 3, 0.02  # a caption of more images is taken for the name of a class
 _DROPPED = -1  # pairs of no part
 
-Integers = NDArray[np.int64]
+Integers = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
 class Links:
     """Images and texts with the true pairs between them: pair l is (image_index[l], text_index[l])."""
 
-    texts: list[str]  # M distinct texts
-    image_index: Tensor  # (L,) rows of the store
-    text_index: Tensor  # (L,) indices into texts
+    texts: Sequence[str]  # M distinct texts
+    image_index: Tensor  # (L,) rows of the store, of 32 or 64 bits
+    text_index: Tensor  # (L,) indices into texts, of 32 or 64 bits
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -45,11 +46,12 @@ class Split:
     """The pairs of a store in three parts that share no caption and no image.
 
     Attributes:
-        train: pairs to tune on, a pair for each row and text.
+        train: pairs to tune on, a pair for each row and text; the texts stay in the store until they are asked for.
         held_out: pairs to choose the best checkpoint by. Here, and in `test`, rows of one content are one image.
         test: pairs to measure once, at the end.
         record: the captions and contents of each part, to be kept with the model.
-        contents: hash of the content of each row of the store, (N,).
+        captions: all captions of the store.
+        numbers: which of them are tuned on, (M,).
         dropped: pairs of no part, since their caption or image is in another.
         warnings: what is unusual in this split, a plain sentence each.
     """
@@ -58,7 +60,8 @@ class Split:
     held_out: Links
     test: Links
     record: SplitRecord
-    contents: NDArray[np.uint64]
+    captions: Captions
+    numbers: NDArray[np.int32]
     dropped: int = 0
     warnings: list[str] = field(default_factory=list)
 
@@ -73,9 +76,12 @@ def link(rows: Sequence[int], texts: Sequence[Sequence[str]], contents: NDArray[
     """
     flat = [text for row_texts in texts for text in row_texts]
     counts = np.fromiter(map(len, texts), np.int64, len(texts))
-    first, index = _by_appearance(hash_captions(flat))
-    repeated = None if contents is None else np.repeat(contents, counts)
-    return _links([flat[i] for i in first], np.repeat(np.asarray(rows, np.int64), counts), index, repeated)
+    first, index = number(hash_captions(flat))
+    row_of: Integers = np.repeat(np.asarray(rows, np.int64), counts)
+    text_index: Integers = index.astype(np.int64)
+    if contents is not None:
+        row_of, text_index = _join_contents(row_of, text_index, np.repeat(contents, counts))
+    return Links([flat[i] for i in first], torch.from_numpy(row_of), torch.from_numpy(text_index))
 
 
 def content_hashes(store: Store) -> NDArray[np.uint64]:
@@ -90,6 +96,8 @@ def split_store(
     seed: int,
     test_fraction: float = 0.0,
     base: SplitRecord | None = None,
+    *,
+    progress: bool = False,
 ) -> Split:
     """Split the pairs of a store, so that no caption and no image of one part is in another.
 
@@ -104,72 +112,67 @@ def split_store(
         seed: another seed holds out other captions.
         test_fraction: of the distinct captions, to be kept for the test; at most MAX_HELD_OUT of them.
         base: what the text tower was tuned on before; none of it is held out.
+        progress: show bars on stderr.
 
     Raises:
         StoreError: there is no such column.
         UsageError: fewer than two pairs are left to tune on.
     """
-    texts = store.texts(text_column)
-    found = split_pairs(texts, content_hashes(store), fraction, seed, test_fraction, text_column=text_column, base=base)
+    captions = read_captions(store, text_column, progress=progress)
+    order = seeded_hashes(captions, seed, progress=progress)
+    found = split_captions(captions, order, fraction, test_fraction, base)
     if len(found.train) < 2:
         raise UsageError(
             f"{store.path} has {len(found.train)} pairs to tune on in column {text_column!r} "
-            f"({sum(map(bool, texts))} of {len(texts)} images have a text there); tuning compares pairs, so give at "
-            "least 2"
+            f"({len(np.unique(captions.rows))} of {len(store)} images have a text there); tuning compares pairs, so "
+            "give at least 2"
         )
     return found
 
 
-def split_pairs(
-    texts: Sequence[Sequence[str]],
-    contents: NDArray[np.uint64],
+def split_captions(
+    captions: Captions,
+    order: NDArray[np.uint64],
     fraction: float,
-    seed: int,
     test_fraction: float = 0.0,
-    *,
-    text_column: str = "texts",
     base: SplitRecord | None = None,
 ) -> Split:
     """Split pairs as `split_store` does.
 
     Args:
-        texts: the texts of N rows.
-        contents: hash of the content of each row, (N,).
+        captions: L pairs and M distinct captions.
+        order: hashes with a seed, (M,), by which captions are taken.
         fraction: of the distinct captions, to be held out.
-        seed: of the order in which captions are taken.
         test_fraction: of the distinct captions, to be kept for the test.
-        text_column: what the record calls the texts.
         base: what the text tower was tuned on before.
     """
-    links = link(range(len(texts)), texts)
-    text, rows = links.text_index.numpy(), links.image_index.numpy()
-    distinct, image = np.unique(contents[rows], return_inverse=True)
-    order, hashes = hash_captions(links.texts, seed), hash_captions(links.texts)
+    text, image = captions.index, captions.images[captions.rows]
     wanted = [min(round(each * len(order)), MAX_HELD_OUT) for each in (fraction, test_fraction)]
     component = _components(image, text)
     seen = np.zeros(len(text), bool)  # pairs of which the text tower knows the text or the image
     if base is not None:
-        seen = is_in(hashes, base.captions("train"))[text] | is_in(distinct, base.contents("train"))[image]
+        seen = is_in(captions.hashes, base.captions("train"))[text]
+        seen |= is_in(captions.contents, base.contents("train"))[captions.rows]
     if component is None:
         parts = _by_caption(image, text, order, wanted, seen)
     else:
         parts = _by_component(component, text, order, wanted, seen)
-    train, held_out, test = (
-        _links_of(links, parts == number, contents if number else None) for number in range(len(PARTS))
-    )
-    chosen = {part: parts == number for number, part in enumerate(PARTS)}
+    del component, seen
+    chosen = {part: np.flatnonzero(parts == place) for place, part in enumerate(PARTS)}
     record = SplitRecord.make(
-        text_column,
-        {part: hashes[text[pairs]] for part, pairs in chosen.items()},
-        {part: distinct[image[pairs]] for part, pairs in chosen.items()},
+        captions.column,
+        {part: captions.hashes[text[pairs]] for part, pairs in chosen.items()},
+        {part: captions.contents[captions.rows[pairs]] for part, pairs in chosen.items()},
     )
+    train, numbers = _train(captions, chosen["train"])
+    held_out, test = (_measured(captions, chosen[part]) for part in PARTS[1:])
     warnings = _empty_parts((fraction, test_fraction), (held_out, test), len(order))
-    warnings += _lost_classes(links.texts, image, text, parts)
+    warnings += _lost_classes(captions, image, parts)
     if dropped := int((parts == _DROPPED).sum()):
         warnings.append(
             f"{dropped} pairs are left out, neither tuned on nor held out: they share an image with a held-out pair"
         )
-    return Split(train, held_out, test, record, contents, dropped, warnings)
+    return Split(train, held_out, test, record, captions, numbers, dropped, warnings)
 
 
 def held_out_recall(zimg: Tensor, ztxt: Tensor, links: Links) -> dict[str, float]:
@@ -191,10 +194,11 @@ def _components(image: Integers, text: Integers) -> Integers | None:
     if not len(image):
         return image
     num_images, num_texts = int(image.max()) + 1, int(text.max()) + 1
-    ends = (image, num_images + text)
+    ends = (image, text + np.int32(num_images))
     graph = coo_array((np.ones(len(image), bool), ends), shape=(num_images + num_texts,) * 2)
     count, labels = connected_components(graph, directed=False)
-    component = labels[image].astype(np.int64)
+    del graph, ends
+    component = labels[image]
     pairs = np.bincount(component, minlength=count)
     images = np.bincount(labels[:num_images], minlength=count)
     return None if ((pairs > _LARGE * len(image)) & (images > 1)).any() else component
@@ -205,17 +209,17 @@ def _by_component(
 ) -> Integers:
     """Return the part of each pair, (L,), where components stay together; those with a `seen` pair are tuned on."""
     count = int(component.max(initial=-1)) + 1
-    of_text = np.zeros(len(order), np.int64)
+    of_text = np.zeros(len(order), np.int32)
     of_text[text] = component
     lowest = np.full(count, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(lowest, of_text, order)
     left = np.argsort(lowest, kind="stable")
     left = left[~np.isin(left, component[seen])]
     captions = np.bincount(of_text, minlength=count)
-    part = np.zeros(count, np.int64)
-    for number, captions_wanted in enumerate(wanted, 1):
+    part = np.zeros(count, np.int8)
+    for place, captions_wanted in enumerate(wanted, 1):
         taken = _fill(captions[left], captions_wanted)
-        part[left[taken]] = number
+        part[left[taken]] = place
         left = left[~taken]
     return part[component]
 
@@ -245,10 +249,10 @@ def _by_caption(
     order[known] = np.iinfo(np.uint64).max
     most = len(order) - len(known)
     held_out, both = _lowest(order, min(wanted[0], most)), _lowest(order, min(sum(wanted), most))
-    parts = (held_out.astype(np.int64) + 2 * (both & ~held_out))[text]
-    taken = np.zeros(int(image.max()) + 1, np.int64)  # the part of each image
-    for number in (2, 1):  # an image of both is held out
-        taken[image[parts == number]] = number
+    parts = (held_out.astype(np.int8) + 2 * (both & ~held_out).astype(np.int8))[text]
+    taken = np.zeros(int(image.max()) + 1, np.int8)  # the part of each image
+    for place in (2, 1):  # an image of both is held out
+        taken[image[parts == place]] = place
     parts[taken[image] != parts] = _DROPPED
     return parts
 
@@ -261,30 +265,37 @@ def _lowest(values: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
     return marked
 
 
-def _links_of(links: Links, chosen: NDArray[np.bool_], contents: NDArray[np.uint64] | None) -> Links:
-    """Return some of the pairs, with the texts that are theirs; with `contents`, rows of one content are one image."""
-    rows, index = links.image_index.numpy()[chosen], links.text_index.numpy()[chosen]
-    first, place = _by_appearance(index)
-    return _links([links.texts[i] for i in index[first]], rows, place, None if contents is None else contents[rows])
+def _train(captions: Captions, pairs: Integers) -> tuple[Links, NDArray[np.int32]]:
+    """Return the links of (n,) pairs, and the numbers of their captions, (M,), as they appear in them."""
+    numbers, index = _number_again(captions.index[pairs], len(captions.hashes))
+    rows, text_index = torch.from_numpy(captions.rows[pairs]), torch.from_numpy(index)
+    return Links(CaptionTexts(captions, numbers), rows, text_index), numbers
 
 
-def _links(texts: list[str], rows: Integers, index: Integers, contents: NDArray[np.uint64] | None) -> Links:
-    """Make links of (L,) rows and texts; with their contents, rows of one content are one image, each pair is once."""
-    if contents is not None:
-        first, place = _by_appearance(contents)
-        rows = rows[first[place]]
-        once, _ = _by_appearance(rows * len(texts) + index)
-        rows, index = rows[once], index[once]
-    return Links(texts, torch.from_numpy(rows), torch.from_numpy(index))
+def _measured(captions: Captions, pairs: Integers) -> Links:
+    """Return the links of (n,) pairs with their texts; rows of one content are one image."""
+    numbers, index = _number_again(captions.index[pairs], len(captions.hashes))
+    every_row = captions.rows[pairs].astype(np.int64)
+    rows, text_index = _join_contents(every_row, index.astype(np.int64), captions.contents[every_row])
+    return Links(captions.take(numbers), torch.from_numpy(rows), torch.from_numpy(text_index))
 
 
-def _by_appearance(values: NDArray[Any]) -> tuple[Integers, Integers]:
-    """Number (L,) values in the order in which they appear: return where each is first, (U,), and the numbers, (L,)."""
-    _, first, index = np.unique(values, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return first[order], place[index]
+def _number_again(values: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Number values below `count` as they appear: return the distinct ones, in this order, and the new numbers."""
+    first = np.full(count, -1, np.int32)
+    first[values[::-1]] = np.arange(len(values) - 1, -1, -1, dtype=np.int32)  # the last one written stays
+    found = np.flatnonzero(first >= 0)
+    distinct: NDArray[np.int32] = found[np.argsort(first[found])].astype(np.int32)
+    first[distinct] = np.arange(len(distinct), dtype=np.int32)
+    return distinct, first[values]
+
+
+def _join_contents(rows: Integers, index: Integers, contents: NDArray[np.uint64]) -> tuple[Integers, Integers]:
+    """Take the first of the rows of each content for all of them; return the rows and texts of each pair, once."""
+    first, place = number(contents)
+    rows = rows[first[place]]
+    once, _ = number((rows * (int(index.max(initial=-1)) + 1) + index).astype(np.uint64))
+    return rows[once], index[once]
 
 
 def _empty_parts(fractions: Sequence[float], parts: Sequence[Links], captions: int) -> list[str]:
@@ -296,15 +307,17 @@ def _empty_parts(fractions: Sequence[float], parts: Sequence[Links], captions: i
     ]
 
 
-def _lost_classes(texts: list[str], image: Integers, text: Integers, parts: Integers) -> list[str]:
+def _lost_classes(captions: Captions, image: Integers, parts: Integers) -> list[str]:
     """Warn of captions that many images share, and that are not tuned on."""
-    num_images = int(image.max(initial=-1)) + 1
-    pairs = np.unique(np.stack([image, text, parts]), axis=1)
-    images = np.bincount(pairs[1][pairs[2] > 0], minlength=len(texts))
+    num_images = np.count_nonzero(np.bincount(image))
+    measured = parts > 0
+    distinct = np.unique(np.stack([image[measured], captions.index[measured], parts[measured]]), axis=1)
+    images = np.bincount(distinct[1], minlength=1)
     lost = np.flatnonzero((images >= _CLASS_IMAGES) & (images > _CLASS_FRACTION * num_images))
     if not len(lost):
         return []
-    shown = ", ".join(f"{texts[i]!r} ({images[i]} images)" for i in lost[:3])
+    texts = captions.take(lost[:3])
+    shown = ", ".join(f"{text!r} ({images[i]} images)" for text, i in zip(texts, lost, strict=False))
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     return [
         f"captions that many images share are held out, so the model never reads them: {shown}{more}. If captions are "

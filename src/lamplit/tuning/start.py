@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
 from lamplit.towers.images.backbone import ClassHead
-from lamplit.tuning.closed_form import ClosedForm, sample_pairs
+from lamplit.tuning.closed_form import ClosedForm
 
 _OUT = 0.1  # of the images are left out of the first fit
 _MOST_OUT, _LEAST_OUT = 2048, 16  # pairs that the scale is fitted on
@@ -20,7 +21,7 @@ _LARGEST = 100.0  # multiplier
 
 
 def fit_start(
-    model: LiT, zimg: Tensor, image_ids: Tensor, texts: list[str], text_index: Tensor, class_head: ClassHead | None
+    model: LiT, zimg: Tensor, image_ids: Tensor, texts: Sequence[str], text_index: Tensor, class_head: ClassHead | None
 ) -> None:
     """Fit the head of a model's text tower in closed form, and its logit scale and bias.
 
@@ -37,9 +38,7 @@ def fit_start(
         class_head: the image tower's classifier, or None.
     """
     assert model.text_tower is not None
-    rows, used, text_index = sample_pairs(text_index)
-    zimg, image_ids = zimg[rows], image_ids[rows]
-    fit = ClosedForm(model.text_tower, [texts[i] for i in used.tolist()], class_head)
+    fit = ClosedForm(model.text_tower, texts, class_head)
     images = _by_appearance(image_ids)  # the numbers themselves say nothing that a copy of the store would keep
     out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
     rest = ~out & ~torch.isin(text_index, text_index[out])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -195,6 +196,23 @@ def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:
     raise TowerError(f"{file} is not a vocabulary; expected FILE.txt (WordPiece) or FILE.model (SentencePiece)")
 
 
+def are_cut(
+    tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[Sequence[int]], context_length: int
+) -> list[bool]:
+    """Tell of each text whether it was cut at a context length, given its `tokens` after the cut.
+
+    Only texts that fill the context can have been longer, and only those are tokenised again.
+    """
+    full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= context_length]
+    whole = iter(tokenizer.encode(full, None))
+    return [len(ids) >= context_length and len(next(whole)) > context_length for ids in tokens]
+
+
+def warn_of_cut(cut: int, total: int, context_length: int) -> None:
+    """Log how many texts were cut at a context length."""
+    logger.warning("texts of more than %d tokens lose their end: %d of %d", context_length, cut, total)
+
+
 class TruncationLog:
     """Logs how many texts were cut at a context length, once for the same texts."""
 
@@ -204,16 +222,9 @@ class TruncationLog:
     def count(
         self, tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[Sequence[int]], context_length: int
     ) -> int:
-        """Count the texts that were cut, given their `tokens` after the cut, and log it.
-
-        Only texts that fill the context can have been longer, and only those are tokenised again.
-        """
-        full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) >= context_length]
-        whole = tokenizer.encode(full, None)
-        cut = [text for text, ids in zip(full, whole, strict=True) if len(ids) > context_length]
+        """Count the texts that were cut, given their `tokens` after the cut, and log it."""
+        cut = list(compress(texts, are_cut(tokenizer, texts, tokens, context_length)))
         if cut and cut != self._logged:
             self._logged = cut
-            logger.warning(
-                "texts of more than %d tokens lose their end: %d of %d", context_length, len(cut), len(texts)
-            )
+            warn_of_cut(len(cut), len(texts), context_length)
         return len(cut)

@@ -1,0 +1,110 @@
+"""Token ids of captions as flat arrays: computed in one pass, and kept for the next run with the same tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lamplit.store.captions import Captions
+from lamplit.store.derived import Draft, derive
+from lamplit.towers.texts.text_tower import TextTower
+
+_NAMES = ("flat", "starts", "lengths", "cut")
+
+
+@dataclass(frozen=True)
+class Tokens(Sequence[list[int]]):
+    """Token ids of M captions; those of caption m are `flat[starts[k]:starts[k] + lengths[k]]` with k = numbers[m].
+
+    Attributes:
+        flat: the ids of all captions of a store, of 16 or 32 bits.
+        starts: where each begins.
+        lengths: how many each has.
+        cut: whether a caption was longer than the context length.
+        numbers: (M,) which captions these are.
+    """
+
+    flat: NDArray[np.unsignedinteger[Any]]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    cut: NDArray[np.bool_]
+    numbers: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Return M."""
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, place: int | slice) -> list[int] | list[list[int]]:
+        """Return the ids of one caption or of some."""
+        if isinstance(place, slice):
+            return self._of(self.numbers[place])
+        return self._of(self.numbers[place : place + 1])[0]
+
+    def take(self, places: Tensor) -> list[list[int]]:
+        """Return the ids of (n,) captions."""
+        return self._of(self.numbers[places.numpy()])
+
+    def count_cut(self) -> int:
+        """Count the captions that were longer than the context length."""
+        return int(self.cut[self.numbers].sum())
+
+    def _of(self, numbers: NDArray[np.int32]) -> list[list[int]]:
+        starts = self.starts[numbers]
+        flat = self.flat.view(np.ndarray)  # its slices are made faster than those of a memory map
+        runs = zip(starts.tolist(), (starts + self.lengths[numbers]).tolist(), strict=True)
+        return [flat[start:end].tolist() for start, end in runs]
+
+
+def tokenize_captions(
+    captions: Captions, numbers: NDArray[np.int32], tower: TextTower, *, progress: bool = False
+) -> Tokens:
+    """Tokenise the captions of a store for a text tower; arrays of a large store are kept for the next time.
+
+    Args:
+        captions: all captions of the store.
+        numbers: (M,) those that are read.
+        tower: whose tokenizer and context length are taken.
+        progress: show a bar on stderr.
+    """
+    kind: Any = np.uint16 if len(tower.tokenizer) <= 1 << 16 else np.uint32
+
+    def make(draft: Draft) -> None:
+        size = captions.hashes.shape
+        starts, lengths = draft.create("starts", size, np.int64), draft.create("lengths", size, np.int32)
+        cut, end = draft.create("cut", size, np.bool_), 0
+        for texts, places in captions.batches(name="tokens", progress=progress):
+            tokens = tower.tokenize(texts)
+            counts = np.fromiter(map(len, tokens), np.int32, len(tokens))
+            lengths[places], cut[places] = counts, tower.are_cut(texts, tokens)
+            starts[places] = end + np.cumsum(counts, dtype=np.int64) - counts
+            draft.append("flat", np.fromiter((number for ids in tokens for number in ids), kind, int(counts.sum())))
+            end += int(counts.sum())
+
+    begin = f"tokens-{captions.key}-"
+    name = f"{begin}{_identity(tower)}-{tower.context_length}"
+    return Tokens(**derive(captions.store, name, _NAMES, make, instead_of=begin), numbers=numbers)
+
+
+def _identity(tower: TextTower) -> str:
+    """Digest what a tokenizer saves."""
+    digest = blake2b(json.dumps(tower.tokenizer.describe(), sort_keys=True).encode(), digest_size=8)
+    with TemporaryDirectory() as folder:
+        tower.save_tokenizer(Path(folder))
+        for file in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
