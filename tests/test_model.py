@@ -627,9 +627,15 @@ def test_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "^load takes a folder or lit:NAME; this is None$"),
-        ("runs/y", "^there is no folder runs/y; expected a folder that lamplit tune wrote, or lit:NAME$"),
-        ("hf:x", "^hf:x is a tower, not a model; tune it first: lamplit tune STORE --text-tower hf:x --out FOLDER"),
+        (None, "^load takes a folder, lit:NAME or hf:NAME_OR_FOLDER; this is None$"),
+        (
+            "runs/y",
+            "^there is no folder runs/y; expected a folder that lamplit tune wrote, lit:NAME or hf:",
+        ),
+        (
+            "scratch:tiny",
+            "^scratch:tiny is a tower, not a model; tune it first: .* --text-tower scratch:tiny --out",
+        ),
         ("demo:minilm", "^demo:minilm is a tower, not a model; tune it first: .* --text-tower demo:minilm"),
         ("timm:x", "^timm:x is a tower, not a model; embed with it, then tune: .* --image-tower timm:x --out STORE"),
         ("demo:efficientnet-lite0", "^demo:efficientnet-lite0 is a tower, .* --image-tower demo:efficientnet-lite0"),
@@ -643,7 +649,7 @@ def test_what_is_no_model(name: Any, message: str, tmp_path: Path, monkeypatch: 
 
 
 def test_open_model_and_store_are_not_loaded(model: LiT, store_path: Path) -> None:
-    with pytest.raises(UsageError, match="load takes a folder or lit:NAME; this is an open model: use it as it is"):
+    with pytest.raises(UsageError, match=r"load takes a folder, .*; this is an open model: use it as it is"):
         load(model)  # type: ignore[arg-type]
     for opens in (load, as_model):
         with pytest.raises(UsageError, match=r"drawings\.lance is a store, not a model; the model comes first"):

@@ -9,10 +9,11 @@ from typing import Any
 
 from lamplit.data.split_record import PARTS, SplitRecord
 from lamplit.errors import UsageError
-from lamplit.model import LiT
+from lamplit.model import LiT, load
 from lamplit.store.derived import is_exact, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.model_folder import names_model
 from lamplit.towers.published.big_vision import Published
 
 
@@ -22,14 +23,15 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
     On the command line: `lamplit info`.
 
     Args:
-        path: path of a model or a store, `lit:NAME_OR_FILE` of a published model, or an open model or store.
+        path: path of a model or a store, `lit:NAME_OR_FILE` of a published model, `hf:NAME_OR_FOLDER` of a model of
+            transformers (which is opened), or an open model or store.
 
     Returns:
         Names and values, in the order in which `lamplit info` prints them.
 
     Raises:
         UsageError: there is neither a model nor a store.
-        TowerError: the published model cannot be read.
+        TowerError: the model of another library cannot be read.
 
     Example:
         >>> lamplit.describe("stamps.lance")["images"]
@@ -41,6 +43,8 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
         return _describe_store(path)
     if str(path).startswith("lit:"):
         return _describe_published(Published(str(path)))
+    if names_model(path):
+        return _describe_open(load(path, device="cpu")) | {"model": str(path)}
     folder = Path(path)
     if (folder / "config.json").is_file():
         return _describe_model(folder)
@@ -60,7 +64,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "image tower": image["spec"],
         **_fingerprint(TowerIdentity.from_dict(image)),
         "text tower": text["spec"] if text else "none",
-        "text head": _text_head(text.get("anchors")) if text else "none",
+        "text head": _text_head(text.get("anchors"), text.get("layers")) if text else "none",
         "width": image["width"],
         "pooling": _pooling(image["config"].get("pool")),
         "context length": text["context_length"] if text else "none",
@@ -79,7 +83,7 @@ def _describe_open(model: LiT) -> dict[str, Any]:
         "image tower": model.identity.spec,
         **_fingerprint(model.identity),
         "text tower": "none" if text is None else text.spec,
-        "text head": "none" if text is None else _text_head(getattr(text.head, "anchors", None)),
+        "text head": "none" if text is None else _text_head(**text.head_facts()),
         "width": model.width,
         "pooling": _pooling(model.identity.config.get("pool")),
         "context length": "none" if text is None else text.context_length,
@@ -89,7 +93,9 @@ def _describe_open(model: LiT) -> dict[str, Any]:
     }
 
 
-def _text_head(anchors: int | None) -> str:
+def _text_head(anchors: int | None = None, layers: dict[str, Any] | None = None) -> str:
+    if layers is not None:
+        return "two layers, {hidden_width} wide, with {activation} between them".format(**layers)
     return "linear" if anchors is None else f"kernel, {anchors:,} known texts"
 
 

@@ -27,13 +27,22 @@ from lamplit.files import replacing, replacing_parts
 from lamplit.store.lance_store import Store
 from lamplit.towers.devices import is_same_device, pick_device
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.images.image_tower import ImageTower, load_image_tower, open_published_image_tower
+from lamplit.towers.images.image_tower import ImageTower, load_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import Locked
-from lamplit.towers.model_folder import CONFIG, FORMAT, IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, TOKENIZER, read_config
-from lamplit.towers.published.big_vision import Published
+from lamplit.towers.model_folder import (
+    CONFIG,
+    FORMAT,
+    IMAGE_HEAD,
+    TEXT_GRAPH,
+    TEXT_TOWER,
+    TOKENIZER,
+    names_model,
+    read_config,
+)
+from lamplit.towers.opening import open_model
 from lamplit.towers.saving import save_weights
-from lamplit.towers.texts.text_tower import build_text_tower, open_published_text_tower
+from lamplit.towers.texts.text_tower import build_text_tower
 from lamplit.towers.two_towers import LiTOutput as LiTOutput
 from lamplit.towers.two_towers import TwoTowers, without_image_tower
 
@@ -170,8 +179,9 @@ def load(
     """Load a model in eval mode and without gradients; a saved one needs nothing but its folder.
 
     Args:
-        name_or_folder: the folder that `LiT.save` or a tuning run wrote; or `lit:NAME_OR_FILE`, a model that the
-            paper's authors published (`lit:B16B_2`; `list_published` names them), from its own .npz file.
+        name_or_folder: the folder that `LiT.save` or a tuning run wrote; `lit:NAME_OR_FILE`, a model that the
+            paper's authors published (`lit:B16B_2`; `list_published` names them), from its own .npz file; or
+            `hf:NAME_OR_FOLDER`, a two-tower model of transformers (CLIP, SigLIP, Chinese-CLIP and others).
         device: torch device; by default the accelerator, if there is one.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
         image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an
@@ -186,23 +196,23 @@ def load(
     """
     if not isinstance(name_or_folder, str | Path):
         raise UsageError(
-            "load takes a folder or lit:NAME; this is "
+            "load takes a folder, lit:NAME or hf:NAME_OR_FOLDER; this is "
             + ("an open model: use it as it is" if isinstance(name_or_folder, LiT) else kind_of(name_or_folder))
         )
     where = pick_device(device)
     if towers not in get_args(Towers):
         raise UsageError(f"towers is {towers!r}; expected one of {', '.join(get_args(Towers))}")
-    if not str(name_or_folder).startswith("lit:"):
+    if not names_model(name_or_folder):
         model = _load_folder(Path(name_or_folder), towers, copy.deepcopy(image_tower))
     elif image_tower is None:
-        model = _load_published(str(name_or_folder), towers)
+        model = _load_foreign(str(name_or_folder), towers)
     else:
         raise UsageError(f"{name_or_folder} brings its own image tower; leave out image_tower=")
     return model.to(where).eval().requires_grad_(False)
 
 
 def as_model(model: str | Path | LiT, device: str | torch.device | None = None, towers: Towers = "both") -> LiT:
-    """Load the model at a path, or `lit:NAME`; return an open one as it is, where it is.
+    """Load the model at a path or of a name; return an open one as it is, where it is.
 
     Raises:
         UsageError: no model there, or a device that an open model is not on.
@@ -211,7 +221,7 @@ def as_model(model: str | Path | LiT, device: str | torch.device | None = None, 
     if isinstance(model, str | Path):
         return load(model, device=device, towers=towers)
     if not isinstance(model, LiT):
-        raise UsageError(f"the model is {kind_of(model)}; expected a folder, lit:NAME or what load returns")
+        raise UsageError(f"the model is {kind_of(model)}; expected a folder, a name or what load returns")
     if device is not None and not is_same_device(pick_device(device), model.device):
         raise UsageError(f"the model is open on {model.device}; move it with model.to({str(device)!r})")
     return model
@@ -282,13 +292,16 @@ def _load_folder(folder: Path, towers: Towers, image_tower: nn.Module | None) ->
     return model
 
 
-def _load_published(spec: str, towers: Towers) -> LiT:
-    published = Published(spec)
-    image = open_published_image_tower(published)
-    text = None if towers == "image" else open_published_text_tower(published)
-    opened = None if towers == "text" else image
-    model = LiT(text, image.identity(), opened, logit_multiplier=published.logit_multiplier)
-    model.name = Path(spec.removeprefix("lit:")).stem
+def _load_foreign(spec: str, towers: Towers) -> LiT:
+    opened = open_model(spec, text=towers != "image")
+    model = LiT(
+        opened.text,
+        opened.image.identity(),
+        None if towers == "text" else opened.image,
+        logit_multiplier=opened.logit_multiplier,
+        logit_bias=opened.logit_bias,
+    )
+    model.name = opened.name
     return model
 
 

@@ -42,7 +42,7 @@ def serve(
     On the command line: `lamplit app`.
 
     Args:
-        model: an open model, the folder of a saved one, or `lit:NAME`.
+        model: an open model, the folder of a saved one, or a name that `load` takes.
         store: an open store or its path; it was embedded with the image tower that the model reads.
         host: address to listen on. Only this machine reaches 127.0.0.1. There is no password: everybody who reaches
             another address can search.

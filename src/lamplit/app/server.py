@@ -32,7 +32,7 @@ from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
-from lamplit.towers.model_folder import CONFIG
+from lamplit.towers.model_folder import CONFIG, names_model
 from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
@@ -81,7 +81,8 @@ def make_app(
     Args:
         model: an open model; without its image tower, images that are sent are refused with the reason.
         store: an open store, embedded with the image tower that the model reads.
-        name: folder of the model, which may hold its run, or `lit:NAME`; by default the name of the model alone.
+        name: folder of the model, which may hold its run, or a name that `load` takes; by default the name of the
+            model alone.
         classes: the classes that the page begins with: names, or a class list, which keeps its calibration.
         hosts: names of this server, besides localhost and addresses in digits.
         allow_hosts: names of a reverse proxy in front of it, with the port if it is not the usual one.
@@ -215,7 +216,7 @@ async def _vector_of(service: Service, image: UploadFile) -> Tensor | str:
 
 
 def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
-    run_shown = None if name is None or name.startswith("lit:") else read_run(Path(name))
+    run_shown = None if name is None or names_model(name) else read_run(Path(name))
     text_column = None if run_shown is None else run_shown["settings"].get("text_column")
     described = _about(service, name, text_column).model_dump_json()
 
@@ -309,11 +310,12 @@ def _cell(value: Any) -> Any:
 def _about(service: Service, name: str | None, text_column: str | None) -> m.About:
     classes, texts = service.classes, service.sampled["texts"].to_pylist()
     hidden = {"model", "store", "file", "files", "some pairs"}  # paths of this machine among them
-    is_published = name is not None and name.startswith("lit:")
-    of_model = describe(name) if name and (is_published or (Path(name) / CONFIG).is_file()) else {}
+    is_name = name is not None and names_model(name)
+    has_config = name is not None and (Path(name) / CONFIG).is_file()
+    of_model = describe(service.model if is_name else name) if name and (is_name or has_config) else {}
     details = {"model": of_model, "store": describe(service.store.path)}
     return m.About(
-        model=service.model.name if name is None else name if is_published else Path(name).resolve().name,
+        model=service.model.name if name is None or is_name else Path(name).resolve().name,
         store=Path(service.store.path).name,
         text_column=text_column,
         example=next((found[0] for found in texts if found), None),

@@ -14,6 +14,7 @@ from lamplit.cli import tables
 from lamplit.cli.terminal import (
     AsJson,
     Device,
+    ModelName,
     chosen_classes,
     class_names,
     default_workers,
@@ -30,7 +31,7 @@ _WORTH_WORKERS = 512  # images; a worker takes seconds to start
 
 
 def classes(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published model.")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="The class list to write, such as classes.json.")],
     classes: Annotated[str | None, typer.Option(help="Class names, with commas between them.")] = None,
     classes_file: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
@@ -76,7 +77,7 @@ def classes(
 
 
 def classify(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published model.")],
+    model: ModelName,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help="Class names, with commas between them.")] = None,
     classes_file: Annotated[

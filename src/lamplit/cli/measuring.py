@@ -12,6 +12,7 @@ from lamplit.cli import tables
 from lamplit.cli.terminal import (
     AsJson,
     Device,
+    ModelName,
     chosen_classes,
     default_workers,
     read_lines,
@@ -21,7 +22,7 @@ from lamplit.errors import UsageError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME, a published one.")],
+    model: ModelName,
     source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
     benchmark: Annotated[
         list[str] | None,

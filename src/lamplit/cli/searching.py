@@ -13,7 +13,7 @@ import typer
 
 import lamplit
 from lamplit.cli import tables
-from lamplit.cli.terminal import AsJson, Device, draws_thumbnails, print_line, show
+from lamplit.cli.terminal import AsJson, Device, ModelName, draws_thumbnails, print_line, show
 from lamplit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def search(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME for a published one.")],
+    model: ModelName,
     store: Annotated[str, typer.Argument(help="Store that lamplit embed made with the image tower of the model.")],
     query: Annotated[
         str | None,

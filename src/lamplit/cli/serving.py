@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 import lamplit
-from lamplit.cli.terminal import AsJson, Device, chosen_classes, print_line
+from lamplit.cli.terminal import AsJson, Device, ModelName, chosen_classes, print_line
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or lit:NAME for a published one.")],
+    model: ModelName,
     store: Annotated[str, typer.Argument(help="Store that lamplit embed made with the image tower of the model.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on. Everybody who reaches it can search: there is no password.")

@@ -170,7 +170,7 @@ def duplicates(
 
 
 def info(
-    path: Annotated[str, typer.Argument(help="Folder of a model, lit:NAME, or a store.")],
+    path: Annotated[str, typer.Argument(help="Folder of a model, hf:NAME_OR_FOLDER, lit:NAME, or a store.")],
     as_json: AsJson = False,
 ) -> None:
     """Describe a model or a store.

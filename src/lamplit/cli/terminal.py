@@ -33,6 +33,13 @@ TextColumns = Annotated[
         "--text-column", help="Column with the texts, or several columns by commas; by default it is found by its name."
     ),
 ]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of a model; or one of another library: hf:NAME_OR_FOLDER for a CLIP, SigLIP or the like of "
+        "transformers, lit:NAME for one that the paper's authors published."
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(help="torch device, such as cuda or cpu; by default the accelerator, if there is one.")
 ]

@@ -55,7 +55,7 @@ def run_benchmarks(
     On the command line: `lamplit evaluate --benchmark`.
 
     Args:
-        model: an open model, its folder, or `lit:NAME`.
+        model: an open model, its folder, or a name that `load` takes.
         benchmarks: name of each benchmark (see `list_benchmarks`) and the folder of its data set; a list of pairs may
             name a benchmark more than once.
         resize_mode: how images are brought to the tower's size: `squash`, plainly resized whatever their aspect ratio

@@ -48,7 +48,8 @@ def evaluate(
     On the command line: `lamplit evaluate`.
 
     Args:
-        model: an open model, its folder, or `lit:NAME`. It needs its image tower only if the source is not a store.
+        model: an open model, its folder, or a name that `load` takes. It needs its image tower only if the source is
+            not a store.
         source: store, folder, or file of pairs.
         split: which captions retrieval is measured on. `held_out`: those that the run which made the model held out
             to choose its best checkpoint by; `test`: those that it kept for the end; `all`: every caption; `auto`: if

@@ -36,7 +36,7 @@ def export(
     On the command line: `lamplit export`.
 
     Args:
-        model: an open model, its folder, or `lit:NAME`. An open one is left as it is.
+        model: an open model, its folder, or a name that `load` takes. An open one is left as it is.
         out: folder to write; new or empty.
         to: `onnx`, `transformers`, `open-clip` or `sentence-transformers` (the text tower alone).
         int8: with `onnx`, write int8 files too, and measure what they lose.

@@ -106,12 +106,13 @@ def bare_head(tower: TextTower, target: str) -> BareHead:
     """Turn the text head into a matrix, for libraries whose projection has no bias.
 
     Raises:
-        TowerError: it is a kernel head, or there is no other place for the bias.
+        TowerError: it is no matrix, or there is no other place for the bias.
     """
     head = tower.head
-    if isinstance(head, KernelHead):
+    if not isinstance(head, nn.Linear):
+        kind = "a kernel head" if isinstance(head, KernelHead) else "a head of two layers"
         raise TowerError(
-            f"this model has a kernel head, and {target}'s projection is a matrix; use --to onnx or "
+            f"this model has {kind}, and {target}'s projection is a matrix; use --to onnx or "
             "--to sentence-transformers, or tune with --head linear"
         )
     found = last_norm(tower.encoder, input_ids=torch.tensor(tower.tokenize(["a b c"])))

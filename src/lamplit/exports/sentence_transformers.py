@@ -17,6 +17,7 @@ from lamplit.exports.sample import Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.loading import quiet_transformers
 from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.text_tower import TextTower
 
 _FAR_BELOW = -17.0  # where log(1 + exp(x)) is exp(x) to the last digit of a float
@@ -61,12 +62,14 @@ def _modules(tower: TextTower, tokenizer: Any) -> Any:
 
 
 @torch.no_grad()
-def _head(head: nn.Linear | KernelHead, parts: Any) -> list[nn.Module]:
+def _head(head: nn.Linear | KernelHead | LayeredHead, parts: Any) -> list[nn.Module]:
     """Build the library's layers from a head."""
-    if isinstance(head, nn.Linear):
-        linear = parts.Dense(head.in_features, head.out_features, activation_function=nn.Identity())
-        linear.linear.load_state_dict(head.state_dict())
-        return [linear]
+    if not isinstance(head, KernelHead):
+        layers = [(head, nn.Identity())] if isinstance(head, nn.Linear) else head.layers()
+        built = [parts.Dense(each.in_features, each.out_features, activation_function=act) for each, act in layers]
+        for dense, (layer, _) in zip(built, layers, strict=True):
+            dense.linear.load_state_dict(layer.state_dict())
+        return built
     # Vectors are normalised in the end, so exp does what the softmax does. The library has no exp, but softplus is it
     # far below 0.
     centred = parts.Dense(head.in_features, head.in_features, activation_function=nn.Identity())

@@ -9,12 +9,19 @@ from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import UsageError
 from lamplit.towers.identity import TowerIdentity
 
-FORMAT = 2  # of config.json: 2 may have a kernel head
+FORMAT = 3  # of config.json: 2 may have a kernel head, 3 the parts of other libraries' models
 CONFIG = "config.json"
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_GRAPH = "text_tower.onnx"
 IMAGE_HEAD = "image_head.safetensors"
 TOKENIZER = "tokenizer"
+LIBRARIES = ("lit", "hf")  # whose models are opened as LIBRARY:NAME
+
+
+def names_model(name_or_folder: object) -> bool:
+    """Tell whether this is the name of a model of another library, such as `lit:B16B_2`, and no folder."""
+    library, colon, _ = str(name_or_folder).partition(":")
+    return bool(colon) and library in LIBRARIES
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -54,14 +61,14 @@ def _why_no_model(folder: Path) -> str:
             f"{name} is a tower, not a model; embed with it, then tune: lamplit embed SOURCE --image-tower {name} "
             "--out STORE (in Python lamplit.embed, lamplit.tune)"
         )
-    if colon and library in ("hf", "demo", "scratch"):
+    if colon and library in ("demo", "scratch"):
         return (
             f"{name} is a tower, not a model; tune it first: lamplit tune STORE --text-tower {name} --out FOLDER "
             "(in Python lamplit.tune)"
         )
     if (folder / "_versions").is_dir():  # Lance's
         return f"{name} is a store, not a model; the model comes first: MODEL STORE"
-    expected = "expected a folder that lamplit tune wrote, or lit:NAME"
+    expected = "expected a folder that lamplit tune wrote, lit:NAME or hf:NAME_OR_FOLDER"
     if not folder.exists():
         return f"there is no folder {name}; {expected}"
     return f"no model at {name}: it has no config.json; {expected}"
@@ -87,5 +94,11 @@ def _check(fields: Fields, identity: TowerIdentity) -> None:
     text.inside("config").choice("library", ("scratch", "transformers"))
     if text.has("lora"):
         text.integer("lora", least=1)
+    if text.has("layers"):
+        layers = text.inside("layers")
+        layers.integer("hidden_width", least=1)
+        layers.choice("activation", ("gelu", "tanh"))
     if text.has("tokenizer"):
-        text.inside("tokenizer").choice("kind", ("transformers", "sentencepiece", "wordpiece"))
+        kind = text.inside("tokenizer").choice("kind", ("transformers", "sentencepiece", "wordpiece"))
+        if kind == "transformers" and text.inside("tokenizer").has("fill"):
+            text.inside("tokenizer").choice("fill", ("left", "right"))

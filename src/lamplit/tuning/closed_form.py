@@ -109,6 +109,7 @@ class ClosedForm:
         if isinstance(self._head, KernelHead):
             _fit_kernel(self._head, [pairs, *self._classes], direction)
         else:
+            assert isinstance(self._head, nn.Linear), "open_text_tower gives a head to tune, which is one of these two"
             _fit_linear(self._head, [pairs, *self._classes], direction)
 
     @torch.no_grad()

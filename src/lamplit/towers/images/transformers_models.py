@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -23,7 +24,15 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, ClassHead, class_texts, smooth_image
 from lamplit.towers.images.timm_models import open_timm
-from lamplit.towers.loading import opening, plain_config, quiet_transformers, require_whole
+from lamplit.towers.loading import load_strictly, opening, plain_config, quiet_transformers, require_whole
+from lamplit.towers.whole_models import (
+    ProjectedVision,
+    build_part,
+    build_projected_vision,
+    features_of,
+    is_near,
+    open_whole,
+)
 
 _MAX_SIDE = 4096  # pixels of an image's side; a hostile file could ask for any number
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -50,11 +59,10 @@ def open_transformers(
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.model_type == "timm_wrapper":  # a model of timm, which reads it itself
         return open_timm(f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}", None, preprocessing)
+    if _is_side(config):
+        return _open_side(spec, name, preprocessing)
     loader, config, is_classifier = _loader(spec, config)
-    if preprocessing is None:
-        with quiet_transformers(), opening(spec):
-            processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
-        preprocessing = _read_preprocessing(spec, processor)
+    preprocessing = preprocessing or _open_preprocessing(spec, name)
     with quiet_transformers(), opening(spec):
         model, report = loader.from_pretrained(
             name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
@@ -81,8 +89,47 @@ def build_transformers(config: dict[str, Any]) -> nn.Module:
     if config.get("projected"):
         projected: nn.Module = CLIPVisionModelWithProjection(built)
         return projected
+    if "projection" in config:
+        return build_projected_vision(built, config["projection"])
+    if type(built) not in MODEL_MAPPING:
+        part: nn.Module = build_part(built)
+        return part
     backbone: nn.Module = AutoModel.from_config(built, dtype=torch.float32, **config["options"])
     return backbone
+
+
+def _is_side(config: Any) -> bool:
+    """Tell whether a checkpoint is a two-tower model whose image side no class of transformers opens alone."""
+    whole = hasattr(config, "vision_config") and hasattr(config, "text_config")
+    return whole and config.model_type not in ("clip", "siglip") and not config.model_type.startswith("siglip2")
+
+
+@torch.no_grad()
+def _open_side(spec: str, name: str, preprocessing: Preprocessing | None) -> Backbone:
+    """Take the image side out of a two-tower model; what it gives are the model's own image features."""
+    whole = open_whole(spec, name)
+    preprocessing = preprocessing or _open_preprocessing(spec, name)
+    built: dict[str, Any] = {"library": "transformers", "config": plain_config(whole.config.vision_config)}
+    projection = getattr(whole, "visual_projection", None)
+    if projection is None:
+        backbone = build_transformers(built | {"options": {}})
+        load_strictly(backbone, whole.vision_model.state_dict(), f"the vision model of {spec}")
+        built["options"] = {}
+    else:
+        built["projection"] = [projection.in_features, projection.out_features]
+        side = ProjectedVision(whole.vision_model, projection)
+        backbone = build_transformers(built)
+        load_strictly(backbone, side.state_dict(), f"the image side of {spec}")
+    pixels = preprocessing.reference(smooth_image())[None]
+    with opening(spec):
+        expected = features_of(whole.get_image_features(pixel_values=pixels))
+        found = features_of(backbone.eval()(pixels))
+    if not is_near(found, expected):
+        raise TowerError(
+            f"{spec} ({whole.config.model_type}) makes its image features in a way that lamplit does not know: they "
+            "are not what its vision model pools, through its projection"
+        )
+    return Backbone(backbone, preprocessing, built)
 
 
 def _loader(spec: str, config: Any) -> tuple[Any, Any, bool]:
@@ -102,7 +149,8 @@ def _loader(spec: str, config: Any) -> tuple[Any, Any, bool]:
         )
     if hasattr(config, "vision_config"):
         raise TowerError(
-            f"{spec} is a whole {config.model_type} model; of those lamplit opens the vision towers of clip and siglip"
+            f"{spec} is a whole {config.model_type} model; of those lamplit opens the image sides of models with an "
+            "image and a text tower, such as clip and siglip"
         )
     if config.model_type == "vit_mae":  # its own class hides three patches in four, at random
         fields = {key: value for key, value in config.to_dict().items() if key != "model_type"}
@@ -118,6 +166,12 @@ def _class_head(model: Any, config: Any) -> ClassHead | None:
     if len(linear) != 1 or names[0] == "LABEL_0":
         return None
     return ClassHead([class_texts(name.split(", ")) for name in names], linear[0].weight.detach().clone())
+
+
+def _open_preprocessing(spec: str, name: str) -> Preprocessing:
+    with quiet_transformers(), opening(spec):
+        processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+    return _read_preprocessing(spec, processor)
 
 
 def _read_preprocessing(spec: str, processor: Any) -> Preprocessing:

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from lamplit.errors import TowerError, first_line
 from lamplit.towers.loading import READ_ERRORS, opening, plain_config, quiet_transformers, require_whole
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer, holds_words
+from lamplit.towers.whole_models import build_part
 
 Pooling = Literal["cls", "mean", "last"]
 # Parts that come after the tokens' vectors: BERT's pooler, the projection of SigLIP, CLIP and similar models.
@@ -71,8 +72,8 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
         whole_config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     config = _text_config(spec, whole_config)
     encoder = _load(spec, name, config) if pretrained else _build(spec, config)
-    tokenizer = _open_tokenizer(spec, name)
-    causal, feature_width = _try_out(spec, encoder, len(tokenizer))
+    tokenizer = open_tokenizer(spec, name)
+    causal, feature_width = try_out(spec, encoder, len(tokenizer))
     pooling, made_for = _sentence_transformers_settings(name)
     if pooling is None and causal:
         pooling = "last"
@@ -80,11 +81,16 @@ def open_encoder(spec: str, name: str, *, pretrained: bool) -> OpenedEncoder:
     elif pooling is None:
         reads_class = _begins_with_class_token(tokenizer) and not type(config).is_encoder_decoder  # T5 never does
         pooling = "cls" if reads_class else "mean"
-    longest = min(made_for or 10**6, tokenizer.model_max_length, _most_positions(encoder, config))
+    longest = min(made_for or 10**6, longest_text(tokenizer, encoder, config))
     return OpenedEncoder(encoder, PretrainedTokenizer(tokenizer), pooling, longest, feature_width, plain_config(config))
 
 
-def _open_tokenizer(spec: str, name: str) -> Any:
+def open_tokenizer(spec: str, name: str) -> Any:
+    """Open the tokenizer of a folder or hub id.
+
+    Raises:
+        TowerError: it cannot be opened, or knows no words.
+    """
     with opening(spec):
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not holds_words(tokenizer):
@@ -97,7 +103,14 @@ def _open_tokenizer(spec: str, name: str) -> Any:
 
 def build_encoder(config: Any) -> Any:
     """Build an encoder from its transformers configuration, with random weights."""
-    return _strip(_encoder_class(config).from_config(config, dtype=torch.float32), config)
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return _strip(AutoModelForTextEncoding.from_config(config, dtype=torch.float32), config)
+    return _strip(build_part(config), config)
+
+
+def unread_part(key: str) -> bool:
+    """Tell whether a weight of an encoder comes after the tokens' vectors, so that no encoder here has it."""
+    return key.startswith(tuple(f"{part}." for part in _UNREAD))
 
 
 def _build(spec: str, config: Any) -> Any:
@@ -111,7 +124,7 @@ def _load(spec: str, name: str, config: Any) -> nn.Module:
             name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )  # fmt: skip
-    missing = [key for key in report["missing_keys"] if not key.startswith(tuple(f"{part}." for part in _UNREAD))]
+    missing = [key for key in report["missing_keys"] if not unread_part(key)]
     require_whole(spec, missing, report["mismatched_keys"])
     if getattr(model, "_hf_peft_config_loaded", False):
         raise TowerError(f"{spec} is an adapter of another model; merge it into that model and save the outcome")
@@ -148,7 +161,7 @@ def _strip(model: Any, config: Any) -> Any:
 
 
 @torch.no_grad()
-def _try_out(spec: str, encoder: nn.Module, vocab_size: int) -> tuple[bool, int]:
+def try_out(spec: str, encoder: nn.Module, vocab_size: int) -> tuple[bool, int]:
     """Read two texts that differ in their last token; return whether the first token overlooks that, and the width."""
     was_training = encoder.training
     first = vocab_size // 2  # away from the special tokens at either end
@@ -181,12 +194,14 @@ def _begins_with_class_token(tokenizer: PreTrainedTokenizerBase) -> bool:
     return token is not None and tokenizer("a")["input_ids"][:1] == [token]
 
 
-def _most_positions(encoder: Any, config: Any) -> int:
-    """Longest text that the encoder has positions for; RoBERTa and similar models count from behind the padding's."""
+def longest_text(tokenizer: Any, encoder: Any, config: Any) -> int:
+    """Return the longest text, in tokens, that a tokenizer cuts at and an encoder has positions for."""
+    # RoBERTa and similar models count positions from behind the padding's.
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    padding: int | None = getattr(table, "padding_idx", None)
-    return 10**6 if positions is None else positions if padding is None else positions - padding - 1
+    tables = [part for name, part in encoder.named_modules() if name.endswith("embeddings.position_embeddings")]
+    padding: int | None = getattr(tables[0], "padding_idx", None) if tables else None
+    most = 10**6 if positions is None else positions if padding is None else positions - padding - 1
+    return min(most, int(tokenizer.model_max_length))
 
 
 def _sentence_transformers_settings(name: str) -> tuple[Pooling | None, int | None]:

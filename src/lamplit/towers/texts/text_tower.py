@@ -21,6 +21,7 @@ from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
 from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
 from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, are_cut, load_tokenizer
@@ -61,7 +62,7 @@ class TextTower(nn.Module):
         self.config = config
         self.lora: int | None = None  # rank
         self._truncated = TruncationLog()
-        self.head: nn.Linear | KernelHead = linear_head(feature_width, width)
+        self.head: nn.Linear | KernelHead | LayeredHead = linear_head(feature_width, width)
         self.trained_scale: float | None = None
 
     @property
@@ -132,9 +133,15 @@ class TextTower(nn.Module):
         parts: dict[str, Any] = {"feature_width": self.head.in_features, "tokenizer": self.tokenizer.describe()}
         if self.lora is not None:
             parts["lora"] = self.lora
+        return {key: getattr(self, key) for key in keys} | parts | self.head_facts()
+
+    def head_facts(self) -> dict[str, Any]:
+        """Return what builds the head again, besides its widths; nothing if it is a matrix."""
         if isinstance(self.head, KernelHead):
-            parts["anchors"] = self.head.anchors
-        return {key: getattr(self, key) for key in keys} | parts
+            return {"anchors": self.head.anchors}
+        if isinstance(self.head, LayeredHead):
+            return {"layers": {"hidden_width": self.head.hidden_width, "activation": self.head.activation}}
+        return {}
 
     def add_lora(self, rank: int) -> None:
         """Let only low-rank changes (LoRA) of the encoder train, and the head.
@@ -280,6 +287,8 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
         tower.add_lora(description["lora"])
     if "anchors" in description:
         tower.head = KernelHead(tower.head.in_features, tower.head.out_features, description["anchors"])
+    if "layers" in description:
+        tower.head = LayeredHead(tower.head.in_features, tower.head.out_features, **description["layers"])
     return tower
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lamplit.errors import TowerError, first_line, require
 from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # it takes seconds to import, and a search does not need it
 
 logger = logging.getLogger(__name__)
 SENTENCEPIECE_FILE = "sentencepiece.model"
+Side = Literal["left", "right"]
 
 
 class Tokenizer(Protocol):
@@ -39,13 +40,20 @@ class Tokenizer(Protocol):
 
 
 class PretrainedTokenizer:
-    """A tokenizer of transformers."""
+    """A tokenizer of transformers.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: the tokenizer itself.
+        fill: the side on which every row is filled up to the context length, for a tower that reads padding, as
+            SigLIP's does; None if padding is never read.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, fill: Side | None = None) -> None:
         self.tokenizer = tokenizer
+        self.fill = fill
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, *, fill: Side | None = None) -> Self:
         """Read what `save` wrote.
 
         Raises:
@@ -61,11 +69,11 @@ class PretrainedTokenizer:
             raise TowerError(f"{folder} is missing or damaged: the model is not whole") from error
         if not holds_words(tokenizer):
             raise TowerError(f"{folder} holds no tokenizer, only its special tokens: the model is not whole")
-        return cls(tokenizer)
+        return cls(tokenizer, fill=fill)
 
     @property
     def pad_id(self) -> int:
-        """The id that fills a row that is shorter than its batch; its vector is never read."""
+        """The id that fills a row that is shorter than its batch; unless rows are filled, its vector is never read."""
         return self.tokenizer.pad_token_id or 0
 
     def __len__(self) -> int:
@@ -81,7 +89,7 @@ class PretrainedTokenizer:
         ids: list[list[int]] = self.tokenizer(
             list(texts), truncation=context_length is not None, max_length=context_length, return_attention_mask=False
         )["input_ids"]
-        return ids
+        return fill_rows(ids, context_length, self.pad_id, self.fill)
 
     def save(self, folder: Path) -> None:
         """Write its own files."""
@@ -89,7 +97,16 @@ class PretrainedTokenizer:
 
     def describe(self) -> dict[str, Any]:
         """Return what `load_tokenizer` needs besides the files."""
-        return {"kind": "transformers"}
+        return {"kind": "transformers"} | ({} if self.fill is None else {"fill": self.fill})
+
+
+def fill_rows(rows: list[list[int]], length: int | None, pad_id: int, side: Side | None) -> list[list[int]]:
+    """Fill rows of token ids up to `length` on one side; leave them as they are if there is no length or no side."""
+    if length is None or side is None:
+        return rows
+    if side == "left":
+        return [[pad_id] * (length - len(row)) + row for row in rows]
+    return [row + [pad_id] * (length - len(row)) for row in rows]
 
 
 def holds_words(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -157,7 +174,7 @@ class SentencePiece:
         if context_length is None:
             return [[*row, self.pad_id] for row in pieces]
         cut = [row[: context_length - 1] for row in pieces]
-        return [row + [self.pad_id] * (context_length - len(row)) for row in cut]
+        return fill_rows(cut, context_length, self.pad_id, "right")
 
     def save(self, folder: Path) -> None:
         """Write `sentencepiece.model`."""
@@ -180,7 +197,7 @@ def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:
         return WordPiece.read(folder / VOCABULARY_FILE, **options)
     if description["kind"] == "sentencepiece":
         return SentencePiece.read(folder / SENTENCEPIECE_FILE, **options)
-    return PretrainedTokenizer.load(folder)
+    return PretrainedTokenizer.load(folder, **options)
 
 
 def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:

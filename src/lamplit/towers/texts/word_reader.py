@@ -21,7 +21,7 @@ from lamplit.errors import LamplitError, TowerError
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, TOKENIZER, read_config
 from lamplit.towers.onnx_files import open_onnx
-from lamplit.towers.texts.tokenizers import TruncationLog, load_tokenizer
+from lamplit.towers.texts.tokenizers import Side, TruncationLog, fill_rows, load_tokenizer
 from lamplit.unit_vectors import normalize
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -142,9 +142,9 @@ def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, tuple[str, int
 
 
 class FastTokenizer:
-    """A tokenizer of transformers, from its `tokenizer.json`."""
+    """A tokenizer of transformers, from its `tokenizer.json`; `fill` as `PretrainedTokenizer` has it."""
 
-    def __init__(self, file: Path, pad_id: int) -> None:
+    def __init__(self, file: Path, pad_id: int, *, fill: Side | None = None) -> None:
         from tokenizers import Tokenizer as Backend
 
         try:
@@ -155,7 +155,7 @@ class FastTokenizer:
         self._backend: Any = Backend.from_str(text)
         self._backend.no_padding()
         self._lock = Lock()  # its truncation is set for each call, and no thread may encode meanwhile
-        self.pad_id = pad_id
+        self.pad_id, self.fill = pad_id, fill
 
     def __len__(self) -> int:
         """Return the number of ids."""
@@ -168,13 +168,14 @@ class FastTokenizer:
                 self._backend.no_truncation()
             else:
                 self._backend.enable_truncation(context_length)
-            return [self._backend.encode(text).ids for text in texts]
+            rows = [self._backend.encode(text).ids for text in texts]
+        return fill_rows(rows, context_length, self.pad_id, self.fill)
 
 
 def _open_tokenizer(described: dict[str, Any], folder: Path, pad_id: int) -> Any:
     kind: dict[str, Any] = described.get("tokenizer", {"kind": "transformers"})
     if kind["kind"] == "transformers":
-        return FastTokenizer(folder / TOKENIZER_FILE, pad_id)
+        return FastTokenizer(folder / TOKENIZER_FILE, pad_id, fill=kind.get("fill"))
     return load_tokenizer(kind, folder)
 
 

@@ -1,0 +1,102 @@
+"""Two-tower models of transformers as a whole: one side is taken out of them, and compared with what they give.
+
+Every family that has `get_image_features` and `get_text_features` is read by the same few names: `vision_model`,
+`visual_projection`, `text_model`, `text_projection`, `logit_scale`. Nothing is taken on trust: a side whose features
+are not those of the whole model is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+
+from lamplit.errors import TowerError
+from lamplit.towers.loading import opening, quiet_transformers, require_whole
+
+MAX_DIFFERENCE = 1e-5  # of a side's features from the whole model's, relative to the largest of them
+
+
+def read_whole_config(spec: str, name: str) -> Any:
+    """Read the configuration of a folder or hub id.
+
+    Raises:
+        TowerError: it is not there, or is no two-tower model.
+    """
+    with opening(spec):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
+        raise TowerError(
+            f"{spec} ({config.model_type}) is a tower, not a model of two. Embed with an image tower: lamplit embed "
+            f"SOURCE --image-tower {spec} --out STORE; tune a text tower: lamplit tune STORE --text-tower {spec} "
+            "--out FOLDER"
+        )
+    return config
+
+
+def open_whole(spec: str, name: str) -> Any:
+    """Open a two-tower model of transformers, in eval mode, with every weight read.
+
+    Raises:
+        TowerError: it cannot be opened, lacks weights, or is no two-tower model.
+    """
+    config = read_whole_config(spec, name)
+    with quiet_transformers(), opening(spec):
+        model, report = AutoModel.from_pretrained(
+            name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    require_whole(spec, report["missing_keys"], report["mismatched_keys"])
+    parts = ("vision_model", "text_model", "get_image_features", "get_text_features")
+    if missing := [part for part in parts if not hasattr(model, part)]:
+        raise TowerError(
+            f"{spec} ({config.model_type}) has no {', '.join(missing)}; lamplit opens models whose two towers can be "
+            "run one at a time, as CLIP's and SigLIP's"
+        )
+    return model.eval()
+
+
+def build_part(config: Any) -> Any:
+    """Build the model of a transformers configuration, with random weights; a side of a two-tower model as well."""
+    if type(config) in MODEL_MAPPING:
+        return AutoModel.from_config(config, dtype=torch.float32)
+    name = type(config).__name__.removesuffix("Config") + "Model"  # most sides have no entry of their own there
+    return getattr(transformers, name)._from_config(config, dtype=torch.float32)
+
+
+@torch.no_grad()
+def features_of(output: Any) -> Tensor:
+    """Return the features in what `get_image_features` or `get_text_features` gave: (B, D)."""
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features.flatten(1)
+
+
+def is_near(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether features are the same but for rounding."""
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= MAX_DIFFERENCE * expected.abs().max())
+
+
+class ProjectedVision(nn.Module):
+    """The image side of a two-tower model: what its vision model pools, through its projection.
+
+    (B, 3, height, width) normalised images in, (B, D) out.
+    """
+
+    def __init__(self, vision: nn.Module, projection: nn.Linear) -> None:
+        super().__init__()
+        self.vision, self.projection = vision, projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the features of images."""
+        features: Tensor = self.projection(self.vision(pixel_values=pixels).pooler_output)
+        return features
+
+
+def build_projected_vision(config: Any, projection: tuple[int, int]) -> ProjectedVision:
+    """Build an image side from its vision model's configuration and its projection's widths, with random weights."""
+    return ProjectedVision(build_part(config), nn.Linear(*projection, bias=False))
