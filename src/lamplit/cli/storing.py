@@ -14,7 +14,11 @@ from lamplit.cli.terminal import (
     AsJson,
     Device,
     ImageColumn,
+    Pool,
+    SplitName,
     TextColumns,
+    TowerWeights,
+    Workers,
     default_workers,
     print_line,
     print_note,
@@ -57,19 +61,11 @@ def embed(
         str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
     ],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
-    image_tower_weights: Annotated[
-        str | None, typer.Option(help="Weights file of the image tower, or 'random'; by default its library's.")
-    ] = None,
-    pool: Annotated[
-        str | None,
-        typer.Option(help="How the image tower pools: cls, mean, map or cls+mean; by default as its library does."),
-    ] = None,
+    image_tower_weights: TowerWeights = None,
+    pool: Pool = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of the source to read, or 'all'; by default train, if there are several."),
-    ] = None,
+    split: SplitName = None,
     mean_center: Annotated[
         bool, typer.Option("--mean-center", help="Subtract the mean vector of the store from every vector.")
     ] = False,
@@ -80,10 +76,7 @@ def embed(
         str, typer.Option(help="What runs the image tower: torch, compile, onnx (CPU), or auto, which measures.")
     ] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Number of images that are embedded together.")] = 64,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of processes that decode images; by default half of the cores, at most 8."),
-    ] = None,
+    workers: Workers = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest number of pixels of an image; larger ones are skipped.")
     ] = None,

@@ -43,6 +43,20 @@ ModelName = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="torch device, such as cuda or cpu; by default the accelerator, if there is one.")
 ]
+TowerWeights = Annotated[
+    str | None, typer.Option(help="Weights file of the image tower, or 'random'; by default its library's.")
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(help="How the image tower pools: cls, mean, map or cls+mean; by default as its library does."),
+]
+SplitName = Annotated[
+    str | None, typer.Option(help="Split of the source to read, or 'all'; by default train, if there are several.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Number of processes that decode images; by default half of the cores, at most 8."),
+]
 stderr = Console(stderr=True)
 
 _MAX_WAIT = 0.5  # seconds; nearly every terminal answers at once

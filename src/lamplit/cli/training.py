@@ -15,7 +15,11 @@ from lamplit.cli.terminal import (
     AsJson,
     Device,
     ImageColumn,
+    Pool,
+    SplitName,
     TextColumns,
+    TowerWeights,
+    Workers,
     default_workers,
     print_line,
     show,
@@ -84,22 +88,19 @@ def compare(
 @with_settings(TuneSettings, "Settings of the run", but=("text_column",))
 def plan(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="The pairs, as lamplit embed takes them.")],
-    image_tower: Annotated[str, typer.Option(help="Image tower, as lamplit embed takes it.")],
-    image_tower_weights: Annotated[
-        str | None, typer.Option(help="Weights file of the image tower, or 'random'; by default its library's.")
-    ] = None,
-    pool: Annotated[str | None, typer.Option(help="How the image tower pools, as lamplit embed takes it.")] = None,
+    source: Annotated[str, typer.Argument(help="CSV, TSV, JSON, Parquet, Arrow, folder, webdataset tars or hub id.")],
+    image_tower: Annotated[
+        str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
+    ],
+    image_tower_weights: TowerWeights = None,
+    pool: Pool = None,
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
-    split: Annotated[str | None, typer.Option(help="Split of the source to read, or 'all'; by default train.")] = None,
+    split: SplitName = None,
     dollars_per_hour: Annotated[
         float | None, typer.Option(min=0, help="Price of this machine, to tell what both runs cost.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of processes that decode images; by default half of the cores, at most 8."),
-    ] = None,
+    workers: Workers = None,
     device: Device = None,
     as_json: AsJson = False,
     **given: Any,
