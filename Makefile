@@ -43,7 +43,7 @@ benchmarks: $(INSTALLED) quickstart  ## the figures that the README quotes; take
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/evaluate.py
-	$(BIN)/python benchmarks/stamps.py
+	$(BIN)/python benchmarks/recall.py stamps
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/page.py

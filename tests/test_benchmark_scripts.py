@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(name, tmp_path):
+def run(name, tmp_path, *more):
     file = tmp_path / "figures.json"
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file), *more]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(file.read_text())["figures"]
@@ -60,17 +60,18 @@ def test_evaluate(tmp_path):
     assert cached["encoding_the_prompts_once"] > 0
 
 
-def test_stamps(tmp_path):
-    [figures] = run("stamps", tmp_path)
-    assert len(figures["seeds"]) == 2
-    for rows in figures["results"].values():
-        assert len(rows) == len(figures["seeds"])
-        assert all(0 <= row["image_to_text/recall@1"] <= row["image_to_text/recall@5"] <= 1 for row in rows)
+def test_recall(tmp_path):
+    [figures] = run("recall", tmp_path, "--folder", str(tmp_path / "recall"), "stamps", "--turns", "2")
+    assert len(figures["splits"]) == 2
+    for split in figures["splits"]:
+        for model in split.values():
+            assert 0 <= model["image_to_text/recall@1"] <= model["image_to_text/recall@5"] <= 1
     # The parts are worth less than the whole, on any split seen so far by more than 0.03.
-    parts = [results for name, results in figures["results"].items() if "alone" in name]
-    whole = figures["results"]["closed form as it is"]
+    parts = [name for name in figures["splits"][0] if "alone" in name]
+    assert len(parts) == 2
     for part in parts:
-        assert sum(row["mean_recall"] for row in part) < sum(row["mean_recall"] for row in whole)
+        whole = sum(split["start"]["mean_recall"] for split in figures["splits"])
+        assert sum(split[part]["mean_recall"] for split in figures["splits"]) < whole
 
 
 def test_search(tmp_path):

@@ -24,7 +24,7 @@ from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.sides import text_features
 
-# Chosen on the stamps with other splits than the published ones (benchmarks/stamps.py says which); flat around
+# Chosen on the stamps with other splits than the published ones (benchmarks/recall.py says which); flat around
 # these values.
 SHRINKAGE = 10.0  # of the covariance, in units of its mean variance
 RIDGE = 2.0  # of a linear head, in units of the mean squared feature
