@@ -73,9 +73,12 @@ class Fields:
     def integer(self, key: str, *, least: int = 0, most: int | None = None) -> int:
         """Return a whole number of at least `least`, and at most `most`."""
         value = self._value(key)
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if not is_whole or value < least or (most is not None and value > most):
-            limit = "" if most is None else f" and at most {most}"
+        limit = "" if most is None else f" and at most {most}"
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not least <= value <= (value if most is None else most)
+        ):
             raise self.error(key, f"a whole number of at least {least}{limit}")
         return value
 
