@@ -691,6 +691,44 @@ def test_damaged_config(copy: Path, content: str) -> None:
         load(copy)
 
 
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 0, True, 10**30])
+@pytest.mark.parametrize("key", ["context_length", "width", "feature_width", "anchors", "lora", "config"])
+def test_damaged_description_of_the_text_tower(copy: Path, key: str, value: Any) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_tower"][key] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    if value is None and key in ("anchors", "lora"):
+        load(copy, towers="text")
+        return
+    with pytest.raises((UsageError, TowerError), match=r"config\.json"):
+        load(copy, towers="text")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"num_hidden_layers": 10**30}, {"hidden_size": 10**30}, {"use_cache": []}, {"vocab_size": "x"}]
+)
+def test_damaged_settings_of_an_encoder_of_transformers(text_folder: Path, copy: Path, damage: dict[str, Any]) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    settings = json.loads((text_folder / "config.json").read_text()) | damage
+    config["text_tower"]["config"] = {"library": "transformers", "config": settings}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises((UsageError, TowerError), match=r"config\.json"):
+        load(copy, towers="text")
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 10**30])
+def test_damaged_settings_of_the_encoder(copy: Path, value: Any) -> None:
+    whole = json.loads((copy / "config.json").read_text())
+    encoder = whole["text_tower"]["config"]
+    for key in encoder:
+        if key == "mlp_width" and value is None:
+            continue
+        config = {**whole, "text_tower": {**whole["text_tower"], "config": {**encoder, key: value}}}
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises((UsageError, TowerError), match=r"config\.json"):
+            load(copy, towers="text")
+
+
 def test_tampered_image_tower_is_refused(copy: Path) -> None:
     file = copy / "image_tower.safetensors"
     state = load_file(file)

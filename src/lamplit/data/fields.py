@@ -70,11 +70,16 @@ class Fields:
             raise self.error(key, "true or false")
         return value
 
-    def integer(self, key: str, *, least: int = 0) -> int:
-        """Return a whole number of at least `least`."""
+    def integer(self, key: str, *, least: int = 0, most: int | None = None) -> int:
+        """Return a whole number of at least `least`, and at most `most`."""
         value = self._value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.error(key, f"a whole number of at least {least}")
+        limit = "" if most is None else f" and at most {most}"
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not least <= value <= (value if most is None else most)
+        ):
+            raise self.error(key, f"a whole number of at least {least}{limit}")
         return value
 
     def number(self, key: str) -> float:

@@ -74,12 +74,18 @@ def _why_no_model(folder: Path) -> str:
     return f"no model at {name}: it has no config.json; {expected}"
 
 
+# Far above any tower. A damaged number would be built until the memory is full.
+_MOST = 10_000_000
+_MOST_LAYERS, _MOST_RANK = 1000, 10_000
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")  # in the words of transformers' models
+
+
 def _check(fields: Fields, identity: TowerIdentity) -> None:
     """Check what a model says about its parts, so that nobody needs to who reads it."""
     if fields.has("center"):
         fields.numbers("center", identity.width)
     if fields.has("image_head"):
-        fields.integer("image_head", least=1)
+        fields.integer("image_head", least=1, most=_MOST)
     if fields.has("logit_bias"):
         fields.number("logit_bias")
     if "text_tower" not in fields.values:
@@ -90,15 +96,29 @@ def _check(fields: Fields, identity: TowerIdentity) -> None:
     text.text("spec")
     text.choice("pooling", ("cls", "mean", "last"))
     for key in ("context_length", "width", "feature_width"):
-        text.integer(key, least=1)
-    text.inside("config").choice("library", ("scratch", "transformers"))
+        text.integer(key, least=1, most=_MOST)
+    _check_encoder(text.inside("config"))
+    if text.has("anchors"):
+        text.integer("anchors", least=1, most=_MOST)
     if text.has("lora"):
-        text.integer("lora", least=1)
+        text.integer("lora", least=1, most=_MOST_RANK)
     if text.has("layers"):
         layers = text.inside("layers")
-        layers.integer("hidden_width", least=1)
+        layers.integer("hidden_width", least=1, most=_MOST)
         layers.choice("activation", ("gelu", "tanh"))
     if text.has("tokenizer"):
         kind = text.inside("tokenizer").choice("kind", ("transformers", "sentencepiece", "wordpiece"))
         if kind == "transformers" and text.inside("tokenizer").has("fill"):
             text.inside("tokenizer").choice("fill", ("left", "right"))
+
+
+def _check_encoder(config: Fields) -> None:
+    if config.choice("library", ("scratch", "transformers")) == "scratch":
+        config.integer("num_layers", least=1, most=_MOST_LAYERS)
+        for key in ("vocab_size", "width", "num_heads", "context_length", *(["mlp_width"] * config.has("mlp_width"))):
+            config.integer(key, least=1, most=_MOST)
+    else:
+        settings = config.inside("config")
+        settings.text("model_type")
+        for key in filter(settings.has, _LAYERS):
+            settings.integer(key, most=_MOST_LAYERS)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from lamplit.errors import TowerError, UsageError, require
+from lamplit.errors import TowerError, UsageError, first_line, require
 from lamplit.towers.images.image_tower import open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config
@@ -29,6 +30,11 @@ from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, are_cut, l
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
 PASS_COST = {"cpu": 32, "cuda": 2048}
 _OTHER_PASS_COST = 1024  # of every other accelerator, such as MPS
+# What the code of timm and transformers raises if a setting is not of the kind that it was written for.
+_BUILD_ERRORS = (
+    TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError, MemoryError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 class TextTower(nn.Module):
@@ -283,9 +289,9 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
     encoder = _build_from(description["config"])
     tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
-    if "lora" in description:
+    if description.get("lora") is not None:
         tower.add_lora(description["lora"])
-    if "anchors" in description:
+    if description.get("anchors") is not None:
         tower.head = KernelHead(tower.head.in_features, tower.head.out_features, description["anchors"])
     if "layers" in description:
         tower.head = LayeredHead(tower.head.in_features, tower.head.out_features, **description["layers"])
@@ -317,11 +323,18 @@ def _open_saved(folder: Path, width: int, context_length: int | None, pretrained
 
 
 def _build_from(config: dict[str, Any]) -> nn.Module:
-    """Build an encoder without its weights, from `TextTower.config`."""
+    """Build an encoder without its weights, from `TextTower.config`.
+
+    Raises:
+        TowerError: no encoder has these settings.
+    """
     options = {key: value for key, value in config.items() if key != "library"}
-    if config["library"] == "scratch":
-        return ScratchEncoder(**options)
-    encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
+    try:
+        if config["library"] == "scratch":
+            return ScratchEncoder(**options)
+        encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
+    except _BUILD_ERRORS as error:
+        raise TowerError(f"the text tower that config.json describes cannot be built: {first_line(error)}") from error
     return encoder
 
 
