@@ -627,10 +627,10 @@ def test_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "^load takes a folder, lit:NAME or hf:NAME_OR_FOLDER; this is None$"),
+        (None, "^load takes a folder, or a name such as hf:NAME_OR_FOLDER; this is None$"),
         (
             "runs/y",
-            "^there is no folder runs/y; expected a folder that lamplit tune wrote, lit:NAME or hf:",
+            "^there is no folder runs/y; expected a folder that lamplit tune wrote, or a name: hf:",
         ),
         (
             "scratch:tiny",

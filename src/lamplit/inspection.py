@@ -24,7 +24,7 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
 
     Args:
         path: path of a model or a store, `lit:NAME_OR_FILE` of a published model, `hf:NAME_OR_FOLDER` of a model of
-            transformers (which is opened), or an open model or store.
+            another library (which is opened), or an open model or store.
 
     Returns:
         Names and values, in the order in which `lamplit info` prints them.

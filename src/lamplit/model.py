@@ -180,8 +180,9 @@ def load(
 
     Args:
         name_or_folder: the folder that `LiT.save` or a tuning run wrote; `lit:NAME_OR_FILE`, a model that the
-            paper's authors published (`lit:B16B_2`; `list_published` names them), from its own .npz file; or
-            `hf:NAME_OR_FOLDER`, a two-tower model of transformers (CLIP, SigLIP, Chinese-CLIP and others).
+            paper's authors published (`lit:B16B_2`; `list_published` names them), from its own .npz file;
+            `hf:NAME_OR_FOLDER`, a two-tower model of transformers (CLIP, SigLIP, Chinese-CLIP and others);
+            `open_clip:NAME/PRETRAINED` or `open_clip:FOLDER`; `st:NAME_OR_FOLDER`, a CLIP of sentence-transformers.
         device: torch device; by default the accelerator, if there is one.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
         image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an
@@ -190,13 +191,14 @@ def load(
     Raises:
         UsageError: no model there, no such device, or no such towers.
         TowerError: the weights do not fit, or are missing.
+        MissingExtraError: the library of the model is not installed.
 
     Example:
         >>> model = lamplit.load("runs/stamps", device="cpu")
     """
     if not isinstance(name_or_folder, str | Path):
         raise UsageError(
-            "load takes a folder, lit:NAME or hf:NAME_OR_FOLDER; this is "
+            "load takes a folder, or a name such as hf:NAME_OR_FOLDER; this is "
             + ("an open model: use it as it is" if isinstance(name_or_folder, LiT) else kind_of(name_or_folder))
         )
     where = pick_device(device)

@@ -69,6 +69,32 @@ def test_retrieval_on_a_store(model: LiT, store: Store) -> None:
     assert same([found], evaluate(model, Path(store.path)))
 
 
+def test_others_are_measured_on_the_same_pairs(
+    store: Store, model_path: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """The first model's held-out captions are those of all, in its store and in pairs that another tower embeds."""
+    tuned = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.2)
+    plain = lamplit.load(model_path)
+    plain.name = "plain"
+    [first, second] = evaluate(tuned, store, beside=[plain])
+    assert same([first], evaluate(tuned, store))
+    assert (first.captions, first.images, first.split) == (second.captions, second.images, second.split)
+    assert first.captions == 12
+    assert values(first) == values(second), "the same weights on the same pairs"
+    assert second.model["name"] == "plain"
+    torch.manual_seed(5)
+    other = lamplit.open_image_tower("timm:test_vit2", weights="random")
+    text = lamplit.open_text_tower("scratch:tiny", width=other.width, texts=["a small red circle"])
+    another = LiT(text, other.identity(), other)
+    [_, found] = evaluate(tuned, image_folder / "pairs.csv", beside=[another])
+    assert (found.captions, found.images) == (12, first.images)
+    with pytest.raises(StoreError, match="fingerprint"):
+        evaluate(tuned, store, beside=[another])
+    [_, again] = evaluate(plain, store, beside=[tuned], split="all")
+    assert again.captions == 60
+    assert "was tuned on 48 of the 60 captions" in " ".join(again.protocol["notes"])
+
+
 def tuned_on(store: Store, model_path: Path, folder: Path, **settings: Any) -> LiT:
     """Open the model as one that a run with these settings left in `folder`."""
     asked = TuneSettings("demo:minilm", **settings)

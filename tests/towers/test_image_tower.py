@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
     BitImageProcessor,
-    BlipConfig,
+    CLIPVisionConfig,
     ConvNextImageProcessor,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -26,6 +26,7 @@ from transformers import (
     Dinov2ForImageClassification,
     Dinov2Model,
     LevitImageProcessor,
+    LlavaConfig,
     MobileViTImageProcessor,
     PoolFormerImageProcessor,
     ResNetConfig,
@@ -248,7 +249,7 @@ def test_unknown_timm_name_lists_its_neighbours() -> None:
 
 @pytest.mark.parametrize("spec", ["resnet18", "timm:", "hf:", "demo:", "demo:resnet", "onnx:tower", "", ":", "TIMM:x"])
 def test_unknown_spec(spec: str) -> None:
-    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or demo:eff"):
+    with pytest.raises(UsageError, match="timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME_OR_FOLDER, lit:NAME, "):
         open_image_tower(spec)
 
 
@@ -553,9 +554,9 @@ def test_processor_that_flips_the_channels(tmp_path: Path) -> None:
         open_image_tower(f"hf:{tmp_path}")
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("siglip2", "NaFlex"), ("blip", "a whole blip model")])
+@pytest.mark.parametrize(("kind", "reason"), [("siglip2", "NaFlex"), ("llava", "a whole llava model")])
 def test_whole_models_that_are_no_image_tower(tmp_path: Path, kind: str, reason: str) -> None:
-    config = Siglip2VisionConfig(**VIT) if kind == "siglip2" else BlipConfig(vision_config=VIT)
+    config = Siglip2VisionConfig(**VIT) if kind == "siglip2" else LlavaConfig(vision_config=CLIPVisionConfig(**VIT))
     config.save_pretrained(tmp_path)
     with pytest.raises(TowerError, match=reason):
         open_image_tower(f"hf:{tmp_path}")

@@ -86,7 +86,7 @@ def test_damaged_value_is_named(tmp_path: Path, keys: tuple[str, ...], value: ob
         ("{", "is not the config.json of a model"),
         ("[1]", "is not the config.json of a model"),
         ('{"format": 1}', "is not the config.json of a model"),
-        ('{"format": 99}', "has format 99; this lamplit reads up to 2: upgrade it"),
+        ('{"format": 99}', "has format 99; this lamplit reads up to 3: upgrade it"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str | None, told: str) -> None:

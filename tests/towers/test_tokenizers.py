@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.errors import TowerError
+from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import train_sentencepiece
-from lamplit.towers.texts.tokenizers import SentencePiece, load_tokenizer, read_vocabulary
+from lamplit.towers.texts.tokenizers import SentencePiece, read_vocabulary
 from lamplit.towers.texts.wordpiece import WordPiece
 
 CAPTIONS = ["A small red circle.", "A large green square, and a cross.", "小さな赤い円。", "маленький красный круг"]

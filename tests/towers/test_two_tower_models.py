@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from text_families import TEXTS
 from torch.nn import functional as F
 from two_tower_families import SQUARE, VISION, Family, families, sized, wordpiece
@@ -58,11 +59,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a tiny SigLIP."""
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, LiT]:
+    """Save a tiny SigLIP, and load its text tower."""
     folder = tmp_path_factory.mktemp("siglip")
-    FAMILIES["SigLIP"].save(folder)
-    return folder
+    owner = FAMILIES["SigLIP"].save(folder)
+    return owner, folder, load(f"hf:{folder}", device="cpu", towers="text")
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +124,10 @@ def test_words_are_read_without_torch(name: str, tmp_path: Path) -> None:
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=4))
 @torch.no_grad()
-def test_any_text_is_read_as_siglip_reads_it(siglip: Path, texts: list[str]) -> None:
-    family, owner = FAMILIES["SigLIP"], hf.AutoModel.from_pretrained(siglip)
-    expected = F.normalize(family.texts(owner, siglip, texts), dim=-1)
-    assert (load(f"hf:{siglip}", device="cpu", towers="text").encode_texts(texts) - expected).abs().max() <= ALLOWED
+def test_any_text_is_read_as_siglip_reads_it(siglip: tuple[Any, Path, LiT], texts: list[str]) -> None:
+    owner, folder, model = siglip
+    expected = F.normalize(FAMILIES["SigLIP"].texts(owner, folder, texts), dim=-1)
+    assert (model.encode_texts(texts) - expected).abs().max() <= ALLOWED
 
 
 def test_one_side_alone(clip: Path) -> None:
@@ -196,7 +197,38 @@ def test_export_of_lamplit_comes_back(image_tower: Any, text_folder: Path, tmp_p
     assert (again.encode_images(IMAGES) - model.encode_images(IMAGES)).abs().max() <= 1e-3
 
 
+@pytest.mark.parametrize("path", ["", "0_CLIPModel"])
+def test_clip_of_sentence_transformers(path: str, tmp_path: Path) -> None:
+    """As its newer releases save it, and with the model in a folder of its own, as published models have it."""
+    FAMILIES["CLIP"].save(tmp_path / "clip")
+    clip = FAMILIES["CLIP"]
+    tokenizer = clip.tokenizer()
+    tokenizer.model_max_length = 20
+    hf.CLIPProcessor(clip.image_processor(), tokenizer).save_pretrained(tmp_path / "clip")
+    owner = SentenceTransformer(str(tmp_path / "clip"), device="cpu")
+    owner.save(str(tmp_path / "st" / path), create_model_card=False)
+    if path:
+        modules = [{"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.CLIPModel"}]
+        (tmp_path / "st" / "modules.json").write_text(json.dumps(modules))
+    model = load(f"st:{tmp_path / 'st'}", device="cpu")
+    ztxt = owner.encode(TEXTS, convert_to_tensor=True, normalize_embeddings=True)
+    assert (model.encode_texts(TEXTS) - ztxt).abs().max() <= ALLOWED
+    zimg = owner.encode(IMAGES, convert_to_tensor=True, normalize_embeddings=True)
+    assert (model.encode_images(IMAGES) - zimg).abs().max() <= 1e-3  # resized by another library
+    assert model.space == open_image_tower(f"st:{tmp_path / 'st'}").identity().fingerprint
+    assert model.space == open_image_tower(f"hf:{tmp_path / 'st' / path}").identity().fingerprint
+
+
 # What is refused
+
+
+def test_sentence_transformers_folders_that_are_no_clip(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match=r"has no modules\.json; try hf:"):
+        load(f"st:{clip}")
+    modules = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(TowerError, match="has Pooling behind its model"):
+        load(f"st:{tmp_path}")
 
 
 def test_one_tower_alone_is_no_model(text_folder: Path) -> None:

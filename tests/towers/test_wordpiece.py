@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.errors import TowerError
-from lamplit.towers.texts.tokenizers import load_tokenizer
+from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,-[]中д"

@@ -24,6 +24,10 @@ from lamplit.errors import UsageError
 def evaluate(
     model: ModelName,
     source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model, measured on the same images and captions; repeat it for more."),
+    ] = None,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(help="A benchmark of the paper and the folder of its data: NAME=PATH; repeat it for more."),
@@ -77,16 +81,17 @@ def evaluate(
     if source is not None:
         options: dict[str, Any] = {"templates": prompts} if prompts else {}
         results += lamplit.evaluate(
-            model, source, split=split, text_column=text_column, label_column=label_column,  # type: ignore[arg-type]
+            model, source, beside=beside or (), split=split, text_column=text_column, label_column=label_column,  # type: ignore[arg-type]
             class_names=chosen_classes(None, classes_file) if classes_file else None,
             out=out, device=device, progress=True, **options,
         )  # fmt: skip
     if benchmark:
-        results += lamplit.run_benchmarks(
-            model, [_assigned(each) for each in benchmark], resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
-            canonical=canonical, few_shot=few_shot, out=out, device=device,
-            workers=default_workers() if workers is None else workers, progress=True,
-        )  # fmt: skip
+        for measured in (model, *(beside or ())):
+            results += lamplit.run_benchmarks(
+                measured, [_assigned(each) for each in benchmark], resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
+                canonical=canonical, few_shot=few_shot, out=out, device=device,
+                workers=default_workers() if workers is None else workers, progress=True,
+            )  # fmt: skip
     if not results:
         raise UsageError("nothing to evaluate on; give a store or pairs, or --benchmark NAME=PATH for a benchmark")
     show(results, tables.results, as_json)

@@ -58,7 +58,10 @@ def data_get(
 def embed(
     source: Annotated[str, typer.Argument(help="CSV, TSV, JSON, Parquet, Arrow, folder, webdataset tars or hub id.")],
     image_tower: Annotated[
-        str, typer.Option(help="timm:NAME, hf:NAME_OR_FOLDER, lit:NAME or demo:efficientnet-lite0.")
+        str,
+        typer.Option(
+            help="timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME/PRETRAINED, lit:NAME or demo:efficientnet-lite0."
+        ),
     ],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],
     image_tower_weights: TowerWeights = None,
@@ -163,7 +166,7 @@ def duplicates(
 
 
 def info(
-    path: Annotated[str, typer.Argument(help="Folder of a model, hf:NAME_OR_FOLDER, lit:NAME, or a store.")],
+    path: Annotated[str, typer.Argument(help="Folder of a model, a name such as hf:NAME_OR_FOLDER, or a store.")],
     as_json: AsJson = False,
 ) -> None:
     """Describe a model or a store.

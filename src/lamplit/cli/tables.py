@@ -218,13 +218,16 @@ def duplicates(groups: list[DuplicateGroup]) -> list[Table]:
 
 def results(measured: list[Result]) -> list[Table]:
     """Show the figures of all results in one table, then the classes of each classification from worst to best."""
-    table = _table("benchmark", "language", "metric", "value", "95 % interval", "images")
+    several = len({result.model["name"] for result in measured}) > 1
+    headers = ("benchmark", "language", "metric", "value", "95 % interval", "images")
+    table = _table(*(("model", *headers) if several else headers))
     for result in measured:
-        first = (result.benchmark, result.language)
+        first: tuple[str, ...] = (result.benchmark, result.language)
+        first = (result.model["name"], *first) if several else first
         for name, found in result.metrics.items():
             interval = f"{found.low:.3f} to {found.high:.3f}" if found.low < found.high else ""
             _add_row(table, *first, name, f"{found.value:.3f}", interval, result.images)
-            first = ("", "")
+            first = ("",) * len(first)
     made = [table]
     for result in measured:
         protocol = {name: _listed(value) for name, value in result.protocol.items() if value not in ([], None)}

@@ -36,8 +36,9 @@ TextColumns = Annotated[
 ModelName = Annotated[
     str,
     typer.Argument(
-        help="Folder of a model; or one of another library: hf:NAME_OR_FOLDER for a CLIP, SigLIP or the like of "
-        "transformers, lit:NAME for one that the paper's authors published."
+        help="Folder of a model; or one of another library: hf:NAME_OR_FOLDER (CLIP, SigLIP and the like of "
+        "transformers), open_clip:NAME/PRETRAINED or open_clip:FOLDER, st:NAME_OR_FOLDER (sentence-transformers), "
+        "lit:NAME (published by the paper's authors)."
     ),
 ]
 Device = Annotated[

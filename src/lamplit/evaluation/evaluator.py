@@ -15,7 +15,7 @@ from torch import Tensor
 from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.model_metadata import model_metadata
 from lamplit.evaluation.result_building import Subject, classification_result, retrieval_result
-from lamplit.evaluation.split_choice import Choice, Split, choose, no_captions_left
+from lamplit.evaluation.split_choice import Choice, ChosenPairs, Split, choose, no_captions_left
 from lamplit.metrics import scoring
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.metrics.results import Result
@@ -34,6 +34,7 @@ def evaluate(
     model: str | Path | LiT,
     source: str | Path | Store,
     *,
+    beside: Sequence[str | Path | LiT] = (),
     split: Split = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
@@ -51,6 +52,8 @@ def evaluate(
         model: an open model, its folder, or a name that `load` takes. It needs its image tower only if the source is
             not a store.
         source: store, folder, or file of pairs.
+        beside: other models, which are measured on the same images and captions as `model`. If their image towers are
+            not that of `model`, the source must be pairs, which are embedded once for each.
         split: which captions retrieval is measured on. `held_out`: those that the run which made the model held out
             to choose its best checkpoint by; `test`: those that it kept for the end; `all`: every caption; `auto`: if
             the model was tuned on pairs of the source, its test's captions, else its held-out ones, else those that
@@ -68,7 +71,7 @@ def evaluate(
     Returns:
         A result of retrieval if there are texts, then one of zero-shot classification if labels are asked for. In
         retrieval, images with equal bytes are one image, and captions that differ in case only one caption; a note of
-        the result has the recall without the latter.
+        the result has the recall without the latter. Then the same of each model of `beside`.
 
     Raises:
         StoreError: the store was embedded by another tower, or lacks a column.
@@ -86,35 +89,63 @@ def evaluate(
     if class_names is not None and label_column is None:
         raise UsageError("class_names needs label_column=..., the column with the class of each image")
     is_store = isinstance(source, Store) or Store.exists(source)
-    model = as_model(model, device=device, towers="text" if is_store else "both")
-    with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as opened:
-        store, skipped, said = opened
-        store.require_tower(model.identity)
-        name = store.path if isinstance(source, Store) else str(source)
-        asked = _StoreEvaluation(model, store, name, said, len(skipped), model_metadata(model))
-        column = text_column or ("texts" if model.tuned_on is None else model.tuned_on.text_column)
-        choice = choose(model, store, split, column)
-        lost = choice.split == "unseen" and not len(choice.links) and any(store.texts(column))
-        results = asked.retrieve(choice, column)
-        if label_column is not None:
-            results.append(asked.classify(label_column, class_names, prompts, thumbnails=out is not None))
-        if lost and results:
-            logger.warning("%s", no_captions_left(model, store))
-        elif lost:
-            raise UsageError(no_captions_left(model, store))
-        if not results:
-            raise UsageError(
-                f"{store.path} has no texts in column {column!r} and no --label-column was given; its columns "
-                f"are: {', '.join(store.metadata_columns) or 'none'}"
-            )
-    for note in said:
-        logger.info("%s", note)
-    for item in skipped:
-        logger.warning("skipped %s: %s", item.path, item.reason)
+    asked = _Asked(split, text_column, label_column, class_names, prompts, thumbnails=out is not None)
+    results: list[Result] = []
+    for each in (model, *beside):
+        opened_model = as_model(each, device=device, towers="text" if is_store else "both")
+        results += asked.measure(opened_model, source, progress=progress)
     if out is not None:
         for result in results:
             result.write(out)
     return results
+
+
+@dataclass
+class _Asked:
+    """What is measured; the first model's pairs are those of all others."""
+
+    split: Split
+    text_column: str | None
+    label_column: str | None
+    class_names: Sequence[str] | ClassList | None
+    templates: Sequence[str]
+    thumbnails: bool
+    chosen: ChosenPairs | None = None
+
+    def measure(self, model: LiT, source: str | Path | Store, *, progress: bool) -> list[Result]:
+        """Measure one model."""
+        with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as opened:
+            store, skipped, said = opened
+            store.require_tower(model.identity)
+            name = store.path if isinstance(source, Store) else str(source)
+            measured = _StoreEvaluation(model, store, name, said, len(skipped), model_metadata(model))
+            if self.text_column is None:
+                self.text_column = "texts" if model.tuned_on is None else model.tuned_on.text_column
+            if self.chosen is None:
+                choice = choose(model, store, self.split, self.text_column)
+                self.chosen = ChosenPairs.of(choice, store)
+            else:
+                choice = self.chosen.find_in(model, store, self.text_column)
+            lost = choice.split == "unseen" and not len(choice.links) and any(store.texts(self.text_column))
+            results = measured.retrieve(choice, self.text_column)
+            if self.label_column is not None:
+                results.append(
+                    measured.classify(self.label_column, self.class_names, self.templates, thumbnails=self.thumbnails)
+                )
+            if lost and results:
+                logger.warning("%s", no_captions_left(model, store))
+            elif lost:
+                raise UsageError(no_captions_left(model, store))
+            if not results:
+                raise UsageError(
+                    f"{store.path} has no texts in column {self.text_column!r} and no --label-column was given; its "
+                    f"columns are: {', '.join(store.metadata_columns) or 'none'}"
+                )
+        for note in said:
+            logger.info("%s", note)
+        for item in skipped:
+            logger.warning("skipped %s: %s", item.path, item.reason)
+        return results
 
 
 @dataclass

@@ -78,6 +78,45 @@ def choose(model: LiT, store: Store, split: Split, text_column: str) -> Choice:
     return Choice(links, "unseen", words)
 
 
+@dataclass(frozen=True)
+class ChosenPairs:
+    """Pairs that one model is measured on, by their contents, so that another is measured on the same.
+
+    Attributes:
+        choice: the pairs, as rows of the store that they were chosen in.
+        contents: hashes of the images' contents.
+        captions: hashes of the captions.
+    """
+
+    choice: Choice
+    contents: NDArray[np.uint64]
+    captions: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, choice: Choice, store: Store) -> ChosenPairs:
+        """Remember what was chosen in a store."""
+        contents = np.unique(content_hashes(store)[choice.links.image_index.numpy()])
+        return cls(choice, contents, np.unique(hash_captions(choice.links.texts)))
+
+    def find_in(self, model: LiT, store: Store, text_column: str) -> Choice:
+        """Choose the same pairs in a store that another tower embedded, or in the same store.
+
+        A note says how many of the captions `model` was tuned on.
+        """
+        texts, contents = store.texts(text_column), content_hashes(store)
+        rows = np.flatnonzero(is_in(contents, self.contents)).tolist()
+        kept = [
+            [text for text, is_kept in zip(texts[row], self._holds(texts[row]), strict=True) if is_kept] for row in rows
+        ]
+        links = link(rows, kept, contents[rows])
+        known = 0 if model.tuned_on is None else int(is_in(self.captions, model.tuned_on.captions("train")).sum())
+        notes = [f"{model.name} was tuned on {known:,} of the {len(self.captions):,} captions"] if known else []
+        return Choice(links, self.choice.split, self.choice.words, notes)
+
+    def _holds(self, texts: list[str]) -> NDArray[np.bool_]:
+        return is_in(hash_captions(texts), self.captions)
+
+
 def no_captions_left(model: LiT, store: Store) -> str:
     """Say that a model was tuned on all captions of a store."""
     return (

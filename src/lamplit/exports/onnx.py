@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from lamplit._version import __version__
 from lamplit.errors import TowerError, first_line
 from lamplit.exports.export_report import ExportReport
-from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower, quiet_logging
+from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower
 from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
 from lamplit.store.backends import TOLERANCE
+from lamplit.towers.loading import quiet_logging
 from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer

@@ -24,13 +24,12 @@ from lamplit.exports.parts import (
     find_transformers_config,
     foreign_call,
     linear_image_head,
-    quiet_logging,
     shift_features,
 )
 from lamplit.exports.sample import TOLERANCE, Sample, require_agreement, text_tolerance
 from lamplit.model import LiT
 from lamplit.towers.images.image_tower import ImageTower
-from lamplit.towers.loading import load_strictly, quiet_transformers
+from lamplit.towers.loading import load_strictly, quiet_logging, quiet_transformers
 from lamplit.towers.saving import save_weights
 from lamplit.towers.texts.text_tower import TextTower
 

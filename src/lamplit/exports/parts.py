@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,18 +140,6 @@ def shift_features(encoder: nn.Module, tower: TextTower, head: BareHead) -> None
     norm = encoder.get_submodule(name)
     assert isinstance(norm, nn.LayerNorm)
     norm.bias.add_(head.shift)
-
-
-@contextmanager
-def quiet_logging(name: str | None = None) -> Iterator[None]:
-    """Keep back what a logger says below an error, by default that of every library; its level is restored."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from lamplit.errors import TowerError
 from lamplit.exports.onnx import write_text_graph
-from lamplit.exports.parts import quiet_logging
 from lamplit.exports.sample import SENTENCES
 from lamplit.files import replacing
 from lamplit.model import LiT, load
 from lamplit.store.backends import TOLERANCE
+from lamplit.towers.loading import quiet_logging
 from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config
 from lamplit.towers.texts.word_reader import WordReader, map_weights, open_words, seal
 from lamplit.unit_vectors import as_array

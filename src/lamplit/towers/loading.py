@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
@@ -193,3 +196,26 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_logging(name: str | None = None) -> Iterator[None]:
+    """Keep back what a logger says below an error, by default that of every library; its level is restored."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def read_model_json(name: str, file: str) -> Any:
+    """Read a JSON file of a model's folder or hub repository; return None if there is none."""
+    path = Path(name) / file
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, file))
+        except EntryNotFoundError:
+            return None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -15,7 +15,7 @@ TEXT_TOWER = "text_tower.safetensors"
 TEXT_GRAPH = "text_tower.onnx"
 IMAGE_HEAD = "image_head.safetensors"
 TOKENIZER = "tokenizer"
-LIBRARIES = ("lit", "hf")  # whose models are opened as LIBRARY:NAME
+LIBRARIES = ("lit", "hf", "open_clip", "st")  # whose models are opened as LIBRARY:NAME
 
 
 def names_model(name_or_folder: object) -> bool:
@@ -68,7 +68,7 @@ def _why_no_model(folder: Path) -> str:
         )
     if (folder / "_versions").is_dir():  # Lance's
         return f"{name} is a store, not a model; the model comes first: MODEL STORE"
-    expected = "expected a folder that lamplit tune wrote, lit:NAME or hf:NAME_OR_FOLDER"
+    expected = "expected a folder that lamplit tune wrote, or a name: hf:, open_clip:, st: or lit:"
     if not folder.exists():
         return f"there is no folder {name}; {expected}"
     return f"no model at {name}: it has no config.json; {expected}"
@@ -107,17 +107,18 @@ def _check(fields: Fields, identity: TowerIdentity) -> None:
         layers.integer("hidden_width", least=1, most=_MOST)
         layers.choice("activation", ("gelu", "tanh"))
     if text.has("tokenizer"):
-        kind = text.inside("tokenizer").choice("kind", ("transformers", "sentencepiece", "wordpiece"))
-        if kind == "transformers" and text.inside("tokenizer").has("fill"):
+        kinds = ("transformers", "sentencepiece", "wordpiece", "open_clip", "open_clip_pairs")
+        if text.inside("tokenizer").choice("kind", kinds) != "wordpiece" and text.inside("tokenizer").has("fill"):
             text.inside("tokenizer").choice("fill", ("left", "right"))
 
 
 def _check_encoder(config: Fields) -> None:
-    if config.choice("library", ("scratch", "transformers")) == "scratch":
+    library = config.choice("library", ("scratch", "transformers", "open_clip"))
+    if library == "scratch":
         config.integer("num_layers", least=1, most=_MOST_LAYERS)
         for key in ("vocab_size", "width", "num_heads", "context_length", *(["mlp_width"] * config.has("mlp_width"))):
             config.integer(key, least=1, most=_MOST)
-    else:
+    elif library == "transformers":
         settings = config.inside("config")
         settings.text("model_type")
         for key in filter(settings.has, _LAYERS):

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamplit.errors import UsageError
-from lamplit.towers.images.image_tower import ImageTower, open_image_tower, open_published_image_tower
+from lamplit.towers.images.image_tower import (
+    ImageTower,
+    open_clip_image_tower,
+    open_image_tower,
+    open_published_image_tower,
+)
+from lamplit.towers.open_clip_models import open_open_clip
 from lamplit.towers.published.big_vision import Published
+from lamplit.towers.texts.open_clip_texts import take_text
 from lamplit.towers.texts.text_sides import open_text_side
 from lamplit.towers.texts.text_tower import TextTower, open_published_text_tower
-from lamplit.towers.whole_models import read_whole_config
+from lamplit.towers.whole_models import name_in_sentence_transformers, read_whole_config
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,13 @@ def open_model(spec: str, *, text: bool = True) -> OpenedModel:
     """Open a model of another library, on the CPU.
 
     Args:
-        spec: `lit:NAME_OR_FILE` or `hf:NAME_OR_FOLDER`.
+        spec: `lit:NAME_OR_FILE`, `hf:NAME_OR_FOLDER`, `open_clip:NAME/PRETRAINED`, `open_clip:FOLDER` or
+            `st:NAME_OR_FOLDER`.
         text: whether the text tower is wanted too.
 
     Raises:
         UsageError: there is no such library, or it has no such model.
+        MissingExtraError: its library is not installed.
         TowerError: the model cannot be opened, lacks weights, or does what lamplit does not know.
     """
     library, _, name = spec.partition(":")
@@ -44,11 +53,27 @@ def open_model(spec: str, *, text: bool = True) -> OpenedModel:
             open_published_text_tower(published) if text else None,
             published.logit_multiplier,
         )
-    if library != "hf" or not name:
-        raise UsageError(f"{spec!r} is not a model; expected lit:NAME or hf:NAME_OR_FOLDER")
-    read_whole_config(spec, name)  # which says so if it is one tower alone
+    if library == "open_clip" and name:
+        opened = open_open_clip(spec)
+        return OpenedModel(
+            Path(name).name,
+            open_clip_image_tower(spec, opened),
+            take_text(spec, opened) if text else None,
+            opened.logit_multiplier,
+            opened.logit_bias,
+        )
+    if library == "st" and name:
+        whole = name_in_sentence_transformers(spec)
+    elif library == "hf" and name:
+        whole = name
+    else:
+        raise UsageError(
+            f"{spec!r} is not a model; expected hf:NAME_OR_FOLDER, open_clip:NAME_OR_FOLDER, st:NAME_OR_FOLDER or "
+            "lit:NAME"
+        )
+    read_whole_config(spec, whole)  # which says so if it is one tower alone
     image = open_image_tower(spec)
     if not text:
         return OpenedModel(Path(name).name, image, None)
-    side = open_text_side(spec, name)
+    side = open_text_side(spec, whole)
     return OpenedModel(Path(name).name, image, side.tower, side.logit_multiplier, side.logit_bias)

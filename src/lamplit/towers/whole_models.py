@@ -7,15 +7,17 @@ are not those of the whole model is refused.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
 from lamplit.errors import TowerError
-from lamplit.towers.loading import opening, quiet_transformers, require_whole
+from lamplit.towers.loading import opening, quiet_transformers, read_model_json, require_whole
 
 MAX_DIFFERENCE = 1e-5  # of a side's features from the whole model's, relative to the largest of them
 
@@ -28,7 +30,7 @@ def read_whole_config(spec: str, name: str) -> Any:
     """
     with opening(spec):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
+    if not hasattr(config, "vision_config"):
         raise TowerError(
             f"{spec} ({config.model_type}) is a tower, not a model of two. Embed with an image tower: lamplit embed "
             f"SOURCE --image-tower {spec} --out STORE; tune a text tower: lamplit tune STORE --text-tower {spec} "
@@ -44,19 +46,44 @@ def open_whole(spec: str, name: str) -> Any:
         TowerError: it cannot be opened, lacks weights, or is no two-tower model.
     """
     config = read_whole_config(spec, name)
+    kind = MODEL_MAPPING.get(type(config), None)
+    if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
+        raise TowerError(
+            f"{spec} is a whole {config.model_type} model; of those lamplit opens the ones whose two towers can be run "
+            "one at a time, such as clip and siglip"
+        )
     with quiet_transformers(), opening(spec):
         model, report = AutoModel.from_pretrained(
             name, config=config, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )  # fmt: skip
     require_whole(spec, report["missing_keys"], report["mismatched_keys"])
-    parts = ("vision_model", "text_model", "get_image_features", "get_text_features")
-    if missing := [part for part in parts if not hasattr(model, part)]:
-        raise TowerError(
-            f"{spec} ({config.model_type}) has no {', '.join(missing)}; lamplit opens models whose two towers can be "
-            "run one at a time, as CLIP's and SigLIP's"
-        )
+    if missing := [part for part in ("vision_model", "text_model") if not hasattr(model, part)]:
+        raise TowerError(f"{spec} ({config.model_type}) has no {' and no '.join(missing)}, as clip and siglip have")
     return model.eval()
+
+
+def name_in_sentence_transformers(spec: str) -> str:
+    """Return the name by which transformers opens the CLIP in a folder or hub id of sentence-transformers.
+
+    Args:
+        spec: `st:NAME_OR_FOLDER`.
+
+    Raises:
+        TowerError: it is no such folder, or layers follow the model.
+    """
+    name = spec.removeprefix("st:")
+    with opening(spec):
+        modules = read_model_json(name, "modules.json")
+        if not modules:
+            raise TowerError(f"{spec} is no model of sentence-transformers: it has no modules.json; try hf:{name}")
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+        path = modules[0]["path"]
+        if any(kind != "Normalize" for kind in kinds[1:]):
+            raise TowerError(f"{spec} has {', '.join(kinds[1:])} behind its model; lamplit opens a CLIP alone")
+        if not path:
+            return name
+        return str(Path(name if Path(name).is_dir() else snapshot_download(name)) / path)
 
 
 def build_part(config: Any) -> Any:

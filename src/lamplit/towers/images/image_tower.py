@@ -21,13 +21,16 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.backbone import Backbone, ClassHead
+from lamplit.towers.images.open_clip_vision import open_vision, take_vision
 from lamplit.towers.images.pooling import find_pools, pool_features, require_pool
 from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_demo, open_timm
 from lamplit.towers.images.transformers_models import build_transformers, open_transformers
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.model_folder import read_config
+from lamplit.towers.open_clip_models import OpenClipModel, build_vision
 from lamplit.towers.published.big_vision import Published, build_backbone
+from lamplit.towers.whole_models import name_in_sentence_transformers
 
 
 class ImageTower(nn.Module):
@@ -117,6 +120,8 @@ def open_image_tower(
     Args:
         tower: `timm:NAME`, `timm:local-dir:FOLDER`, `timm:hf-hub:ORG/NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE`
             (that of a published model), `model:FOLDER` (that of a saved model, tuned or not),
+            `open_clip:NAME/PRETRAINED` or `open_clip:FOLDER` (that of a model of open_clip, with its projection),
+            `st:NAME_OR_FOLDER` (that of a CLIP of sentence-transformers),
             `demo:efficientnet-lite0` (or 1, 2), or a module that maps (B, 3, height, width) float images to
             (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
             opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
@@ -143,24 +148,9 @@ def open_image_tower(
         return _wrap_module(tower, weights, preprocessing, pool)
     tower = str(tower)  # what is no name is refused with the other wrong ones
     library, _, name = tower.partition(":")
-    if library == "timm" and name:
-        opened = open_timm(name, weights, preprocessing)
-    elif library == "hf" and name:
-        opened = open_transformers(name, weights, preprocessing)
-    elif library == "model" and name:
+    if library == "model" and name:
         return _open_saved(Path(name), weights, preprocessing, pool)
-    elif library == "demo" and name in DEMO_TOWERS:
-        if weights is not None:
-            raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
-        opened = open_demo(name)
-    elif library == "lit" and name:
-        if weights is not None:
-            raise UsageError(f"{tower} brings its own weights")
-        opened = _published_backbone(Published(tower))
-    else:
-        demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
-        kinds = f"timm:NAME, hf:NAME_OR_FOLDER, lit:NAME, model:FOLDER or {demos}"
-        raise UsageError(f"{tower!r} is not an image tower; expected {kinds}")
+    opened = _open_backbone(tower, weights, preprocessing)
     if preprocessing is not None:
         opened = replace(opened, preprocessing=preprocessing)
     origin = None if weights is None else "random" if weights == "random" else str(Path(weights).resolve())
@@ -175,6 +165,33 @@ def open_image_tower(
 def open_published_image_tower(published: Published) -> ImageTower:
     """Open the image tower of a published model; its head, if it has one, is part of the tower."""
     return _tower(published.spec, _published_backbone(published), None)
+
+
+def _open_backbone(tower: str, weights: str | Path | None, preprocessing: Preprocessing | None) -> Backbone:
+    """Open the backbone that a spec names, by the library that carries it."""
+    library, _, name = tower.partition(":")
+    if library == "timm" and name:
+        return open_timm(name, weights, preprocessing)
+    if library == "hf" and name:
+        return open_transformers(name, weights, preprocessing)
+    if library == "st" and name:
+        return open_transformers(name_in_sentence_transformers(tower), weights, preprocessing)
+    if library == "demo" and name in DEMO_TOWERS:
+        if weights is not None:
+            raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
+        return open_demo(name)
+    if library not in ("lit", "open_clip") or not name:
+        demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
+        kinds = f"timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME_OR_FOLDER, lit:NAME, model:FOLDER or {demos}"
+        raise UsageError(f"{tower!r} is not an image tower; expected {kinds}")
+    if weights is not None:
+        raise UsageError(f"{tower} brings its own weights")
+    return open_vision(tower) if library == "open_clip" else _published_backbone(Published(tower))
+
+
+def open_clip_image_tower(spec: str, opened: OpenClipModel) -> ImageTower:
+    """Open the image tower of a model of open_clip that is open already."""
+    return _tower(spec, take_vision(spec, opened), None)
 
 
 def build_image_tower(identity: TowerIdentity) -> ImageTower:
@@ -192,6 +209,9 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
         elif library == "transformers":
             config.inside("config").text("model_type")
             backbone = build_transformers(identity.config)
+        elif library == "open_clip":
+            config.inside("vision_cfg"), config.integer("embed_dim"), config.flag("quick_gelu")
+            backbone = build_vision(identity.config)
         elif library == "lit":
             sizes = {
                 key: config.integer(key) if config.has(key) else None

@@ -100,8 +100,8 @@ def build_transformers(config: dict[str, Any]) -> nn.Module:
 
 def _is_side(config: Any) -> bool:
     """Tell whether a checkpoint is a two-tower model whose image side no class of transformers opens alone."""
-    whole = hasattr(config, "vision_config") and hasattr(config, "text_config")
-    return whole and config.model_type not in ("clip", "siglip") and not config.model_type.startswith("siglip2")
+    own_classes = config.model_type in ("clip", "siglip") or config.model_type.startswith("siglip2")
+    return hasattr(config, "vision_config") and not own_classes
 
 
 @torch.no_grad()
@@ -146,11 +146,6 @@ def _loader(spec: str, config: Any) -> tuple[Any, Any, bool]:
         raise TowerError(
             f"{spec} reads rows of patches from images of any shape (NaFlex), lamplit images of one size; "
             "open a SigLIP2 of a fixed size"
-        )
-    if hasattr(config, "vision_config"):
-        raise TowerError(
-            f"{spec} is a whole {config.model_type} model; of those lamplit opens the image sides of models with an "
-            "image and a text tower, such as clip and siglip"
         )
     if config.model_type == "vit_mae":  # its own class hides three patches in four, at random
         fields = {key: value for key, value in config.to_dict().items() if key != "model_type"}

@@ -6,14 +6,10 @@ is a decoder, and only its last token has read the whole text.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
@@ -26,7 +22,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from lamplit.errors import TowerError, first_line
-from lamplit.towers.loading import READ_ERRORS, opening, plain_config, quiet_transformers, require_whole
+from lamplit.towers.loading import (
+    READ_ERRORS,
+    opening,
+    plain_config,
+    quiet_transformers,
+    read_model_json,
+    require_whole,
+)
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer, holds_words
 from lamplit.towers.whole_models import build_part
 
@@ -207,10 +210,10 @@ def longest_text(tokenizer: Any, encoder: Any, config: Any) -> int:
 def _sentence_transformers_settings(name: str) -> tuple[Pooling | None, int | None]:
     """Read pooling and context length, if `name` is a sentence-transformers model."""
     pooling: Pooling | None = None
-    for module in _read_json(name, "modules.json") or []:
+    for module in read_model_json(name, "modules.json") or []:
         if module["type"].rsplit(".", 1)[-1] == "Pooling":
-            pooling = _read_pooling(name, _read_json(name, f"{module['path']}/config.json") or {})
-    made_for = (_read_json(name, "sentence_bert_config.json") or {}).get("max_seq_length") if pooling else None
+            pooling = _read_pooling(name, read_model_json(name, f"{module['path']}/config.json") or {})
+    made_for = (read_model_json(name, "sentence_bert_config.json") or {}).get("max_seq_length") if pooling else None
     return pooling, made_for
 
 
@@ -224,14 +227,3 @@ def _read_pooling(name: str, settings: dict[str, Any]) -> Pooling:
             f"{name} pools in a way that lamplit does not support: {settings}; expected cls, mean or last token"
         )
     return _POOLING_NAMES[chosen[0]]
-
-
-def _read_json(name: str, file: str) -> Any:
-    """Read a JSON file of the model's folder or hub repository; return None if there is none."""
-    path = Path(name) / file
-    if not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, file))
-        except EntryNotFoundError:
-            return None
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -19,13 +19,15 @@ from lamplit.errors import TowerError, UsageError, first_line, require
 from lamplit.towers.images.image_tower import open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config
+from lamplit.towers.open_clip_models import build_text
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
 from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.lora import add_lora, merge_lora
+from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
-from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, are_cut, load_tokenizer
+from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, are_cut
 
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
 PASS_COST = {"cpu": 32, "cuda": 2048}
@@ -332,6 +334,8 @@ def _build_from(config: dict[str, Any]) -> nn.Module:
     try:
         if config["library"] == "scratch":
             return ScratchEncoder(**options)
+        if config["library"] == "open_clip":
+            return build_text(options)
         encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
     except _BUILD_ERRORS as error:
         raise TowerError(f"the text tower that config.json describes cannot be built: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lamplit.errors import TowerError, first_line, require
-from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
+from lamplit.towers.texts.wordpiece import WordPiece
 
 if TYPE_CHECKING:  # it takes seconds to import, and a search does not need it
     from transformers import PreTrainedTokenizerBase
@@ -184,20 +184,6 @@ class SentencePiece:
     def describe(self) -> dict[str, Any]:
         """Return what `load_tokenizer` needs besides the files."""
         return {"kind": "sentencepiece", "lowercase": self.lowercase}
-
-
-def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:
-    """Read the tokenizer that was saved into `folder`, by its description.
-
-    Raises:
-        TowerError: it is missing or damaged.
-    """
-    options = {key: value for key, value in description.items() if key != "kind"}
-    if description["kind"] == "wordpiece":
-        return WordPiece.read(folder / VOCABULARY_FILE, **options)
-    if description["kind"] == "sentencepiece":
-        return SentencePiece.read(folder / SENTENCEPIECE_FILE, **options)
-    return PretrainedTokenizer.load(folder, **options)
 
 
 def read_vocabulary(file: Path, *, fill: bool) -> WordPiece | SentencePiece:
