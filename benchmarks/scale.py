@@ -31,9 +31,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import timing
+import timm
 from PIL import Image
 from pyarrow import parquet
 from rich.table import Table
+from safetensors.torch import save_file
 from timing import console, finish
 
 import lamplit
@@ -41,7 +43,7 @@ import lamplit
 TOWER, BLOCK, WORDS, CENTERS = "made:up", 65536, 11, 1000
 MORE, COPIES = 100_000, 379_454
 PICTURES, LINKS = 100, 400  # files, and links to their own folder in it: two of these in a path make 16 million names
-PICTURE_TOWER, RANDOM = "timm:test_vit", ("--image-tower-weights", "random")
+PICTURE_TOWER = "test_vit"
 CODE = "import sys, lamplit; "
 IMPORT = f"{CODE}print(lamplit.import_vectors(sys.argv[1], sys.argv[2], image_tower={TOWER!r}))"
 EXPORT = f"{CODE}lamplit.export_vectors(sys.argv[1], sys.argv[2])"
@@ -108,7 +110,7 @@ def run_more(options: argparse.Namespace) -> Measured:
 def run_again(options: argparse.Namespace) -> Measured:
     """Embed a table of names that all lead to few files, into a store that has them all."""
     table, store, seconds = embedded(options)
-    cost = command("embed", table, "--out", store, "--image-tower", PICTURE_TOWER, *RANDOM)
+    cost = command("embed", table, "--out", store, *tower(options))
     yield "embed again, nothing new", options.pairs, cost
     reading = options.pairs * seconds
     console.print(f"to read and hash the files alone takes {reading:.1f} s of that on one core")
@@ -284,7 +286,7 @@ def embedded(options: argparse.Namespace) -> tuple[Path, Path, float]:
         shutil.rmtree(folder, ignore_errors=True)
         make_pictures(folder)
         write_names(table, PICTURES)
-        command("embed", table, "--out", small, "--image-tower", PICTURE_TOWER, *RANDOM)
+        command("embed", table, "--out", small, *tower(options))
         write_names(table, options.pairs)
         rows = lance.dataset(str(small)).to_table().sort_by("id").combine_chunks()
         lamplit.Store.write(out, rows.schema, repeated(rows, table))
@@ -293,6 +295,14 @@ def embedded(options: argparse.Namespace) -> tuple[Path, Path, float]:
     for file in files * 50:
         blake2b(file.read_bytes(), digest_size=16).hexdigest()
     return table, out, (time.perf_counter() - began) / 50 / len(files)
+
+
+def tower(options: argparse.Namespace) -> list[str]:
+    """Options that name a small tower of random weights, the same in every process."""
+    file = options.folder.absolute() / "tower.safetensors"
+    if not file.exists():
+        save_file(timm.create_model(PICTURE_TOWER, pretrained=False).state_dict(), file)
+    return ["--image-tower", f"timm:{PICTURE_TOWER}", "--image-tower-weights", str(file)]
 
 
 def make_pictures(folder: Path) -> None:

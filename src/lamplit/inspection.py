@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.data.split_record import PARTS, SplitRecord
+from lamplit.data.text_columns import count_texts
 from lamplit.errors import UsageError
 from lamplit.model import LiT, load
 from lamplit.store.derived import is_exact, measured_recall
@@ -15,6 +16,8 @@ from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import names_model
 from lamplit.towers.published.big_vision import Published
+
+_LOOKED_AT = 50  # rows of a store, for a few that have texts
 
 
 def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
@@ -116,12 +119,17 @@ def _describe_published(published: Published) -> dict[str, Any]:
 
 
 def _describe_store(store: Store) -> dict[str, Any]:
-    texts, preprocessing = store.texts(), store.tower.preprocessing
-    shown = [f"{path}: {found[0]}" for path, found in zip(store.column("path")[:50], texts, strict=False) if found]
+    preprocessing = store.tower.preprocessing
+    num_texts, shown = 0, list[str]()
+    for batch in store.batches("path", "texts"):
+        num_texts += count_texts(batch["texts"])
+        if not shown:
+            some = batch.slice(0, _LOOKED_AT).to_pylist()
+            shown = [f"{row['path']}: {row['texts'][0]}" for row in some if row["texts"]]
     return {
         "store": store.path,
         "images": len(store),
-        "texts": sum(len(found) for found in texts),
+        "texts": num_texts,
         "image tower": store.tower.spec,
         **_fingerprint(store.tower),
         "width": store.tower.width,

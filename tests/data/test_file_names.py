@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from unicodedata import normalize
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lamplit.data.file_names import NameFinder, place_of
 
@@ -44,3 +46,12 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_one_spelling_for_one_file() -> None:
     names = ["a/ä.jpg", "./a/ä.jpg", "a\\ä.jpg", "a/b/../ä.jpg", normalize("NFD", "a/ä.jpg")]
     assert {place_of(name) for name in names} == {"a/ä.jpg"}
+
+
+@settings(deadline=None)
+@given(st.text("ab./\\é", max_size=8))
+def test_names_are_spelled_as_paths_are(name: str) -> None:
+    folder = Path("/nowhere")
+    spelled, file = NameFinder().find(folder, name)
+    assert spelled == PurePath(name.replace("\\", "/")).as_posix()
+    assert file == folder / name.replace("\\", "/")

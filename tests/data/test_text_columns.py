@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.data import text_columns
 from lamplit.data.columns import CellError, text_cells
-from lamplit.data.text_columns import path_texts, text_lists
+from lamplit.data.text_columns import count_texts, first_texts, path_texts, text_lists
 
 SPACE = text_columns._SPACE
 TEXT = st.none() | st.text(st.sampled_from(f"ab[]'\",é{SPACE}"), max_size=8) | st.sampled_from(['["x", "y"]', "[' z']"])
@@ -45,6 +45,7 @@ def test_space_is_what_strip_takes_off() -> None:
     assert sorted(SPACE) == [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(0, 6), st.lists(st.sampled_from(COLUMNS), max_size=3))
 def test_texts_of_columns(data: st.DataObject, num_rows: int, kinds: list[tuple[Any, pa.DataType]]) -> None:
     columns = {
@@ -64,3 +65,11 @@ def test_paths() -> None:
     assert path_texts(pa.array(["a", None]).dictionary_encode()).to_pylist() == ["a", ""]
     assert path_texts(pa.array([{"path": "a"}, None])).to_pylist() == ["a", ""]
     assert path_texts(pa.array([1, 2])).to_pylist() == ["", ""]
+
+
+@settings(deadline=None)
+@given(st.lists(LISTS, max_size=6), st.integers(0, 2))
+def test_first_and_number_of_texts(lists: list[list[str | None] | None], start: int) -> None:
+    cells, rows = pa.array(lists, pa.list_(pa.string())).slice(start), [row or [] for row in lists[start:]]
+    assert count_texts(cells) == sum(bool(text and text.strip()) for row in rows for text in row)
+    assert first_texts(cells).to_pylist() == [row[0] if row else None for row in rows]

@@ -150,7 +150,7 @@ def export(
     In Python: lamplit.export; of a store: lamplit.export_vectors.
     """
     if to == "clip-retrieval":
-        show(lamplit.export_vectors(source, out), tables.record, as_json)
+        show(lamplit.export_vectors(source, out, progress=True), tables.record, as_json)
     else:
         report = lamplit.export(source, out, to=to, int8=int8, sample=sample, device=device)  # type: ignore[arg-type]
         show(report, tables.export_report, as_json)

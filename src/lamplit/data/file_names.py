@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from pathlib import Path, PurePath
 from unicodedata import normalize
+
+_UNUSUAL = re.compile(r"\\|//|(^|/)\.(/|$)|/$|^$")  # what a path leaves out when it writes a name
 
 
 class NameFinder:
@@ -20,7 +23,7 @@ class NameFinder:
             name = name.replace("\\", "/")
         file = folder / name
         if name.isascii() or file.exists():
-            return PurePath(name).as_posix(), file
+            return PurePath(name).as_posix() if _UNUSUAL.search(name) else name, file
         found = Path(file.anchor)
         for part in file.parts[1:] if file.anchor else file.parts:
             exact = found / part

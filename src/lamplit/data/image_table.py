@@ -76,6 +76,7 @@ class Table:
         if has_paths:
             self._parts = [replace(part, folder=self._find_folder(part)) for part in self._parts]
         self.root = root or _root_of(self._parts[0].folder_of_file, self._parts[0].folder)
+        self._root_prefix = f"{self.root.as_posix()}/"
         self._groups = Groups(self._keys()) if has_paths else None
         self.count = self._groups.count if self._groups else sum(part.opened.table.count() for part in self._parts)
         self.notes += [note for part in self._parts if (note := part.opened.bad.note())]
@@ -155,7 +156,7 @@ class Table:
 
     def _key(self, name: str) -> int:
         """Hash the one spelling of a name that is relative to the root, or absolute; never 0."""
-        return hash(place_of(name).removeprefix(f"{self.root.as_posix()}/")) or 1
+        return hash(place_of(name).removeprefix(self._root_prefix)) or 1
 
     def _find_folder(self, part: _Part) -> Path:
         """Find the folder that a table's paths are relative to: its own, or a usual one if the images are there."""
@@ -325,7 +326,7 @@ def image_row(
     match image_cell(row.get(column), column):
         case str() as path:
             spelled, image = names.find(folder, path) if names else (path, folder / path)
-            name = PurePath(prefix, spelled).as_posix()
+            name = spelled if prefix == "." and names else PurePath(prefix, spelled).as_posix()
         case content:
             image = content
     captions = tuple(dict.fromkeys(text_cells(row, texts)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,16 @@ _MERGED = 65536  # keys that are merged at once, at least
 
 def keys_of(names: Iterable[str]) -> Keys:
     """Return a key for each name, (N, 2): two names with one key are not found in practice."""
-    digests = b"".join([blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest() for name in names])
+    return _keys(name.encode("utf-8", "surrogatepass") for name in names)
+
+
+def keys_of_rows(rows: NDArray[Any]) -> Keys:
+    """Return a key for the bytes of each row of an array, (N, 2)."""
+    return _keys(np.ascontiguousarray(rows))
+
+
+def _keys(contents: Iterable[Any]) -> Keys:
+    digests = b"".join([blake2b(content, digest_size=16).digest() for content in contents])
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 

@@ -48,6 +48,19 @@ def text_lists(columns: Mapping[str, pa.Array], num_rows: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), texts)
 
 
+def count_texts(lists: pa.Array) -> int:
+    """Count the texts in lists of them that are not blank."""
+    filled = pc.not_equal(pc.utf8_trim(pc.list_flatten(lists), _SPACE), "")
+    return int(pc.sum(filled).as_py() or 0)
+
+
+def first_texts(lists: pa.Array) -> pa.Array:
+    """Return the first text of each list, None of an empty one."""
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.cumsum(lengths) - lengths
+    return pc.list_flatten(lists).take(pa.array(starts, mask=lengths == 0))
+
+
 def path_texts(cells: pa.Array) -> pa.Array:
     """Return the path in each cell, (B,) text: of an image of `datasets` its `path`; empty where there is none."""
     cells = _decoded(cells)

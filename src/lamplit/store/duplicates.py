@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,16 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
 
+from lamplit.data.sorted_keys import SortedKeys, keys_of_rows
 from lamplit.errors import UsageError
 from lamplit.progress import progress_bar
 from lamplit.store.lance_store import Store, as_store
+from lamplit.store.near_pairs import near_pairs
 
 THRESHOLD = 0.95
 _CHUNK = 1024  # 4 MB of cosines at a time
+_JOINED = 2_000_000  # near pairs
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def find_duplicates(
     """Group the images of a store by content hash and by the cosine of their vectors, biggest group first.
 
     Two images are in one group if a chain of pairs with a cosine of at least `threshold` leads from one to the
-    other. The vectors are those of the tower, also if the store is centred. Time grows with the square of the
-    number of images (100,000 of width 512: minutes); memory holds their vectors and chunks of cosines.
+    other. The vectors are those of the tower, also if the store is centred. Nothing is estimated; most pairs are ruled
+    out by a few numbers of each vector. Time grows with the square of the number of different vectors; memory holds
+    these in float16, and chunks of cosines.
 
     On the command line: `lamplit duplicates`.
 
@@ -81,27 +83,49 @@ def find_duplicates(
     if not 0 < threshold <= 1:
         raise UsageError(f"the threshold is {threshold}; expected a cosine above 0 and at most 1, such as 0.95")
     store = as_store(store)
-    limit = np.float32(threshold)  # what the cosines are compared with
-    vectors = store.vectors()
-    first = _first_of_same(store.column("hash"))
-    nearest = np.zeros(len(vectors), np.float32)
-    copies = (first != np.arange(len(first))).nonzero()[0]
-    nearest[copies] = nearest[first[copies]] = 1.0
-    labels = first.copy()  # for each image, the row of the first image of its group
-    with progress_bar("duplicates", len(vectors), shown=progress) as advance:
-        for rows, others, cosines in _tiles(vectors, chunk_size):
-            if not cosines.max() < limit:  # most tiles end here; a NaN hides no pair
-                np.fmax(nearest[rows], np.fmax.reduce(cosines, 1), out=nearest[rows])
-                np.fmax(nearest[others], np.fmax.reduce(cosines, 0), out=nearest[others])
-                # Pairs in one group already join nothing: if many images are alike, that is most of them.
-                apart = (cosines >= limit) & (labels[rows, None] != labels[others])
-                found = np.flatnonzero(apart)  # 20 times as fast as nonzero in two dimensions
-                left, right = np.unravel_index(found, apart.shape)
-                if len(left):
-                    labels = join(labels, left + rows.start, right + others.start)
-            if others.stop == len(vectors):
-                advance(len(cosines), "")
-    return _groups(store, labels, first, nearest)
+    rows = np.arange(len(store))
+    first = _first_of_same(store.contents())
+    alike = _first_of_same_vector(store)
+    nearest = np.zeros(len(store), np.float32)
+    for same in (first, alike):
+        copies = np.flatnonzero((same != rows) & (same >= 0))
+        nearest[copies] = nearest[same[copies]] = 1.0
+    labels = join(
+        join(rows, rows, first), rows, np.where(alike < 0, rows, alike)
+    )  # for each image, the row of the first image of its group
+    compared, halves = _to_compare(store, alike)
+    with progress_bar("duplicates", len(compared), shown=progress) as advance:
+        edges = _Edges(labels)
+        for done, (left, right, cosines) in near_pairs(halves, float(np.float32(threshold)), chunk_size):
+            left, right = compared[left], compared[right]
+            np.maximum.at(nearest, left, cosines)
+            np.maximum.at(nearest, right, cosines)
+            edges.add(left, right)
+            advance(done, "")
+    return _groups(store, edges.joined(), first, nearest)
+
+
+class _Edges:
+    """Pairs of rows that are joined some millions at once: each time takes as long as there are rows."""
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        self._labels = labels
+        self._waiting: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+
+    def add(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
+        # Pairs in one group already join nothing: if many images are alike, that is most of them.
+        apart = self._labels[left] != self._labels[right]
+        self._waiting.append((left[apart], right[apart]))
+        if sum(len(rows) for rows, _ in self._waiting) > _JOINED:
+            self.joined()
+
+    def joined(self) -> NDArray[np.int64]:
+        """Return (N,) labels: for each image, the lowest row of its group."""
+        if self._waiting:
+            left, right = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self._labels = join(self._labels, left, right)
+            self._waiting = []
+        return self._labels
 
 
 def join(labels: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -118,22 +142,39 @@ def join(labels: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.i
     return joined
 
 
-def _first_of_same(hashes: list[str]) -> NDArray[np.int64]:
+def _first_of_same(contents: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) for each image, the row of the first image with its content."""
-    rows: dict[str, int] = {}
-    return np.array([rows.setdefault(content, row) for row, content in enumerate(hashes)], dtype=np.int64)
+    _, firsts, numbers = np.unique(contents, return_index=True, return_inverse=True)
+    return firsts[numbers]
 
 
-def _tiles(vectors: Tensor, chunk_size: int) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-    """Yield the cosines of all pairs, each once: rows, other rows, and their cosines. The next tile overwrites it."""
-    memory = torch.empty(chunk_size * chunk_size)
-    chunks = [slice(start, min(start + chunk_size, len(vectors))) for start in range(0, len(vectors), chunk_size)]
-    for number, rows in enumerate(chunks):
-        for others in chunks[number:]:
-            left, right = vectors[rows], vectors[others]
-            tile = memory[: len(left) * len(right)].view(len(left), len(right))
-            torch.mm(left, right.T, out=tile)
-            yield rows, others, (tile.triu_(1) if rows == others else tile).numpy()  # zeros are below every limit
+def _first_of_same_vector(store: Store) -> NDArray[np.int64]:
+    """(N,) for each image, the row of the first one with its vector, to the bit; -1 if that is no vector to compare."""
+    row_at = np.argsort(store.order)
+    keys = np.empty((len(store), 2), np.uint64)
+    is_vector = np.empty(len(store), bool)
+    start = 0
+    for halves in store.half_blocks():
+        rows = row_at[start : start + len(halves)]
+        keys[rows] = keys_of_rows(np.ascontiguousarray(halves))
+        is_vector[rows] = np.isfinite(halves).all(1) & (halves != 0).any(1)
+        start += len(halves)
+    return np.where(is_vector, SortedKeys.of(keys).find(keys), -1)
+
+
+def _to_compare(store: Store, alike: NDArray[np.int64]) -> tuple[NDArray[np.int64], torch.Tensor]:
+    """Return the first row of each vector, ascending, and the (M, D) float16 vectors of these."""
+    compared = np.flatnonzero(alike == np.arange(len(alike)))
+    vectors = np.empty((len(compared), store.tower.width), np.float16)
+    place = np.full(len(alike), -1)
+    place[compared] = np.arange(len(compared))
+    places = place[np.argsort(store.order)]  # by the position in the table
+    start = 0
+    for halves in store.half_blocks():
+        into = places[start : start + len(halves)]
+        vectors[into[into >= 0]] = halves[into >= 0]
+        start += len(halves)
+    return compared, torch.from_numpy(vectors)
 
 
 def _groups(

@@ -22,6 +22,7 @@ from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.parquet import BLOCK_ROWS, plain_cells
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
+from lamplit.data.text_columns import first_texts
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
@@ -159,7 +160,9 @@ def import_vectors(
     return report
 
 
-def export_vectors(store: str | Path | Store, out: str | Path, *, part_rows: int = PART_ROWS) -> VectorsReport:
+def export_vectors(
+    store: str | Path | Store, out: str | Path, *, part_rows: int = PART_ROWS, progress: bool = False
+) -> VectorsReport:
     """Write a store in clip-retrieval's layout: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet` and so on.
 
     Vectors are (N, D) float16, as they are stored, in the order of the ids. The metadata has `image_path`, `caption`
@@ -172,6 +175,7 @@ def export_vectors(store: str | Path | Store, out: str | Path, *, part_rows: int
         store: a store or its path.
         out: folder to write; it must be empty, or not exist.
         part_rows: largest number of rows in one part.
+        progress: show a bar on stderr.
 
     Returns:
         What was written: images, parts, and the name and width of the image tower.
@@ -189,12 +193,12 @@ def export_vectors(store: str | Path | Store, out: str | Path, *, part_rows: int
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; give another, so that parts of two stores do not mix")
     parts = [range(start, min(start + part_rows, len(store))) for start in range(0, len(store), part_rows)]
-    with replacing(folder) as partial:
+    with replacing(folder) as partial, progress_bar("export", len(store), shown=progress) as advance:
         for name in ("img_emb", "metadata"):
             (partial / name).mkdir(parents=True)
         for number, rows in enumerate(parts):
             # Readers sort the names as text, so the numbers are of one length.
-            _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}")
+            _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}", advance)
     return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
 
 
@@ -278,7 +282,7 @@ def _batches(
             yield made.rows
 
 
-def _write_part(store: Store, rows: range, folder: Path, number: str) -> None:
+def _write_part(store: Store, rows: range, folder: Path, number: str, advance: Advance) -> None:
     array = folder / "img_emb" / f"img_emb_{number}.npy"
     table = folder / "metadata" / f"metadata_{number}.parquet"
     header = {"descr": "<f2", "fortran_order": False, "shape": (len(rows), store.tower.width)}
@@ -292,14 +296,14 @@ def _write_part(store: Store, rows: range, folder: Path, number: str) -> None:
         for block in chain([first], blocks):
             file.write(block["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
             writer.write_table(_described(block).cast(schema))
+            advance(len(block), "")
 
 
 def _described(block: pa.Table) -> pa.Table:
     """Make the columns of clip-retrieval's metadata."""
-    texts = block["texts"].to_pylist()
     columns = {
         "image_path": block["path"],
-        "caption": pa.array([row[0] if row else None for row in texts], pa.string()),
+        "caption": first_texts(block["texts"].combine_chunks()),
         "texts": block["texts"],
     }
     for name in block.schema.names:

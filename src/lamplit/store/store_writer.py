@@ -29,6 +29,7 @@ COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is kill
 COMMIT_ROWS = 4096
 # Rows that keep their vectors cost no work of the tower. Many together are new columns, and no new vectors.
 COMMIT_KEPT_ROWS = 65536
+COMPARED_ROWS = 4096  # rows whose stored texts and metadata are read at once
 
 
 class StoreWriter:
@@ -55,6 +56,7 @@ class StoreWriter:
         self._backend = "none"
         self._rows: list[Row] = []
         self._kept: list[Row] = []
+        self._unchanged: list[Row] = []  # of which some belong to those
         self._named: dict[str, None] = {}  # the columns that the source has named so far
         self._num_replaced = 0  # images that took the place of others
         self._first_replaced: tuple[str, str] | None = None  # paths of the first of these, before and after
@@ -103,11 +105,19 @@ class StoreWriter:
 
     def keep(self, unchanged: Sequence[tuple[Pair, str]]) -> None:
         """Take images whose vectors are in the store; write those whose texts, metadata or path are new."""
-        before = self.before.read([pair.id for pair, _ in unchanged])
-        for (pair, content_hash), stored in zip(unchanged, before, strict=True):
-            row = self._row(pair, content_hash, None, stored)
-            if stored is None or not self.before.has_same(row, stored):
-                self._kept.append(row)
+        self._unchanged += [self._row(pair, content_hash, None, None) for pair, content_hash in unchanged]
+        if len(self._unchanged) >= COMPARED_ROWS:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Compare rows of unchanged images with what is stored."""
+        rows, self._unchanged = self._unchanged, []
+        before = self.before.read([row.id for row in rows])
+        self._kept += [
+            row
+            for row, stored in zip(rows, before, strict=True)
+            if stored is None or not self.before.has_same(row, stored)
+        ]
 
     def commit_if_due(self) -> None:
         """Commit what was taken if there is much of it, or if the last commit was long ago."""
@@ -119,6 +129,7 @@ class StoreWriter:
     def finish(self, root: Path | None, *, prune: bool) -> tuple[int, int]:
         """Commit what is left; count the rows that are missing below `root` and stay, and those that were deleted."""
         self._commit()
+        self._compare()
         self._commit_kept()
         if self.store is None:
             return 0, 0
