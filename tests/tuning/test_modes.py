@@ -190,7 +190,7 @@ def run_of(store: Store, settings: TuneSettings, out: Path) -> Run:
 def test_gradients_flow_to_both_sides_only_where_both_train(vit_store: Store, made: Settings, tmp_path: Path) -> None:
     for mode in MODES:
         run = run_of(vit_store, made(mode), tmp_path)
-        run.image_side.open(run.batches.crops(0), 0)
+        run.image_side.open(run.batches, 0, 0)
         images, kept = run.image_side.part(run.train.image_index[run.batches.rows(0)], 0)
         assert kept.tolist() == list(range(16))
         assert isinstance(images, Part) == (mode[0] != "L")

@@ -158,7 +158,7 @@ def test_run_leaves_its_files(run: TuneReport, made: Settings, words_path: Path)
     kept = json.loads((out / "settings.json").read_text())
     assert {len(kept.pop(name)) for name in ("pairs", "vectors")} == {32}
     assert kept == asdict(made()) | {
-        "format": 3, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
+        "format": 4, "store": str(words_path.resolve()), "images": 360, "tower": Store(words_path).tower.fingerprint
     }  # fmt: skip
     with Image.open(out / "curves.png") as image_file:
         assert image_file.format == "PNG"
@@ -314,25 +314,24 @@ def test_loss_that_is_not_finite_stops_with_advice(words_path: Path, made: Setti
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "run")), "the step is not logged either"
 
 
-def test_each_column_is_read_once(
+def test_no_column_is_read_as_a_whole(
     words_path: Path, made: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    column, vectors = Store.column, Store.vectors
 
-    def note_column(store: Store, name: str) -> list[Any]:
-        read.append(name)
-        return column(store, name)
+    def note(name: str) -> Callable[..., Any]:
+        method = getattr(Store, name)
 
-    def note_vectors(store: Store, center: torch.Tensor | None = None) -> torch.Tensor:
-        read.append("vector")
-        return vectors(store, center)
+        def noting(store: Store, *args: Any) -> Any:
+            read.append(name)
+            return method(store, *args)
 
-    monkeypatch.setattr(Store, "column", note_column)
-    monkeypatch.setattr(Store, "vectors", note_vectors)
+        return noting
+
+    for name in ("column", "arrow_column", "texts", "vectors", "rows"):
+        monkeypatch.setattr(Store, name, note(name))
     tune(words_path, tmp_path / "run", made(steps=2, num_evals=1))
-    digested = ["hash", "id", "texts"]  # to know the store again
-    assert sorted(read) == sorted([*digested, "hash", "path", "texts", "vector"])
+    assert read == []
 
 
 def test_gradients_are_clipped(words_path: Path, made: Settings, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from conftest import write_store
 
 from lamplit.store import derived
-from lamplit.store.captions import read_captions
+from lamplit.store.caption_arrays import read_captions
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.tokens import tokenize_captions
 

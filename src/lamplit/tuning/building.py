@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lamplit.data.split_record import SplitRecord
 from lamplit.errors import LamplitError, TuneError
 from lamplit.model import LiT
-from lamplit.store.captions import CaptionTexts
+from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.lance_store import Store
 from lamplit.store.row_vectors import read_vectors
 from lamplit.towers.devices import has_fast_bf16

@@ -10,7 +10,7 @@ from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
-from lamplit.store.captions import read_captions
+from lamplit.store.caption_arrays import read_captions
 from lamplit.store.lance_store import Store
 from lamplit.store.row_vectors import read_vectors
 from lamplit.tuning.settings import OLD_NAMES, TuneSettings

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamplit.store.captions import Captions
+from lamplit.store.caption_arrays import Captions
 from lamplit.store.derived import Draft, derive
 from lamplit.towers.texts.text_tower import TextTower
 
@@ -88,11 +89,11 @@ def tokenize_captions(
         starts, lengths = draft.create("starts", size, np.int64), draft.create("lengths", size, np.int32)
         cut, end = draft.create("cut", size, np.bool_), 0
         for texts, places in captions.batches(name="tokens", progress=progress):
-            tokens = tower.tokenize(texts)
+            tokens, cut[places] = tower.tokenize_cut(texts)
             counts = np.fromiter(map(len, tokens), np.int32, len(tokens))
-            lengths[places], cut[places] = counts, tower.are_cut(texts, tokens)
+            lengths[places] = counts
             starts[places] = end + np.cumsum(counts, dtype=np.int64) - counts
-            draft.append("flat", np.fromiter((number for ids in tokens for number in ids), kind, int(counts.sum())))
+            draft.append("flat", np.fromiter(chain.from_iterable(tokens), kind, int(counts.sum())))
             end += int(counts.sum())
 
     begin = f"tokens-{captions.key}-"

@@ -27,7 +27,7 @@ from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
-from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog, are_cut
+from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
 
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
 PASS_COST = {"cpu": 32, "cuda": 2048}
@@ -84,9 +84,10 @@ class TextTower(nn.Module):
             raise UsageError("tokenize takes a list of texts; a str would be read as its letters")
         return [ids or [self.tokenizer.pad_id] for ids in self.tokenizer.encode(texts, self.context_length)]
 
-    def are_cut(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[bool]:
-        """Tell of each text whether it was cut at `context_length`; `tokens` is what `tokenize` returned for them."""
-        return are_cut(self.tokenizer, texts, tokens, self.context_length)
+    def tokenize_cut(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return what `tokenize` does, and whether each text was cut."""
+        tokens, cut = self.tokenizer.encode_cut(texts, self.context_length)
+        return [ids or [self.tokenizer.pad_id] for ids in tokens], cut
 
     def count_truncated(self, texts: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> int:
         """Count the texts that are cut at `context_length`, and log it, once for the same texts.

@@ -32,6 +32,9 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, cut at `context_length` if it is given."""
 
+    def encode_cut(self, texts: Sequence[str], context_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text as `encode` does, and whether it was cut."""
+
     def save(self, folder: Path) -> None:
         """Write its own files."""
 
@@ -90,6 +93,11 @@ class PretrainedTokenizer:
             list(texts), truncation=context_length is not None, max_length=context_length, return_attention_mask=False
         )["input_ids"]
         return fill_rows(ids, context_length, self.pad_id, self.fill)
+
+    def encode_cut(self, texts: Sequence[str], context_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text as `encode` does, and whether it was cut."""
+        tokens = self.encode(texts, context_length)
+        return tokens, are_cut(self, texts, tokens, context_length)
 
     def save(self, folder: Path) -> None:
         """Write its own files."""
@@ -168,11 +176,24 @@ class SentencePiece:
 
     def encode(self, texts: Sequence[str], context_length: int | None) -> list[list[int]]:
         """Return `context_length` token ids for each text, or, if that is None, its pieces and one `</s>`."""
+        pieces = self._pieces(texts)
+        if context_length is None:
+            return [[*row, self.pad_id] for row in pieces]
+        return self._fit(pieces, context_length)
+
+    def encode_cut(self, texts: Sequence[str], context_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text as `encode` does, and whether it was cut."""
+        pieces = self._pieces(texts)
+        return self._fit(pieces, context_length), [len(row) >= context_length for row in pieces]
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         # Half of a surrogate pair has no UTF-8.
         plain = [text.encode("utf-8", "replace").decode() for text in texts]
         pieces: list[list[int]] = self._processor.encode([text.lower() for text in plain] if self.lowercase else plain)
-        if context_length is None:
-            return [[*row, self.pad_id] for row in pieces]
+        return pieces
+
+    def _fit(self, pieces: list[list[int]], context_length: int) -> list[list[int]]:
+        """Cut what is too long, and fill what is too short."""
         cut = [row[: context_length - 1] for row in pieces]
         return fill_rows(cut, context_length, self.pad_id, "right")
 

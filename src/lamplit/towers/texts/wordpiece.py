@@ -102,6 +102,13 @@ class WordPiece:
             rows.append(row + [self.pad_id] * filled)
         return rows
 
+    def encode_cut(self, texts: Sequence[str], context_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text as `encode` does, and whether it was cut."""
+        whole = self.encode(texts, None)
+        fill = [self.pad_id] * context_length if self.fill else []
+        tokens = [row[:context_length] + fill[len(row) :] for row in whole]
+        return tokens, [len(row) > context_length for row in whole]
+
     def _pieces(self, word: str) -> list[int]:
         unknown = [self._ids[UNKNOWN]]
         if len(word.encode("utf-8", "surrogatepass")) > MAX_BYTES:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lamplit.data.caption_hash import hash_captions, hash_names
 from lamplit.store import derived
-from lamplit.store.captions import Captions, CaptionTexts, read_captions, seeded_hashes
+from lamplit.store.caption_arrays import Captions, CaptionTexts, read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
 

@@ -1,0 +1,82 @@
+"""What `tune` holds in memory does not grow with the store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lamplit.store.store_metadata import StoreMetadata
+from lamplit.towers.identity import TowerIdentity
+
+WIDTH, BLOCK = 64, 20_000
+# Resident memory that is no file's, sampled by a thread until the first step begins.
+SCRIPT = """
+import json, sys, threading, time
+import lamplit
+from lamplit.tuning.loop import Run
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+samples = [anonymous()]
+
+def watch():
+    while True:
+        samples.append(anonymous())
+        time.sleep(0.01)
+
+threading.Thread(target=watch, daemon=True).start()
+
+def stop(run, step, memory_budget):
+    print(json.dumps(max(samples)), flush=True)
+    raise SystemExit
+
+Run._step = stop
+options = {"batch_size": 256, "steps": 1, "closed_form": False, "val_fraction": 0.001}
+lamplit.tune(sys.argv[1], sys.argv[2], lamplit.TuneSettings("scratch:tiny", mode="Lu", **options))
+"""
+
+
+def write_large_store(path: Path, size: int) -> None:
+    """Write a store of imported vectors, block by block."""
+    schema = StoreMetadata(TowerIdentity.of_imported("made-up", WIDTH), "imported", False).schema({})
+    random = np.random.default_rng(0)
+
+    def blocks() -> Iterator[pa.RecordBatch]:
+        for start in range(0, size, BLOCK):
+            ids = pa.array([f"images/{number:08}.jpg" for number in range(start, start + BLOCK)])
+            texts = [" ".join(f"word{n}" for n in row) for row in random.integers(0, 3000, (BLOCK, 4)).tolist()]
+            lists = pa.ListArray.from_arrays(pa.array(np.arange(BLOCK + 1, dtype=np.int32)), pa.array(texts))
+            vectors = random.standard_normal((BLOCK, WIDTH), np.float32)
+            halves = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+            vector = pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), WIDTH)
+            yield pa.record_batch([ids, ids, ids, lists, vector], schema=schema)
+
+    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, blocks()), str(path))
+
+
+def peak(path: Path, out: Path) -> int:
+    """Return the bytes that `tune` holds at most until its first step."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, path, out], capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what is anonymous memory, only Linux tells")
+def test_memory_of_tune_hardly_grows_with_the_store(tmp_path: Path) -> None:
+    sizes = 200_000, 800_000
+    for size in sizes:
+        write_large_store(tmp_path / f"{size}.lance", size)
+    for start in ("first", "later"):
+        peaks = [peak(tmp_path / f"{size}.lance", tmp_path / f"{start}-{size}") for size in sizes]
+        grown = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+        assert grown < 64, f"{start} start: {grown:.0f} bytes a pair more, {peaks}"
