@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lamplit.errors import require
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer, Side, fill_rows
+from lamplit.towers.texts.tokenizers import PretrainedTokenizer, Side, are_cut, fill_rows
 
 EXTRA = "export"  # the extra of lamplit that brings open_clip
 
@@ -94,6 +94,11 @@ class OpenClipPairs:
         cut = None if context_length is None else context_length - 2
         rows = [[begin, *self._pairs.encode(text)[:cut], end] for text in texts]
         return fill_rows(rows, context_length, self.pad_id, self.fill)
+
+    def encode_cut(self, texts: Sequence[str], context_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text as `encode` does, and whether it was cut."""
+        tokens = self.encode(texts, context_length)
+        return tokens, are_cut(self, texts, tokens, context_length)
 
     def save(self, folder: Path) -> None:
         """Write nothing: open_clip brings the vocabulary."""
