@@ -19,7 +19,8 @@ from transformers import BertConfig, BertModel
 
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers.texts import text_tower as text_module
-from lamplit.towers.texts.text_tower import TextTower, build_text_tower, length_groups, open_text_tower
+from lamplit.towers.texts.length_groups import length_groups
+from lamplit.towers.texts.text_tower import TextTower, build_text_tower, open_text_tower
 from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 
 TEXTS = [

@@ -24,14 +24,12 @@ from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
 from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.layered_head import LayeredHead
+from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
 
-# What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
-PASS_COST = {"cpu": 32, "cuda": 2048}
-_OTHER_PASS_COST = 1024  # of every other accelerator, such as MPS
 # What the code of timm and transformers raises if a setting is not of the kind that it was written for.
 _BUILD_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError, MemoryError,
@@ -108,7 +106,7 @@ class TextTower(nn.Module):
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.device
         parts, start = [], 0
-        for size in length_groups([lengths[i] for i in order], PASS_COST.get(device.type, _OTHER_PASS_COST)):
+        for size in length_groups([lengths[i] for i in order], PASS_COST.get(device.type, OTHER_PASS_COST)):
             parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
             start += size
         back = torch.empty(len(order), dtype=torch.long, device=device)
@@ -377,28 +375,3 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
         width=width,
         config={"library": "transformers", "config": opened.config},
     )
-
-
-def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:
-    """Cut sorted lengths into runs that are padded to their longest and encoded together.
-
-    Minimises padded tokens + `pass_cost` per run, exactly, over all ways to cut. Returns the runs' sizes.
-    """
-    distinct = sorted(set(lengths))
-    counts = [0] * len(distinct)
-    index = {length: i for i, length in enumerate(distinct)}
-    for length in lengths:
-        counts[index[length]] += 1
-    best, cut = [0.0] + [float("inf")] * len(distinct), [0] * (len(distinct) + 1)
-    for end in range(1, len(distinct) + 1):
-        texts = 0
-        for start in range(end - 1, -1, -1):
-            texts += counts[start]
-            cost = best[start] + texts * distinct[end - 1] + pass_cost
-            if cost < best[end]:
-                best[end], cut[end] = cost, start
-    sizes, end = [], len(distinct)
-    while end:
-        sizes.append(sum(counts[cut[end] : end]))
-        end = cut[end]
-    return sizes[::-1]
