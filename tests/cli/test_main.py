@@ -22,6 +22,7 @@ from pyarrow import parquet
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_model
+from two_tower_families import families
 
 from lamplit._version import __version__
 from lamplit.cli import main as cli
@@ -340,6 +341,24 @@ def test_main_job(lamplit: Lamplit, image_folder: Path, tower_file: Path, text_f
     shown = lamplit("evaluate", run, store, "--label-column", "shape", "--out", tmp_path / "results")
     assert f"accuracy@1\t{zero_shot['metrics']['accuracy@1']['value']:.3f}\t" in shown.out
     assert len(list((tmp_path / "results").glob("*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_model_of_another_library(lamplit: Lamplit, image_folder: Path, text_folder: Path, tmp_path: Path) -> None:
+    """From its image side to a table with one's own tuned text tower beside it."""
+    families()[0].save(tmp_path / "clip")
+    clip, store, run = f"hf:{tmp_path / 'clip'}", tmp_path / "s.lance", tmp_path / "run"
+    assert lamplit("embed", image_folder / "pairs.csv", "--image-tower", clip, "--out", store).code == 0
+    assert len(parsed(lamplit("search", clip, store, "a red ring", "-k", 4, "--json"))) == 4
+    assert lamplit("classify", clip, image_folder / "large_red_ring.png", "--classes", "ring,cross").code == 0
+    assert f"model\t{clip}\n" in lamplit("info", clip).out
+    tuned = lamplit("tune", store, "--text-tower", f"hf:{text_folder}", "--steps", 2, "--batch-size", 8, "--out", run)
+    assert tuned.code == 0
+    shown = lamplit("evaluate", run, store, "--beside", clip).out
+    assert "model\tbenchmark\tlanguage\tmetric" in shown
+    assert {"run", "clip"} <= {line.split("\t")[0] for line in shown.splitlines()}
+    mine, theirs = parsed(lamplit("evaluate", run, store, "--beside", clip, "--json"))
+    assert mine["captions"] == theirs["captions"] == 12
 
 
 def test_folder_that_changes(lamplit: Lamplit, image_folder: Path, tower_file: Path, tmp_path: Path) -> None:

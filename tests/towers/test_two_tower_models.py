@@ -111,7 +111,9 @@ def test_saved_model_is_the_same(saved: tuple[Family, Any, Path], tmp_path: Path
     assert float(again.logit_multiplier) == float(model.logit_multiplier)
 
 
-@pytest.mark.parametrize("name", ["CLIP", "SigLIP", "Dual encoder, ViT and BERT"])
+@pytest.mark.parametrize(
+    "name", ["SigLIP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("CLIP", "Dual encoder, ViT and BERT"))]
+)
 def test_words_are_read_without_torch(name: str, tmp_path: Path) -> None:
     FAMILIES[name].save(tmp_path / "owner")
     model = load(f"hf:{tmp_path / 'owner'}", device="cpu")
@@ -217,6 +219,22 @@ def test_clip_of_sentence_transformers(path: str, tmp_path: Path) -> None:
     assert (model.encode_images(IMAGES) - zimg).abs().max() <= 1e-3  # resized by another library
     assert model.space == open_image_tower(f"st:{tmp_path / 'st'}").identity().fingerprint
     assert model.space == open_image_tower(f"hf:{tmp_path / 'st' / path}").identity().fingerprint
+
+
+@pytest.mark.parametrize("name", ["CLIP", "Dual encoder, ViT and BERT"])
+def test_text_side_goes_to_sentence_transformers(name: str, tmp_path: Path) -> None:
+    """Matrices and heads of two layers alike; the export itself compares."""
+    FAMILIES[name].save(tmp_path / "owner")
+    report = lamplit.export(f"hf:{tmp_path / 'owner'}", tmp_path / "out", to="sentence-transformers")
+    assert report.differences["text vectors"] <= ALLOWED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SigLIP", "Dual encoder, ViT and BERT"])
+def test_both_sides_go_to_onnx(name: str, tmp_path: Path) -> None:
+    FAMILIES[name].save(tmp_path / "owner")
+    report = lamplit.export(f"hf:{tmp_path / 'owner'}", tmp_path / "out", to="onnx")
+    assert set(report.differences) >= {"image vectors", "text vectors, padded"}
 
 
 # What is refused

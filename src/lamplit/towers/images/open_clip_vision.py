@@ -18,6 +18,7 @@ from lamplit.towers.open_clip_models import (
     preprocess_config,
     vision_config,
 )
+from lamplit.towers.whole_models import is_near
 
 _MAX_DIFFERENCE = 1e-4  # of open_clip's prepared image from ours: mean over it
 
@@ -37,7 +38,7 @@ def take_vision(spec: str, opened: OpenClipModel) -> Backbone:
     pixels = prepare(opened, image)[None]
     expected = opened.model.encode_image(pixels)
     found = backbone(pixels)
-    if not isinstance(found, torch.Tensor) or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+    if not isinstance(found, torch.Tensor) or not is_near(found, expected):
         raise TowerError(f"{spec} makes image features in a way that lamplit does not know; it opens CLIP and SigLIP")
     if (preprocessing.reference(image) - pixels[0]).abs().mean() > _MAX_DIFFERENCE:
         raise TowerError(f"{spec} prepares images in a way that lamplit does not know: {preprocess_config(opened)}")
