@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(name, tmp_path, *more):
+def run(name, tmp_path, *options):
     file = tmp_path / "figures.json"
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file), *more]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(file.read_text())["figures"]
@@ -96,3 +96,25 @@ def test_plan(tmp_path):
     # The header of the file comes on top, and a few anchors that the held-out captions do not have.
     assert 0.99 < turn["said"]["text tower"] / turn["took"]["text tower"] < 1.01
     assert turn["said"]["tune s"] > 0
+
+
+def test_scale(tmp_path):
+    figures = run("scale", tmp_path)
+    titles = [figure["title"] for figure in figures]
+    assert titles[0] == "import"
+    assert titles[-2:] == ["tune, first start", "tune, later start"]
+    assert len(titles) == 11
+    for figure in figures:
+        assert figure["seconds"] > 0
+        assert figure["cpu"] > 0
+        assert figure["peak"] > 2**20
+
+
+def test_memory_of_an_import_does_not_grow_with_its_rows(tmp_path):
+    """Python objects take some hundred bytes a row; what is left are buffers of Lance that are full after a file."""
+    peaks = {}
+    for pairs in (200_000, 800_000):
+        options = ["--pairs", str(pairs), "--width", "64", "--only", "import"]
+        figures = run("scale", tmp_path, *options)
+        peaks[pairs] = next(figure["peak"] for figure in figures if figure["title"] == "import")
+    assert peaks[800_000] - peaks[200_000] < 100 * 600_000

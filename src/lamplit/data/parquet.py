@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lamplit.data.columns import ColumnNames, find_image_column, find_text_columns, metadata_cells
-from lamplit.data.readers import BUFFER_BYTES, to_rows
+from lamplit.data.readers import open_parquet, to_rows
 from lamplit.data.text_columns import path_texts, text_lists
 from lamplit.errors import PairsError, UsageError
 
@@ -62,7 +62,7 @@ class Columns:
 
     def batches(self, file: Path) -> Iterator[pa.RecordBatch]:
         """Read a file in blocks, without the bytes of images that may lie in it."""
-        with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
+        with open_parquet(file) as opened:
             names = [name for column in opened.schema_arrow if (name := _readable(column))]
             yield from opened.iter_batches(BLOCK_ROWS, columns=names)
 
@@ -183,7 +183,7 @@ def _holds_vectors(kind: pa.DataType) -> bool:
 
 def widths(file: Path, column: str) -> Iterator[int]:
     """Yield the width of every vector of a file; rows without one, or with an empty one, are left out."""
-    with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
+    with open_parquet(file) as opened:
         for batch in opened.iter_batches(BLOCK_ROWS, columns=[column]):
             yield from filter(None, pc.list_value_length(batch.column(0)).to_pylist())
 

@@ -34,7 +34,7 @@ _MAX_BATCH_BYTES = 2**24  # of the rows of a Parquet file that are in memory at 
 _MAX_BATCH_ROWS = 4096
 _NUM_NAMED_ROWS = 100  # of JSON, whose rows may lack a column each
 _ARROW_ROWS = 64  # these files are mapped, and may hold images
-BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
+_BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
 
 
 class TableFile(Protocol):
@@ -100,6 +100,11 @@ def open_table(
     return _JsonLines(file, encoding, bad)
 
 
+def open_parquet(file: Path) -> parquet.ParquetFile:
+    """Open a Parquet file to be read in small pieces; by itself pyarrow would keep all bytes that it has read."""
+    return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
 def to_rows(batch: pa.RecordBatch) -> list[Cells]:
     """Convert a batch to one dictionary a row, with times at microseconds: Python has nothing finer."""
     schema = pa.schema([field.with_type(_without_nanoseconds(field.type)) for field in batch.schema])
@@ -118,7 +123,7 @@ class _Parquet:
         return list(parquet.read_schema(self.file).names)
 
     def rows(self) -> Iterator[Cells]:
-        with parquet.ParquetFile(self.file, buffer_size=BUFFER_BYTES) as opened:
+        with open_parquet(self.file) as opened:
             require_distinct(opened.schema_arrow.names)
             groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
             row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
@@ -127,7 +132,7 @@ class _Parquet:
                 yield from to_rows(batch)
 
     def column(self, name: str) -> Iterator[Any]:
-        with parquet.ParquetFile(self.file, buffer_size=BUFFER_BYTES) as opened:
+        with open_parquet(self.file) as opened:
             if name not in opened.schema_arrow.names:
                 yield from repeat(None, opened.metadata.num_rows)
                 return
