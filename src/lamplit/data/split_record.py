@@ -44,7 +44,7 @@ class SplitRecord:
         """Make the record of a run from the hashes of each part, in any order and with repeats."""
         kinds = {"captions": captions, "contents": contents}
         none = np.empty(0, np.uint64)
-        held = {f"{part}.{kind}": np.unique(of.get(part, none)) for kind, of in kinds.items() for part in PARTS}
+        held = {f"{part}.{kind}": _ascending(of.get(part, none)) for kind, of in kinds.items() for part in PARTS}
         return cls(text_column, held=held)
 
     @classmethod
@@ -113,6 +113,15 @@ def is_in(values: Hashes, ascending: Hashes) -> NDArray[np.bool_]:
     places = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
     found: NDArray[np.bool_] = ascending[places] == values
     return found
+
+
+def _ascending(values: Hashes) -> Hashes:
+    """Return the distinct values, ascending: `numpy.unique` hashes them, which takes ten times as long."""
+    ordered = np.sort(values)
+    begins = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    distinct: Hashes = ordered[begins]
+    return distinct
 
 
 def _damaged(file: Path, reason: object) -> str:

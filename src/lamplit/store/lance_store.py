@@ -234,7 +234,7 @@ class Store:
         """Yield some columns in the order of the table; `row_at` says which row each of them is."""
         for name in columns:
             self._require_column(name)
-        bounds = {"io_buffer_size": 1 << 26, "batch_readahead": 2}  # it would read up to 2 GiB ahead
+        bounds = {"io_buffer_size": 1 << 24, "batch_readahead": 2}  # it would read up to 2 GiB ahead
         yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows, **bounds)
 
     def contents(self) -> NDArray[np.int64]:

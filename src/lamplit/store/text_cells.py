@@ -27,9 +27,9 @@ def read_cells(values: pa.Array, column: str, path: str) -> tuple[list[str], NDA
     else:
         counts, cells = values.is_valid().to_numpy(zero_copy_only=False), values.drop_null().to_pylist()
     row_of = np.repeat(np.arange(len(values)), counts)
-    for row, cell in zip(row_of, cells, strict=True):
-        if not isinstance(cell, str):
-            raise StoreError(f"column {column!r} of {path} holds no text: {values[int(row)].as_py()!r}")
+    wrong = next((place for place, cell in enumerate(cells) if not isinstance(cell, str)), None)
+    if wrong is not None:
+        raise StoreError(f"column {column!r} of {path} holds no text: {values[int(row_of[wrong])].as_py()!r}")
     stripped = [cell.strip() for cell in cells]
     kept = np.fromiter(map(bool, stripped), bool, len(stripped))
     return list(filter(None, stripped)), np.bincount(row_of[kept], minlength=len(values))
