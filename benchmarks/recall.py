@@ -234,7 +234,7 @@ def closed_forms(store: lamplit.Store, seed: int) -> Scores:
     scores = {}
     known = cache(closed_form.text_features)  # no head changes them
     for name, (text_tower.head, class_head, constants) in parts.items():
-        with changed(text_features=lambda tower, texts: known(tower, tuple(texts)), **constants):
+        with changed(text_features=lambda tower, texts, progress=False: known(tower, tuple(texts)), **constants):
             closed_form.fit_head(text_tower, zimg[train.image_index], texts, class_head)
         found = held_out_recall(zimg, model.encode_texts(list(held_out.texts)), held_out)
         scores[f"closed form: {name}"] = {measure: found[measure] for measure in RECALLS}

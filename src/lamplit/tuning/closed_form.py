@@ -32,7 +32,7 @@ SHARPNESS = 3.0  # of the kernel, which is exp(SHARPNESS * (cosine - 1))
 KERNEL_RIDGE = 1.0  # of a kernel head: the weight of a pair whose answer is halved
 PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
 MAX_PAIRS = 50_000  # more pairs would not change the fit
-MAX_ANCHORS = 4096  # known texts of a kernel head
+MAX_ANCHORS = 8192  # known texts of a kernel head
 _ROWS = 4096  # of a kernel matrix at once
 _JITTER = 1e-6  # of its diagonal: equal texts make it singular
 
@@ -76,14 +76,17 @@ class ClosedForm:
         text_tower: the tower; its encoder does not change. A kernel head has as many anchors as `count_anchors` says.
         texts: M distinct texts.
         class_head: the image tower's classifier, or None.
+        progress: show a bar on stderr.
 
     Attributes:
         features: of the texts, before the head, (M, H).
     """
 
-    def __init__(self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None) -> None:
+    def __init__(
+        self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None, *, progress: bool = False
+    ) -> None:
         self._head = text_tower.head
-        self.features = text_features(text_tower, texts)
+        self.features = text_features(text_tower, texts, progress=progress)
         self._classes: list[_Known] = []
         if class_head is not None:
             names = [(text, c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]

@@ -85,7 +85,7 @@ class Run:
             self.state = RunState(**load_checkpoint(checkpoint, self.model, self.optimizer))
             seconds = cut_log(self.out / "log.jsonl", self.state.step)
         else:
-            self._start()
+            self._start(progress)
         self.image_side.open(self.batches, self.state.step, workers)
         started = time.monotonic() - seconds
         total_steps = self.batches.total_steps
@@ -110,7 +110,7 @@ class Run:
         self.text_side.require_lock()
         return self._finish(time.monotonic() - started)
 
-    def _start(self) -> None:
+    def _start(self, progress: bool) -> None:
         """Initialise the head, and measure held-out recall before any step."""
         (self.out / "log.jsonl").unlink(missing_ok=True)
         assert self.model.text_tower is not None
@@ -123,7 +123,7 @@ class Run:
             rows = self.train.image_index[pairs]
             fit_start(
                 self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
-                None if tower is None else tower.class_head,
+                None if tower is None else tower.class_head, progress=progress,
             )  # fmt: skip
         self.state.start = metrics = self._evaluate(0)
         with open_log(self.out / "log.jsonl") as log:

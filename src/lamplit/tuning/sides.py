@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lamplit.data.crops import Crop, Crops, read_crops
 from lamplit.errors import TuneError
+from lamplit.progress import progress_bar
 from lamplit.store.row_vectors import RowVectors
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import weights_digest
@@ -290,17 +291,23 @@ class EncodedTexts(TextSide):
         return vectors
 
 
-def text_features(tower: TextTower, texts: Sequence[str]) -> Tensor:
+def text_features(tower: TextTower, texts: Sequence[str], *, progress: bool = False) -> Tensor:
     """Compute (M, feature width) features of texts, before the tower's head."""
-    return token_features(tower, tower.tokenize(texts))
+    return token_features(tower, tower.tokenize(texts), progress=progress)
 
 
 @torch.no_grad()
-def token_features(tower: TextTower, tokens: Sequence[list[int]], batch_size: int = 512) -> Tensor:
+def token_features(
+    tower: TextTower, tokens: Sequence[list[int]], batch_size: int = 512, *, progress: bool = False
+) -> Tensor:
     """Compute (M, feature width) features of texts from their token ids, before the tower's head."""
     was_training = tower.training
     tower.eval()
-    parts = [tower.features(tokens[i : i + batch_size]).float() for i in range(0, len(tokens), batch_size)]
+    parts = []
+    with progress_bar("texts", len(tokens), shown=progress) as advance:
+        for start in range(0, len(tokens), batch_size):
+            parts.append(tower.features(tokens[start : start + batch_size]).float())
+            advance(len(parts[-1]), "")
     tower.train(was_training)
     return torch.cat(parts)
 

@@ -21,7 +21,14 @@ _LARGEST = 100.0  # multiplier
 
 
 def fit_start(
-    model: LiT, zimg: Tensor, image_ids: Tensor, texts: Sequence[str], text_index: Tensor, class_head: ClassHead | None
+    model: LiT,
+    zimg: Tensor,
+    image_ids: Tensor,
+    texts: Sequence[str],
+    text_index: Tensor,
+    class_head: ClassHead | None,
+    *,
+    progress: bool = False,
 ) -> None:
     """Fit the head of a model's text tower in closed form, and its logit scale and bias.
 
@@ -36,9 +43,10 @@ def fit_start(
         texts: M distinct texts.
         text_index: the text of each pair, (L,).
         class_head: the image tower's classifier, or None.
+        progress: show a bar on stderr.
     """
     assert model.text_tower is not None
-    fit = ClosedForm(model.text_tower, texts, class_head)
+    fit = ClosedForm(model.text_tower, texts, class_head, progress=progress)
     images = _by_appearance(image_ids)  # the numbers themselves say nothing that a copy of the store would keep
     out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
     rest = ~out & ~torch.isin(text_index, text_index[out])
