@@ -32,7 +32,7 @@ SHARPNESS = 3.0  # of the kernel, which is exp(SHARPNESS * (cosine - 1))
 KERNEL_RIDGE = 1.0  # of a kernel head: the weight of a pair whose answer is halved
 PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
 MAX_PAIRS = 50_000  # more pairs would not change the fit
-MAX_ANCHORS = 8192  # known texts of a kernel head
+MAX_ANCHORS = 16_384  # known texts of a kernel head
 _ROWS = 4096  # of a kernel matrix at once
 _JITTER = 1e-6  # of its diagonal: equal texts make it singular
 
@@ -151,7 +151,6 @@ def _fit_linear(head: nn.Linear, known: Sequence[_Known], direction: Tensor) -> 
 
 
 def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) -> None:
-    """Solve ridge regression with a kernel, on the anchors' own subspace if there are more texts than anchors."""
     features = torch.cat([each.features for each in known])
     head.mean.copy_(features.mean(0))
     inputs = F.normalize(features - head.mean, dim=-1)
@@ -159,16 +158,12 @@ def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) ->
     distinct, place = torch.unique(inputs, dim=0, return_inverse=True)
     targets = inputs.new_zeros(len(distinct), targets.shape[1]).index_add_(0, place, targets * weights[:, None])
     weights = inputs.new_zeros(len(distinct)).index_add_(0, place, weights)
-    anchors = distinct[torch.randperm(len(distinct), device="cpu")[: head.anchors].to(distinct.device)]
-    gram = KERNEL_RIDGE * _kernel(anchors, anchors)
-    product = inputs.new_zeros(len(anchors), targets.shape[1])
-    for rows in torch.split(torch.arange(len(distinct), device=inputs.device), _ROWS):
-        kernel = _kernel(distinct[rows], anchors)
-        gram += kernel.T @ (kernel * weights[rows, None])
-        product += kernel.T @ targets[rows]
-    gram.diagonal().add_(_JITTER * gram.diagonal().mean())
-    # Double precision, on the CPU: not every accelerator has it.
-    values = torch.linalg.solve(gram.cpu().double(), product.cpu().double()).float().to(direction.device)  # (A, D)
+    if len(distinct) <= head.anchors:
+        anchors, values = distinct, _solve(distinct, targets, weights)
+    else:
+        anchors = distinct[torch.randperm(len(distinct), device="cpu")[: head.anchors].to(distinct.device)]
+        values = _solve_on_anchors(anchors, distinct, targets, weights)
+    values = values.to(direction.device)
     values -= torch.outer(values @ direction, direction)
     head.keys.weight.zero_()
     head.keys.weight[: len(anchors)].copy_(SHARPNESS * anchors)
@@ -178,8 +173,41 @@ def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) ->
     head.values.weight.div_(lengths.mean().clamp(min=1e-12))
 
 
+def _solve(texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Solve ridge regression with a kernel, every text an anchor.
+
+    Args:
+        texts: unit vectors of distinct texts, (M, H).
+        targets: weighted sums of what each should give, (M, D).
+        weights: of each, (M,).
+
+    Returns:
+        (M, D) values.
+    """
+    roots = weights.sqrt()
+    # Scaled to both sides, so that no eigenvalue is below the ridge and single precision will do.
+    matrix = _kernel(texts, texts).mul_(roots).mul_(roots[:, None]).cpu()
+    matrix.diagonal().add_(KERNEL_RIDGE)
+    solved: Tensor = torch.cholesky_solve((targets / roots[:, None]).cpu(), torch.linalg.cholesky(matrix))
+    return solved * roots.cpu()[:, None]
+
+
+def _solve_on_anchors(anchors: Tensor, texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Solve the same on the subspace of some anchors, (A, H); return (A, D) values."""
+    gram = KERNEL_RIDGE * _kernel(anchors, anchors)
+    product = texts.new_zeros(len(anchors), targets.shape[1])
+    for rows in torch.split(torch.arange(len(texts), device=texts.device), _ROWS):
+        kernel = _kernel(texts[rows], anchors)
+        gram += kernel.T @ (kernel * weights[rows, None])
+        product += kernel.T @ targets[rows]
+    gram.diagonal().add_(_JITTER * gram.diagonal().mean())
+    # Double precision, on the CPU: not every accelerator has it.
+    return torch.linalg.solve(gram.cpu().double(), product.cpu().double()).float()
+
+
 def _kernel(features: Tensor, anchors: Tensor) -> Tensor:
-    return torch.exp(SHARPNESS * (features @ anchors.T - 1))
+    kernel: Tensor = (features @ anchors.T).sub_(1).mul_(SHARPNESS).exp_()
+    return kernel
 
 
 def _whiten(centred: Tensor) -> Tensor:

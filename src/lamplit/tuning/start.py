@@ -17,6 +17,7 @@ from lamplit.tuning.closed_form import ClosedForm
 
 _OUT = 0.1  # of the images are left out of the first fit
 _MOST_OUT, _LEAST_OUT = 2048, 16  # pairs that the scale is fitted on
+_MOST_REST = 8192  # pairs of that first fit, whose time grows with the cube
 _LARGEST = 100.0  # multiplier
 
 
@@ -49,8 +50,10 @@ def fit_start(
     fit = ClosedForm(model.text_tower, texts, class_head, progress=progress)
     images = _by_appearance(image_ids)  # the numbers themselves say nothing that a copy of the store would keep
     out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
-    rest = ~out & ~torch.isin(text_index, text_index[out])
-    if int(out.sum()) >= _LEAST_OUT <= int(rest.sum()):
+    rest = torch.nonzero(~out & ~torch.isin(text_index, text_index[out])).flatten()
+    if int(out.sum()) >= _LEAST_OUT <= len(rest):
+        if len(rest) > _MOST_REST:
+            rest = rest[torch.randperm(len(rest))[:_MOST_REST]]
         fit.fit(zimg[rest], text_index[rest])
         chosen = torch.nonzero(out).flatten()[:_MOST_OUT]
         fit_scale(
