@@ -189,7 +189,8 @@ def _solve(texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     matrix = _kernel(texts, texts).mul_(roots).mul_(roots[:, None]).cpu()
     matrix.diagonal().add_(KERNEL_RIDGE)
     solved: Tensor = torch.cholesky_solve((targets / roots[:, None]).cpu(), torch.linalg.cholesky(matrix))
-    return solved * roots.cpu()[:, None]
+    values: Tensor = solved * roots.cpu()[:, None]
+    return values
 
 
 def _solve_on_anchors(anchors: Tensor, texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
