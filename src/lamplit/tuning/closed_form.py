@@ -203,7 +203,8 @@ def _solve_on_anchors(anchors: Tensor, texts: Tensor, targets: Tensor, weights: 
         product += kernel.T @ targets[rows]
     gram.diagonal().add_(_JITTER * gram.diagonal().mean())
     # Double precision, on the CPU: not every accelerator has it.
-    return torch.linalg.solve(gram.cpu().double(), product.cpu().double()).float()
+    values: Tensor = torch.linalg.solve(gram.cpu().double(), product.cpu().double()).float()
+    return values
 
 
 def _kernel(features: Tensor, anchors: Tensor) -> Tensor:
