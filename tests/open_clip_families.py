@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from safetensors.torch import save_file
 from text_families import LONGEST, SMALL, clip_pairs, wordpiece, xlm_unigram
 from torch import Tensor
 from two_tower_families import WIDTH, shake, siglip_pieces
+
+from lamplit.towers.loading import quiet_logging
 
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
@@ -49,17 +50,17 @@ class OpenClipFamily:
         config = {"embed_dim": WIDTH, "vision_cfg": self.vision, "text_cfg": text} | self.more
         file = folder / "open_clip_config.json"
         file.write_text(json.dumps({"model_cfg": config, "preprocess_cfg": self.preprocess}))
-        logging.getLogger().setLevel(logging.ERROR)
-        torch.manual_seed(0)
-        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-        shake(model)
-        state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-        if self.pickled:
-            torch.save(state, folder / "open_clip_pytorch_model.bin")
-        else:
-            save_file(state, folder / "open_clip_model.safetensors")
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")
+        with quiet_logging():  # it warns that there are no weights yet
+            torch.manual_seed(0)
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+            shake(model)
+            state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+            if self.pickled:
+                torch.save(state, folder / "open_clip_pytorch_model.bin")
+            else:
+                save_file(state, folder / "open_clip_model.safetensors")
+            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+            return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ TEXT = {
     "context_length": 16,
     "width": 4,
     "feature_width": 192,
-    "config": {"library": "scratch"},
+    "config": {"library": "transformers", "config": {"model_type": "bert"}},
 }
 WHOLE = {
     "format": FORMAT,

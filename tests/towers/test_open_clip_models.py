@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +33,6 @@ ALLOWED = 1e-5  # largest difference of any number of a unit vector from open_cl
 SENTENCES = [*TEXTS, "red green " * 40, "a “quoted”  &amp; spaced\ttext"]
 IMAGES = [_pattern(number) for number in range(3)]
 Owner = tuple[Any, Any, Any]
-
-
-@pytest.fixture(autouse=True)
-def _loud_again() -> Iterator[None]:
-    """Restore the level of the root logger, which the families turn down."""
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
