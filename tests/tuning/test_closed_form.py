@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -192,3 +194,15 @@ def test_only_so_many_pairs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     fit_head(world.tower, world.zimg, world.texts, None)
     assert torch.equal(world.tower.head.weight, expected.tower.head.weight)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.data())
+def test_anchors_are_chosen_among_pairs_first(has_image: list[bool], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(has_image)))
+    chosen = closed_form.choose_anchors(torch.tensor(has_image), count).tolist()
+    assert len(set(chosen)) == len(chosen) == count
+    others = sum(not has_image[text] for text in chosen)
+    if len(has_image) - sum(has_image) >= count // 4:
+        assert others == max(count // 4, count - sum(has_image))
+    else:
+        assert others == len(has_image) - sum(has_image)

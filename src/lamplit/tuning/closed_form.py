@@ -32,9 +32,8 @@ SHARPNESS = 3.0  # of the kernel, which is exp(SHARPNESS * (cosine - 1))
 KERNEL_RIDGE = 1.0  # of a kernel head: the weight of a pair whose answer is halved
 PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
 MAX_PAIRS = 50_000  # more pairs would not change the fit
-MAX_ANCHORS = 16_384  # known texts of a kernel head
-_ROWS = 4096  # of a kernel matrix at once
-_JITTER = 1e-6  # of its diagonal: equal texts make it singular
+MAX_ANCHORS = 20_000  # known texts of a kernel head; their matrix has 1.6 GB
+_ROWS = 4096  # of texts that are read at once
 
 
 def sample_pairs(text_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,19 +150,26 @@ def _fit_linear(head: nn.Linear, known: Sequence[_Known], direction: Tensor) -> 
 
 
 def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) -> None:
+    """Solve ridge regression with a kernel; every text that is fitted is an anchor."""
     features = torch.cat([each.features for each in known])
     head.mean.copy_(features.mean(0))
     inputs = F.normalize(features - head.mean, dim=-1)
     targets, weights = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
-    distinct, place = torch.unique(inputs, dim=0, return_inverse=True)
-    targets = inputs.new_zeros(len(distinct), targets.shape[1]).index_add_(0, place, targets * weights[:, None])
-    weights = inputs.new_zeros(len(distinct)).index_add_(0, place, weights)
-    if len(distinct) <= head.anchors:
-        anchors, values = distinct, _solve(distinct, targets, weights)
-    else:
-        anchors = distinct[torch.randperm(len(distinct), device="cpu")[: head.anchors].to(distinct.device)]
-        values = _solve_on_anchors(anchors, distinct, targets, weights)
-    values = values.to(direction.device)
+    anchors, place = torch.unique(inputs, dim=0, return_inverse=True)
+    targets = inputs.new_zeros(len(anchors), targets.shape[1]).index_add_(0, place, targets * weights[:, None])
+    weights = inputs.new_zeros(len(anchors)).index_add_(0, place, weights)
+    if len(anchors) > head.anchors:
+        has_image = torch.zeros(len(anchors), dtype=torch.bool, device=place.device)
+        has_image[place[: len(known[0].features)]] = True
+        chosen = choose_anchors(has_image.cpu(), head.anchors).to(anchors.device)
+        anchors, targets, weights = anchors[chosen], targets[chosen], weights[chosen]
+    roots = weights.sqrt()
+    # Scaled to both sides, so that no eigenvalue is below the ridge and single precision will do. On the CPU: not every
+    # accelerator has the decomposition.
+    matrix = _kernel(anchors, anchors).mul_(roots).mul_(roots[:, None]).cpu()
+    matrix.diagonal().add_(KERNEL_RIDGE)
+    solved = torch.cholesky_solve((targets / roots[:, None]).cpu(), torch.linalg.cholesky(matrix))
+    values = solved.to(direction.device) * roots[:, None]  # (A, D)
     values -= torch.outer(values @ direction, direction)
     head.keys.weight.zero_()
     head.keys.weight[: len(anchors)].copy_(SHARPNESS * anchors)
@@ -173,38 +179,21 @@ def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) ->
     head.values.weight.div_(lengths.mean().clamp(min=1e-12))
 
 
-def _solve(texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Solve ridge regression with a kernel, every text an anchor.
+def choose_anchors(has_image: Tensor, count: int) -> Tensor:
+    """Choose texts at random, those with an image first; up to a quarter of the places is kept for the others.
 
     Args:
-        texts: unit vectors of distinct texts, (M, H).
-        targets: weighted sums of what each should give, (M, D).
-        weights: of each, (M,).
+        has_image: whether each text is of a pair; else it is of a class alone, (M,).
+        count: how many to choose, at most M.
 
     Returns:
-        (M, D) values.
+        Indices of the chosen ones, (count,).
     """
-    roots = weights.sqrt()
-    # Scaled to both sides, so that no eigenvalue is below the ridge and single precision will do.
-    matrix = _kernel(texts, texts).mul_(roots).mul_(roots[:, None]).cpu()
-    matrix.diagonal().add_(KERNEL_RIDGE)
-    solved: Tensor = torch.cholesky_solve((targets / roots[:, None]).cpu(), torch.linalg.cholesky(matrix))
-    values: Tensor = solved * roots.cpu()[:, None]
-    return values
-
-
-def _solve_on_anchors(anchors: Tensor, texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Solve the same on the subspace of some anchors, (A, H); return (A, D) values."""
-    gram = KERNEL_RIDGE * _kernel(anchors, anchors)
-    product = texts.new_zeros(len(anchors), targets.shape[1])
-    for rows in torch.split(torch.arange(len(texts), device=texts.device), _ROWS):
-        kernel = _kernel(texts[rows], anchors)
-        gram += kernel.T @ (kernel * weights[rows, None])
-        product += kernel.T @ targets[rows]
-    gram.diagonal().add_(_JITTER * gram.diagonal().mean())
-    # Double precision, on the CPU: not every accelerator has it.
-    values: Tensor = torch.linalg.solve(gram.cpu().double(), product.cpu().double()).float()
-    return values
+    paired, others = (
+        part[torch.randperm(len(part))] for part in (has_image.nonzero().flatten(), (~has_image).nonzero().flatten())
+    )
+    num_others = min(len(others), max(count // 4, count - len(paired)))
+    return torch.cat([paired[: count - num_others], others[:num_others]])
 
 
 def _kernel(features: Tensor, anchors: Tensor) -> Tensor:

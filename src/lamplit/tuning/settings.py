@@ -66,7 +66,7 @@ class TuneSettings:
         test_fraction: Fraction of the distinct captions that is kept apart from these, never looked at in tuning, and
             measured once at the end with the best checkpoint; at most 5,000 captions.
         closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
-        head: Text head: linear as in the paper, or kernel, which reads a text by its likeness to up to 16,384 texts of
+        head: Text head: linear as in the paper, or kernel, which reads a text by its likeness to up to 20,000 texts of
             the pairs and the image tower's classifier. By default kernel for a pre-trained text tower that starts in
             closed form, else linear. Some exports can hold a linear one alone.
         num_evals: How often held-out recall is measured, and a checkpoint written, in the run.
