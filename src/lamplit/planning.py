@@ -1,7 +1,7 @@
 """What embedding and tuning will cost, before they run: bytes are counted, and times come from a pass of some seconds.
 
 The pass does what the runs do, on this machine: it embeds a sample of the images into a store that is thrown away, and
-takes two steps with a sample of the texts. A locked image tower's vectors have no influence on the time of a step, so
+takes three steps with a sample of the texts. A locked image tower's vectors have no influence on the time of a step, so
 random ones stand for them.
 """
 
@@ -36,10 +36,11 @@ from lamplit.tuning.large_batch import backward_in_chunks, cut_texts
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import MAX_HELD_OUT
+from lamplit.tuning.start import MOST_REST
 
 SECONDS = 4.0  # that the pass takes for each thing it measures, about
 SAMPLE = 512  # images of the source that may be embedded
-TEXTS = 8192  # of the source that may be encoded
+TEXTS = 32_768  # of the source that are kept, so that a kernel head has its full size
 STEP = 1024  # pairs of a measured step; larger batches cost in proportion, the loss apart
 _HALF, _FLOAT, _ADAM = 2, 4, 16  # bytes of a number; of a parameter that trains with its gradient and two moments
 Item = TypeVar("Item")
@@ -248,7 +249,7 @@ def _plan_tuning(
     }
     if settings.starts_in_closed_form and tower.trained_scale is None:
         fitted = min(captions, MAX_PAIRS)
-        parts["closed form"] = a_text * (fitted + names) + _time_fit(tower, min(training, MAX_PAIRS), fitted)
+        parts["closed form"] = a_text * (fitted + names) + _time_fit(tower, fitted + names)
     trained = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
     disk = {
         "text tower": _bytes(tower),
@@ -287,12 +288,15 @@ def _time_texts(tower: TextTower, texts: list[str]) -> float:
     return seconds / len(sample)
 
 
-def _time_fit(tower: TextTower, pairs: int, captions: int) -> float:
-    """Return the seconds of the two fits of a head, by one to random features."""
+def _time_fit(tower: TextTower, texts: int) -> float:
+    """Return the seconds of the two fits of a head, that for the scale and that to all texts, by random features."""
     fit = ClosedForm(tower, [""], None)
-    fit.features = torch.randn(captions, tower.head.in_features, device=tower.device)
-    zimg = F.normalize(torch.randn(pairs, tower.head.out_features), dim=-1)
-    return 2 * _timed(lambda: fit.fit(zimg, torch.arange(pairs) % captions))[0]
+    fit.features = torch.randn(texts, tower.head.in_features, device=tower.device)
+    zimg = F.normalize(torch.randn(texts, tower.head.out_features), dim=-1)
+    index = torch.arange(texts)
+    few, _ = _timed(lambda: fit.fit(zimg[:MOST_REST], index[:MOST_REST]))
+    every, _ = _timed(lambda: fit.fit(zimg, index))
+    return few + every
 
 
 def _time_step(

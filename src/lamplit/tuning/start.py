@@ -17,7 +17,7 @@ from lamplit.tuning.closed_form import ClosedForm
 
 _OUT = 0.1  # of the images are left out of the first fit
 _MOST_OUT, _LEAST_OUT = 2048, 16  # pairs that the scale is fitted on
-_MOST_REST = 8192  # pairs of that first fit, whose time grows with the cube
+MOST_REST = 8192  # pairs of that first fit, whose time grows with the cube
 _LARGEST = 100.0  # multiplier
 
 
@@ -52,8 +52,8 @@ def fit_start(
     out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
     rest = torch.nonzero(~out & ~torch.isin(text_index, text_index[out])).flatten()
     if int(out.sum()) >= _LEAST_OUT <= len(rest):
-        if len(rest) > _MOST_REST:
-            rest = rest[torch.randperm(len(rest))[:_MOST_REST]]
+        if len(rest) > MOST_REST:
+            rest = rest[torch.randperm(len(rest))[:MOST_REST]]
         fit.fit(zimg[rest], text_index[rest])
         chosen = torch.nonzero(out).flatten()[:_MOST_OUT]
         fit_scale(
