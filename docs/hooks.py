@@ -39,6 +39,7 @@ GROUPS = {
     "losses": "Losses",
     "exports": "Export",
     "inspection": "Export",
+    "publishing": "Export",
     "app": "Serving",
     "errors": "Errors",
 }

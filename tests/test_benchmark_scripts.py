@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -41,6 +42,18 @@ def test_tune(tmp_path):
         assert all(ratio > 0 for ratio in ratios.values())
 
 
+def test_distributed(tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("bytes are counted on Linux")
+    [figures] = run("distributed", tmp_path)
+    check_sides(figures, 3)
+    ours, *theirs = figures["sides"].values()
+    assert ours["error"] < 1e-6
+    assert all(side["error"] < 1e-2 for side in theirs), "the same gradient, but for the rounding of small losses"
+    assert ours["bytes"] > 0
+    assert all(side["bytes"] > 20 * ours["bytes"] for side in theirs)
+
+
 def test_embed(tmp_path):
     decoding, *towers = run("embed", tmp_path)
     check_sides(decoding, 2)
@@ -72,6 +85,13 @@ def test_recall(tmp_path):
     for part in parts:
         whole = sum(split["start"]["mean_recall"] for split in figures["splits"])
         assert sum(split[part]["mean_recall"] for split in figures["splits"]) < whole
+
+
+def test_irrelevant(tmp_path):
+    [figures] = run("irrelevant", tmp_path, "--folder", str(tmp_path / "irrelevant"))
+    for side in figures["sides"].values():
+        assert side["false answers"] < 0.12
+        assert side["a true image kept"] > 0.6
 
 
 def test_search(tmp_path):
@@ -110,11 +130,40 @@ def test_scale(tmp_path):
         assert figure["peak"] > 2**20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a file")
+def test_gather(tmp_path):
+    cold, warm = run("gather", tmp_path)
+    check_sides(cold, 2)
+    check_sides(warm, 1)
+
+
 def test_memory_of_an_import_does_not_grow_with_its_rows(tmp_path):
-    """Python objects take some hundred bytes a row; what is left are buffers of Lance that are full after a file."""
+    """A Python object a row takes some hundred bytes; buffers of Lance, full after some 500,000 rows, are left."""
     peaks = {}
-    for pairs in (200_000, 800_000):
+    for pairs in (600_000, 1_800_000):
         options = ["--pairs", str(pairs), "--width", "64", "--only", "import"]
-        figures = run("scale", tmp_path, *options)
-        peaks[pairs] = next(figure["peak"] for figure in figures if figure["title"] == "import")
-    assert peaks[800_000] - peaks[200_000] < 100 * 600_000
+        # Lance's threads hold more at one time than at another, above all beside other work.
+        figures = [figure for _ in range(3) for figure in run("scale", tmp_path, *options)]
+        peaks[pairs] = median(figure["peak"] for figure in figures if figure["title"] == "import")
+    assert peaks[1_800_000] - peaks[600_000] < 100 * 1_200_000
+
+
+def test_learning_curves(tmp_path):
+    [figures] = run("learning_curves", tmp_path, "--folder", str(tmp_path), "--plot", str(tmp_path / "curves.png"))
+    assert figures["data"] == "stamps"
+    assert 90 <= figures["captions"] <= 110
+    [point] = figures["points"]
+    assert point["images"] == 100
+    assert all(0 <= value <= 1 for way in ("start", "tuned", "both") for value in point[way])
+    assert point["both"][0] > 3 * figures["chance"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_science(tmp_path):
+    cells = run("science", tmp_path, "--folder", str(tmp_path), "--plot", str(tmp_path / "science.png"))
+    assert [cell["mode"] for cell in cells] == ["LU", "Lu"]
+    for cell in cells:
+        figures = cell["figures"]
+        assert figures["captions"] == [125]
+        assert all(0 <= value <= 1 for name in figures.keys() - {"captions", "classes"} for value in figures[name])
+    assert (tmp_path / "science.png").read_bytes().startswith(b"\x89PNG")

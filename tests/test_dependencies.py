@@ -33,6 +33,7 @@ OPTIONAL_MODULES = {
     "app.connections": "app",
     "app.static_file": "app",
     "app.guard": "app",
+    "app.measures": "app",
     "app.messages": "app",
     "app.server": "app",
 }
@@ -252,6 +253,7 @@ SENTENCES: list[tuple[list[str], str, str]] = [
     (["app", "{model}", "{store}"], "python_multipart", "app"),
     (["data", "get", "icons", "--folder", "{new}"], "resvg_py", "svg"),
     (["embed", "owner/name", "--image-tower", "timm:test_vit", "--out", "{new}"], "datasets", "hub"),
+    (["embed", "{pairs}", "--image-tower", "timm:test_vit", "--out", "{new}", "--cluster", "ray"], "ray", "ray"),
 ]  # fmt: skip
 
 

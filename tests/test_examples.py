@@ -29,7 +29,8 @@ import lamplit
 
 settings = lamplit.TuneSettings
 lamplit.TuneSettings = lambda **given: settings(**given | {"epochs": 1, "num_evals": 1})
-runpy.run_path(sys.argv[1], run_name="__main__")
+script = sys.argv.pop(1)
+runpy.run_path(script, run_name="__main__")
 """
 
 
@@ -42,8 +43,8 @@ def run(folder, *command):
     return result.stdout
 
 
-def run_short(folder, example):
-    return run(folder, "-c", SHORT, ROOT / f"examples/{example}.py")
+def run_short(folder, example, *arguments):
+    return run(folder, "-c", SHORT, ROOT / f"examples/{example}.py", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,16 @@ def test_icons(tmp_path):
     assert float(recall) > 5 * float(chance)
     with Image.open(tmp_path / "runs/icons/searches.png") as sheet:
         assert len(sheet.convert("RGB").quantize(64).getcolors()) > 16
+    assert not OUTSIDE.search(words)
+
+
+@pytest.mark.slow
+def test_starting_point(tmp_path):
+    words = run_short(tmp_path, "starting_point", "glyphs-poly")
+    pictures = re.search(r"^(\d+) pictures to start from, without (\d+) that look like a stamp$", words, re.MULTILINE)
+    assert int(pictures[1]) > 3500
+    alone, carried = re.findall(r"^the stamps (?:alone|on the .*): .* recall@1 ([\d.]+), ", words, re.MULTILINE)
+    assert float(carried) > float(alone)
     assert not OUTSIDE.search(words)
 
 

@@ -13,7 +13,7 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 # From the ground up. A room is a module or a folder at the top of the package.
 FLOORS = [
-    {"errors", "files", "_version"},
+    {"errors", "files", "garbage", "_version"},
     {"progress", "unit_vectors", "losses", "metrics"},
     {"data"},
     {"towers"},
@@ -21,6 +21,7 @@ FLOORS = [
     {"model"},
     {"retrieval", "zeroshot", "tuning", "exports", "inspection"},
     {"evaluation", "app", "planning"},
+    {"publishing"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -24,6 +24,7 @@ from lamplit.model import FORMAT, LiT, as_model, load, merge_lora
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import open_text_tower
 
 TEXTS = ["A small red circle.", "a cross", "A large green square, and a small blue ring.", "red"]
@@ -847,6 +848,16 @@ def test_text_tower_of_a_saved_model_is_opened_with_a_new_head(tmp_path: Path) -
         assert (again.context_length, tower.context_length) == (9, 16)
         for key, tensor in tower.encoder.state_dict().items():
             assert torch.equal(tensor, again.encoder.state_dict()[key])
+    tower.head = KernelHead(tower.head.in_features, 8, 7)
+    for name, center in (("kernel", None), ("centred", torch.ones(8))):
+        LiT(tower, identity, center=center).save(tmp_path / name)
+    carried = [
+        open_text_tower(f"model:{tmp_path / name}", width=8, reads=reads).carried
+        for name, reads in (("kernel", "f" * 32), ("kernel", "e" * 32), ("centred", "f" * 32), ("softmax", "f" * 32))
+    ]
+    assert [known is None for known in carried] == [False, True, True, True], "only of the same image vectors"
+    assert carried[0] is not None
+    assert carried[0].vectors.shape == (7, 8)
     bare = open_text_tower(f"model:{tmp_path / 'softmax'}", width=5, pretrained=False)
     assert not torch.equal(next(bare.encoder.parameters()), next(tower.encoder.parameters()))
     LiT(None, identity).save(tmp_path / "none")

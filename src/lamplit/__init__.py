@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from lamplit.metrics.results import Measure, Result
     from lamplit.model import LiT, load, merge_lora
     from lamplit.planning import Plan, Stage, plan
+    from lamplit.publishing.pushing import PushReport, push
     from lamplit.retrieval.contact_sheet import contact_sheet
     from lamplit.retrieval.indexing import IndexReport, build_index
     from lamplit.retrieval.searcher import Hit, Searcher, search
     from lamplit.store.duplicates import DuplicateGroup, find_duplicates
-    from lamplit.store.embedding import EmbedReport, embed
+    from lamplit.store.embed_report import EmbedReport
+    from lamplit.store.embedding import embed
     from lamplit.store.exchange import ImportReport, VectorsReport, export_vectors, import_vectors
     from lamplit.store.lance_store import Store
     from lamplit.towers.identity import TowerIdentity
@@ -66,7 +68,7 @@ _HOMES = {
     "ClassifyResult": "zeroshot.classifier",
     "Comparison": "tuning.comparison",
     "DuplicateGroup": "store.duplicates",
-    "EmbedReport": "store.embedding",
+    "EmbedReport": "store.embed_report",
     "ExportReport": "exports.export_report",
     "Hit": "retrieval.searcher",
     "ImageError": "errors",
@@ -85,6 +87,7 @@ _HOMES = {
     "Plan": "planning",
     "Prediction": "zeroshot.classifier",
     "Preprocessing": "data.preprocessing",
+    "PushReport": "publishing.pushing",
     "Report": "evaluation.report.writing",
     "Result": "metrics.results",
     "Searcher": "retrieval.searcher",
@@ -121,6 +124,7 @@ _HOMES = {
     "open_image_tower": "towers.images.image_tower",
     "open_text_tower": "towers.texts.text_tower",
     "plan": "planning",
+    "push": "publishing.pushing",
     "read_pairs": "data.pairs",
     "read_recipe": "tuning.settings",
     "run_benchmarks": "evaluation.benchmarks",
@@ -159,6 +163,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Preprocessing",
+    "PushReport",
     "Report",
     "Result",
     "Searcher",
@@ -196,6 +201,7 @@ __all__ = [
     "open_image_tower",
     "open_text_tower",
     "plan",
+    "push",
     "read_pairs",
     "read_recipe",
     "run_benchmarks",

@@ -1,5 +1,10 @@
 """`python -m lamplit` is the command `lamplit`."""
 
-from lamplit.cli.main import main
+import sys
 
-main()
+try:
+    from lamplit.cli.main import main
+
+    main()
+except KeyboardInterrupt:  # before there is a command
+    sys.exit(130)

@@ -80,6 +80,14 @@ def write_text(file: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """Give a file a second name, which takes no space; copy it if the disk is another, or knows no such links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
 @contextmanager
 def safetensors_errors(file: str | Path) -> Iterator[None]:
     """Turn what safetensors raises when the system refuses to write `file` into the system's own error.

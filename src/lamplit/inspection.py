@@ -14,7 +14,7 @@ from lamplit.model import LiT, load
 from lamplit.store.derived import is_exact, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.model_folder import names_model
+from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.published.big_vision import Published
 
 _LOOKED_AT = 50  # rows of a store, for a few that have texts
@@ -46,11 +46,11 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
         return _describe_store(path)
     if str(path).startswith("lit:"):
         return _describe_published(Published(str(path)))
-    if names_model(path):
+    folder = saved_folder(path)
+    if folder is None:
         return _describe_open(load(path, device="cpu")) | {"model": str(path)}
-    folder = Path(path)
     if (folder / "config.json").is_file():
-        return _describe_model(folder)
+        return _describe_model(folder) | {"model": str(path)}
     if Store.exists(path):
         return _describe_store(Store(path))
     raise UsageError(f"{path} is neither a model (a folder with config.json) nor a store (made by lamplit embed)")

@@ -37,8 +37,8 @@ from lamplit.towers.model_folder import (
     TEXT_GRAPH,
     TEXT_TOWER,
     TOKENIZER,
-    names_model,
     read_config,
+    saved_folder,
 )
 from lamplit.towers.opening import open_model
 from lamplit.towers.saving import save_weights
@@ -181,7 +181,8 @@ def load(
     Args:
         name_or_folder: the folder that `LiT.save` or a tuning run wrote; `lit:NAME_OR_FILE`, a model that the
             paper's authors published (`lit:B16B_2`; `list_published` names them), from its own .npz file;
-            `hf:NAME_OR_FOLDER`, a two-tower model of transformers (CLIP, SigLIP, Chinese-CLIP and others);
+            `hf:NAME_OR_FOLDER`, a model that `lamplit push` put on the hub, or a two-tower model of transformers (CLIP,
+            SigLIP, Chinese-CLIP and others);
             `open_clip:NAME/PRETRAINED` or `open_clip:FOLDER`; `st:NAME_OR_FOLDER`, a CLIP of sentence-transformers.
         device: torch device; by default the accelerator, if there is one.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
@@ -204,8 +205,11 @@ def load(
     where = pick_device(device)
     if towers not in get_args(Towers):
         raise UsageError(f"towers is {towers!r}; expected one of {', '.join(get_args(Towers))}")
-    if not names_model(name_or_folder):
-        model = _load_folder(Path(name_or_folder), towers, copy.deepcopy(image_tower))
+    folder = saved_folder(name_or_folder)
+    if folder is not None:
+        model = _load_folder(folder, towers, copy.deepcopy(image_tower))
+        if folder != Path(name_or_folder):  # on the hub
+            model.name = Path(str(name_or_folder).partition(":")[2]).name
     elif image_tower is None:
         model = _load_foreign(str(name_or_folder), towers)
     else:

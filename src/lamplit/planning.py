@@ -267,11 +267,14 @@ def _open_text_tower(
     tower = open_text_tower(
         settings.text_tower, width=image_tower.width, texts=texts, context_length=settings.context_length,
         pretrained=settings.pretrained_text,
+        reads=None if settings.mode[0] == "u" else image_tower.identity().fingerprint,
     )  # fmt: skip
     if settings.lora is not None:
         tower.add_lora(settings.lora)
     if settings.has_kernel_head and tower.trained_scale is None:
-        tower.head = KernelHead(tower.head.in_features, image_tower.width, count_anchors(texts, image_tower.class_head))
+        tower.head = KernelHead(
+            tower.head.in_features, image_tower.width, count_anchors(texts, image_tower.class_head, tower.carried)
+        )
     if not settings.text_trains:
         tower.encoder.requires_grad_(False)
     return tower.to(device)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
+import os
 import re
+import shutil
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,16 +23,19 @@ import torch
 from conftest import write_store
 from fastapi.testclient import TestClient
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_server import bomb, png, said
 
 import lamplit
-from lamplit.app import bodies, connections, encoding
+from lamplit.app import answering, bodies, connections, encoding
 from lamplit.app.kept_rows import KeptRows
 from lamplit.app.launch import listen
 from lamplit.app.server import make_app
+from lamplit.app.service import Service
 from lamplit.errors import ImageError
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
+from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,26 @@ def test_slow_clients_are_ended(model: LiT, store: Store, monkeypatch: pytest.Mo
             with suppress(ConnectionResetError):
                 while second.recv(2**16):
                     pass
+
+
+def test_old_and_odd_requests_are_answered(
+    model: LiT, store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(model, store, monkeypatch) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for path in ("/", "/about", "/static/app.js", "/search", "/none"):
+            shown, told = client.get(path), client.head(path)
+            assert (told.status_code, told.content) == (shown.status_code, b"")
+            assert told.headers["content-length"] == str(len(shown.content))
+        upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+        assert client.get("/about", headers=upgrade).status_code == 200
+        for line, start in (
+            (b"GET /about HTTP/1.0\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 200 OK"),
+            (b"GET /about HTTP/1.0\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
+        ):
+            with socket.create_connection(("127.0.0.1", port)) as old:
+                old.sendall(line)
+                assert old.recv(2**16).startswith(start)
+    assert capfd.readouterr().err == ""
 
 
 def test_half_open_connections_make_room(model: LiT, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,3 +214,58 @@ def test_kept_rows_are_those_of_the_store(tmp_path: Path) -> None:
         assert [row["texts"] for row in found] == [texts[row] for row in asked]
         assert [row["metadata"] for row in found] == [{"year": row} for row in asked]
         assert len(rows._rows) <= 3
+
+
+def test_rows_of_a_small_store_are_read_at_once(tmp_path: Path) -> None:
+    texts = [[f"text {number}"] for number in range(10)]
+    store = write_store(tmp_path / "a.lance", torch.eye(10, 16), texts)
+    rows = KeptRows(store)
+    shutil.rmtree(tmp_path / "a.lance")
+    assert [row["texts"] for row in rows.take([9, 0, 4])] == [texts[9], texts[0], texts[4]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not know the threads of a process apart")
+def test_searches_let_pages_go_first(model: LiT, store: Store) -> None:
+    service = Service(model, store)
+    pools = [service.showing, service.mapping, service.searching, service.classifying, service.embedding]
+    priorities = [pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) for pool in pools]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    asked = [encoding.AT_ONCE] * 2 + [encoding.LATER] * 3
+    assert [each.result() - own for each in priorities] == asked
+
+
+def test_collection_of_garbage_does_not_look_at_the_model(model_path: Path, store_path: Path) -> None:
+    frozen: list[int] = []
+
+    def started(_: str) -> None:
+        threading.Thread(target=stop, daemon=True).start()
+
+    def stop() -> None:
+        while not gc.get_freeze_count():
+            time.sleep(0.01)
+        frozen.append(gc.get_freeze_count())
+        time.sleep(0.5)  # until the server has taken the signal
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with suppress(KeyboardInterrupt):
+        lamplit.serve(model_path, store_path, port=0, started=started)
+    assert frozen[0] > 100_000
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.slow
+def test_words_of_other_weights_are_made_again(model_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_path, folder)
+    (folder / TEXT_GRAPH).unlink(missing_ok=True)
+    words = answering._open_words(str(folder), None)
+    assert words is not None
+    weights = load_file(folder / TEXT_TOWER)
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, folder / TEXT_TOWER)
+    made = (folder / TEXT_GRAPH).read_bytes()
+    again = answering._open_words(str(folder), None)
+    assert again is not None
+    assert (folder / TEXT_GRAPH).read_bytes() != made
+    expected = lamplit.load(folder, towers="text").encode_texts(["a ring"]).numpy()
+    assert abs(again.encode_texts(["a ring"]) - expected).max() < 1e-4
+    assert abs(words.encode_texts(["a ring"]) - expected).max() > 1e-3

@@ -254,3 +254,41 @@ def test_server_that_is_gone_is_a_sentence(page: Page) -> None:
     page.fill("#query", "ring")
     page.press("#query", "Enter")
     page.get_by_text("Is lamplit app still running?").wait_for()
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_what_is_probably_no_answer_is_hidden(
+    browser: Browser, model: LiT, model_path: Path, store_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store_path, tmp_path / "a.lance")
+    searcher = lamplit.Searcher(model, tmp_path / "a.lance")
+    caption, _ = found_by_its_caption(model, searcher.store)
+    vector = searcher.encode(caption)
+    searcher.min_score(vector)
+    [file] = (tmp_path / "a.lance").glob("_search/*/relevance.json")
+    scores, hits = searcher.collection.vectors @ vector, searcher.nearest(vector, 24)
+    height = ((hits[2].score + hits[3].score) / 2 - scores.mean()) / scores.std()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"deviations": float(height), "largest": 1.0}))
+    with run_app(model_path, tmp_path / "a.lance") as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("html[data-ready]")
+        page.fill("#query", caption)
+        page.press("#query", "Enter")
+        page.get_by_text("21 of the nearest are hidden").wait_for()
+        assert page.locator("#hits li").count() == 3
+        assert page.locator("#more").is_hidden()
+        page.click("#unlikely")
+        page.locator("#hits li").nth(23).wait_for()
+        assert page.locator("#unlikely").is_hidden()
+        page.close()
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"deviations": 99.0}))
+    with run_app(model_path, tmp_path / "a.lance") as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("html[data-ready]")
+        page.fill("#query", caption)
+        page.press("#query", "Enter")
+        page.get_by_text("Probably no image shows this. 24 images, best first").wait_for()
+        page.close()

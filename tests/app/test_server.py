@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import socket
 import struct
 import sys
@@ -28,6 +30,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import lamplit
@@ -36,6 +39,7 @@ from lamplit.app.kept_rows import plain
 from lamplit.app.launch import address, listen
 from lamplit.app.map import project, sample
 from lamplit.app.server import make_app
+from lamplit.app.service import Service
 from lamplit.cli import main as cli
 from lamplit.errors import MissingExtraError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
@@ -119,6 +123,18 @@ def test_words_find_what_the_library_finds(client: TestClient, model: LiT, store
     assert hits[0]["name"] == Path(expected[0].path).name
 
 
+def test_answers_to_words_say_what_is_probably_none(
+    client: TestClient, model: LiT, store_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store_path, tmp_path / "a.lance")
+    measured = TestClient(make_app(model, Store(tmp_path / "a.lance"), relevance=True), base_url="http://127.0.0.1")
+    answer = measured.post("/search", json={"query": "A small red circle."}).json()
+    searcher = lamplit.Searcher(model, tmp_path / "a.lance")
+    assert answer["min_score"] == pytest.approx(searcher.min_score(searcher.encode("A small red circle.")))
+    assert measured.post("/search", json={"like": answer["hits"][0]["id"]}).json()["min_score"] is None
+    assert client.post("/search", json={"query": "ring"}).json()["min_score"] is None  # nobody measured it there
+
+
 def test_sum_of_words_finds_what_the_library_finds(client: TestClient, model: LiT, store: Store) -> None:
     query = '"A small red circle." - 0.7 * "ring"'
     hits = client.post("/search", json={"query": query, "k": 5}).json()["hits"]
@@ -152,6 +168,18 @@ def test_nothing_says_where_the_images_are(client: TestClient, image_folder: Pat
     assert not [answer.url for answer in answers if str(image_folder) in answer.text]
 
 
+def test_condition_does_not_tell_where_the_images_are(client: TestClient, image_folder: Path, store: Store) -> None:
+    """By LIKE, letter by letter; what is shown of an image may be asked for."""
+    assert store.where(f"path LIKE '{image_folder}%'").all()
+    for where in (f"path LIKE '{image_folder}%'", "shape = 'ring' or `Path` < 'x'", "hash > 'a'"):
+        for asked in ({"query": "ring"}, {"like": store.column("id")[0]}):
+            answer = client.post("/search", json={**asked, "where": where})
+            assert answer.status_code == 422
+            assert re.search("names '(path|Path|hash)', which is not there; there are: id, texts, ", said(answer))
+    for where in ("id LIKE '%ring%'", "'none' in texts or shape = 'ring'"):
+        assert client.post("/search", json={"query": "ring", "where": where}).json()["hits"]
+
+
 def test_image_that_is_sent_finds_itself(client: TestClient, image_folder: Path, store: Store) -> None:
     [file] = image_folder.glob("large_blue_triangle.*")
     answer = client.post("/search", files={"image": (file.name, file.read_bytes())}, data={"k": 3})
@@ -176,7 +204,7 @@ def test_pages_follow_each_other_and_the_condition_holds(client: TestClient) -> 
     assert {hit["metadata"]["shape"] for hit in whole} == {"ring"}
     second = client.post("/search", json={"query": "ring", "k": 4, "offset": 4, "where": "shape = 'ring'"}).json()
     assert [hit["id"] for hit in second["hits"]] == [hit["id"] for hit in whole[4:8]]
-    assert client.post("/search", json={"query": "ring", "offset": 1000}).json() == {"hits": []}
+    assert client.post("/search", json={"query": "ring", "offset": 1000}).json()["hits"] == []
 
 
 @pytest.mark.parametrize(
@@ -301,6 +329,8 @@ def test_form_without_its_parts_is_a_sentence(client: TestClient) -> None:
         assert said(answer)
     assert client.post("/search", files={"image": ("a.png", png())}, data={"k": "many"}).status_code == 422
     assert client.post("/search", files={"file": ("a.png", png())}).status_code == 422
+    unnamed = client.post("/search", files={"image": (None, "hello")})
+    assert said(unnamed) == "image: expected a file with a name, as curl -F 'image=@cat.jpg' sends it"
     many = [("images", (f"{i}.png", png())) for i in range(17)]
     assert "16" in said(client.post("/embed", files=many))
 
@@ -393,6 +423,20 @@ def test_classes_that_cannot_be_meant(client: TestClient, form: dict[str, Any], 
     assert sentence in said(answer)
 
 
+def test_every_image_is_found_by_its_id(model: LiT, store: Store, tmp_path: Path) -> None:
+    names = ["a/10", "a/1", "a/2", "\u00e9", "Z", "z", "\U0001f600", "a", "\uffee", ""]
+    vectors = F.normalize(torch.randn(len(names), store.tower.width))
+    rows = [Row(name, "", name, [name], vector, {}) for name, vector in zip(names, vectors, strict=True)]
+    named = Store.create(tmp_path / "named.lance", store.tower, rows, backend="torch")
+    named.finish()
+    service = Service(model, named)
+    for name in names:
+        row = service.row_of(name)
+        assert row is not None
+        assert service.item(row)["texts"] == [name]
+    assert [service.row_of(name) for name in ("a/", "zz", "\U0001f601", "A")] == [None] * 4
+
+
 def test_vectors_are_the_models(client: TestClient, model: LiT) -> None:
     answer = client.post("/embed", json={"texts": ["ring", "A red cross."]}).json()
     assert answer["width"] == model.width == 64
@@ -470,6 +514,15 @@ def test_only_images_that_can_be_decoded_are_shown(tmp_path: Path, text_folder: 
     item = client.get("/item", params={"id": "00003"}).json()
     assert item["texts"] == ["<b>text</b>"]
     assert item["metadata"] == {"big": str(2**60), "none": None}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_file_whose_name_is_not_utf8_is_shown(tmp_path: Path, model: LiT, store: Store) -> None:
+    (tmp_path / os.fsdecode(b"a\xff.png")).write_bytes(png())
+    row = Row("a", str(tmp_path / os.fsdecode(b"a\xff.png")), "", [], torch.eye(store.tower.width)[0], {})
+    Store.create(tmp_path / "a.lance", store.tower, [row], backend="torch")
+    client = TestClient(make_app(model, Store(tmp_path / "a.lance")), base_url="http://127.0.0.1")
+    assert client.get("/image", params={"id": "a"}).status_code == 200
 
 
 def lamplit_row(store: Store, name: str, path: str) -> Any:
@@ -677,7 +730,7 @@ def test_answers_are_sent_at_once() -> None:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.parametrize("package", ["uvicorn", "fastapi", "python_multipart"])
+@pytest.mark.parametrize("package", ["uvicorn", "fastapi", "python_multipart", "prometheus_client"])
 def test_missing_extra_says_what_to_type(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     for name in [name for name in sys.modules if name.startswith("lamplit.app.") and name != "lamplit.app.launch"]:
         monkeypatch.delitem(sys.modules, name)

@@ -138,6 +138,9 @@ def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
         ["tune", "a.lance", "--text-tower", "demo:minilm"],
         ["search", "model", "store", "words", "-k", "0"],
         ["embed", "a.csv", "--image-tower", "timm:test_vit", "--out", "b", "--backend", "steam"],
+        ["embed", "a.csv", "--image-tower", "timm:test_vit", "--out", "b", "--shard", "2"],
+        ["embed", "a.csv", "--image-tower", "timm:test_vit", "--out", "b", "--shard", "2/2"],
+        ["embed", "a.csv", "--image-tower", "timm:test_vit", "--out", "b", "--cluster", "dask"],
         ["tune", "a.lance", "--text-tower", "demo:minilm", "--out", "b", "--loss", "hinge"],
         ["tune", "a.lance", "--text-tower", "demo:minilm", "--out", "b", "--batch-size", "1"],
         ["search", "model", "store"],
@@ -233,7 +236,7 @@ def test_options_of_tune_are_the_settings() -> None:
     options = {
         name: parameter.default
         for name, parameter in parameters.items()
-        if name not in ("context", "store", "out", "recipe", "workers", "device", "as_json")
+        if name not in ("context", "store", "out", "recipe", "workers", "processes", "log_to", "device", "as_json")
     }
     # A recipe may name the text tower, so that it is no option that must be given.
     assert options == {field.name: field.default for field in fields(TuneSettings)} | {"text_tower": None}
@@ -282,6 +285,22 @@ def test_pooling(lamplit: Lamplit, image_folder: Path, tower_file: Path, tmp_pat
     unknown = lamplit(*vit, "--pool", "max")
     assert unknown.code == 2
     assert "expected cls, mean, map, cls+mean" in unknown.err
+
+
+def test_embed_shards(lamplit: Lamplit, image_folder: Path, tower_file: Path, tmp_path: Path) -> None:
+    embedding = [
+        "embed", image_folder / "pairs.csv", "--image-tower", "timm:test_vit", "--image-tower-weights", tower_file,
+        "--out", tmp_path / "a.lance", "--backend", "torch", "--workers", 0, "--unit-rows", 7,
+    ]  # fmt: skip
+    first = lamplit(*embedding, "--shard", "1/2")
+    assert first.code == 0
+    assert "units\t9\n" in first.out
+    assert "note: 5 of 9 units are not in the store yet; the last process finishes it" in first.err
+    last = lamplit(*embedding, "--shard", "0/2", "--json")
+    report = parsed(last)
+    assert (report["embedded"], report["units"], report["units_left"]) == (32, 9, 0)
+    assert "note:" not in last.err
+    assert len(Store(tmp_path / "a.lance")) == 60
 
 
 def test_main_job(lamplit: Lamplit, image_folder: Path, tower_file: Path, text_folder: Path, tmp_path: Path) -> None:
@@ -744,3 +763,21 @@ def test_search_in_many_ways(
     code, _, err = lamplit(*search, "ring", "--where", "colour = 'red'")
     assert code == 2
     assert "there are: id, path, hash, texts, german, shape" in err
+
+
+def test_search_with_a_lowest_score(lamplit: Lamplit, model_path: Path, store_path: Path, tmp_path: Path) -> None:
+    store, model = (shutil.copytree(path, tmp_path / path.name) for path in (store_path, model_path))
+    (model / "text_tower.onnx").write_bytes(b"")  # goes on with torch
+    search = ("search", model, store, "a red ring", "-k", 6, "--json")
+    hits = parsed(lamplit(*search))
+    above = lamplit(*search, "--min-score", (hits[2]["score"] + hits[3]["score"]) / 2)
+    assert parsed(above) == hits[:3]
+    assert "note: 3 of 6 images are hidden: their score is below " in above.err
+    least = lamplit(*search, "--min-score", "auto")
+    assert parsed(least) == hits[: len(parsed(least))]
+    code, _, err = lamplit(*search, "--min-score", "much")
+    assert code == 2
+    assert err == "error: --min-score is 'much'; expected auto, or a number such as 0.3\n"
+    code, _, err = lamplit("search", model, store, "--image", hits[0]["path"], "--min-score", "auto")
+    assert code == 2
+    assert "for an image give a number" in err

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.data.file_names import NameFinder, place_of
+from lamplit.data.pairs import read_pairs
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take both forms, or backslashes")
@@ -25,6 +26,13 @@ def test_names_from_other_systems_are_found(tmp_path: Path) -> None:
     assert names.find(tmp_path, "odd\\name.jpg") == ("odd\\name.jpg", tmp_path / "odd\\name.jpg")
     assert names.find(tmp_path, "gone\\ö.jpg") == ("gone/ö.jpg", tmp_path / "gone/ö.jpg")
     assert names.find(tmp_path, str(tmp_path / name))[1] == tmp_path / apart
+
+
+def test_a_caption_beside_an_image_may_have_the_other_form(tmp_path: Path) -> None:
+    for stem in ("Tür", "plain"):
+        (tmp_path / f"{normalize('NFD', stem)}.png").touch()
+        (tmp_path / f"{normalize('NFC', stem)}.txt").write_text("A door.")
+    assert [pair.texts for pair in read_pairs(tmp_path)] == [("A door.",)] * 2
 
 
 def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from vector_files import some, write_part
 
+from lamplit.data import foreign_tables as columns_of
 from lamplit.data import foreign_vectors as vectors_of
-from lamplit.data import parquet as columns_of
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.errors import PairsError, UsageError
 
@@ -353,6 +354,50 @@ def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
     parquet.write_table(pa.table([vector_column(some(1), "list"), pa.array(["a"]), pa.array(["b"])], list("vcc")), file)
     with pytest.raises(PairsError, match="two columns named c"):
         read_vectors(file)
+
+
+# tables of Lance and LanceDB
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("kind", ["fixed", "list"])
+@pytest.mark.parametrize("numbers", [np.float16, np.float32, np.float64])
+def test_lance_table(tmp_path: Path, kind: str, numbers: Any) -> None:
+    """Deleted rows are gone, images are not read, and a commit after the table was opened changes nothing."""
+    made = some(8, kind=numbers)
+    images = [{"bytes": b"x" * 100, "path": f"{i}.png"} for i in range(8)]
+    table = pa.table(
+        {"vector": vector_column(made, kind), "id": range(8), "Image": images, "text": [f"text {i}" for i in range(8)],
+         "Länge in cm": [i / 2 for i in range(8)], "blob": [b"left out"] * 8}
+    )  # fmt: skip
+    folder = tmp_path / "db" / "photos.lance"
+    lance.write_dataset(table, folder, max_rows_per_file=5)
+    lance.dataset(folder).delete("id = 2")
+    opened = read_vectors(folder)
+    lance.write_dataset(table, folder, mode="append")
+    kept = np.delete(np.arange(8), 2)
+    for _ in range(2):
+        values, entries = read(opened)
+        assert (opened.count, opened.width, values.dtype) == (7, 4, made.dtype)
+        assert np.array_equal(values, made[kept])
+        assert entries == [Entry(f"{i}.png", (f"text {i}",), {"id": i, "Länge in cm": i / 2}) for i in kept]
+    with pytest.raises(PairsError, match=r"is a folder of Lance tables; name one of them: .*photos\.lance"):
+        read_vectors(folder.parent)
+    with pytest.raises(UsageError, match=r"column 'text' of .* is string; its columns of vectors: vector"):
+        read_vectors(folder, vector_column="text")
+
+
+def test_lance_table_that_is_damaged(tmp_path: Path) -> None:
+    lance.write_dataset(pa.table({"vector": vector_column(some(8), "fixed")}), tmp_path / "a.lance")
+    opened = read_vectors(tmp_path / "a.lance")
+    [data] = (tmp_path / "a.lance" / "data").iterdir()
+    data.write_bytes(data.read_bytes()[:50])
+    with pytest.raises(PairsError, match=r"a\.lance cannot be read"):
+        read(opened)
+    for manifest in (tmp_path / "a.lance" / "_versions").iterdir():
+        manifest.write_bytes(b"")
+    with pytest.raises(PairsError, match=r"a\.lance cannot be read"):
+        read_vectors(tmp_path / "a.lance")
 
 
 # what is asked for

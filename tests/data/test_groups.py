@@ -47,8 +47,7 @@ def test_rows_of_one_image_become_one(rows: list[ImageRow], num_hashes: int) -> 
     # Few hashes, so that images share them.
     keys = [1 + ord(row.id) % num_hashes if row.id else 1000 + place for place, row in enumerate(rows)]
     groups = Groups(keys)
-    read = [(0 if row.image == b"" else key, row) for key, row in zip(keys, rows, strict=True)]
-    merged = list(groups.merge(read))
+    merged = list(groups.merge(rows, lambda row: 1 + ord(row.id) % num_hashes if row.id else 0))
     assert sorted(merged, key=repr) == sorted(reference(rows), key=repr)
     if num_hashes == 4:  # a hash for each image
         assert merged == reference(rows)
@@ -57,13 +56,13 @@ def test_rows_of_one_image_become_one(rows: list[ImageRow], num_hashes: int) -> 
 
 def test_rows_that_came_since_are_read() -> None:
     rows = [ImageRow(name, Path(name), (str(place),), {}) for place, name in enumerate("abacb")]
-    keyed = [(ord(row.id), row) for row in rows]
-    groups = Groups(key for key, _ in keyed[:3])
-    assert [(row.id, row.texts) for row in groups.merge(keyed)] == [
+    keys = [ord(row.id) for row in rows]
+    groups = Groups(keys[:3])
+    assert [(row.id, row.texts) for row in groups.merge(rows, lambda row: ord(row.id))] == [
         ("b", ("1",)),
         ("a", ("0", "2")),
         ("c", ("3",)),
         ("b", ("4",)),
     ]
-    assert [row.id for row in Groups(key for key, _ in keyed).merge(keyed[:2])] == ["a", "b"]
+    assert [row.id for row in Groups(keys).merge(rows[:2], lambda row: ord(row.id))] == ["a", "b"]
     assert groups.named([ord("a"), ord("c")]).tolist() == [True, False]

@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import lance
+import pyarrow as pa
 import pytest
 
 from lamplit.data.image_files import walk
 from lamplit.data.pairs import Pair, read_pairs
 from lamplit.data.skipped import Skipped
+from lamplit.errors import PairsError
 
 
 def touch(*files: Path) -> None:
@@ -73,3 +76,17 @@ def test_texts_and_metadata_beside_an_image(tmp_path: Path) -> None:
     ]
     assert pairs.notes == [f"{tmp_path} is read as a folder of images; 00000.parquet is left out"]
     assert isinstance(next(iter(pairs)), Pair)
+
+
+def test_a_store_below_the_images_is_left_alone(tmp_path: Path) -> None:
+    """Lance lists deleted rows in `.arrow` files, and a folder with such a file was read by it."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "old" / "_versions").mkdir(parents=True)  # no table, though a folder has that name
+    (tmp_path / "old" / "_versions" / "b.png").touch()
+    lance.write_dataset(pa.table({"n": [1, 2]}), tmp_path / "photos.lance")
+    lance.dataset(tmp_path / "photos.lance").delete("n = 1")
+    assert list(tmp_path.rglob("*.arrow"))
+    assert [file.as_posix() for file in walk(tmp_path).files] == ["a.png", "old/_versions/b.png"]
+    assert [pair.id for pair in read_pairs(tmp_path)] == ["a.png", "old/_versions/b.png"]
+    with pytest.raises(PairsError, match=r"is a table of Lance.*lamplit import .*photos\.lance --image-tower NAME"):
+        read_pairs(tmp_path / "photos.lance")

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 import zlib
 from hashlib import blake2b
@@ -23,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from lamplit.data import images as reading
 from lamplit.data.images import (
     Batch,
     Skipped,
@@ -515,6 +517,79 @@ def test_stored_content_is_not_decoded(tmp_path, workers):
     assert [pair.id for batch in batches for pair, _ in batch.unchanged] == ["a"]
     assert [(pair.id, content) for batch in batches for pair, content in batch.stored] == [("e", hashes[1])]
     assert [batch.size for batch in batches] == [3, 3, 2]
+
+
+@settings(deadline=None, max_examples=40)
+@given(kinds=st.text("uuuncsm", max_size=40), batch_size=st.integers(1, 4), blocks=st.integers(1, 4))
+def test_long_batches_of_known_files_hold_what_short_ones_do(
+    tmp_path_factory: pytest.TempPathFactory, kinds: str, batch_size: int, blocks: int
+) -> None:
+    folder = tmp_path_factory.mktemp("known")
+    pairs, known, stored = [], {}, [digest(b"")]
+    expected: dict[str, list[tuple[str, str]]] = {"n": [], "u": [], "s": [], "m": []}
+    for place, kind in enumerate(kinds):  # unchanged, new, changed, stored for another, missing
+        data = encode(Image.new("RGB", (WIDTH, HEIGHT), (place, 0, 0)), "PNG")
+        file = folder / f"{place}.png"
+        if kind != "m":
+            file.write_bytes(data)
+        if kind == "s":
+            stored.append(digest(data))
+        if kind != "n":
+            known[str(place)] = content_key(digest(data if kind == "u" else b"before"))
+        pairs.append(Pair(str(place), file, (), {}))
+        expected["n" if kind == "c" else kind].append((str(place), digest(data)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_BLOCKS_BEFORE", blocks)
+        batches = list(
+            read_batches(
+                pairs, PREPROCESSING, batch_size=batch_size, workers=0,
+                known=contents_by_id(known), stored=SortedKeys.of(keys_of(stored)),
+            )
+        )  # fmt: skip
+    assert all(len(batch.images) == len(batch.pairs) <= batch_size for batch in batches)
+    good = [(pair.id, name) for batch in batches for pair, name in zip(batch.pairs, batch.hashes, strict=True)]
+    assert good == expected["n"]
+    assert [(pair.id, name) for batch in batches for pair, name in batch.unchanged] == expected["u"]
+    assert [(pair.id, name) for batch in batches for pair, name in batch.stored] == expected["s"]
+    assert [item.id for batch in batches for item in batch.skipped] == [name for name, _ in expected["m"]]
+    for pair, pixels in (
+        (pair, pixels) for batch in batches for pair, pixels in zip(batch.pairs, batch.images, strict=True)
+    ):
+        assert torch.equal(pixels, PREPROCESSING.resize(decode_image(pair.image.read_bytes())))
+
+
+def test_a_long_run_gives_a_worker_many_known_files_at_once(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(RGB, "PNG"))
+    content = content_key(digest((tmp_path / "a.png").read_bytes()))
+    pairs = [Pair(str(number), tmp_path / "a.png", (), {}) for number in range(400)]
+    batches = list(
+        read_batches(pairs, PREPROCESSING, batch_size=2, workers=1, known=lambda names: [content] * len(names))
+    )
+    sizes = [batch.size for batch in batches]
+    assert sum(sizes) == sum(len(batch.unchanged) for batch in batches) == 400
+    assert sizes[:32] == [2] * 32
+    assert max(sizes) > 8
+    batches = list(read_batches(pairs, PREPROCESSING, batch_size=2, workers=1))
+    assert [batch.size for batch in batches] == [2] * 200
+
+
+def test_memory_does_not_grow_with_the_known_files(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(encode(RGB, "PNG"))
+    content = content_key(digest(file.read_bytes()))
+
+    def peak(size: int) -> int:
+        pairs = (Pair(str(number), file, (), {}) for number in range(size))
+        known = lambda names: [content] * len(names)  # noqa: E731
+        tracemalloc.start()
+        for batch in read_batches(pairs, PREPROCESSING, batch_size=2, workers=0, known=known):
+            assert len(batch.unchanged) == batch.size
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(10)
+    assert peak(12_000) < peak(3_000) + 20_000
 
 
 @pytest.mark.parametrize("workers", [0, 1])

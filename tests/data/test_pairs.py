@@ -180,12 +180,13 @@ def image_folder(root: Path) -> Path:
 def test_folder_of_images_with_texts_beside_them(tmp_path):
     image_folder(tmp_path)
     (tmp_path / "a.txt").write_text("\ufeffAn a.\n\n  Another. \n", encoding="utf-8")
+    (tmp_path / "b.TXT").write_text("From a camera.")
     (tmp_path / "birds/owl.txt").write_bytes("déjà vu, \xff".encode("latin-1"))
     pairs = read_pairs(tmp_path)
     assert pairs.count == 4
     assert list(pairs) == [
         Pair("a.jpg", tmp_path / "a.jpg", ("An a.", "Another."), {}),
-        Pair("b.PNG", tmp_path / "b.PNG", (), {}),
+        Pair("b.PNG", tmp_path / "b.PNG", ("From a camera.",), {}),
         Pair("birds/night/bat.webp", tmp_path / "birds/night/bat.webp", (), {"folder": "birds/night"}),
         Pair("birds/owl.png", tmp_path / "birds/owl.png", ("déjà vu, ÿ",), {"folder": "birds"}),
     ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lamplit.data.images import open_bytes
 from lamplit.data.pairs import Pairs, read_pairs
 from lamplit.data.skipped import Skipped
-from lamplit.data.valid_text import valid_id, valid_text, valid_value
+from lamplit.data.valid_text import file_named, valid_id, valid_text, valid_value
 from lamplit.errors import ImageError
 
 any_text = st.text(st.characters() | st.characters(categories=["Cs"]))
@@ -58,6 +58,13 @@ def test_a_file_whose_name_is_not_utf8_has_a_valid_id_and_opens(tmp_path: Path) 
     assert pair.id == "a\\xff1.png"
     assert isinstance(pair.image, Path)
     assert pair.image.read_bytes() == b"content"
+    stored = valid_id(str(pair.image))  # as the page, contact sheets and tuning on images have it
+    assert file_named(stored) == str(pair.image) == file_named(str(pair.image))
+    assert open_bytes(Path(stored)) == b"content"
+    Path(stored).write_bytes(b"of this name itself")
+    assert open_bytes(Path(stored)) == b"of this name itself"
+    with pytest.raises(ImageError, match="file not found"):
+        open_bytes(tmp_path / "none\\xff.png")
 
 
 def test_notes_and_problems_are_those_of_one_source() -> None:

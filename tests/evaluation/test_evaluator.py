@@ -336,6 +336,28 @@ def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None
     assert (retrieval.captions, retrieval.images) == (1, 1)
 
 
+def test_labels_that_are_numbers_are_places_in_the_list(model: LiT, tmp_path: Path) -> None:
+    def measured(path: str, labels: list[str | None], **options: Any) -> Result:
+        store = made_up_store(tmp_path / path, model, [[]] * 4, labels)
+        return evaluate(model, store, label_column="kind", **options)[0]
+
+    by_name = measured("a.lance", ["ring", "cross", None, "ring"], class_names=["cross", "star", "ring"])
+    by_place = measured("b.lance", ["2", "0", None, "2"], class_names=["cross", "star", "ring"])
+    assert (values(by_place), by_place.per_class) == (values(by_name), by_name.per_class)
+    assert by_place.protocol["notes"] == ["labels are numbers, so they are places in the list of classes: 0 is cross"]
+    with pytest.raises(StoreError, match="that were not given: 3"):
+        measured("c.lance", ["3", "0", "1", "2"], class_names=["cross", "star", "ring"])
+    [note] = measured("d.lance", ["2", "0", "1", "2"]).protocol["notes"]
+    assert note == "the classes are called by numbers (0), which no model reads; give their names"
+
+
+def test_errors_about_pairs_do_not_name_a_temporary_store(model: LiT, image_folder: Path) -> None:
+    for options in ({"label_column": "none"}, {"text_column": "none"}):
+        with pytest.raises(StoreError, match=r"pairs\.csv has no column 'none'") as caught:
+            evaluate(model, image_folder / "pairs.csv", **options)
+        assert "lance" not in str(caught.value)
+
+
 def test_nothing_to_evaluate_with_is_an_error(model: LiT, tmp_path: Path) -> None:
     store = made_up_store(tmp_path / "a.lance", model, [[], []], ["ring", "cross"])
     with pytest.raises(UsageError, match=r"no texts in column 'texts' and no --label-column .*: kind, empty"):
@@ -403,7 +425,9 @@ def test_written_results_are_read_again_with_images_of_what_was_confused(
     assert all(not c["examples"] for c in evaluate(model, store, label_column="shape")[1].confusions)
 
 
-def test_results_stay_beside_each_other(model: LiT, model_path: Path, store: Store, tmp_path: Path) -> None:
+def test_results_stay_beside_each_other(
+    model: LiT, model_path: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two columns, two stores of one name, two models of one name, and one measurement made again."""
     other_store, other_model = tmp_path / "b" / Path(store.path).name, tmp_path / "b" / model_path.name
     shutil.copytree(store.path, other_store)
@@ -422,6 +446,10 @@ def test_results_stay_beside_each_other(model: LiT, model_path: Path, store: Sto
     assert len(found) == 4
     assert len({result.model["fingerprint"] for result in found}) == 2
     assert {result.model["name"] for result in found} == {model_path.name}
+    for folder in (Path(store.path).parent, other_store.parent):  # seen from where they are, both have one name
+        monkeypatch.chdir(folder)
+        evaluate(model, other_store.name, out=tmp_path / "near")
+    assert {result.source for result in read_results(tmp_path / "near")} == {store.path, str(other_store)}
 
 
 def test_thumbnail_of_a_image_that_is_gone(tmp_path: Path) -> None:

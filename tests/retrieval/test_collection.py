@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,9 @@ def test_a_model_finds_the_files_of_a_prepared_store(
     store.finish()
     assert measured_recall(store) is None
     prepare(store)
-    assert len(made(store)) == 1
+    files = [file.name for folder in made(store) for file in folder.iterdir()]
+    assert files.count("vectors.npy") == files.count("search.json") == 1
+    assert len(made(store)) == (1 if centered else 2), "the vectors of the store are those that tune reads"
     caplog.clear()
     recall = measured_recall(store)
     model = LiT(None, store.tower, center=store.center)
@@ -162,7 +165,11 @@ def test_a_model_finds_the_files_of_a_prepared_store(
     assert describe(store.path)["search"] == f"recall@10 {recall:.3f}"
     expected = model.read_store(store)[:100]
     assert np.abs(searcher.collection.vectors[:100] - expected.numpy()).max() < 1e-3
-    file = made(store)[0] / "search.json"
+    if not centered:
+        shutil.rmtree(next(folder for folder in made(store) if folder.name.endswith("-rows")))
+        again = lamplit.Searcher(model, Store(store.path)).collection
+        assert (again.vectors == searcher.collection.vectors).all(), "they are made again by themselves"
+    [file] = (Path(store.path) / FOLDER).glob("*/search.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"recall": 1.0}))
     assert describe(store.path)["search"] == "recall@10 1.000"  # on a sample: that is not exact
     store.delete(store.column("id")[:2])  # now it has SMALL - 1

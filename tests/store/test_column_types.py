@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamplit.data.pairs import Pair
@@ -96,6 +96,7 @@ def test_what_is_not_a_number_stays_so() -> None:
 
 @settings(max_examples=int(os.environ.get("EXAMPLES", 12)), deadline=None)
 @given(ROWS, st.integers(1, 3))
+@example([{"a": [{"\0": 1, "x\0": 2}]}, {"a": [{"\0": 2.5, "x\0": "y"}], "b": {"\0": "\0"}}], 1)
 def test_what_was_given_comes_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], commit_rows: int
 ) -> None:

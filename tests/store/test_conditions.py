@@ -317,6 +317,7 @@ def test_meaning(table: Any, condition: str, holds: bool | None) -> None:
         ("word like 'a' escape 'b'", "expected AND, OR or the end"),
         ("wrod = 'a'", r"'wrod', which is not there; there are: word"),
         ("inner.yaer = 3", r"there are: Year"),
+        ("word.year = 3", r"'word.year', which is not there; there are: nothing, for word has no fields"),
         ("vector is null", "'vector', which is not there"),
         ("_rowid = 1", "'_rowid', which is not there"),
         ("`odd`name = 1", "is not there|expected"),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,8 +23,8 @@ from torch.nn import functional as F
 from vector_files import some, write_part
 
 import lamplit
+from lamplit.data import foreign_tables as columns_of
 from lamplit.data import foreign_vectors as vectors_of
-from lamplit.data import parquet as columns_of
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import ImageError, PairsError, StoreError, TowerError, UsageError
 from lamplit.inspection import describe
@@ -64,6 +65,20 @@ def import_array(vectors: np.ndarray, out: Path, **options: Any) -> ImportReport
 
 
 # what a store of imported vectors is
+
+
+def test_a_table_of_lance(tmp_path: Path, out: Path) -> None:
+    vectors = some(5, kind=np.float32)
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 4)
+    lance.write_dataset(pa.table({"vector": cells, "id": list("abcde"), "text": ["x"] * 5}), tmp_path / "db.lance")
+    with pytest.raises(StoreError, match=r"not one that lamplit made.*: lamplit import .*db\.lance --image-tower NAME"):
+        Store(tmp_path / "db.lance")
+    report = import_vectors(tmp_path / "db.lance", out, image_tower=ACME)
+    assert (report.imported, report.texts) == (5, 5)
+    assert torch.allclose(Store(out).vectors(), unit(vectors), atol=ONE_FP16_STEP)
+    assert Store(out).take(range(5), ["id_"])["id_"].to_pylist() == list("abcde")
+    with pytest.raises(UsageError, match="is a store already"):
+        import_vectors(out, tmp_path / "another.lance", image_tower=ACME)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -124,6 +124,16 @@ def test_replace(path: Path) -> None:
     assert len(store) == 4
 
 
+def test_rows_with_and_without_a_vector_are_one_commit(path: Path) -> None:
+    """A process that ends between two commits would leave half of them."""
+    store = create(path, [row("a", 1), row("b", 2), row("c", 3)])
+    before = lance.dataset(str(path)).version
+    store.replace([row("a", 11, ["new"]), row("c", None, ["newer"])])
+    assert lance.dataset(str(path)).version == before + 1
+    assert store.texts() == [["new"], ["text"], ["newer"]]
+    assert torch.equal(store.vectors(), stored([11, 2, 3]))
+
+
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9)), max_size=6), max_size=5))
 @settings(deadline=None, max_examples=15)
 def test_any_sequence_of_writes_is_a_dictionary(
@@ -294,7 +304,7 @@ def test_huge_integers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["id", "path", "hash", "texts", "vector", "", "a.b", "a`b", "_rowid", "_rowaddr", "ünï"]
+    "name", ["id", "path", "hash", "texts", "vector", "", "a.b", "a`b", "\0", "_rowid", "_rowaddr", "ünï"]
 )
 def test_any_name_of_a_metadata_column(path: Path, name: str) -> None:
     named = metadata_name(name)
@@ -392,7 +402,7 @@ def test_something_else_there(path: Path) -> None:
 
 def test_a_lance_table_of_someone_else(path: Path) -> None:
     lance.write_dataset(pa.table({"id": ["a"]}), str(path))
-    with pytest.raises(StoreError, match="not one that lamplit embed made"):
+    with pytest.raises(StoreError, match="not one that lamplit made"):
         Store(path)
 
 

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +39,33 @@ def test_vectors_are_those_of_the_store_to_the_bit(store: Store, small: int, mon
     assert (read_vectors(Store(store.path))[rows.int()] == found[rows]).all()
     center = store.vectors().mean(0)
     assert (read_vectors(store, center)[rows] == store.vectors(center)[rows]).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is in memory")
+def test_rows_that_are_expected_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derived, "SMALL", 0)
+    made = write_store(tmp_path / "a.lance", torch.randn(30_000, 64), [["a"]] * 30_000)
+    found = read_vectors(made)
+    assert isinstance(found.halves, np.memmap)
+    with open(found.halves.filename, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(found.halves, 0):
+        pytest.skip("this system does not forget files")
+    found.expect(20_000, 20_255)
+    time.sleep(0.5)
+    assert resident(found.halves, 20_000)
+    assert resident(found.halves, 20_255)
+    assert not resident(found.halves, 0)
+    read_vectors(Store(made.path)).expect(29_744, 29_999)
+
+
+def resident(halves: np.memmap[Any, Any], row: int) -> bool:
+    """Ask the system whether a row's page is in memory."""
+    libc, mark = ctypes.CDLL(None, use_errno=True), (ctypes.c_ubyte * 1)()
+    address = halves[row].ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), mark) == 0
+    return bool(mark[0] & 1)
 
 
 def test_digest_knows_rows_and_not_their_order(store: Store, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +61,16 @@ def test_what_onnx_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
 def test_every_error_of_onnx_runtime_is_known() -> None:
     # The last is what it raises of weights that may not be read.
     assert {"InvalidProtobuf", "Fail", "ModelRequiresCompilation"} <= {kind.__name__ for kind in onnx_errors()}
+
+
+def test_nothing_is_told_to_others(file: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would leave an id of the machine in the cache, to send it with what it knows of the model."""
+    code = "import sys; from lamplit.towers.onnx_files import open_onnx; open_onnx(sys.argv[1], 1)"
+    unset = ("CI", "XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")  # with the first of them it tells nothing anyway
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(
+        command, env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert list(tmp_path.rglob("*")) == []

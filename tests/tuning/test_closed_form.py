@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.towers.images.backbone import ClassHead
-from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.scratch import Encoded
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
@@ -128,6 +128,30 @@ def test_class_head_teaches_what_no_image_shows() -> None:
     fit_head(world.tower, world.zimg[few], world.texts[few], classes)
     assert alone < 0.2
     assert world.recall(HELD_OUT) > 0.8
+
+
+def test_what_another_head_knew_is_known_too() -> None:
+    base, few, rest = World(anchors=300), slice(0, 4), slice(20, 300)
+    fit_head(base.tower, base.zimg[rest], base.texts[rest], None)
+    assert isinstance(base.tower.head, KernelHead)
+    known = base.tower.head.known()
+    assert (len(known), known.directions.shape, known.vectors.shape) == (280, (280, FEATURES), (280, WIDTH))
+    base.tower.eval()
+    with torch.no_grad():
+        features = base.tower.features(base.tower.tokenize(base.texts[rest]))
+        expected = F.normalize(base.tower.head(features), dim=-1)
+    order = (F.normalize(features - known.mean, dim=-1) @ known.directions.T).argmax(1)
+    assert float((known.vectors[order] - expected).abs().max()) < 1e-5
+
+    def recall(carried: KnownTexts | None) -> float:
+        base.tower.head = KernelHead(FEATURES, WIDTH, count_anchors(base.texts[few], None, carried))
+        base.tower.carried = carried
+        fit_head(base.tower, base.zimg[few], base.texts[few], None)
+        return base.recall(HELD_OUT)
+
+    alone, carried = recall(None), recall(known)
+    assert alone < 0.3
+    assert carried > alone + 0.2
 
 
 def test_images_and_classes_together_beat_either() -> None:

@@ -28,10 +28,13 @@ from lamplit.errors import StoreError, TuneError, UsageError
 from lamplit.inspection import describe
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
+from lamplit.store import derived
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
+from lamplit.store.row_vectors import RowVectors
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.tuning import batches, permutation
 from lamplit.tuning.building import build_run
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
@@ -117,7 +120,9 @@ def test_closed_form_is_measured_before_the_first_step(
     assert "before step 0, the closed-form head gives image_to_text/recall@1 1.000" in caplog.text
 
 
-def test_kernel_head_is_saved_and_goes_on(words_path: Path, made: Settings, tmp_path: Path) -> None:
+def test_kernel_head_is_saved_and_goes_on(
+    words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A run with a kernel head; a second run stands on its tower, and holds out nothing that it was tuned on."""
     settings = made(closed_form=True, epochs=0.2)
     assert settings.has_kernel_head
@@ -132,7 +137,11 @@ def test_kernel_head_is_saved_and_goes_on(words_path: Path, made: Settings, tmp_
     base = model.tuned_on
     assert base is not None
     changes = {"text_tower": f"model:{tmp_path / 'run'}", "val_fraction": 0.5, "seed": 1}
-    again = tune(words_path, tmp_path / "again", made(closed_form=True, epochs=0.2, **changes))
+    with caplog.at_level(logging.INFO, "lamplit"):
+        again = tune(words_path, tmp_path / "again", made(closed_form=True, epochs=0.2, **changes))
+    assert f"knows {anchors} texts, which the new head knows too" in caplog.text
+    head = lamplit.load(tmp_path / "again").text_tower.head
+    assert len(head.known()) == anchors, "the same texts, each once"
     assert again.held_out_captions == 72  # all that the first run had held out, and no more
     tuned = lamplit.load(tmp_path / "again").tuned_on
     assert tuned is not None
@@ -540,6 +549,35 @@ def test_interrupted_run_ends_in_the_same_bytes(
     assert checkpoint_of(out) == checkpoint_of(whole)
     assert comparable(log_of(out)) == comparable(log_of(whole))
     assert [file.name for file in out.rglob("*.partial")] == []
+
+
+def test_store_that_does_not_fit_into_memory_is_read_in_windows(
+    words_path: Path, made: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lamplit")
+    store, expected = tmp_path / "words.lance", []
+    shutil.copytree(words_path, store)
+    monkeypatch.setattr(derived, "SMALL", 0)
+    for module in (permutation, batches):
+        monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(permutation, "WINDOW", 32)
+    monkeypatch.setattr(RowVectors, "is_larger_than_memory", True)
+    monkeypatch.setattr(RowVectors, "expect", lambda _, first, last: expected.append((first, last)))
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    report = tune(store, whole, made())
+    assert "do not fit into half of the free memory: pairs are shuffled in windows of" in caplog.text
+    assert log_of(whole)[0]["in_windows"]
+    rows = {row for first, last in expected for row in range(first, last + 1)}
+    tuned_on = split_store(Store(store), "texts", 0.2, 0).train.image_index
+    assert set(tuned_on.tolist()) <= rows, "every row is read ahead, the first ones too"
+    with interrupted_at(out / "log.jsonl", 22):
+        tune(store, out, made())
+    monkeypatch.setattr(RowVectors, "is_larger_than_memory", False)  # another machine goes on
+    expected.clear()
+    assert tune(store, out, made()).best == report.best
+    assert expected
+    assert weights_of(out) == weights_of(whole)
+    assert comparable(log_of(out)) == comparable(log_of(whole))
 
 
 def start_tuning(store: Path, out: Path, text_folder: Path) -> subprocess.Popen[bytes]:

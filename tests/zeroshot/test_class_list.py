@@ -54,6 +54,18 @@ def test_labels() -> None:
     assert truth.int().tolist() == [[0, 1, 0], [0, 0, 1]], "a class may be called so"
 
 
+def test_labels_that_are_numbers_are_places() -> None:
+    notes: list[str] = []
+    rows, truth = corner_list().read_labels([2, None, "none", 0.0], notes)
+    assert rows == [0, 2, 3]
+    assert truth.int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert notes == ["labels are numbers, so they are places in the list of classes: 0 is circle"]
+    with pytest.raises(UsageError, match="labels that are not among the classes: 3"):
+        corner_list().read_labels([0, 3])
+    with pytest.raises(UsageError, match="labels that are not among the classes: 0"):
+        corner_list().read_labels([0, "ring"])
+
+
 def test_several_labels_where_they_are_independent() -> None:
     cells = ["ring; circle", ["square", "ring"], [], "none", None]
     independent = corner_list(logit_bias=0.0, thresholds=[0.0] * 3)

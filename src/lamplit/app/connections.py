@@ -58,6 +58,9 @@ class Connection(H11Protocol):
         self._since, self._sent = self.loop.time(), 0
         super().on_response_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Answer as if no web socket were asked for; uvicorn would advise on how to install them."""
+
     def end(self) -> None:
         """End the connection now, without an answer."""
         self.connections.discard(self)  # at once: those that come in the same turn must not choose it again

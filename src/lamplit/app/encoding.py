@@ -7,11 +7,13 @@ their own, and what is decoded meanwhile goes through the tower in one pass.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from threading import Lock
+from threading import Lock, get_native_id
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -33,12 +35,26 @@ MAX_PIXELS = 25_000_000  # of an image that is sent
 MAX_WORK = 500_000_000  # pixels times scans of a JPEG: some seconds
 _LIGHT = 4_000_000  # pixels times scans that are decoded at once; what takes longer has a thread of its own
 _TOGETHER = 16  # images in one pass of the tower
+AT_ONCE, LATER = 0, 10  # steps back: of pages and of the image tower, which all wait for; of all other work
 T = TypeVar("T")
 
 
 async def run(pool: Executor, function: Callable[..., T], *arguments: object) -> T:
     """Run a function in a pool of threads, and wait for it without holding up anybody else."""
     return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments))
+
+
+def pool_of(threads: int, name: str, steps_back: int) -> ThreadPoolExecutor:
+    """Open a pool of threads that let others go first: those with fewer steps, of the system's 20.
+
+    Linux alone knows the threads of a process apart; elsewhere all are alike.
+    """
+
+    def step_back() -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), steps_back)
+
+    return ThreadPoolExecutor(threads, name, step_back)
 
 
 class PageReader(ModelReader):
@@ -75,9 +91,9 @@ class ImageEncoder:
 
     def __init__(self, model: LiT) -> None:
         self._model = model
-        self._light = ThreadPoolExecutor(2, "decode")
-        self._heavy = ThreadPoolExecutor(1, "decode-large")
-        self._tower = ThreadPoolExecutor(1, "image-tower")
+        self._light = pool_of(2, "decode", LATER)
+        self._heavy = pool_of(1, "decode-large", LATER)
+        self._tower = pool_of(1, "image-tower", AT_ONCE)
         self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
         self._backend: Backend | None = None
 

@@ -72,10 +72,14 @@ class Guard:
         if refusal := self._refusal(headers):
             await _refuse(send_with_headers, *refusal)
             return
+        if scope["method"] == "HEAD":  # as GET; the server, which knows better, leaves out the body
+            scope = {**scope, "method": "GET"}
         await self.app(self._below_root(scope), self._counted(receive), send_with_headers)
 
     def _refusal(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host = headers.get(b"host", "")
+        if not host:
+            return 400, "this request has no Host header; ask by the address that lamplit app printed"
         if not self._is_known(host):
             return 400, (
                 f"this server is not {host[:100]}; ask it by the address that lamplit app printed, or give the name of "

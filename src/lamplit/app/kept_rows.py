@@ -12,6 +12,7 @@ from typing import Any
 from lamplit.store.lance_store import Store
 
 _KEPT = 20_000  # rows, of some kB each
+_FEW = 5_000  # rows of a store that are read at once, when it is opened
 
 
 class KeptRows:
@@ -28,6 +29,8 @@ class KeptRows:
         self._kept = kept
         self._rows: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._lock = Lock()
+        if len(store) <= min(_FEW, kept):
+            self.take(range(len(store)))
 
     def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return some rows, each a dict with id, name, texts and metadata; not to be changed."""

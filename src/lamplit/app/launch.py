@@ -1,25 +1,22 @@
-"""Run the page and the API: open the model and the store, listen on a port, answer until interrupted."""
+"""Run the page and the API: listen on a port, in this process or in several, answer until interrupted."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lamplit.errors import MissingExtraError, UsageError
-from lamplit.exports.text_graph import write_words
-from lamplit.model import LiT, as_model
-from lamplit.store.lance_store import Store, as_store
-from lamplit.towers.texts.word_reader import WordReader, open_words
+from lamplit.app.many_processes import serve_in_processes
+from lamplit.errors import UsageError, kind_of, require
 
 if TYPE_CHECKING:
+    import torch
+
+    from lamplit.model import LiT
+    from lamplit.store.lance_store import Store
     from lamplit.zeroshot.class_list import ClassList
 
 logger = logging.getLogger(__name__)
@@ -35,9 +32,13 @@ def serve(
     device: str | torch.device | None = None,
     allow_hosts: Sequence[str] = (),
     root_path: str = "",
+    processes: int = 1,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a model and a store to browsers and programs until interrupted.
+
+    A store that `embed` changes meanwhile is opened again, within seconds, and no request fails. `/health` and
+    `/metrics` (in Prometheus' text format) tell how the server is.
 
     On the command line: `lamplit app`.
 
@@ -52,10 +53,13 @@ def serve(
         allow_hosts: names of a reverse proxy in front of this server, such as `photos.example.com`, with the port if it
             is not the usual one. Requests for these names, and from pages of these names, are answered.
         root_path: path of the page behind a reverse proxy, such as `/photos`.
+        processes: how many answer, on one port. They map the same files, so each takes the memory of the libraries and
+            of the towers alone. With more than one, give a folder or a name, not an open model; a script needs
+            `if __name__ == "__main__":`.
         started: called with the address of the page as soon as it answers.
 
     Raises:
-        MissingExtraError: fastapi, uvicorn or python-multipart is not installed.
+        MissingExtraError: fastapi, prometheus-client, python-multipart or uvicorn is not installed.
         UsageError: there is no model, the port is taken, or the classes are a multi-label list.
         StoreError: there is no store, or another tower embedded it.
         TowerError: the class list is for images of another tower.
@@ -63,52 +67,41 @@ def serve(
     Example:
         >>> lamplit.serve("runs/stamps", "stamps.lance", classes=["cat", "dog"])
     """
-    try:
-        import python_multipart  # noqa: F401 (fastapi asks for it when the first form comes)
-
-        from lamplit.app.connections import BACKLOG, server_of
-        from lamplit.app.server import make_app
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lamplit"):
-            raise
-        raise MissingExtraError(str(error.name), "app") from error
-    hosts = _hosts(host)
-    if len(hosts) > 1:
+    require("python_multipart", "app")  # fastapi asks for it when the first form comes
+    require("fastapi", "app")
+    require("prometheus_client", "app")
+    require("uvicorn", "app")
+    if len(_hosts(host)) > 1:
         logger.warning("everybody who can reach %s can search here: there is no password", host)
-    opened, name = as_model(model, device=device), None if isinstance(model, LiT) else str(model)
-    words = _open_words(name, device)
-    with listen(host, port, BACKLOG) as listener, _one_thread():
-        app = make_app(
-            opened, as_store(store), name=name, words=words, classes=classes, hosts=hosts,
-            allow_hosts=allow_hosts, root_path=root_path,
-        )  # fmt: skip
-        if started is not None:
-            started(address(host, listener.getsockname()[1]))
-        server_of(app).run(sockets=[listener])
+    given: dict[str, Any] = {
+        "model": model, "store": store, "hosts": _hosts(host), "classes": classes, "device": device,
+        "allow_hosts": tuple(allow_hosts), "root_path": root_path,
+    }  # fmt: skip
+    if processes > 1:
+        _require_names(model, store)
+    from lamplit.app.connections import BACKLOG
+
+    with listen(host, port, BACKLOG) as listener:
+
+        def ready() -> None:
+            if started is not None:
+                started(address(host, listener.getsockname()[1]))
+
+        if processes == 1:
+            from lamplit.app.answering import serve_on  # torch, which the process that watches others does without
+
+            serve_on(listener, ready=ready, **given)
+        else:
+            serve_in_processes(processes, listener, ready, given)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread for each request; several requests, each with all cores, hold each other up.
-
-    OMP_NUM_THREADS, which `lamplit app` sets, says so to all libraries, and is left as it is.
-    """
-    if os.environ.get("OMP_NUM_THREADS"):
-        yield
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _open_words(name: str | None, device: object) -> WordReader | None:
-    """Open the text tower for ONNX Runtime, as `lamplit search` does; made now if it is not there."""
-    if name is None or device is not None or not write_words(name):
-        return None
-    return open_words(name)
+def _require_names(model: object, store: object) -> None:
+    """Raise if a model or a store is open: other processes open their own."""
+    for what, given in (("model", model), ("store", store)):
+        if not isinstance(given, str | Path):
+            raise UsageError(
+                f"the {what} is {kind_of(given)}; several processes open their own: give its folder, or processes=1"
+            )
 
 
 def address(host: str, port: int) -> str:

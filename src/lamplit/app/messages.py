@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -121,6 +121,11 @@ class SearchAnswer(BaseModel):
     """Images, best first."""
 
     hits: list[FoundItem]
+    min_score: float | None = Field(
+        None,
+        description="Cosine that the best image reaches for 5 % of the words that nothing in the store shows; images "
+        "below it are probably no answer. None if the search was not by words, or it was not measured.",
+    )
 
 
 class ClassShare(BaseModel):
@@ -179,6 +184,13 @@ class About(BaseModel):
     templates: list[str]
     calibrated: bool
     details: dict[str, dict[str, Any]]
+
+
+class Health(BaseModel):
+    """The server answers."""
+
+    status: Literal["ok"] = "ok"
+    images: int = Field(description="Images of the store as it is open now.")
 
 
 class Point(BaseModel):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Collection as Names
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,8 @@ from lamplit.app.bodies import body_of, describe_bodies
 from lamplit.app.encoding import run
 from lamplit.app.guard import Guard
 from lamplit.app.kept_rows import plain
+from lamplit.app.live import Live
+from lamplit.app.measures import Measures
 from lamplit.app.run_view import read_run
 from lamplit.app.service import Service
 from lamplit.app.static_file import StaticFile
@@ -32,7 +34,7 @@ from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
-from lamplit.towers.model_folder import CONFIG, names_model
+from lamplit.towers.model_folder import CONFIG, names_model, saved_folder
 from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
@@ -41,7 +43,6 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 THUMBNAIL, IMAGE = 320, 1600  # longest sides, in pixels
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
-_KEPT_MAPS = 32  # of some 300 kB each at most
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": m.Problem, "description": text}
     for status, text in {
@@ -75,6 +76,7 @@ def make_app(
     root_path: str = "",
     max_body: int = m.MAX_BODY,
     words: WordReader | None = None,
+    relevance: bool = False,
 ) -> FastAPI:
     """Make the ASGI application; `serve` runs it.
 
@@ -89,6 +91,7 @@ def make_app(
         root_path: path of the page behind that proxy.
         max_body: largest request, in bytes.
         words: the model's text tower for ONNX Runtime, if it has one; else torch reads words.
+        relevance: measure what score is an answer to words, if that is not known yet; it takes some seconds.
 
     Raises:
         StoreError: another tower embedded the store than the model reads.
@@ -99,12 +102,20 @@ def make_app(
         title="lamplit", version=__version__, docs_url=None, redoc_url=None, responses=_PROBLEMS,
         summary="Search and classify images by words, and embed both.",
     )  # fmt: skip
+    folder = None if name is None else saved_folder(name)
+    run_shown = None if folder is None else read_run(folder)
+    text_column = None if run_shown is None else run_shown["settings"].get("text_column")
     service = Service(model, store, classes, words)
+    if relevance:
+        service.measure_relevance()
+    live = Live(service, lambda service: _about(service, name, text_column).model_dump_json())
+    app.router.lifespan_context = live.watched
     _add_pages(app)
-    _add_questions(app, service)
-    _add_descriptions(app, service, name)
-    _add_images(app, service)
+    _add_questions(app, live)
+    _add_descriptions(app, live, run_shown)
+    _add_images(app, live)
     _add_errors(app)
+    _add_health(app, live)
     app.add_middleware(Guard, hosts=hosts, allow_hosts=allow_hosts, root_path=root_path, max_body=max_body)
     return app
 
@@ -128,38 +139,44 @@ def _add_pages(app: FastAPI) -> None:
         return files[name].answer(request.headers)
 
 
-def _add_images(app: FastAPI, service: Service) -> None:
-    def jpeg(name: str, side: int, *, keep: bool) -> Response:
+def _add_images(app: FastAPI, live: Live) -> None:
+    def jpeg(service: Service, name: str, side: int) -> bytes:
         try:
-            data = service.jpeg(_row_of(service, name), side, keep=keep)
+            return service.jpeg(_row_of(service, name), side)
         except ImageError as error:
             raise HTTPException(404, f"this image cannot be shown: {error}") from error
+
+    def shown(data: bytes) -> Response:
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
     @app.get("/thumbnail", response_class=Response, responses=_JPEG)
     async def thumbnail(id: Id) -> Response:
         """Return an image of the store as a JPEG of at most 320 pixels a side."""
-        return await run(service.showing, partial(jpeg, id, THUMBNAIL, keep=True))
+        service = live.now.service
+        return shown(await live.now.thumbnails.get(service.showing, partial(jpeg, service), id, THUMBNAIL))
 
     @app.get("/image", response_class=Response, responses=_JPEG)
     async def image(id: Id) -> Response:
         """Return an image of the store as a JPEG of at most 1600 pixels a side."""
-        return await run(service.showing, partial(jpeg, id, IMAGE, keep=False))
+        service = live.now.service
+        return shown(await run(service.showing, jpeg, service, id, IMAGE))
 
     @app.get("/item", response_model=m.Item)
     async def item(id: Id) -> Response:
         """Return the texts and the metadata of an image of the store."""
+        service = live.now.service
         return await run(service.showing, lambda: _answer(m.Item(**service.item(_row_of(service, id)))))
 
 
-def _add_questions(app: FastAPI, service: Service) -> None:
+def _add_questions(app: FastAPI, live: Live) -> None:
     @app.post("/search", response_model=m.SearchAnswer, openapi_extra=describe_bodies(m.SearchWords, m.SearchImage))
     async def search(body: SearchBody) -> Response:
         """Find images by words, by an image of the store, or by an image that is sent."""
+        service = live.now.service
         part = (body.k, body.offset, body.where)
         vector = await service.embed_image(body.image.file) if isinstance(body, m.SearchImage) else None
 
-        def found() -> Response:
+        def answer() -> Response:
             if vector is not None:
                 hits = service.by_vector(vector, *part)
             elif isinstance(body, m.SearchWords) and body.query is not None:
@@ -167,16 +184,19 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             else:
                 hits = service.neighbours(_row_of(service, str(getattr(body, "like", ""))), *part)
             # A model of each hit would take twice as long; tests hold that this is a SearchAnswer.
-            content = _ANY.dump_json({"hits": [{**shown, "score": score} for score, shown in hits]})
+            least = service.least(body.query) if isinstance(body, m.SearchWords) and body.query is not None else None
+            found = {"hits": [{**shown, "score": score} for score, shown in hits], "min_score": least}
+            content = _ANY.dump_json(found)
             return Response(content, media_type="application/json")
 
-        return await run(service.searching, found)
+        return await run(service.searching, answer)
 
     @app.post(
         "/classify", response_model=m.ClassifyAnswer, openapi_extra=describe_bodies(m.ClassifyIds, m.ClassifyImages)
     )
     async def classify(body: ClassifyBody) -> Response:
         """Classify images of the store, or images that are sent."""
+        service = live.now.service
         images: list[tuple[str, Tensor | str]] = []  # name, and vector or why there is none
         if isinstance(body, m.ClassifyIds):
             images = [(name, service.vectors([_row_of(service, name)])) for name in body.ids]
@@ -199,6 +219,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     @app.post("/embed", response_model=m.EmbedAnswer, openapi_extra=describe_bodies(m.EmbedTexts, m.EmbedImages))
     async def embed(body: EmbedBody) -> Response:
         """Return the vectors of texts, or of images that are sent."""
+        service = live.now.service
         if isinstance(body, m.EmbedTexts):
             vectors = await run(service.embedding, service.embed_texts, body.texts)
         else:
@@ -215,18 +236,13 @@ async def _vector_of(service: Service, image: UploadFile) -> Tensor | str:
         return str(error)
 
 
-def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
-    run_shown = None if name is None or names_model(name) else read_run(Path(name))
-    text_column = None if run_shown is None else run_shown["settings"].get("text_column")
-    described = _about(service, name, text_column).model_dump_json()
-
+def _add_descriptions(app: FastAPI, live: Live, run_shown: dict[str, Any] | None) -> None:
     @app.get("/about", response_model=m.About)
     async def about() -> Response:
         """Describe the open model and store."""
-        return Response(described, media_type="application/json")
+        return Response(live.now.described, media_type="application/json")
 
-    @lru_cache(_KEPT_MAPS)
-    def drawn(column: str | None, query: str | None) -> bytes:
+    def drawn(service: Service, column: str | None, query: str | None) -> bytes:
         points, explained = service.projection
         values = service.values(column, query)
         rows = service.sampled.select(["id", "texts"]).to_pylist()
@@ -244,9 +260,11 @@ def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
         ] = None,
     ) -> Response:
         """Return a sample of the store in two dimensions."""
+        service = live.now.service
         if column is not None and column not in service.store.metadata_columns:
             raise HTTPException(404, f"the store has no column {column[:100]!r}")
-        content = await run(service.mapping, drawn, column, (query or "").strip() or None)
+        question = (column, (query or "").strip() or None)
+        content = await live.now.maps.get(service.mapping, partial(drawn, service), *question)
         return Response(content, media_type="application/json")
 
     @app.get("/run")
@@ -255,6 +273,21 @@ def _add_descriptions(app: FastAPI, service: Service, name: str | None) -> None:
         if run_shown is None:
             raise HTTPException(404, "this model has no finished tuning run beside it")
         return m.RunAnswer(**run_shown)
+
+
+def _add_health(app: FastAPI, live: Live) -> None:
+    measures = Measures()
+    app.add_middleware(measures.around)
+
+    @app.get("/health")
+    async def health() -> m.Health:
+        """Say that the server answers, and how many images the store has that it has open."""
+        return m.Health(images=len(live.now.service.store))
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Return counts and times of requests in Prometheus' text format."""
+        return Response(measures.text(len(live.now.service.store)), media_type=measures.media_type)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -293,6 +326,8 @@ def _sentence(error: dict[str, Any]) -> str:
     parts = [str(part) for part in error["loc"]]
     where = ".".join(parts[1:] if len(parts) > 1 and parts[0] == "query" else parts)  # FastAPI names where it looked
     message = str(error["msg"]).removeprefix("Value error, ")
+    if message.startswith("Expected UploadFile"):  # FastAPI's own words name classes of Python
+        message = "expected a file with a name, as curl -F 'image=@cat.jpg' sends it"
     return f"{where}: {message}" if where else message
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,21 +13,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.app.encoding import ImageEncoder, PageReader
+from lamplit.app.encoding import AT_ONCE, LATER, ImageEncoder, PageReader, pool_of
 from lamplit.app.image_bytes import as_jpeg
 from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
+from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT
 from lamplit.retrieval.searcher import Searcher
+from lamplit.store.conditions import parse_condition
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import COLUMNS
+from lamplit.store.rows import COLUMNS, FIXED_COLUMNS
 from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
@@ -37,7 +39,6 @@ MAX_LISTED_VALUES = 30  # of a column; one with more is typed, not chosen from
 Shown = dict[str, Any]  # id, name, texts and metadata of an image
 Found = tuple[float, Shown]  # and its cosine
 _CACHED_CLASS_LISTS = 16
-_CACHED_THUMBNAILS = 4096  # of some 15 kB each
 _CACHED_QUERIES = 1024  # of some 5 kB each
 
 
@@ -76,26 +77,46 @@ class Service:
         words: WordReader | None = None,
     ) -> None:
         self.model = model
-        self.store = store
         self.classes = _given_classes(model, classes)
-        self._searcher = Searcher(PageReader(model, words), store)
+        self._reader = PageReader(model, words)
         self._images = ImageEncoder(model)
-        self._rows = KeptRows(store)
-        self._ids = pa.array(store.column("id"), pa.string())  # sorted
         self._class_lock = Lock()
         self._map_lock = Lock()
-        self._projection: Projection | None = None
         self._class_lists = lru_cache(_CACHED_CLASS_LISTS)(self._make_class_list)
-        self._jpegs = lru_cache(_CACHED_THUMBNAILS)(self._jpeg)
+        self.showing, self.mapping = pool_of(2, "image", AT_ONCE), pool_of(1, "map", AT_ONCE)
+        self.searching = pool_of(2, "search", LATER)
+        self.classifying, self.embedding = pool_of(1, "classify", LATER), pool_of(1, "embed", LATER)
+        self._open(store)
+
+    def of(self, store: Store) -> Service:
+        """Return the service of another version of the store; the model, the threads and what was read stay.
+
+        Raises:
+            StoreError: another tower embedded it than the model reads.
+        """
+        other = copy(self)
+        for name in ("sampled", "columns", "_on_map", "_sampled_vectors"):  # of the store as it was
+            vars(other).pop(name, None)
+        other._open(store)
+        if self._is_measured:
+            other.measure_relevance()
+        return other
+
+    def _open(self, store: Store) -> None:
+        self.store = store
+        self._searcher = Searcher(self._reader, store)
         self._words = lru_cache(_CACHED_QUERIES)(self._searcher.encode)
-        self.searching, self.showing = ThreadPoolExecutor(2, "search"), ThreadPoolExecutor(2, "image")
-        self.classifying, self.embedding = ThreadPoolExecutor(1, "classify"), ThreadPoolExecutor(1, "embed")
-        self.mapping = ThreadPoolExecutor(1, "map")
+        self._rows = KeptRows(store)
+        self._ids = store.arrow_column("id")  # sorted
+        # A condition on `path` would tell, letter by letter, where the images are on this machine.
+        self._shown = pa.schema({name: FIXED_COLUMNS[name] for name in ("id", "texts")} | store.column_types)
+        self._is_measured = False
+        self._projection: Projection | None = None
 
     def row_of(self, name: str) -> int | None:
         """Return the row of the image with this id, in the order of the ids; None if there is none."""
-        row = int(pc.index(self._ids, pa.scalar(name, pa.string())).as_py())
-        return None if row < 0 else row
+        row = bisect_left(self._ids, name, key=lambda found: found.as_py())
+        return row if row < len(self._ids) and self._ids[row].as_py() == name else None
 
     def item(self, row: int) -> Shown:
         """Return what the page shows of an image of the store."""
@@ -105,8 +126,19 @@ class Service:
         """Find images by words, or by a sum of words; return their cosines and what is shown of them."""
         return self.by_vector(self._words(query), k, offset, where)
 
+    def measure_relevance(self) -> None:
+        """Measure what score is an answer to words, or read what was measured before; until then `least` knows none."""
+        if self.model.text_tower is not None and len(self.store):
+            self._searcher.min_score(self._searcher.encode("an image"))
+            self._is_measured = True
+
+    def least(self, query: str) -> float | None:
+        """Return the cosine below which an image is probably no answer to words; None if that was not measured."""
+        return self._searcher.min_score(self._words(query)) if self._is_measured else None
+
     def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, where: str | None) -> list[Found]:
         """Find images by a (D,) unit vector."""
+        self._require_shown(where)
         found = self._searcher.find(vector, k, offset=offset, where=where)
         return list(zip(found.scores.tolist(), self._rows.take(found.rows.tolist()), strict=True))
 
@@ -114,9 +146,15 @@ class Service:
         """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([row])
         others = {row, *self._searcher.collection.copies.of_rows(np.array([row]))[0].tolist()}
+        self._require_shown(where)
         found = self._searcher.find(vector, offset + k + 1, where=where)
         kept = np.flatnonzero(~np.isin(found.rows, list(others)))[offset : offset + k]
         return list(zip(found.scores[kept].tolist(), self._rows.take(found.rows[kept].tolist()), strict=True))
+
+    def _require_shown(self, where: str | None) -> None:
+        """Raise if a condition names what the page does not show."""
+        if where is not None:
+            parse_condition(where, self._shown)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) unit vectors of texts."""
@@ -161,13 +199,16 @@ class Service:
         is_calibrated = classes.thresholds is not None
         return guesses, [not reached if is_calibrated else None for reached in given.any(1).tolist()]
 
-    def jpeg(self, row: int, side: int, *, keep: bool) -> bytes:
+    def jpeg(self, row: int, side: int) -> bytes:
         """Return an image of the store as a JPEG of at most `side` x `side`.
 
         Raises:
             ImageError: its file cannot be read any more.
         """
-        return self._jpegs(row, side) if keep else self._jpeg(row, side)
+        [path] = self.store.take([row], ["path"])["path"].to_pylist()
+        if not path:
+            raise ImageError("the store knows no file of it")
+        return as_jpeg(Path(file_named(path)), side)
 
     @cached_property
     def sampled(self) -> pa.Table:
@@ -221,12 +262,6 @@ class Service:
     def _make_class_list(self, names: tuple[str, ...], templates: tuple[str, ...]) -> ClassList:
         with self._class_lock:  # the tokenizers of transformers take one thread
             return class_list(self.model, names, templates)
-
-    def _jpeg(self, row: int, side: int) -> bytes:
-        [path] = self.store.take([row], ["path"])["path"].to_pylist()
-        if not path:
-            raise ImageError("the store knows no file of it")
-        return as_jpeg(Path(path), side)
 
 
 def _given_classes(model: LiT, classes: ClassList | Sequence[str] | None) -> ClassList | None:

@@ -17,10 +17,12 @@ from rich.logging import RichHandler
 
 from lamplit._version import __version__
 from lamplit.cli import classifying, measuring, searching, serving, storing, training
+from lamplit.cli.interruption import Commands
 from lamplit.cli.terminal import explain, print_line, stderr
 from lamplit.errors import LamplitError, UsageError
 
 app = typer.Typer(
+    cls=Commands,
     help="Lock any image tower, tune a text tower to read it, then classify, search and evaluate by words.",
     no_args_is_help=True,
     add_completion=False,
@@ -63,6 +65,7 @@ app.command()(training.compare)
 app.command(name="app")(serving.serve)
 app.command()(training.merge)
 app.command()(training.export)
+app.command()(training.push)
 app.command()(storing.info)
 
 
@@ -77,7 +80,8 @@ def main() -> None:
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("lamplit").setLevel(logging.INFO)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if options[:1] != ["push"]:  # which may send for an hour
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app(options + arguments[end:], prog_name="lamplit")

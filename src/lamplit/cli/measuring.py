@@ -41,7 +41,7 @@ def evaluate(
     text_column: Annotated[
         str | None, typer.Option(help="Column with the texts; by default the one that was tuned on.")
     ] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column with class names, for zero-shot accuracy.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with classes, for zero-shot accuracy.")] = None,
     classes_file: Annotated[
         Path | None, typer.Option(help="Classes to choose from, one per line; or .json that lamplit classes wrote.")
     ] = None,

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 import lamplit
 from lamplit.cli import tables
-from lamplit.cli.terminal import AsJson, Device, ModelName, draws_thumbnails, print_line, show
+from lamplit.cli.terminal import AsJson, Device, ModelName, draws_thumbnails, print_line, print_note, show
 from lamplit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def search(
         str | None,
         typer.Option(help="Condition on the columns of the store, such as \"year > 2019 and folder = 'trip'\"."),
     ] = None,
+    min_score: Annotated[
+        str | None,
+        typer.Option(
+            help="Lowest cosine of an image to print; auto hides what is probably no answer, measured on the store."
+        ),
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare the query with all images, however many there are.")
     ] = False,
@@ -68,16 +74,18 @@ def search(
         raise UsageError(f'put the words in quotes: lamplit search MODEL STORE "{several}"')
     if query is None and image is None:
         raise UsageError('give words or an image: lamplit search MODEL STORE "words", or --image FILE')
+    least = _lowest_score(min_score, image)
     if paths + null + as_json > 1:
         raise UsageError("--json, --paths and -0 are three ways to print; give one")
     reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
-    searcher = lamplit.Searcher(reader, store, exact=exact)
+    searcher = lamplit.Searcher(reader, store, exact=exact, progress=True)
     has_thumbnails = not (as_json or paths or null) and draws_thumbnails(thumbnails)
     is_many = query == "-"
     found: dict[str, list[Hit]] = {}
     for words in _stdin() if is_many else [query]:
         name = words or str(image)
-        found[name] = searcher.search(words, image=image, k=k, offset=(page - 1) * k, where=where)
+        hits = searcher.search(words, image=image, k=k, offset=(page - 1) * k, where=where)
+        found[name] = hits if least is None else _relevant(searcher, words, hits, least)
         if not as_json:
             title = name if is_many else None
             _print(title, found[name], paths=paths, null=null, has_thumbnails=has_thumbnails)
@@ -92,6 +100,31 @@ def search(
         from lamplit.exports.text_graph import write_words
 
         write_words(model)  # the next search by words needs no torch
+
+
+def _lowest_score(asked: str | None, image: Path | None) -> float | Literal["auto"] | None:
+    if asked is None:
+        return None
+    if asked == "auto":
+        if image is not None:
+            raise UsageError("--min-score auto is for words; for an image give a number, such as --min-score 0.3")
+        return "auto"
+    try:
+        return float(asked)
+    except ValueError:
+        raise UsageError(f"--min-score is {asked!r}; expected auto, or a number such as 0.3") from None
+
+
+def _relevant(
+    searcher: lamplit.Searcher, words: str | None, hits: list[Hit], least: float | Literal["auto"]
+) -> list[Hit]:
+    """Leave out hits below a score, and say how many."""
+    lowest = searcher.min_score(searcher.encode(words)) if least == "auto" else least
+    kept = [hit for hit in hits if hit.score >= lowest]
+    if hidden := len(hits) - len(kept):
+        why = ", which words that nothing in the store shows rarely reach" if least == "auto" else ""
+        print_note(f"{hidden} of {len(hits)} images are hidden: their score is below {lowest:.3f}{why}")
+    return kept
 
 
 def _stdin() -> Iterator[str]:

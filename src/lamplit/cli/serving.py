@@ -31,6 +31,12 @@ def serve(
         typer.Option(help="Name of a reverse proxy in front of the page, such as photos.example.com; again for more."),
     ] = None,
     root_path: Annotated[str, typer.Option(help="Path of the page behind a reverse proxy, such as /photos.")] = "",
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that answer on this port; each takes the memory of the towers, not of the store."
+        ),
+    ] = 1,
     device: Device = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: AsJson = False,
@@ -50,5 +56,5 @@ def serve(
 
     lamplit.serve(
         model, store, host=host, port=port, classes=chosen_classes(None, classes_file) if classes_file else None,
-        device=device, allow_hosts=allow_host or (), root_path=root_path, started=started,
+        device=device, allow_hosts=allow_host or (), root_path=root_path, processes=processes, started=started,
     )  # fmt: skip

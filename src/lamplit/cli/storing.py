@@ -84,28 +84,61 @@ def embed(
         int | None, typer.Option(min=1, help="Largest number of pixels of an image; larger ones are skipped.")
     ] = None,
     device: Device = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Embed one of N shards of the source, I from 0 to N - 1; for arrays of jobs on one store.",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ray[://HOST:PORT]",
+            help="Embed on a Ray cluster: 'ray' for that in RAY_ADDRESS, or without it this machine alone.",
+        ),
+    ] = None,
+    cluster_workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the cluster that embed; by default one for each GPU.")
+    ] = None,
+    unit_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows of the source in a unit, of which shards and clusters embed one at a time; by default a 64th of "
+            "all, at most 250,000.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Embed images once with a locked image tower; run again for what is new, changed or moved."""
-    limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+    limits: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
     if backend not in ("auto", "torch", "compile", "onnx"):
         raise UsageError(f"there is no backend {backend!r}; expected auto, torch, compile or onnx")
     report = lamplit.embed(
         source, out, image_tower=image_tower, image_tower_weights=image_tower_weights, pool=pool,
         image_column=image_column, text_column=text_column, split=split, mean_center=mean_center, prune=prune,
         backend=backend, batch_size=batch_size,  # type: ignore[arg-type]
+        shard=None if shard is None else _parse_shard(shard), cluster=cluster,
+        cluster_workers=cluster_workers, unit_rows=unit_rows,
         workers=default_workers() if workers is None else workers, device=device, progress=True, **limits,
     )  # fmt: skip
-    _prepare_store(out)
-    num_images = report.embedded + report.moved + report.copies + report.unchanged
-    if 0 < report.without_text < num_images:
-        print_note(f"{report.without_text:,} of {num_images:,} images have no text")
+    if report.units_left:
+        print_note(
+            f"{report.units_left:,} of {report.units:,} units are not in the store yet; the last process finishes it"
+        )
+    else:
+        _prepare_store(out)
+    if 0 < report.without_text < report.num_usable:
+        print_note(f"{report.without_text:,} of {report.num_usable:,} images have no text")
     _print_notes(report)
     show(report, tables.record, as_json)
 
 
 def import_(
-    source: Annotated[str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet with a vector column.")],
+    source: Annotated[
+        str, typer.Argument(help="clip-retrieval's folder, a .npy, or Parquet or a Lance table with a vector column.")
+    ],
     image_tower: Annotated[str, typer.Option(help="Name of the image tower that made the vectors; it is not opened.")],
     out: Annotated[str, typer.Option(help="The store to make, such as pairs.lance.")],
     pairs: Annotated[
@@ -185,7 +218,14 @@ def _print_notes(report: lamplit.EmbedReport | lamplit.ImportReport) -> None:
         print_note(f"{count:,} values of the column {column} could not be kept")
 
 
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise UsageError(f"the shard {text!r} is not I/N, such as 0/16 for the first one of 16")
+    return int(index), int(count)
+
+
 def _prepare_store(store: str) -> None:
     from lamplit.retrieval.collection import prepare
 
-    prepare(lamplit.Store(store))
+    prepare(lamplit.Store(store), progress=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lamplit.exports.export_report import ExportReport
     from lamplit.metrics.results import Result
     from lamplit.planning import Plan
+    from lamplit.publishing.pushing import PushReport
     from lamplit.retrieval.searcher import Hit
     from lamplit.store.duplicates import DuplicateGroup
     from lamplit.tuning.comparison import Comparison
@@ -277,6 +278,17 @@ def export_report(report: ExportReport) -> list[Table]:
     for note in report.notes:
         _add_row(checks, "note", note)
     return [files, checks]
+
+
+def push_report(report: PushReport) -> list[Table]:
+    """Show what was pushed, and where it is."""
+    files = _table("file", "MB", title=f"{report.kind} {report.repository}: {report.url or report.folder}")
+    for name, size in report.files.items():
+        _add_row(files, name, f"{size / 1e6:,.2f}")
+    notes = _table("", "", show_header=False)
+    for note in report.notes:
+        _add_row(notes, "note", note)
+    return [files, notes] if report.notes else [files]
 
 
 def _int8_words(measured: dict[str, Any]) -> str:

@@ -36,9 +36,9 @@ TextColumns = Annotated[
 ModelName = Annotated[
     str,
     typer.Argument(
-        help="Folder of a model; or one of another library: hf:NAME_OR_FOLDER (CLIP, SigLIP and the like of "
-        "transformers), open_clip:NAME/PRETRAINED or open_clip:FOLDER, st:NAME_OR_FOLDER (sentence-transformers), "
-        "lit:NAME (published by the paper's authors)."
+        help="Folder of a model, or hf:NAME of one on the hub; or one of another library: hf:NAME_OR_FOLDER (CLIP, "
+        "SigLIP and the like of transformers), open_clip:NAME/PRETRAINED or open_clip:FOLDER, st:NAME_OR_FOLDER "
+        "(sentence-transformers), lit:NAME (published by the paper's authors)."
     ),
 ]
 Device = Annotated[

@@ -1,4 +1,4 @@
-"""The commands that make models: `lamplit tune`, `compare`, `merge`, `export`; and `plan`, which tells the cost."""
+"""The commands about models: `lamplit tune`, `compare`, `merge`, `export`, `push`; and `plan`, which tells the cost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 import lamplit
 from lamplit.cli import tables
+from lamplit.cli.processes import run_in_processes
 from lamplit.cli.settings_options import with_settings
 from lamplit.cli.terminal import (
     AsJson,
@@ -42,11 +43,25 @@ def tune(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode images for an image tower that trains.")
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes of this machine that share each batch: one for each GPU, or for some cores."
+        ),
+    ] = 1,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            help="More logs of the run's numbers, by commas: csv, tensorboard, wandb. They go on with the run."
+        ),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
     """Tune a text tower on a store, or both towers on its images; run again to resume."""
+    from lamplit.tuning.ranks import is_first_process, is_one_of_several
+
     if recipe is not None:
         settings = TuneSettings.from_recipe(recipe, **given)
     elif "text_tower" in given:
@@ -54,9 +69,15 @@ def tune(
     else:
         raise UsageError("no text tower: give --text-tower hf:NAME_OR_FOLDER, or a --recipe that names one")
     num_workers = (default_workers() if settings.image_trains else 0) if workers is None else workers
-    report = lamplit.tune(store, out, settings, device=device, workers=num_workers, progress=True)
-    _prepare_search(out)
-    show(report, tables.tune_report, as_json)
+    if processes > 1 and not is_one_of_several():
+        run_in_processes(processes)
+        return
+    report = lamplit.tune(
+        store, out, settings, device=device, workers=num_workers, log_to=split_names(log_to), progress=True
+    )
+    if is_first_process():  # of those that torchrun started
+        _prepare_search(out)
+        show(report, tables.tune_report, as_json)
 
 
 @with_settings(TuneSettings, "Settings of all runs", but=("text_tower", "mode", "seed"))
@@ -154,6 +175,30 @@ def export(
     else:
         report = lamplit.export(source, out, to=to, int8=int8, sample=sample, device=device)  # type: ignore[arg-type]
         show(report, tables.export_report, as_json)
+
+
+def push(
+    source: Annotated[Path, typer.Argument(help="Folder of a model; or a store, whose images stay here.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made if it is not there.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the files into instead, new or empty; nothing is sent.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results that lamplit evaluate wrote; those of the model go into its card."),
+    ] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="The hub's word for the license, such as apache-2.0.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a repository that only its owner sees.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a model or a store on the Hugging Face hub, with a card that is made from what is known of it.
+
+    In Python: lamplit.push.
+    """
+    report = lamplit.push(source, repository, out=out, results=results, license=license_name, private=private)
+    show(report, tables.push_report, as_json)
 
 
 def _prepare_search(model: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from lamplit.data.columns import Cells
 from lamplit.data.encodings import Encoding, open_text
+from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import BadRows
 from lamplit.data.splits import choose_split, refuse_split
 from lamplit.errors import kind_of
@@ -73,7 +73,7 @@ def _has_lines(file: Path, encoding: Encoding) -> bool:
         if not first.lstrip().startswith("{") or next(filled, None) is None:
             return not first
     try:
-        json.loads(first)
+        parse_json(first)
     except ValueError:
         return False
     return True
@@ -82,7 +82,7 @@ def _has_lines(file: Path, encoding: Encoding) -> bool:
 def _load(file: Path, encoding: Encoding) -> Any:
     with open_text(file, encoding) as opened:
         try:
-            return json.load(opened)
+            return parse_json(opened.read())
         except ValueError as error:
             raise ValueError(f"it is not JSON ({error})") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lamplit.data.json_text import parse_json
 from lamplit.errors import PairsError, UsageError, kind_of, nearest_names
 
 # Looked for in this order, whatever their case.
@@ -100,16 +100,15 @@ def image_cell(value: Any, column: str) -> str | bytes:
         value = value[0] if value else None
     if _is_media(value):
         value = value.get("bytes") or value.get("path")
-    match value:
-        case None | "":
-            return b""
-        case str() if re.match(r"https?://", value):
-            raise CellError(
-                f"column {column} holds web addresses ({value[:60]})",
-                "download the images first, for example with img2dataset, and give the folder of tars that it writes",
-            )
-        case bytes() | str():
-            return value
+    if value is None or value == "":
+        return b""
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        raise CellError(
+            f"column {column} holds web addresses ({value[:60]})",
+            "download the images first, for example with img2dataset, and give the folder of tars that it writes",
+        )
+    if isinstance(value, str | bytes):
+        return value
     raise CellError(
         f"column {column} holds {kind_of(value)}; expected a path or the bytes of one image",
         "name another column with --image-column NAME",
@@ -118,12 +117,12 @@ def image_cell(value: Any, column: str) -> str | bytes:
 
 def text_cells(row: Cells, columns: Sequence[str]) -> tuple[str, ...]:
     """Return every text of the named columns, stripped, blank ones dropped."""
-    return strip(text for column in columns for text in _texts(row.get(column), column))
+    return strip([text for column in columns for text in _texts(row.get(column), column)])
 
 
 def strip(texts: Iterable[str]) -> tuple[str, ...]:
     """Strip texts and drop the blank ones."""
-    return tuple(stripped for text in texts if (stripped := text.strip()))
+    return tuple(filter(None, map(str.strip, texts)))
 
 
 def metadata_cells(row: Cells, taken: Sequence[str]) -> Cells:
@@ -152,7 +151,7 @@ def _texts(value: Any, column: str) -> list[str]:
         case None:
             return []
         case str():
-            return _texts_in(value)
+            return _texts_in(value, column)
         case list() if any(isinstance(item, dict) and ("from" in item or "role" in item) for item in value):
             return [text for item in value if _answers(item) for text in _said(item, column)]
         case list():
@@ -169,17 +168,19 @@ def _texts(value: Any, column: str) -> list[str]:
     )
 
 
-def _texts_in(cell: str) -> list[str]:
-    """Return the texts of a cell: several if it is a list as JSON, Python or numpy writes it."""
+def _texts_in(cell: str, column: str) -> list[str]:
+    """Return the texts of a cell: those in a list as JSON, Python or numpy writes it, none of an empty one."""
     written = cell.strip()
     if not (written.startswith("[") and written.endswith("]")):
         return [cell]
     try:
-        items = json.loads(written)
+        items = parse_json(written)
     except ValueError:
         items = None
-    if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
+    if isinstance(items, list) and all(isinstance(item, str) for item in items):
         return items
+    if isinstance(items, list) and all(isinstance(item, dict) and item.keys() & {*_TEXT_KEYS} for item in items):
+        return _texts(items, column)
     if not _LIST_OF_QUOTED.fullmatch(written):
         return [cell]
     with warnings.catch_warnings():

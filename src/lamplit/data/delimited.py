@@ -80,13 +80,13 @@ class DelimitedFile:
         names, _ = next(self._cells(), ([], []))
         return names
 
-    def rows(self) -> Iterator[Cells]:
-        """Yield the rows. Every cell stays the text that it is: "007" is not 7, and "NA" is not None.
+    def rows(self, start: int = 0) -> Iterator[Cells]:
+        """Yield the rows from `start` on. Every cell stays the text that it is: "007" is not 7, and "NA" is not None.
 
         Raises:
             ValueError: the columns have no distinct names.
         """
-        for names, cells in self._cells():
+        for names, cells in islice(self._cells(), start, None):
             yield dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))
 
     def column(self, name: str) -> Iterator[str]:

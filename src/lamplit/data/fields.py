@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from lamplit.data.json_text import parse_json
 from lamplit.errors import kind_of
 
 
@@ -35,8 +35,8 @@ class Fields:
             FieldError: it is not JSON, or not an object.
         """
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise FieldError(f"it is not JSON ({error})") from error
         if not isinstance(values, dict):
             raise FieldError(f"it holds {kind_of(values)}; expected an object of keys and values")

@@ -1,4 +1,4 @@
-"""Vectors of images that other software made: clip-retrieval's folders, `.npy` files and columns of Parquet.
+"""Vectors of images that other software made: clip-retrieval's folders, `.npy` files, columns of Parquet and of Lance.
 
 They are read in blocks, so that memory does not grow with their number. Nothing is ever unpickled.
 """
@@ -16,11 +16,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from lamplit.data.columns import ColumnNames
+from lamplit.data.foreign_tables import (
+    BLOCK_ROWS,
+    Described,
+    ForeignTable,
+    LanceTable,
+    ParquetTable,
+    find_columns,
+    find_vector_column,
+    to_array,
+    widths,
+)
+from lamplit.data.image_files import is_lance
 from lamplit.data.pairs import Pair, Pairs, read_pairs, unreadable
-from lamplit.data.parquet import BLOCK_ROWS, Described, find_columns, find_vector_column, to_array, widths
 from lamplit.data.readers import READ_ERRORS
 from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.errors import PairsError, UsageError
@@ -63,9 +73,10 @@ def read_vectors(
 
     Args:
         source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
-            `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
+            `.npy` file of shape (N, D), a Parquet file or a folder of them with a column of vectors, or a table of
+            Lance or LanceDB with one.
         pairs: for a `.npy`: what `read_pairs` reads, or a table of texts alone, in the order of the vectors.
-        vector_column: of Parquet; by default found by its name, or as the only one.
+        vector_column: of Parquet or Lance; by default found by its name, or as the only one.
         image_column: column with the images' paths; by default found by its name, and may be missing.
         text_column: column (or columns, with commas between) with the texts; by default found by its name.
 
@@ -79,20 +90,24 @@ def read_vectors(
     if pairs is not None and not is_array:
         raise UsageError(f"{name} brings its own texts or has none; --pairs is for a .npy file")
     if vector_column is not None and (is_parts or is_array):
-        raise UsageError(f"{name} has no columns of vectors; --vector-column is for Parquet")
+        raise UsageError(f"{name} has no columns of vectors; --vector-column is for Parquet and Lance")
     try:
         if is_parts:
             return _open_parts(name, path, wanted)
         if is_array:
             return _open_array(name, path, pairs, wanted)
+        if is_lance(path):
+            return _open_tables(name, [LanceTable.open(path)], vector_column, wanted)
         files = sorted(path.glob("*.parquet"), key=_natural) if path.is_dir() else [path]
         if files and all(file.is_file() and file.suffix.lower() == ".parquet" for file in files):
-            return _open_parquet(name, files, vector_column, wanted)
+            return _open_tables(name, list(map(ParquetTable, files)), vector_column, wanted)
     except READ_ERRORS as error:
         raise unreadable(name, error) from error
+    if tables := sorted(str(table) for table in path.glob("*.lance") if is_lance(table)):
+        raise PairsError(f"{name} is a folder of Lance tables; name one of them: {', '.join(tables)}")
     raise PairsError(
         f"{name} holds no vectors; expected a folder with img_emb/img_emb_0.npy and metadata/metadata_0.parquet as "
-        "clip-retrieval writes it, a .npy file, or Parquet with a column of vectors"
+        "clip-retrieval writes it, a .npy file, or Parquet or a table of Lance with a column of vectors"
     )
 
 
@@ -106,12 +121,12 @@ def _open_parts(name: str, folder: Path, wanted: ColumnNames) -> ForeignVectors:
         raise PairsError(f"{name} is not whole: part {alone[0]} is in {there}/ but not in {missing}/")
     if not arrays:
         raise PairsError(f"{name} holds no img_emb/img_emb_0.npy with metadata/metadata_0.parquet")
-    parts = [(arrays[number], tables[number]) for number in sorted(arrays)]
+    parts = [(arrays[number], ParquetTable(tables[number])) for number in sorted(arrays)]
     shapes = [_shape(array) for array, _ in parts]
     width = shapes[0][1]
     for (array, table), (rows, its_width) in zip(parts, shapes, strict=True):
-        if rows != (described := parquet.read_metadata(table).num_rows):
-            raise PairsError(f"{array} has {rows} vectors, but {table} has {described} rows")
+        if rows != (described := table.count()):
+            raise PairsError(f"{array} has {rows} vectors, but {table.path} has {described} rows")
         if its_width != width:
             raise PairsError(f"{array} has vectors {its_width} wide, but those of {parts[0][0]} are {width} wide")
     columns = find_columns(name, [table for _, table in parts], wanted)
@@ -206,23 +221,24 @@ def _map_array(file: Path) -> NDArray[Any]:
         raise unreadable(str(file), error) from error
 
 
-# Parquet
+# tables with a column of vectors
 
 
-def _open_parquet(name: str, files: list[Path], vector_column: str | None, wanted: ColumnNames) -> ForeignVectors:
-    vector = find_vector_column(name, parquet.read_schema(files[0]), vector_column)
-    columns = find_columns(name, files, wanted, vector)
-    width = next((width for file in files for width in widths(file, vector)), None)
+def _open_tables(
+    name: str, tables: Sequence[ForeignTable], vector_column: str | None, wanted: ColumnNames
+) -> ForeignVectors:
+    vector = find_vector_column(name, tables[0].schema, vector_column)
+    columns = find_columns(name, tables, wanted, vector)
+    width = next((width for table in tables for width in widths(table, vector)), None)
     if width is None:
         raise PairsError(f"{name} holds no vectors: its column {vector!r} is empty")
 
     def read() -> Iterator[Block]:
-        for file in files:
-            for batch in columns.batches(file):
+        for table in tables:
+            for batch in columns.batches(table):
                 yield *to_array(batch[vector], width), columns.describe(batch)
 
-    count = sum(parquet.read_metadata(file).num_rows for file in files)
-    return ForeignVectors(name, count, width, columns.types, read)
+    return ForeignVectors(name, sum(table.count() for table in tables), width, columns.types, read)
 
 
 def _natural(file: Path) -> list[int | str]:

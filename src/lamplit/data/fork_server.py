@@ -10,8 +10,11 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 
 FOLDER = "LAMPLIT_WORKERS_FOLDER"  # where the main process has its sockets
 
 if folder := os.environ.pop(FOLDER, None):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Ctrl-C reaches all processes, and Python's own fork server hears it until it has imported everything.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

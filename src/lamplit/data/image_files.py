@@ -50,8 +50,16 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def is_lance(folder: Path) -> bool:
+    """Tell whether a folder is a table that Lance wrote, such as a store: nothing in it is a file of its own."""
+    versions = folder / "_versions"
+    return versions.is_dir() and any(file.suffix == ".manifest" for file in versions.iterdir())
+
+
 def walk(folder: Path, *, most: int | None = None) -> Walk:
     """Search a folder and all below it; links to folders are followed, and no folder is read twice.
+
+    Stores and other tables of Lance are left alone: Lance keeps `.arrow` and `.json` files in them.
 
     With `most`, no further folder is read as soon as so many files are found.
 
@@ -70,7 +78,7 @@ def walk(folder: Path, *, most: int | None = None) -> Walk:
             waiting.append(links.pop(0))
         below = waiting.pop()
         try:
-            entries = _entries(folder / below, visited)
+            entries = [] if is_lance(folder / below) else _entries(folder / below, visited)
         except OSError as error:
             reason = f"folder cannot be read ({error.strerror})"
             found.problems.append(Skipped(below.as_posix(), str(folder / below), reason))

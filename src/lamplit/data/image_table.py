@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice, repeat
+from itertools import accumulate, islice, repeat
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -57,6 +58,8 @@ class Table:
         image: the column of images, of the first file if they differ; "" if there is none.
         texts: the columns of texts; empty if there are none.
         count: number of images.
+        num_rows: number of rows of all files.
+        has_steady_ids: whether the id of an image does not depend on the rows before its own.
         notes: what a reader should know, in plain sentences.
         problems: files and rows that cannot be read.
     """
@@ -78,7 +81,12 @@ class Table:
         self.root = root or _root_of(self._parts[0].folder_of_file, self._parts[0].folder)
         self._root_prefix = f"{self.root.as_posix()}/"
         self._groups = Groups(self._keys()) if has_paths else None
-        self.count = self._groups.count if self._groups else sum(part.opened.table.count() for part in self._parts)
+        if self._groups is None:
+            for part in self._parts:
+                part.num_rows = part.opened.table.count()
+        self.num_rows = sum(part.num_rows for part in self._parts)
+        self.count = self._groups.count if self._groups else self.num_rows
+        self.has_steady_ids = has_paths or kinds <= {bytes}
         self.notes += [note for part in self._parts if (note := part.opened.bad.note())]
 
     @property
@@ -87,11 +95,21 @@ class Table:
         return self._groups is not None
 
     def __iter__(self) -> Iterator[ImageRow]:
+        return self.read(0, None)
+
+    def read(self, start: int, stop: int | None) -> Iterator[ImageRow]:
+        """Yield the images whose last row is one of those from `start` to `stop`; of all files together."""
         if self._groups is None:
-            return (row for row in self._rows() if row is not None)
+            return (row for row in self._rows(start, stop) if row is not None)
+        first = start if stop is None else self._groups.first_row(start, stop)
         return self._groups.merge(
-            (self._key(row.id) if row is not None and isinstance(row.image, Path) else 0, row) for row in self._rows()
+            self._rows(first, stop), lambda row: self._key(row.id) if isinstance(row.image, Path) else 0, start, stop
         )
+
+    def files(self, start: int, stop: int) -> list[Path]:
+        """List the files in which the rows from `start` to `stop` are."""
+        ends = list(accumulate(part.num_rows for part in self._parts))
+        return [part.opened.table.file for part in self._parts[bisect_right(ends, start) : bisect_left(ends, stop) + 1]]
 
     def unnamed(self, files: Sequence[PurePath]) -> list[PurePath]:
         """Return those of some files below the root that no row names."""
@@ -126,12 +144,20 @@ class Table:
             parts.append(_Part(each, its_image, its_texts, file.parent))
         return parts
 
-    def _rows(self) -> Iterator[ImageRow | None]:
+    def _rows(self, start: int, stop: int | None) -> Iterator[ImageRow | None]:
         """Yield the rows; None in place of one that cannot be used, so that rows keep their numbers."""
+        return islice(self._rows_from(start), None if stop is None else stop - start)
+
+    def _rows_from(self, start: int) -> Iterator[ImageRow | None]:
         number = 0
         for part in self._parts:
+            if number + part.num_rows <= start and part is not self._parts[-1]:
+                number += part.num_rows
+                continue
+            first = max(0, start - number)
+            number += first
             prefix = self._prefix(part.folder)
-            for place, cells in enumerate(part.rows(), start=1):
+            for place, cells in enumerate(part.rows(first), start=first + 1):
                 row = None
                 try:
                     if cells is not None:
@@ -190,17 +216,17 @@ class _Part:
     image: str
     texts: tuple[str, ...]
     folder: Path
-    num_rows: int = 0  # that `cells` has read
+    num_rows: int = 0  # that `cells` has read, or that the file is known to have
 
     @property
     def folder_of_file(self) -> Path:
         return self.opened.table.file.parent
 
-    def rows(self) -> Iterator[Cells | None]:
-        """Yield the rows; where the file is damaged, None for every row that is known to come."""
-        count = 0
+    def rows(self, start: int = 0) -> Iterator[Cells | None]:
+        """Yield the rows from `start` on; where the file is damaged, None for every row that is known to come."""
+        count = start
         try:
-            for row in self.opened.table.rows():
+            for row in self.opened.table.rows(start):
                 yield row
                 count += 1
         except READ_ERRORS as error:
@@ -321,14 +347,13 @@ def image_row(
         prefix: the folder's place below the root, which ids begin with.
         names: finds files under other spellings.
     """
+    cell = image_cell(row.get(column), column)
     image: Path | bytes
-    name = number
-    match image_cell(row.get(column), column):
-        case str() as path:
-            spelled, image = names.find(folder, path) if names else (path, folder / path)
-            name = spelled if prefix == "." and names else PurePath(prefix, spelled).as_posix()
-        case content:
-            image = content
+    if isinstance(cell, bytes):
+        name, image = number, cell
+    else:
+        spelled, image = names.find(folder, cell) if names else (cell, folder / cell)
+        name = spelled if prefix == "." and names else PurePath(prefix, spelled).as_posix()
     captions = tuple(dict.fromkeys(text_cells(row, texts)))
     return ImageRow(name, image, captions, metadata_cells(row, (column, *texts)))
 

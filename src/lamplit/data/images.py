@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,12 +33,16 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.data.svg import is_svg, svg_to_png
+from lamplit.data.valid_text import file_named
 from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, MissingExtraError, require
 
 if TYPE_CHECKING:  # the workers need no readers of tables
     from lamplit.data.pairs import Pair
 
+_MOST_BLOCKS = 16  # of `batch_size` known pairs that a worker gets at once, after so many times the next number of them
+_BLOCKS_BEFORE = 32
+_DIGEST_BYTES = 16  # of the hash of an encoded image
 MAX_PIXELS = 100_000_000  # checked from the header, before anything is decoded
 
 # What Pillow may open. Others can do more than hold pixels: it runs Ghostscript for an EPS file.
@@ -89,7 +93,8 @@ def read_batches(
     Args:
         pairs: what to read.
         preprocessing: how the tower wants its images.
-        batch_size: pairs in a batch; it has fewer images if some are skipped, unchanged or stored.
+        batch_size: images in a batch, at most, and pairs, as long as not all of them are known; of pairs that are
+            known a batch may have many more.
         workers: processes that decode, one thread each.
         known: gives for the ids of some pairs the `content_key` of what is stored for each, -1 for none.
         stored: keys of the content hashes whose vectors the caller has, of any pair.
@@ -98,24 +103,23 @@ def read_batches(
     Raises:
         PairsError: while iterating, if the rest of the pairs cannot be read.
     """
-    waiting: deque[list[Pair]] = deque()
+    images = _Images(preprocessing, max_pixels, stored, batch_size)
+    waiting: deque[tuple[list[Pair], _Job]] = deque()  # the pairs stay here; only what the workers need travels
 
-    def jobs() -> Iterator[list[_Job]]:
-        rest = iter(pairs)
-        while chunk := list(islice(rest, batch_size)):
-            waiting.append(chunk)  # the pairs stay here; only what the workers need travels
-            contents = known([pair.id for pair in chunk]) if known else repeat(-1)
-            yield [_Job(pair.image, content) for pair, content in zip(chunk, contents, strict=False)]
+    def jobs() -> Iterator[_Job]:
+        for chunk in _chunks(pairs, batch_size, known):
+            waiting.append(chunk)
+            yield chunk[1]
 
     loader = DataLoader(
-        _Images(preprocessing, max_pixels, stored),
-        batch_sampler=jobs(),  # any iterable of lists serves, and indices may be anything
+        images,
+        batch_sampler=jobs(),  # type: ignore[arg-type]  # any iterable serves, and indices may be anything
         num_workers=workers,
         collate_fn=identity_collate,
         multiprocessing_context=worker_context() if workers else None,
         worker_init_fn=worker_start() if workers else None,
     )
-    return _collect(iter(loader), waiting)
+    return _collect(iter(loader), waiting, images)
 
 
 def decode_image(data: bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -187,32 +191,36 @@ def read_thumbnail(image: Path | bytes, side: int) -> Image.Image:
 
 
 def open_bytes(image: Path | bytes) -> bytes:
-    """Return the encoded image.
+    """Return the encoded image; a store names a file whose name is not UTF-8 in another way.
 
     Raises:
         ImageError: the file cannot be read, or is larger than any image.
     """
-    if isinstance(image, bytes):
-        return image
+    return image if isinstance(image, bytes) else _read_file(str(image))
+
+
+def name_of(image: Path | bytes) -> str:
+    """Return the name of an image's file; "" if it has none."""
+    return "" if isinstance(image, bytes) else image.name
+
+
+def _read_file(name: str) -> bytes:
     try:
-        status = os.stat(image)
+        name = file_named(name)
+        status = os.stat(name)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ImageError("not a regular file")  # a pipe would be waited for
         if status.st_size > MAX_IMAGE_BYTES:
             size, most = status.st_size / 2**20, MAX_IMAGE_BYTES / 2**20
             raise ImageError(f"{size:,.0f} MiB, more than the bound of {most:,.0f}")
-        return image.read_bytes()
+        with open(name, "rb", buffering=0) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("file not found") from error
     except OSError as error:
         raise ImageError(f"file cannot be read ({error.strerror})") from error
     except ValueError as error:  # a path that no system call takes
         raise ImageError("file not found") from error
-
-
-def name_of(image: Path | bytes) -> str:
-    """Return the name of an image's file; "" if it has none."""
-    return "" if isinstance(image, bytes) else image.name
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
@@ -269,62 +277,119 @@ def content_key(content_hash: str) -> int:
     return int(keys_of([content_hash])[0, 0])
 
 
+_GOOD, _BAD, _UNCHANGED, _STORED = range(4)
+
+
 class _Job(NamedTuple):
-    image: Path | bytes
-    known: int
+    """Images that one worker reads."""
+
+    images: list[str | bytes]  # names of files, or encoded images
+    known: list[int]  # as `read_batches` got them
 
 
-class _Outcome(NamedTuple):
-    hash: str
-    reason: str  # empty if the image is good
-    is_unchanged: bool = False
-    is_stored: bool = False
+class _Result(NamedTuple):
+    """What a worker made of the first B images of a job, often all; few objects, for they go through a pipe."""
+
+    pixels: Tensor | None  # of the good ones; None if there are none, because a tensor takes long to send
+    kinds: bytes  # (B,) one of the above each
+    digests: bytes  # of 16 bytes each, zeros for a bad one
+    reasons: list[str]  # of the bad ones, in their order
 
 
-class _Images(Dataset[tuple[Tensor, list[_Outcome]]]):
-    """Images by their jobs, a batch at a time: what runs in the workers."""
+def _chunks(
+    pairs: Iterable[Pair], batch_size: int, known: Callable[[Sequence[str]], Sequence[int]] | None
+) -> Iterator[tuple[list[Pair], _Job]]:
+    """Yield `batch_size` pairs with their job; more and more in a long run, if they are files and known.
 
-    def __init__(self, preprocessing: Preprocessing, max_pixels: int, stored: SortedKeys | None) -> None:
+    To send a job takes longer than to read some small files, and those that are known need not be decoded. In a short
+    run every worker gets some.
+    """
+    rest, num_blocks = iter(pairs), 0
+    chunk: list[Pair] = []
+    job = _Job([], [])
+    while block := list(islice(rest, batch_size)):
+        contents = known([pair.id for pair in block]) if known else [-1] * len(block)
+        chunk += block
+        job.images.extend(pair.image if isinstance(pair.image, bytes) else str(pair.image) for pair in block)
+        job.known.extend(contents)
+        num_blocks += 1
+        is_long = len(chunk) >= batch_size * min(_MOST_BLOCKS, num_blocks // _BLOCKS_BEFORE)
+        if is_long or -1 in contents or any(isinstance(pair.image, bytes) for pair in block):
+            yield chunk, job
+            chunk, job = [], _Job([], [])
+    if chunk:
+        yield chunk, job
+
+
+class _Images(Dataset[_Result]):
+    """Images by their jobs: what runs in the workers."""
+
+    def __init__(
+        self, preprocessing: Preprocessing, max_pixels: int, stored: SortedKeys | None, batch_size: int
+    ) -> None:
         self.preprocessing = preprocessing
         self.max_pixels = max_pixels
         self.stored = stored  # every worker gets a copy, and a million take 24 MB
+        self.batch_size = batch_size
 
-    def __getitems__(self, jobs: list[_Job]) -> tuple[Tensor, list[_Outcome]]:
-        images: list[Tensor] = []
-        outcomes = [self._decode(job, images) for job in jobs]
-        if not images:
-            images_of_none = torch.empty(0, 3, *self.preprocessing.image_size, dtype=torch.uint8)
-            return images_of_none, outcomes
-        return torch.stack(images), outcomes
+    def __getitems__(self, job: _Job) -> _Result:
+        """Read a job's images until `batch_size` of them are good."""
+        kinds, digests = bytearray(), bytearray()
+        pixels: list[Tensor] = []
+        reasons: list[str] = []
+        for image, known in zip(*job, strict=True):
+            digest = bytes(_DIGEST_BYTES)
+            try:
+                data = image if isinstance(image, bytes) else _read_file(image)
+                content = blake2b(data, digest_size=_DIGEST_BYTES)
+                kind = self._kind(content.hexdigest(), known)
+                if kind == _GOOD:
+                    pixels.append(self._decode(data, "" if isinstance(image, bytes) else os.path.basename(image)))
+                digest = content.digest()
+            except ImageError as error:
+                kind = _BAD
+                reasons.append(str(error))
+            kinds.append(kind)
+            digests += digest
+            if len(pixels) == self.batch_size:
+                break
+        return _Result(torch.stack(pixels) if pixels else None, bytes(kinds), bytes(digests), reasons)
 
-    def _decode(self, job: _Job, images: list[Tensor]) -> _Outcome:
-        try:
-            data = open_bytes(job.image)
-            content_hash = blake2b(data, digest_size=16).hexdigest()
-            key = keys_of([content_hash])
-            if int(key[0, 0]) == job.known:
-                return _Outcome(content_hash, "", is_unchanged=True)
-            if self.stored is not None and self.stored.find(key)[0] >= 0:
-                return _Outcome(content_hash, "", is_stored=True)
-            image = decode_image(data, name=name_of(job.image), max_pixels=self.max_pixels)
-            images.append(self.preprocessing.resize(image))
-        except ImageError as error:
-            return _Outcome("", str(error))
-        return _Outcome(content_hash, "")
+    def _kind(self, content_hash: str, known: int) -> int:
+        if content_key(content_hash) == known:
+            return _UNCHANGED
+        is_stored = self.stored is not None and self.stored.find(keys_of([content_hash]))[0] >= 0
+        return _STORED if is_stored else _GOOD
+
+    def _decode(self, data: bytes, name: str) -> Tensor:
+        return self.preprocessing.resize(decode_image(data, name=name, max_pixels=self.max_pixels))
 
 
-def _collect(results: Iterator[tuple[Tensor, list[_Outcome]]], waiting: deque[list[Pair]]) -> Iterator[Batch]:
-    for images, outcomes in results:
-        batch = Batch(images, [], [], [], [], [])
-        for pair, outcome in zip(waiting.popleft(), outcomes, strict=True):
-            if outcome.reason:
-                path = str(pair.image) if isinstance(pair.image, Path) else pair.id
-                batch.skipped.append(Skipped(pair.id, path, outcome.reason))
-            elif outcome.is_unchanged:
-                batch.unchanged.append((pair, outcome.hash))
-            elif outcome.is_stored:
-                batch.stored.append((pair, outcome.hash))
-            else:
-                batch.pairs.append(pair)
-                batch.hashes.append(outcome.hash)
-        yield batch
+def _collect(results: Iterator[_Result], waiting: deque[tuple[list[Pair], _Job]], images: _Images) -> Iterator[Batch]:
+    no_pixels = torch.empty(0, 3, *images.preprocessing.image_size, dtype=torch.uint8)
+    for result in results:
+        pairs, job = waiting.popleft()
+        done = len(result.kinds)
+        yield _batch(pairs[:done], result, no_pixels)
+        while done < len(pairs):  # many known files have changed: what does not fit into a batch is read here
+            result = images.__getitems__(_Job(job.images[done:], job.known[done:]))
+            yield _batch(pairs[done : done + len(result.kinds)], result, no_pixels)
+            done += len(result.kinds)
+
+
+def _batch(pairs: list[Pair], result: _Result, no_pixels: Tensor) -> Batch:
+    batch = Batch(no_pixels if result.pixels is None else result.pixels, [], [], [], [], [])
+    written, bad, width = result.digests.hex(), iter(result.reasons), 2 * _DIGEST_BYTES
+    for place, (pair, kind) in enumerate(zip(pairs, result.kinds, strict=True)):
+        content_hash = written[place * width : (place + 1) * width]
+        if kind == _UNCHANGED:
+            batch.unchanged.append((pair, content_hash))
+        elif kind == _STORED:
+            batch.stored.append((pair, content_hash))
+        elif kind == _GOOD:
+            batch.pairs.append(pair)
+            batch.hashes.append(content_hash)
+        else:
+            path = str(pair.image) if isinstance(pair.image, Path) else pair.id
+            batch.skipped.append(Skipped(pair.id, path, next(bad)))
+    return batch

@@ -24,19 +24,22 @@ from lamplit.data.columns import (
 from lamplit.data.folders import choose_files, find_tables, loose_tables, named, tables_beside
 from lamplit.data.groups import ImageRow
 from lamplit.data.hub import HubRows
-from lamplit.data.image_files import is_image, walk
+from lamplit.data.image_files import is_image, is_lance, walk
 from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
 from lamplit.data.readers import READ_ERRORS, TABLE_SUFFIXES, suffix_of
 from lamplit.data.sidecars import Sidecars, last_ending
 from lamplit.data.skipped import BadRows, Skipped
 from lamplit.data.splits import refuse_split, split_of
 from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
-from lamplit.data.tars import TarSamples, text_names
+from lamplit.data.tars import TarSample, TarSamples, text_names
+from lamplit.data.units import Parts, even_cuts, file_names, tar_cuts
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 
+_SAMPLE_BYTES = 2048  # of a tar: two headers, and a text
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One image and its texts.
 
@@ -68,6 +71,7 @@ class Pairs:
         root: the folder that ids and files are under; None for archives and the hub.
         notes: what a reader of the source should know, in plain sentences, each once; more may come while it is read.
         problems: parts that could not be used, such as a shard that was cut off; they come while it is read.
+        parts: how to read it in parts; None if it is one stream.
 
     Example:
         >>> pairs = lamplit.read_pairs("photos/")
@@ -82,6 +86,7 @@ class Pairs:
     root: Path | None = None
     notes: list[str] = field(default_factory=list, compare=False)
     problems: list[Skipped] = field(default_factory=list, compare=False)
+    parts: Parts | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
         try:
@@ -134,6 +139,12 @@ def read_pairs(
     path = Path(name).expanduser()
     wanted = ColumnNames(image_column, text_column, need_images)
     try:
+        if is_lance(path):
+            raise PairsError(
+                f"{name} is a table of Lance, such as a store is, and holds no image files. A store need not be "
+                f"embedded; vectors of other software become one with: lamplit import {name} --image-tower NAME --out "
+                "ANOTHER.lance"
+            )
         if path.is_dir():
             return _open_folder(name, path.absolute(), wanted, split)
         if files := _expand(str(path)):
@@ -185,8 +196,13 @@ def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNa
     refuse_split(name, split)
     notes: list[str] = []
     problems: list[Skipped] = []
-    read = partial(_images, folder, images, Sidecars(notes, problems))
-    pairs = Pairs(name, len(images), None, (), read, folder, notes, problems)
+    read = partial(_images, folder, Sidecars(notes, problems))
+    parts = Parts(
+        len(images), len(images), partial(even_cuts, len(images)),
+        lambda start, stop: [str(folder), *map(str, images[start:stop])],
+        lambda start, stop: read(images[start:stop]),
+    )  # fmt: skip
+    pairs = Pairs(name, len(images), None, (), partial(read, images), folder, notes, problems, parts)
     return _left_out(pairs, "as a folder of images", [*tars, *loose])
 
 
@@ -227,9 +243,15 @@ def _open_tables(
         subject, verb = ("1 image", "is") if len(unnamed) == 1 else (f"{len(unnamed):,} images", "are")
         said = f"{subject} below {name} {verb} not named by {tables} and {verb} left out: {named(unnamed)}"
         table.notes.append(said)
+    parts = Parts(
+        table.num_rows, table.num_rows, partial(even_cuts, table.num_rows),
+        lambda start, stop: file_names(table.files(start, stop), start, stop),
+        lambda start, stop: _pairs(table.read(start, stop), unique=table.is_grouped),
+    )  # fmt: skip
     return Pairs(
         name, table.count, table.image or None, table.texts,
         lambda: _pairs(table, unique=table.is_grouped), table.root, table.notes, table.problems,
+        parts if table.has_steady_ids else None,
     )  # fmt: skip
 
 
@@ -265,7 +287,7 @@ def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
     seen: dict[str, int] = {}
     for row in rows:  # a row's number is no other's
         is_new = unique or not isinstance(row.image, Path)
-        yield Pair(row.id if is_new else _unique(row.id, seen), *row[1:])
+        yield Pair(row.id if is_new else _unique(row.id, seen), row.image, row.texts, row.metadata, row.not_kept)
 
 
 def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
@@ -287,7 +309,7 @@ def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
     rows = [{last_ending(name): cell for name, cell in sample.cells.items()} | sample.cells for sample in first]
     texts = find_text_columns(name, rows, wanted.text, ("txt", *TEXT_COLUMNS))
 
-    def read() -> Iterator[Pair]:
+    def read(samples: Iterable[TarSample]) -> Iterator[Pair]:
         seen: dict[str, int] = {}
         for sample in samples:
             names = text_names(sample, texts)
@@ -300,10 +322,17 @@ def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
                 continue
             yield Pair(name, sample.image, captions, metadata_cells(sample.cells, names))
 
-    return Pairs(name, None, wanted.image, texts, read, notes=notes, problems=problems)
+    sample_bytes = sum(len(sample.image) + _SAMPLE_BYTES for sample in first) // len(first)
+    parts = Parts(
+        len(files), sum(file.stat().st_size for file in files) // sample_bytes, partial(tar_cuts, files, sample_bytes),
+        lambda start, stop: file_names(files[start:stop]), lambda start, stop: read(samples.of(files[start:stop])),
+    )  # fmt: skip
+    return Pairs(
+        name, None, wanted.image, texts, partial(read, samples), notes=notes, problems=problems, parts=parts
+    )  # fmt: skip
 
 
-def _images(folder: Path, files: Sequence[PurePath], sidecars: Sidecars) -> Iterator[Pair]:
+def _images(folder: Path, sidecars: Sidecars, files: Sequence[PurePath]) -> Iterator[Pair]:
     return (_image(folder, file, sidecars) for file in files)
 
 
@@ -336,6 +365,8 @@ def _unique(name: str, seen: dict[str, int]) -> str:
 
 def _valid(pair: Pair) -> Pair:
     """Make the id, the texts and the metadata valid Unicode; the image's file keeps its name and opens."""
+    if pair.id.isascii() and not pair.metadata and all(map(str.isascii, pair.texts)):
+        return pair  # nothing to do, most often
     return Pair(
         valid_id(pair.id),
         pair.image,

@@ -6,12 +6,12 @@ rows: its JSON reader fails if a column is null for the first 10 MB, and parses 
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import accumulate, islice, repeat
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from lamplit.data.annotations import read_annotations
 from lamplit.data.columns import Cells
 from lamplit.data.delimited import DelimitedFile, require_distinct
 from lamplit.data.encodings import Encoding, find_encoding, open_text
+from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import BadRows
 from lamplit.errors import kind_of
 
@@ -51,8 +52,8 @@ class TableFile(Protocol):
     def names(self) -> list[str]:
         """List the columns, of JSON those that the first rows have."""
 
-    def rows(self) -> Iterator[Cells]:
-        """Yield the rows; a ValueError says that the file is damaged, or that its columns have no distinct names."""
+    def rows(self, start: int = 0) -> Iterator[Cells]:
+        """Yield the rows from `start` on; a ValueError says that the file is damaged, or two columns have one name."""
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column, None where a row lacks it."""
@@ -122,14 +123,18 @@ class _Parquet:
     def names(self) -> list[str]:
         return list(parquet.read_schema(self.file).names)
 
-    def rows(self) -> Iterator[Cells]:
+    def rows(self, start: int = 0) -> Iterator[Cells]:
         with open_parquet(self.file) as opened:
             require_distinct(opened.schema_arrow.names)
             groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
             row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
             batch_rows = min(_MAX_BATCH_ROWS, max(1, _MAX_BATCH_BYTES // max(1, row_bytes)))
-            for batch in opened.iter_batches(batch_rows):
-                yield from to_rows(batch)
+            ends = list(accumulate(group.num_rows for group in groups))
+            skipped = bisect_right(ends, start)  # groups that end before it are not read
+            start -= ends[skipped - 1] if skipped else 0
+            for batch in opened.iter_batches(batch_rows, row_groups=range(skipped, len(groups))):
+                yield from to_rows(batch.slice(start))
+                start = max(0, start - batch.num_rows)
 
     def column(self, name: str) -> Iterator[Any]:
         with open_parquet(self.file) as opened:
@@ -156,10 +161,11 @@ class _Arrow:
     def names(self) -> list[str]:
         return next((list(batch.schema.names) for batch in self._batches()), [])
 
-    def rows(self) -> Iterator[Cells]:
+    def rows(self, start: int = 0) -> Iterator[Cells]:
         for batch in self._batches():
             require_distinct(batch.schema.names)
-            yield from to_rows(batch)
+            yield from to_rows(batch.slice(start))
+            start = max(0, start - batch.num_rows)
 
     def column(self, name: str) -> Iterator[Any]:
         for batch in self._batches():
@@ -208,8 +214,8 @@ class _Listed:
     def names(self) -> list[str]:
         return _names_of(self.rows())
 
-    def rows(self) -> Iterator[Cells]:
-        yield from self.read()
+    def rows(self, start: int = 0) -> Iterator[Cells]:
+        yield from self.read()[start:]
 
     def column(self, name: str) -> Iterator[Any]:
         return (row.get(name) for row in self.read())
@@ -231,12 +237,15 @@ class _JsonLines:
     def names(self) -> list[str]:
         return _names_of(self.rows())
 
-    def rows(self) -> Iterator[Cells]:
+    def rows(self, start: int = 0) -> Iterator[Cells]:
+        return islice(self._rows(), start, None)
+
+    def _rows(self) -> Iterator[Cells]:
         with open_text(self.file, self.encoding) as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    row = json.loads(line) if line.strip() else None
-                except (ValueError, RecursionError) as error:
+                    row = parse_json(line) if line.strip() else None
+                except ValueError as error:
                     self.bad.add(number, f"this is not JSON ({error})")
                     continue
                 if isinstance(row, dict):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import normalize
 
 from lamplit.data.columns import TEXT_COLUMNS, Cells, strip, text_cells
 from lamplit.data.encodings import decode_text
+from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import Skipped
 
 TEXT_ENDINGS = frozenset(("txt", "text", "caption", "title", "transcript", "cls", "id"))
@@ -53,8 +55,8 @@ class Sidecars:
         if last_ending(name) != "json":
             return {name: text}
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):  # one bad sidecar among a million ends nothing
+            value = parse_json(text)
+        except ValueError:  # one bad sidecar among a million ends nothing
             return {name: text}
         if isinstance(value, dict):
             return value
@@ -63,11 +65,11 @@ class Sidecars:
     def read_beside(self, image: Path) -> tuple[tuple[str, ...], Cells]:
         """Return the texts and the further cells that stand beside an image's file.
 
-        Texts are the lines of the same-named `.txt`; without one, the first usual column of texts in the same-named
-        `.json`. The rest of that object is metadata.
+        Texts are the lines of the same-named `.txt` (or `.TXT`, as it often lies beside `a.JPG`); without one, the
+        first usual column of texts in the same-named `.json`. The rest of that object is metadata.
         """
-        captions = self._read(image.with_suffix(".txt"), MAX_TEXT_BYTES, is_said=True)
-        table = self._read(image.with_suffix(".json"), MAX_JSON_BYTES, is_said=False)
+        captions = self._read(image, ".txt", MAX_TEXT_BYTES, is_said=True)
+        table = self._read(image, ".json", MAX_JSON_BYTES, is_said=False)
         texts = strip(captions["txt"].splitlines()) if captions is not None else ()
         if table is None:
             return texts, {}
@@ -80,19 +82,30 @@ class Sidecars:
         if not any(note.startswith(kind) for note in self._notes):
             self._notes.append(f"{kind}, such as {example}")
 
-    def _read(self, file: Path, most: int, *, is_said: bool) -> Cells | None:
+    def _read(self, image: Path, suffix: str, most: int, *, is_said: bool) -> Cells | None:
         """Read a file of at most so many bytes; None if there is none. `is_said`: a larger one is a problem."""
+        file = image.with_suffix(suffix)
         try:
-            if not file.is_file():
+            found = next(filter(Path.is_file, _names_beside(image, suffix)), None)
+            if found is None:
                 return None
+            file = found
             if (size := file.stat().st_size) <= most:
-                return self.cells(file.suffix[1:], file.read_bytes(), file=file.name)
+                return self.cells(suffix[1:], file.read_bytes(), file=file.name)
             reason = f"{size / 2**20:,.0f} MiB, more than the bound of {most / 2**20:,.0f}" if is_said else ""
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
         if reason and not any(problem.path == str(file) for problem in self._problems):
             self._problems.append(Skipped(file.name, str(file), reason))
         return None
+
+
+def _names_beside(image: Path, suffix: str) -> Iterator[Path]:
+    """Yield what a file beside an image may be called, where capitals or the form of Unicode may differ."""
+    yield image.with_suffix(suffix)
+    yield image.with_suffix(suffix.upper())
+    if not image.stem.isascii():
+        yield from (image.with_name(normalize(form, image.stem) + suffix) for form in ("NFC", "NFD"))
 
 
 def _is_text(value: object) -> bool:

@@ -54,17 +54,19 @@ class SortedKeys(NamedTuple):
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Return where some keys stood, (K,), -1 for those that are not there."""
         places = np.full(len(keys), -1, np.int64)
+        if not len(self):
+            return places
         at = np.searchsorted(self.first, keys[:, 0])
-        left = np.arange(len(keys))
-        while True:  # a second turn only where two keys have one first half
-            left = left[at[left] < len(self.first)]
-            left = left[self.first[at[left]] == keys[left, 0]]
-            if not len(left):
-                return places
+        at[at == len(self)] = 0  # where the first half is another, as the largest is smaller
+        left = np.flatnonzero(self.first[at] == keys[:, 0])
+        while len(left):  # a second turn only where two keys have one first half
             is_same = self.second[at[left]] == keys[left, 1]
             places[left[is_same]] = self.places[at[left[is_same]]]
             left = left[~is_same]
             at[left] += 1
+            left = left[at[left] < len(self)]
+            left = left[self.first[at[left]] == keys[left, 0]]
+        return places
 
 
 class KeySet:

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import UsageError
-from lamplit.files import safetensors_errors
 
 FILE = "split.safetensors"
 FORMAT = 1
@@ -80,11 +78,20 @@ class SplitRecord:
         return type(self).make(self.text_column, captions, contents)
 
     def write(self, file: Path) -> None:
-        """Write the record to a file."""
-        # One key: safetensors writes several in an order of its own, and a resumed run ends in the same bytes.
-        described = {"lamplit": json.dumps({"format": FORMAT, "text_column": self.text_column})}
-        with safetensors_errors(file):
-            save_file(dict(self._arrays), file, described)
+        """Write the record to a file of safetensors, array by array: the library would hold two copies of all."""
+        header: dict[str, Any] = {
+            "__metadata__": {"lamplit": json.dumps({"format": FORMAT, "text_column": self.text_column})}
+        }
+        end = 0
+        for name, array in sorted(self._arrays.items()):
+            begin, end = end, end + array.nbytes
+            header[name] = {"dtype": "U64", "shape": list(array.shape), "data_offsets": [begin, end]}
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        with open(file, "wb") as out:
+            out.write(len(encoded).to_bytes(8, "little") + encoded)
+            for _, array in sorted(self._arrays.items()):
+                out.write(np.ascontiguousarray(array, "<u8").data)
 
     def captions(self, part: Part) -> Hashes:
         """Hashes of the distinct captions of a part, ascending: (M,)."""

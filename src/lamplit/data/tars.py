@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +73,11 @@ class TarSamples:
         self._sidecars, self._problems = Sidecars(notes, problems), problems
 
     def __iter__(self) -> Iterator[TarSample]:
-        for file in self._files:
-            yield from self._samples_of(file)
+        return self.of(self._files)
+
+    def of(self, files: Sequence[Path]) -> Iterator[TarSample]:
+        """Yield the samples of some of the tars."""
+        return chain.from_iterable(map(self._samples_of, files))
 
     def _samples_of(self, file: Path) -> Iterator[TarSample]:
         count, reason = 0, ""

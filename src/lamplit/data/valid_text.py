@@ -8,6 +8,7 @@ from typing import Any
 
 # Half of a character of two UTF-16 units, as scraped JSON has it and as Python reads names that are not UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # as `valid_id` writes a byte that is not UTF-8
 
 
 def valid_text(text: str) -> str:
@@ -33,6 +34,18 @@ def valid_id(name: str) -> str:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # surrogates that stand for no byte
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def file_named(name: str) -> str:
+    r"""Return the name of a file that `valid_id` named: the name itself, if there is such a file.
+
+    Example:
+        >>> file_named("a\\xff1.png")
+        'a\udcff1.png'
+    """
+    if "\\x" not in name or os.name == "nt" or os.path.lexists(name):
+        return name
+    return os.fsdecode(_ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(name)))
 
 
 def valid_value(value: Any) -> Any:

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -23,8 +24,11 @@ def identity_collate(batch: Any) -> Any:
     return batch
 
 
-def worker_context() -> multiprocessing.context.BaseContext:
+def worker_context(*modules: str) -> multiprocessing.context.BaseContext:
     """Return how workers are started: never forked from a process with threads.
+
+    Args:
+        modules: what they all import, whose memory they share; it starts no thread that they need.
 
     Raises:
         UsageError: the folder for temporary files has a name too long for the sockets that workers are reached by.
@@ -33,7 +37,7 @@ def worker_context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # First what takes the sockets away if this process is killed; then torch, once and not in each worker.
-    context.set_forkserver_preload(["lamplit.data.fork_server", "lamplit.data.images"])
+    context.set_forkserver_preload(["lamplit.data.fork_server", "lamplit.data.images", *modules])
     resource_tracker.ensure_running()  # takes a moment, in which a folder would lie there that nobody removes
     os.environ[FOLDER] = multiprocessing.util.get_temp_dir()
     try:
@@ -62,6 +66,7 @@ def start_worker(main_folder: str, _worker: int) -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the others
     # Torch watches the process that forked this one: the fork server, which waits for its workers to end, and
     # so would outlive a killed main process together with them.
     threading.Thread(target=_end_with_main_process, args=(main_folder,), daemon=True).start()

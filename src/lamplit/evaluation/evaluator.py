@@ -20,9 +20,10 @@ from lamplit.metrics import scoring
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.metrics.results import Result
 from lamplit.model import LiT, as_model
+from lamplit.store.column_types import as_text
 from lamplit.store.embedding import open_source
 from lamplit.store.lance_store import Store
-from lamplit.zeroshot.class_list import ClassList
+from lamplit.zeroshot.class_list import ClassList, index_labels
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
@@ -60,7 +61,8 @@ def evaluate(
             it was not tuned on; and all if it was tuned on other pairs. The model knows pairs by their content, so the
             source may have been moved, copied, grown or pruned. The results say which it was.
         text_column: column with the texts, for retrieval; by default the one that was tuned on, or else `texts`.
-        label_column: column with the class names, for zero-shot classification.
+        label_column: column with the class names, for zero-shot classification; or with their places in
+            `class_names`, from 0.
         class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
             default all that the label column has.
         templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`.
@@ -138,7 +140,7 @@ class _Asked:
                 raise UsageError(no_captions_left(model, store))
             if not results:
                 raise UsageError(
-                    f"{store.path} has no texts in column {self.text_column!r} and no --label-column was given; its "
+                    f"{name} has no texts in column {self.text_column!r} and no --label-column was given; its "
                     f"columns are: {', '.join(store.metadata_columns) or 'none'}"
                 )
         for note in said:
@@ -186,15 +188,17 @@ class _StoreEvaluation:
         thumbnails: bool,
     ) -> Result:
         """Measure zero-shot classification on the images that have a label."""
-        column = [None if label is None else str(label) for label in self.store.column(label_column)]
+        column = [None if label is None else as_text(label) for label in self.store.column(label_column)]
         distinct = sorted({label for label in column if label})
         if not distinct:
-            raise StoreError(f"column {label_column!r} of {self.store.path} is empty")
+            raise StoreError(f"column {label_column!r} of {self.source} is empty")
         classes = _as_class_list(self.model, class_names or distinct, templates)
+        number, notes = index_labels(classes.names, distinct)
+        if class_names is None and all(label.isdecimal() for label in distinct):
+            notes = [f"the classes are called by numbers ({distinct[0]}), which no model reads; give their names"]
         subject = self._subject(
-            label_column, words=f"column {label_column}", templates=list(classes.templates), notes=list(self.said)
+            label_column, words=f"column {label_column}", templates=list(classes.templates), notes=[*self.said, *notes]
         )  # fmt: skip
-        number = {name: i for i, name in enumerate(classes.names)}
         if unknown := [label for label in distinct if label not in number]:
             raise StoreError(f"column {label_column!r} has classes that were not given: {', '.join(unknown[:10])}")
         labelled = [(row, (number[label],)) for row, label in enumerate(column) if label]
@@ -218,10 +222,11 @@ class _StoreEvaluation:
     def _subject(self, column: str, *, words: str, split: str = "", **protocol: Any) -> Subject:
         preprocessing = self.store.tower.preprocessing
         prepared = preprocessing.in_words() if preprocessing else "unknown, vectors were imported"
+        where = Path(self.source).absolute()  # two stores may have one name, seen from two folders
         return Subject(
             self.metadata, Path(self.source).stem, self.source, "own",
             {"preprocessing": prepared, "split": words, **protocol},
-            source=self.source, split=split, column=column, skipped=self.skipped,
+            source=str(where) if where.exists() else self.source, split=split, column=column, skipped=self.skipped,
         )  # fmt: skip
 
 

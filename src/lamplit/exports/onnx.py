@@ -23,7 +23,7 @@ from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
 from lamplit.store.backends import TOLERANCE
 from lamplit.towers.loading import quiet_logging
-from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
+from lamplit.towers.onnx_files import import_onnxruntime, onnx_errors, open_onnx, write_onnx
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 
@@ -199,6 +199,7 @@ def _write_int8(model: LiT, folder: Path, sample: Sample) -> dict[str, Any]:
 
 def _quantize(file: Path) -> Path | None:
     """Round the weights of matrix products and embeddings to int8; None if that saves too little."""
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     small = file.with_suffix(".int8.onnx")

@@ -22,7 +22,7 @@ from lamplit.files import replacing
 from lamplit.model import LiT, load
 from lamplit.store.backends import TOLERANCE
 from lamplit.towers.loading import quiet_logging
-from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config
+from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config, saved_folder
 from lamplit.towers.texts.word_reader import WordReader, map_weights, open_words, seal
 from lamplit.unit_vectors import as_array
 
@@ -47,8 +47,10 @@ def write_words(folder: str | Path) -> bool:
     Raises:
         UsageError, TowerError: as `load`.
     """
-    folder = Path(folder)
-    file = folder / TEXT_GRAPH
+    saved = saved_folder(folder)
+    if saved is None:
+        return False
+    folder, file = saved, saved / TEXT_GRAPH
     if not (folder / TEXT_TOWER).is_file() or not os.access(folder, os.W_OK):
         return False
     if file.is_file() and (file.stat().st_size == 0 or open_words(folder) is not None):

@@ -11,8 +11,9 @@ Notable features:
 - Rows that share an image or a caption are positives of each other (positives.py). Their logits are float64, too, and
   never pass through the sums over others.
 - Every sum has a fixed order: results are the same to the last bit in every run.
+- Each of several processes can take the share that belongs to its texts (shares.py).
 
-Shapes: B pairs, D width.
+Shapes: B pairs, D width; b of the pairs have their texts here, in a process of its own all B.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lamplit.errors import UsageError, kind_of
-from lamplit.losses.positives import Positives, PositiveSums, find_positives
+from lamplit.losses.positives import Peers, Positives, PositiveSums, find_positives
 from lamplit.losses.tiles import Gradients, Tiles, add_up
 
 _LN2 = math.log(2)  # tiles hold logits in units of it
@@ -64,9 +65,9 @@ def softmax_loss(
         >>> loss = lamplit.softmax_loss(zimg, ztxt, model.logit_multiplier)
         >>> loss.backward()
     """
-    zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
-    positives = _shared_positives(zimg, image_ids, text_ids)
-    loss: Tensor = _run_uncompiled(_SoftmaxLoss, *_gradient_side_last(zimg, ztxt), scale, positives)
+    zimg, ztxt, scale = prepare(zimg, ztxt, logit_scale)
+    positives = shared_positives(zimg, image_ids, text_ids)
+    loss: Tensor = run_uncompiled(SoftmaxLoss, *_gradient_side_last(zimg, ztxt), scale, positives, None)
     return loss
 
 
@@ -101,32 +102,37 @@ def sigmoid_loss(
         >>> loss = lamplit.sigmoid_loss(zimg, ztxt, model.logit_multiplier, bias)
         >>> loss.backward()
     """
-    zimg, ztxt, scale = _prepare(zimg, ztxt, logit_scale)
-    _require_tensors(logit_bias=logit_bias)
+    zimg, ztxt, scale = prepare(zimg, ztxt, logit_scale)
+    require_tensors(logit_bias=logit_bias)
     bias = logit_bias.reshape(()).to(zimg.dtype)
-    positives = _shared_positives(zimg, image_ids, text_ids)
-    loss: Tensor = _run_uncompiled(_SigmoidLoss, *_gradient_side_last(zimg, ztxt), scale, bias, positives)
+    positives = shared_positives(zimg, image_ids, text_ids)
+    loss: Tensor = run_uncompiled(SigmoidLoss, *_gradient_side_last(zimg, ztxt), scale, bias, positives)
     return loss
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # no compiler of torch follows tiles written in place
-def _run_uncompiled(function: type[torch.autograd.Function], *inputs: Tensor | Positives | None) -> Any:
+def run_uncompiled(function: type[torch.autograd.Function], *inputs: Tensor | Positives | Peers | None) -> Any:
+    """Call a loss."""
     return function.apply(*inputs)
 
 
-def _prepare(zimg: Tensor, ztxt: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(
+    zimg: Tensor, ztxt: Tensor, logit_scale: Tensor, *, is_share: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Check the shapes; give all three one type of at least float32."""
-    _require_tensors(zimg=zimg, ztxt=ztxt, logit_scale=logit_scale)
-    if zimg.ndim != 2 or zimg.shape != ztxt.shape or len(zimg) == 0:
-        raise UsageError(
-            f"the loss got vectors of shapes {tuple(zimg.shape)} and {tuple(ztxt.shape)}; "
-            "it needs one image and one text per row: two matrices of the same shape (B, D), B > 0"
-        )
+    require_tensors(zimg=zimg, ztxt=ztxt, logit_scale=logit_scale)
+    fits = zimg.ndim == ztxt.ndim == 2 and zimg.shape[1] == ztxt.shape[1] and 0 < len(ztxt) <= len(zimg)
+    if not fits or (len(ztxt) < len(zimg) and not is_share):
+        shapes = f"the loss got vectors of shapes {tuple(zimg.shape)} and {tuple(ztxt.shape)}; it needs"
+        if is_share:
+            raise UsageError(f"{shapes} some of the texts of all images: (B, D) and (b, D), 0 < b <= B")
+        raise UsageError(f"{shapes} one image and one text per row: two matrices of the same shape (B, D), B > 0")
     dtype = torch.promote_types(torch.promote_types(zimg.dtype, ztxt.dtype), torch.float32)
     return zimg.to(dtype), ztxt.to(dtype), logit_scale.reshape(()).to(dtype)
 
 
-def _require_tensors(**inputs: object) -> None:
+def require_tensors(**inputs: object) -> None:
+    """Raise UsageError if something is no tensor."""
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             raise UsageError(f"the loss takes torch tensors; {name} is {kind_of(value)}: give torch.as_tensor({name})")
@@ -137,12 +143,12 @@ def _gradient_side_last(zimg: Tensor, ztxt: Tensor) -> tuple[Tensor, Tensor]:
     return (ztxt, zimg) if zimg.requires_grad and not ztxt.requires_grad else (zimg, ztxt)
 
 
-def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> Positives | None:
+def shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor | None) -> Positives | None:
     """Check the ids; None if no row has other positives than itself."""
     given = []
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if ids is not None:
-            _require_tensors(**{name: ids})
+            require_tensors(**{name: ids})
             if ids.shape != zimg.shape[:1]:
                 raise UsageError(f"{name} has the shape {tuple(ids.shape)}; it needs one id per row: ({len(zimg)},)")
             given.append(ids.detach().to(zimg.device))
@@ -152,30 +158,40 @@ def _shared_positives(zimg: Tensor, image_ids: Tensor | None, text_ids: Tensor |
 # --- Softmax
 
 
-class _SoftmaxLoss(torch.autograd.Function):
+class SoftmaxLoss(torch.autograd.Function):
     """Mean of both directions' cross entropy; each row's target is uniform over its positives."""
 
     @staticmethod
-    def forward(ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, positives: Positives | None) -> Tensor:
+    def forward(
+        ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, positives: Positives | None, peers: Peers | None
+    ) -> Tensor:
+        """Compute the loss, or the share of the texts that are here."""
         tiles = Tiles(zimg, ztxt, scale)
         kept_bytes = _KEPT_BYTES - ztxt.nbytes if any(ctx.needs_input_grad) else 0
         sums, others, shift, kept = _log_sums(tiles, positives, kept_bytes)
+        if peers is not None:
+            others[1] = sums.join(others[1], peers)
         log_positives = sums.logarithms()
         of_others = torch.logaddexp2(others - log_positives, others.new_zeros(()))  # log2(1 + others / positives)
-        losses = sums.excess() + of_others
+        losses = sums.excess()
+        losses[:, sums.here] += of_others[:, sums.here]
+        log_sums = log_positives + of_others
+        if peers is not None:  # of images without a positive here
+            log_sums[1, len(ztxt) :] = torch.logaddexp2(others, log_positives)[1, len(ztxt) :]
         ctx.shift, ctx.kept, ctx.positives, ctx.sums = shift, list(kept), positives, sums
-        ctx.save_for_backward(zimg, ztxt, scale, log_positives + of_others, of_others, *kept.values())
+        ctx.save_for_backward(zimg, ztxt, scale, log_sums, of_others, *kept.values())
         return (add_up(losses) / losses.numel() * _LN2).to(zimg.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients."""
         zimg, ztxt, scale, log_sums, of_others, *powers = ctx.saved_tensors
         kept = dict(zip(ctx.kept, powers, strict=True))
         gradients = Gradients(Tiles(zimg, ztxt, scale), both=ctx.needs_input_grad[0])
         weights = _PositiveWeights(ctx.positives, ctx.sums, torch.expm1(of_others * -_LN2))
         _add_softmax_weights(gradients, log_sums, weights, ctx.shift, kept)
-        return *gradients.times(grad / (2 * len(zimg)), scale), None
+        return *gradients.times(grad / (2 * len(zimg)), scale), None, None
 
 
 class _LogSums(NamedTuple):
@@ -189,8 +205,8 @@ class _LogSums(NamedTuple):
 
 def _log_sums(tiles: Tiles, positives: Positives | None, kept_bytes: int) -> _LogSums:
     shift = _common_shift(tiles)
-    of_positives = PositiveSums(tiles.own_logits(), positives)
-    parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size)  # one from each tile
+    of_positives = PositiveSums(tiles.own_logits(), tiles.size, positives)
+    parts = tiles.ztxt.new_zeros(2, len(tiles.blocks), tiles.size)  # one from each tile
     kept = {}
     num_kept = kept_bytes // (parts.element_size() * tiles.side**2)
 
@@ -201,11 +217,11 @@ def _log_sums(tiles: Tiles, positives: Positives | None, kept_bytes: int) -> _Lo
         found = None if positives is None else positives.in_tile(tiles, j, i, keep=True)
         if found is not None:
             tile[found.texts, found.images] = 0
-            of_positives.add(0, tiles.blocks[j], found.texts, found.logits)
+            of_positives.add(0, tiles.text_blocks[j], found.texts, found.logits)
             of_positives.add(1, tiles.blocks[i], found.images, found.logits)
-        torch.sum(tile, 1, out=parts[0, i, tiles.blocks[j]])
+        torch.sum(tile, 1, out=parts[0, i, tiles.text_blocks[j]])
         torch.sum(tile, 0, out=parts[1, j, tiles.blocks[i]])
-        if i * len(tiles.blocks) + j < num_kept:
+        if i * len(tiles.text_blocks) + j < num_kept:
             kept[j, i] = tile.clone()
 
     tiles.sweep(sum_powers, disjoint=positives is not None)
@@ -213,7 +229,8 @@ def _log_sums(tiles: Tiles, positives: Positives | None, kept_bytes: int) -> _Lo
     # What was rounded to zero is lost: all of it must be nothing beside the sum.
     finfo = torch.finfo(parts.dtype)
     least = tiles.size * finfo.tiny / finfo.eps if tiles.size > 1 else -1.0
-    if bool(((sums > least) & (sums < math.inf)).all()):
+    taken = torch.cat([sums[0, of_positives.here], sums[1]])
+    if bool(((taken > least) & (taken < math.inf)).all()):
         return _LogSums(of_positives, sums.log2_().add_(shift), shift, kept)
     return _LogSums(of_positives, _log_sums_by_maxima(tiles, positives), None, {})
 
@@ -227,7 +244,7 @@ def _common_shift(tiles: Tiles) -> float:
 
 def _log_sums_by_maxima(tiles: Tiles, positives: Positives | None) -> Tensor:
     """Compute the same logarithms of sums where no common shift brings all powers within range."""
-    parts = tiles.ztxt.new_empty(2, len(tiles.blocks), tiles.size, dtype=tiles.wide)
+    parts = tiles.ztxt.new_full((2, len(tiles.blocks), tiles.size), -math.inf, dtype=tiles.wide)
 
     def sum_powers(spares: list[Tensor], j: int, i: int) -> None:
         tile = tiles.logits(j, i, out=spares[0])
@@ -236,7 +253,7 @@ def _log_sums_by_maxima(tiles: Tiles, positives: Positives | None) -> Tensor:
         found = None if positives is None else positives.in_tile(tiles, j, i, keep=True)
         if found is not None:
             tile[found.texts, found.images] = -math.inf
-        for dim, part in ((1, parts[0, i, tiles.blocks[j]]), (0, parts[1, j, tiles.blocks[i]])):
+        for dim, part in ((1, parts[0, i, tiles.text_blocks[j]]), (0, parts[1, j, tiles.blocks[i]])):
             # The clamp is for a row of nothing but -inf: any finite maximum gives it the sum 0.
             maxima = tile.amax(dim, keepdim=True).clamp_(min=torch.finfo(tile.dtype).min)
             sums = torch.sub(tile, maxima, out=spares[1]).exp2_().sum(dim)
@@ -255,14 +272,15 @@ class _PositiveWeights:
     to_others: Tensor  # (2, B) positives / all - 1
 
     def own(self) -> Tensor:
-        """Of the pairs themselves, (B,)."""
-        return self._weigh(0, slice(None), self.sums.own) + self._weigh(1, slice(None), self.sums.own)
+        """Of the pairs themselves whose texts are here, (b,)."""
+        here, own = self.sums.here, self.sums.own[self.sums.here]
+        return self._weigh(0, here, own) + self._weigh(1, here, own)
 
     def write(self, weights: Tensor, tiles: Tiles, j: int, i: int) -> None:
         """Write those beside the diagonal to a tile of weights."""
         found = None if self.positives is None else self.positives.in_tile(tiles, j, i, keep=True)
         if found is not None:
-            of_texts = self._weigh(0, found.texts + tiles.blocks[j].start, found.logits)
+            of_texts = self._weigh(0, found.texts + tiles.text_blocks[j].start, found.logits)
             of_images = self._weigh(1, found.images + tiles.blocks[i].start, found.logits)
             weights[found.texts, found.images] = (of_texts + of_images).to(weights.dtype)
 
@@ -297,7 +315,7 @@ def _add_softmax_weights(
     own_weights = positives.own().to(dtype)
 
     def add_weights(spares: list[Tensor], j: int, i: int) -> None:
-        texts, images = tiles.blocks[j], tiles.blocks[i]
+        texts, images = tiles.text_blocks[j], tiles.blocks[i]
         tile, weights, _ = spares
         if shift is None:
             tiles.logits(j, i, out=tile)
@@ -319,7 +337,7 @@ def _add_softmax_weights(
 # --- Sigmoid
 
 
-class _SigmoidLoss(torch.autograd.Function):
+class SigmoidLoss(torch.autograd.Function):
     """Mean over images of the sum over texts of -log_sigmoid(±logit), + for positives.
 
     The weights need no sums over rows, so the gradient is ready in the forward pass.
@@ -329,17 +347,18 @@ class _SigmoidLoss(torch.autograd.Function):
     def forward(
         ctx: Any, zimg: Tensor, ztxt: Tensor, scale: Tensor, bias: Tensor, positives: Positives | None
     ) -> Tensor:
+        """Compute the loss, or the share of the texts that are here."""
         tiles = Tiles(zimg, ztxt, scale)
         gradients = Gradients(tiles, both=ctx.needs_input_grad[0]) if any(ctx.needs_input_grad) else None
         offset = float(bias.detach()) / _LN2
         own = tiles.own_logits()
-        losses = own.new_zeros(len(tiles.blocks), len(tiles.blocks))
+        losses = own.new_zeros(len(tiles.text_blocks), len(tiles.blocks))
         weights = torch.zeros_like(losses)
 
         def add_losses(spares: list[Tensor], j: int, i: int) -> None:
             tile = tiles.logits(j, i, out=spares[0]).add_(offset)
             if i == j:
-                tile.diagonal().copy_(-own[tiles.blocks[j]] - offset)
+                tile.diagonal().copy_(-own[tiles.text_blocks[j]] - offset)
             found = None if positives is None else positives.in_tile(tiles, j, i)
             if found is not None:
                 tile[found.texts, found.images] = (-found.logits - offset).to(tile.dtype)
@@ -361,6 +380,7 @@ class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients."""
         return *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors), None
 
 

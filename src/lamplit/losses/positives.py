@@ -3,17 +3,23 @@
 They are found tile by tile, by comparing ids, and only so many are kept: the memory does not grow with their number.
 Their logits are float64, and apart from the others in every sum: a small loss is no difference of large numbers.
 
-Shapes: B pairs.
+Shapes: B pairs; b of them have their texts here, in a process of its own all B.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lamplit.losses.tiles import Tiles
+
+Exchange = Callable[[Tensor], Tensor]  # maps (n,) float64 values of this rank to those of the others, (W - 1, n)
 
 _DENSE = 1 / 32  # from this share of a tile on, the product of the whole tile is faster than single ones
 _KEPT = 2**20  # positives, of 24 bytes each, that are found once
@@ -60,10 +66,11 @@ class Positives:
         return found
 
     def _find(self, tiles: Tiles, j: int, i: int) -> Found | None:
-        texts, images = (self._shared[tiles.blocks[k]].nonzero().squeeze(1) for k in (j, i))
+        blocks = tiles.text_blocks[j], tiles.blocks[i]
+        texts, images = (self._shared[block].nonzero().squeeze(1) for block in blocks)
         same: Tensor | None = None
         for group in self._groups:
-            equal = group[tiles.blocks[j]][texts, None] == group[tiles.blocks[i]][images]
+            equal = group[blocks[0]][texts, None] == group[blocks[1]][images]
             same = equal if same is None else same.logical_or_(equal)
         assert same is not None
         if i == j:
@@ -74,7 +81,7 @@ class Positives:
         texts, images = texts[rows], images[columns]
         if len(rows) > _DENSE * tiles.side**2:
             return Found(texts, images, tiles.wide_logits(j, i)[texts, images])
-        logits = tiles.single_logits(texts + tiles.blocks[j].start, images + tiles.blocks[i].start)
+        logits = tiles.single_logits(texts + blocks[0].start, images + blocks[1].start)
         return Found(texts, images, logits)
 
 
@@ -106,21 +113,55 @@ def _group_sizes(group: Tensor) -> Tensor:
     return group.bincount()[group]
 
 
+@dataclass(frozen=True)
+class Peers:
+    """The other ranks of a loss, to which the images are known in the order of the batch.
+
+    Attributes:
+        order: (B,) row of the batch of each image, in the order of this rank.
+        exchange: returns what the others give, in a fixed order.
+    """
+
+    order: Tensor
+    exchange: Exchange
+
+    def ask(self, values: Tensor, more: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Exchange (B,) values, and of the chosen rows, (B,), more; return (W - 1, B) and (W - 1, number of chosen)."""
+        back = torch.argsort(self.order)
+        received = self.exchange(torch.cat([values[back], more[back][chosen[back]]]))
+        theirs, theirs_chosen = received[:, : len(values)], received[:, len(values) :]
+        spread = received.new_empty(theirs.shape)
+        spread[:, chosen[back]] = theirs_chosen
+        return theirs[:, self.order], spread[:, self.order][:, chosen]
+
+
 class PositiveSums:
     """Sums over the positives of each text and of each image, (2, B) each, of powers of two and of logits.
 
+    Texts that are not here have one positive, of the logit 0, and so no loss; an image begins with none.
+
+    Args:
+        own: logits of the pairs whose texts are here, (b,).
+        size: B.
+        positives: which rows are positives of each other.
+
     Attributes:
-        own: logits of the pairs themselves, (B,).
+        here: the rows whose texts are here.
+        own: logits of the pairs themselves, (B,); 0 where they are not known.
         counts: positives of each row, (B,).
         maxima: largest logits.
         scaled: the sums of powers, over two to the largest.
     """
 
-    def __init__(self, own: Tensor, positives: Positives | None) -> None:
-        self.own = own
-        self.counts = torch.ones_like(own) if positives is None else positives.counts.to(own.dtype)
-        self.maxima = own.expand(2, -1).clone()
+    def __init__(self, own: Tensor, size: int, positives: Positives | None) -> None:
+        self.here, self._elsewhere = slice(len(own)), slice(len(own), None)
+        self.own = F.pad(own, (0, size - len(own)))
+        self.counts = torch.ones_like(self.own) if positives is None else positives.counts.to(own.dtype)
+        self.maxima = self.own.expand(2, -1).clone()
+        self.maxima[1, self._elsewhere] = torch.finfo(own.dtype).min
         self.scaled = torch.ones_like(self.maxima)
+        self.scaled[1, self._elsewhere] = 0
+        self._found = self.scaled.clone()  # how many were added up
         self._above_own = torch.zeros_like(self.maxima)  # sums of logits less the pair's own
 
     def add(self, side: int, block: slice, rows: Tensor, logits: Tensor) -> None:
@@ -130,6 +171,7 @@ class PositiveSums:
         powers = torch.zeros_like(maxima).index_add(0, rows, (logits - maxima[rows]).exp2_())
         self.scaled[side, block].mul_((before - maxima).exp2_()).add_(powers)
         self._above_own[side, block].index_add_(0, rows, logits - self.own[block][rows])
+        self._found[side, block].index_add_(0, rows, torch.ones_like(logits))
         before.copy_(maxima)
 
     def logarithms(self) -> Tensor:
@@ -137,5 +179,36 @@ class PositiveSums:
         return self.maxima + self.scaled.log2()
 
     def excess(self) -> Tensor:
-        """Return the same less the mean logits: 0 for a row without other positives."""
-        return (self.maxima - self.own - self._above_own / self.counts) + self.scaled.log2()
+        """Return the same less the mean logits: 0 for a row without other positives.
+
+        Of an image whose text is elsewhere only its share of the mean: the logarithm is counted there.
+        """
+        of_own = self.own * (self._found / self.counts)
+        found = (self.maxima - of_own - self._above_own / self.counts) + self.scaled.log2()
+        found[1, self._elsewhere] = -(self._above_own / self.counts)[1, self._elsewhere]
+        return found
+
+    def join(self, others: Tensor, peers: Peers) -> Tensor:
+        """Make the images' sums those of all ranks.
+
+        For an image without other positives than its own text, the rank of that text sends the sum of both. So every
+        other rank has the sum over all texts, and that rank the two apart, for one number an image.
+
+        Args:
+            others: (B,) binary logarithms of the sums over the others of each image.
+            peers: the other ranks.
+
+        Returns:
+            `others` of all ranks, (B,); with the positive that is elsewhere, if it is the only one.
+        """
+        positives, shared = self.logarithms()[1], self.counts > 1
+        sent = torch.where(shared, others, torch.logaddexp2(others, positives))
+        of_others, of_positives = peers.ask(sent, positives, shared)
+        self.maxima[1, shared] = _add_powers(positives[shared], of_positives)
+        self.scaled[1, shared] = 1
+        return _add_powers(others, of_others)
+
+
+def _add_powers(first: Tensor, more: Tensor) -> Tensor:
+    """Add up powers of two by their binary logarithms, (n,) and (m, n)."""
+    return (torch.cat([first[None], more]) * math.log(2)).logsumexp(0) / math.log(2)

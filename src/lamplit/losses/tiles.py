@@ -1,9 +1,9 @@
-"""Tiles of the B × B matrix of logits, for the losses: each is computed, used and dropped.
+"""Tiles of the matrix of logits, for the losses: each is computed, used and dropped.
 
 On a CPU every thread takes whole tiles of its own, which is faster than splitting each small product between
 the threads. Whatever is added up over tiles has a fixed order, so that a run repeats to the last bit.
 
-Shapes: B pairs, D width.
+Shapes: B pairs, D width; b of the pairs have their texts here, in a process of its own all B.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TileRow = tuple[int, list[int]]  # a text block, and the image blocks it meets
 
 
 class Tiles:
-    """The logits of B texts (down) against B images (across), one square tile at a time.
+    """The logits of b texts (down) against B images (across), one square tile at a time; the first b images are theirs.
 
     They are in units of ln 2: two to such a logit is the exponential of the plain one, and torch's `exp2` is
     two to three times as fast as its `exp`, at the same precision.
@@ -44,17 +44,18 @@ class Tiles:
             # does not depend on the number of threads, and so neither do the results.
             self.side = max(_CPU_SIDE // 2, min(_CPU_SIDE, self.size // 16))
         self.side = min(self.side, self.size)
-        self.blocks = [slice(k, min(k + self.side, self.size)) for k in range(0, self.size, self.side)]
+        self.blocks = _cut(self.size, self.side)  # of images
+        self.text_blocks = _cut(len(ztxt), self.side)
         self.wide = widest(zimg.device)
 
     def logits(self, j: int, i: int, out: Tensor) -> Tensor:
         """Write the logits of text block j against image block i to `out`, and return it."""
-        return out.addmm_(self.ztxt[self.blocks[j]], self.zimg[self.blocks[i]].T, beta=0, alpha=self.scale)
+        return out.addmm_(self.ztxt[self.text_blocks[j]], self.zimg[self.blocks[i]].T, beta=0, alpha=self.scale)
 
     def own_logits(self) -> Tensor:
-        """Return the logits of the pairs themselves, (B,), in float64."""
+        """Return the logits of the texts with their own images, (b,), in float64."""
         step = self._rows_at_once()
-        return self._multiply(torch.split(self.ztxt, step), torch.split(self.zimg, step))
+        return self._multiply(torch.split(self.ztxt, step), torch.split(self.zimg[: len(self.ztxt)], step))
 
     def single_logits(self, texts: Tensor, images: Tensor) -> Tensor:
         """Return the logits of text rows with image rows, (N,) of each, in float64."""
@@ -66,7 +67,7 @@ class Tiles:
 
     def wide_logits(self, j: int, i: int) -> Tensor:
         """Return a whole tile in float64."""
-        texts, images = self.ztxt[self.blocks[j]].to(self.wide), self.zimg[self.blocks[i]].to(self.wide)
+        texts, images = self.ztxt[self.text_blocks[j]].to(self.wide), self.zimg[self.blocks[i]].to(self.wide)
         return (texts @ images.T).mul_(self.scale)
 
     def _rows_at_once(self) -> int:
@@ -83,26 +84,30 @@ class Tiles:
         never with the same text block, nor, if `disjoint`, with the same image block; and the calls of a
         block have a fixed order. So sums by block need no lock.
         """
-        numbers = range(len(self.blocks))
+        rows, numbers = range(len(self.text_blocks)), range(len(self.blocks))
         if disjoint:  # a Latin square: in round r each text block j meets the image block j + r
-            rounds: list[list[TileRow]] = [[(j, [(j + shift) % len(numbers)]) for j in numbers] for shift in numbers]
+            rounds: list[list[TileRow]] = [[(j, [(j + shift) % len(numbers)]) for j in rows] for shift in numbers]
         else:
-            rounds = [[(j, list(numbers)) for j in numbers]]
+            rounds = [[(j, list(numbers)) for j in rows]]
 
         def visit_row(buffers: Tensor, row: TileRow) -> None:
             j, images = row
             for i in images:
-                shape = [self.blocks[k].stop - self.blocks[k].start for k in (j, i)]
+                shape = [block.stop - block.start for block in (self.text_blocks[j], self.blocks[i])]
                 visit(list(buffers[:, : shape[0] * shape[1]].view(3, *shape)), j, i)
 
         threads = torch.get_num_threads() if self.zimg.device.type == "cpu" else 1
-        buffers = [self.ztxt.new_empty(3, self.side**2) for _ in range(min(threads, len(numbers)))]
-        for rows in rounds:
+        buffers = [self.ztxt.new_empty(3, self.side**2) for _ in range(min(threads, len(rows)))]
+        for tile_rows in rounds:
             if threads == 1:
-                for row in rows:
+                for row in tile_rows:
                     visit_row(buffers[0], row)
             else:  # even a single row: one torch thread adds up in another order than several
-                _in_threads(buffers, visit_row, rows)
+                _in_threads(buffers, visit_row, tile_rows)
+
+
+def _cut(size: int, side: int) -> list[slice]:
+    return [slice(k, min(k + side, size)) for k in range(0, size, side)]
 
 
 def _in_threads(buffers: list[Tensor], visit_row: Callable[[Tensor, TileRow], None], rows: list[TileRow]) -> None:
@@ -185,12 +190,12 @@ class Gradients:
 
     def __init__(self, tiles: Tiles, *, both: bool) -> None:
         self.tiles = tiles
-        self.text = torch.zeros_like(tiles.ztxt)  # (B, D)
+        self.text = torch.zeros_like(tiles.ztxt)  # (b, D)
         self.image = torch.zeros_like(tiles.zimg) if both else None  # (B, D)
 
     def add(self, weights: Tensor, j: int, i: int) -> None:
         """Add the share of one tile."""
-        texts, images = self.tiles.blocks[j], self.tiles.blocks[i]
+        texts, images = self.tiles.text_blocks[j], self.tiles.blocks[i]
         self.text[texts].addmm_(weights, self.tiles.zimg[images])
         if self.image is not None:
             self.image[images].addmm_(weights.T, self.tiles.ztxt[texts])
@@ -199,7 +204,7 @@ class Gradients:
         """Return the gradients of images, texts and scale, all times `factor`. The sums are used up."""
         # A logit's derivative by the scale is its cosine, and the sum of W * cosines is <ztxt, W @ zimg>:
         # by block, so as not to make another (B, D) matrix.
-        by_block = [(self.tiles.ztxt[k] * self.text[k]).sum(1, dtype=self.tiles.wide) for k in self.tiles.blocks]
+        by_block = [(self.tiles.ztxt[k] * self.text[k]).sum(1, dtype=self.tiles.wide) for k in self.tiles.text_blocks]
         of_scale = factor * add_up(torch.cat(by_block)).to(factor.dtype)
         of_image = None if self.image is None else self.image.mul_(factor * scale)
         return of_image, self.text.mul_(factor * scale), of_scale

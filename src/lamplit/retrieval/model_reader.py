@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.texts.word_reader import WordReader, open_words
 from lamplit.unit_vectors import as_array
 
@@ -97,7 +98,8 @@ def as_reader(
         TowerError: its weights do not fit, or are missing.
     """
     if isinstance(model, str | Path):
-        words = open_words(model) if texts and not images and device is None else None
+        folder = saved_folder(model) if texts and not images and device is None else None
+        words = None if folder is None else open_words(folder)
         if words is not None:
             return words
     elif isinstance(model, WordReader | ModelReader):

@@ -28,6 +28,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lamplit.progress import progress_bar
 from lamplit.unit_vectors import normalize
 
 Rows = NDArray[np.int64]
@@ -103,15 +104,17 @@ class BitPlanes:
         self.scale = scale
 
     @classmethod
-    def of(cls, vectors: Vectors, words: NDArray[np.uint64] | None = None) -> Self:
+    def of(cls, vectors: Vectors, words: NDArray[np.uint64] | None = None, *, progress: bool = False) -> Self:
         """Take the bits of (N, D) vectors; `words`, such as a memory map, receives them if it is given."""
         size, width = vectors.shape
         words = np.empty((2, size, _num_words(width)), np.uint64) if words is None else words
         mean, square = np.zeros(width), np.zeros(width)
-        for start in range(0, size, _BLOCK):
-            rows = to_floats(vectors[start : start + _BLOCK])
-            mean += rows.sum(0, dtype=np.float64)
-            square += np.einsum("nd,nd->d", rows, rows, dtype=np.float64)
+        with progress_bar("deviations", size, shown=progress) as advance:
+            for start in range(0, size, _BLOCK):
+                rows = to_floats(vectors[start : start + _BLOCK])
+                mean += rows.sum(0, dtype=np.float64)
+                square += np.einsum("nd,nd->d", rows, rows, dtype=np.float64)
+                advance(len(rows), "")
         mean /= max(1, size)
         scale = np.sqrt(np.maximum(square / max(1, size) - mean**2, 0)).astype(np.float32)
         center, step = mean.astype(np.float32), np.maximum(_STEP * scale, np.finfo(np.float32).tiny)
@@ -122,8 +125,10 @@ class BitPlanes:
                 rows = to_floats(vectors[part]) - center
                 words[0, part] = _pack(rows >= 0)
                 words[1, part] = _pack((rows >= step) | ((rows < 0) & (rows >= -step)))
+                advance(len(rows), "")
 
-        in_threads(pack, size)
+        with progress_bar("bits", size, shown=progress) as advance:
+            in_threads(pack, size)
         return cls(words, scale)
 
     def candidates(self, query: Floats, kept: tuple[int, int], allowed: NDArray[np.bool_] | None = None) -> Rows:
@@ -204,30 +209,36 @@ def find(
     return rank(vectors, query, k, planes.candidates(query, (max(k, kept[0]), max(k, kept[1])), allowed))
 
 
-def find_all(vectors: Vectors, planes: BitPlanes, queries: Floats, k: int, kept: tuple[int, int]) -> list[Found]:
+def find_all(
+    vectors: Vectors, planes: BitPlanes, queries: Floats, k: int, kept: tuple[int, int], *, progress: bool = False
+) -> list[Found]:
     """Find the k best of each of (Q, D) queries; threads take whole queries."""
     found: dict[int, Found] = {}
 
     def answer(start: int, stop: int) -> None:
         for number in range(start, stop):
             found[number] = find(vectors, planes, queries[number], k, kept)
+            advance(1, "")
 
-    in_threads(answer, len(queries), least=1)
+    with progress_bar("recall", len(queries), shown=progress) as advance:
+        in_threads(answer, len(queries), least=1)
     return [found[number] for number in range(len(queries))]
 
 
-def rank_many(vectors: Vectors, queries: Floats, k: int) -> list[Found]:
+def rank_many(vectors: Vectors, queries: Floats, k: int, *, progress: bool = False) -> list[Found]:
     """Rank as `rank` does for (Q, D) queries in one pass over the vectors, with float32 scores."""
     k = min(k, len(vectors))
     best = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(vectors), _BLOCK):
-        scores = queries @ normalize(to_floats(vectors[start : start + _BLOCK])).T
-        top = np.argpartition(scores, max(0, scores.shape[1] - k), axis=1)[:, -k:] if k else rows[:, :0]
-        best = np.concatenate([best, np.take_along_axis(scores, top, 1)], 1)
-        rows = np.concatenate([rows, top + start], 1)
-        order = np.lexsort((rows, -best), axis=1)[:, :k]
-        best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+    with progress_bar("products", len(vectors), shown=progress) as advance:
+        for start in range(0, len(vectors), _BLOCK):
+            scores = queries @ normalize(to_floats(vectors[start : start + _BLOCK])).T
+            top = np.argpartition(scores, max(0, scores.shape[1] - k), axis=1)[:, -k:] if k else rows[:, :0]
+            best = np.concatenate([best, np.take_along_axis(scores, top, 1)], 1)
+            rows = np.concatenate([rows, top + start], 1)
+            order = np.lexsort((rows, -best), axis=1)[:, :k]
+            best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+            advance(scores.shape[1], "")
     return [Found(*found) for found in zip(rows, best, strict=True)]
 
 

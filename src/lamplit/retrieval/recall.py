@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lamplit.progress import progress_bar
 from lamplit.retrieval.nearest import BitPlanes, Floats, Found, Vectors, find_all, rank_many, to_floats
 from lamplit.unit_vectors import normalize
 
@@ -20,7 +21,7 @@ _EQUAL = 2e-6  # difference of two float32 products of the same vectors
 _TO_ONE, _TO_FOUR = 0.3, 0.25  # cosines of a query to its row, and to the sum of its four rows
 
 
-def choose_kept(vectors: Vectors, planes: BitPlanes) -> tuple[tuple[int, int], float]:
+def choose_kept(vectors: Vectors, planes: BitPlanes, *, progress: bool = False) -> tuple[tuple[int, int], float]:
     """Find how many rows the sieves must keep for a recall@10 of `TARGET_RECALL`; return that and the measured recall.
 
     There are three kinds of query, and the recall is that of the worst:
@@ -32,9 +33,13 @@ def choose_kept(vectors: Vectors, planes: BitPlanes) -> tuple[tuple[int, int], f
        The ten nearest of these must be found among the copies of four.
     """
     queries = sample_queries(vectors)
-    true = rank_many(vectors, queries, 10)
+    true = rank_many(vectors, queries, 10, progress=progress)
     kinds = range(min(KINDS, len(queries)))
-    ranks = [planes.ranks(query, best.rows) for query, best in zip(queries, true, strict=True)]
+    ranks = []
+    with progress_bar("ranks", len(queries), shown=progress) as advance:
+        for query, best in zip(queries, true, strict=True):
+            ranks.append(planes.ranks(query, best.rows))
+            advance(1, "")
 
     def needed(sieve: int) -> int:
         # Each sieve may lose a quarter of what may be lost; half of it is left for queries that are not in the sample.
@@ -45,7 +50,7 @@ def choose_kept(vectors: Vectors, planes: BitPlanes) -> tuple[tuple[int, int], f
 
     first, second = needed(0), needed(1)
     while True:
-        found = find_all(vectors, planes, queries, 10, (first, second))
+        found = find_all(vectors, planes, queries, 10, (first, second), progress=progress)
         recall = worst_recall(found, true)
         if recall >= TARGET_RECALL or second >= len(vectors):
             return (min(first, len(vectors)), min(second, len(vectors))), recall

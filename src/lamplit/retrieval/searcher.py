@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
 from lamplit.retrieval.nearest import Found, find, rank
 from lamplit.retrieval.queries import parse_query, require_known_words
+from lamplit.retrieval.relevance import Relevance, open_relevance
 from lamplit.store.derived import SMALL
 from lamplit.store.lance_store import Store, as_store
 from lamplit.unit_vectors import as_array, normalize
@@ -71,6 +72,7 @@ class Searcher:
         exact: compare the query with all images, however many there are.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
         small: largest number of images up to which search is exact anyway.
+        progress: show bars on stderr while the files of a large store are made.
 
     Raises:
         UsageError: there is no model, or a device is given for a model that is open on another one.
@@ -89,12 +91,15 @@ class Searcher:
         exact: bool = False,
         device: str | torch.device | None = None,
         small: int = SMALL,
+        progress: bool = False,
     ) -> None:
         self.store = as_store(store)
         self.reader = as_reader(model, device=device)
         self.store.require_tower(self.reader.identity)
         self.exact = exact
-        self.collection = open_collection(self.store, self.reader.project_rows, self.reader.space, small)
+        self.collection = open_collection(
+            self.store, self.reader.project_rows, self.reader.space, small, progress=progress
+        )
         self._allowed = lru_cache(_KEPT_CONDITIONS)(self._first_copies)  # like the vectors, as the store is now
         is_own_space = self.reader.space == self.store.tower.fingerprint
         self.probes = index_probes(self.store) if is_own_space and not exact else None
@@ -112,6 +117,7 @@ class Searcher:
         k: int = 10,
         offset: int = 0,
         where: str | None = None,
+        min_score: float | Literal["auto"] | None = None,
     ) -> list[Hit]:
         """Find the k images nearest to words, an image, or both (their unit vectors are added).
 
@@ -122,20 +128,40 @@ class Searcher:
             k: number of hits.
             offset: number of better hits to leave out, for pages.
             where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
+            min_score: lowest cosine of a hit; `auto`, for words, leaves out what is probably no answer (`min_score`).
 
         Returns:
             At most k hits, best first.
 
         Raises:
             UsageError: there are neither words nor an image, the query is blank, the text tower knows no word of it, a
-                sum cannot be read or cancels out, or the condition is wrong.
+                sum cannot be read or cancels out, the condition is wrong, or `auto` is asked for an image.
             ImageError: the image cannot be used.
 
         Example:
             >>> searcher.search('"beach" - 0.5 * "people"', where="year > 2019")
         """
         _require_query(query, k, offset)
-        return self.nearest(self.encode(query, image), k, offset=offset, where=where)
+        if min_score == "auto" and image is not None:
+            raise UsageError("the automatic lowest score is for words; for an image give a number, or none")
+        vector = self.encode(query, image)
+        least = self.min_score(vector) if min_score == "auto" else min_score
+        hits = self.nearest(vector, k, offset=offset, where=where)
+        return hits if least is None else [hit for hit in hits if hit.score >= least]
+
+    def min_score(self, vector: NDArray[np.float32]) -> float:
+        """Return the cosine that the best image for words that nothing in the store shows reaches in 5 % of cases.
+
+        It is measured on the store itself at the first call, which takes some seconds, and kept with it.
+
+        Args:
+            vector: (D,) unit vector of words, from `encode`.
+        """
+        return self._relevance.min_score(vector)
+
+    @cached_property
+    def _relevance(self) -> Relevance:
+        return open_relevance(self.store, self.reader, self.collection.vectors, self.find)
 
     def encode(self, query: str | None = None, image: ImageInput | None = None) -> NDArray[np.float32]:
         """Encode a query: a (D,) float32 unit vector in the joint space; arguments and errors as for `search`."""
@@ -229,6 +255,7 @@ def search(
     k: int = 10,
     offset: int = 0,
     where: str | None = None,
+    min_score: float | Literal["auto"] | None = None,
     device: str | torch.device | None = None,
 ) -> list[Hit]:
     """Find the k images of a store nearest to words, an image, or both; use a `Searcher` for many queries.
@@ -244,6 +271,8 @@ def search(
         k: number of hits.
         offset: number of better hits to leave out, for pages.
         where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
+        min_score: lowest cosine of a hit; `auto`, for words, leaves out what is probably no answer: it is meant to give
+            one to 5 % of the words that nothing in the store shows.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
 
     Returns:
@@ -261,7 +290,7 @@ def search(
     """
     _require_query(query, k, offset)
     reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
-    return Searcher(reader, store).search(query, image=image, k=k, offset=offset, where=where)
+    return Searcher(reader, store).search(query, image=image, k=k, offset=offset, where=where, min_score=min_score)
 
 
 def _require_query(query: object, k: object = 0, offset: object = 0) -> None:

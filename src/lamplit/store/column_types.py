@@ -147,8 +147,11 @@ def _type_of(value: Any, depth: int = 0) -> pa.DataType:
 
 
 def _is_field_name(name: Any) -> bool:
-    """Tell whether a field of a struct can have this name: Lance reads `a.b` as a field inside a field."""
-    return isinstance(name, str) and name != "" and "." not in name and "`" not in name
+    """Tell whether a field of a struct can have this name: Lance reads `a.b` as a field inside a field.
+
+    Arrow passes names on as C does, up to a zero.
+    """
+    return isinstance(name, str) and name != "" and not any(sign in name for sign in ".`\0")
 
 
 def _joined(a: pa.DataType, b: pa.DataType) -> pa.DataType:

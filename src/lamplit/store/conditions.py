@@ -211,11 +211,13 @@ class _Parser:
     def _find(self, names: list[str]) -> Column:
         """Find a column, or a field of a structure; by a name of other case if there is only one."""
         fields = [field for field in self.columns if field.name != "vector"]
-        found, kind = [], None
+        found: list[str] = []
+        kind = None
         for name in names:
             same = [f for f in fields if f.name == name] or [f for f in fields if f.name.lower() == name.lower()]
             if len(same) != 1 or "`" in same[0].name:
-                there = nearest_names(name, (field.name for field in fields))
+                inside = f"nothing, for {'.'.join(found)} has no fields"
+                there = nearest_names(name, (field.name for field in fields)) or inside
                 raise UsageError(f"the condition names {'.'.join(names)!r}, which is not there; there are: {there}")
             found.append(same[0].name)
             kind = same[0].type

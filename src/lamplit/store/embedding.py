@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lamplit.data.images import MAX_PIXELS, Batch, read_batches
-from lamplit.data.pairs import Pair, Pairs, read_pairs
+from lamplit.data.images import MAX_PIXELS
+from lamplit.data.pairs import Pairs, read_pairs
 from lamplit.data.skipped import Skipped
-from lamplit.errors import StoreError, TowerError, UsageError, kind_of
-from lamplit.files import write_text
+from lamplit.errors import TowerError, UsageError, kind_of
 from lamplit.progress import progress_bar
-from lamplit.store.backends import Backend, BackendName, choose_backend
+from lamplit.store.backends import BackendName
+from lamplit.store.cluster import ClusterJob, embed_on_cluster
+from lamplit.store.embed_report import EmbedReport, list_skipped
+from lamplit.store.embedding_pass import Runner, embed_pairs
 from lamplit.store.lance_store import Store
 from lamplit.store.store_writer import StoreWriter
+from lamplit.store.unit_embedding import HowToEmbed, UnitEmbedder, embed_shard, nothing_embedded
 from lamplit.towers.borrowing import borrowed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.two_towers import TwoTowers
-
-
-@dataclass
-class EmbedReport:
-    """What one run of `embed` did; all counts are of images.
-
-    Attributes:
-        store: path of the store.
-        image_tower: spec of the tower.
-        backend: what ran the tower: torch, compile or onnx; none if no image had to be embedded.
-        embedded: went through the tower.
-        updated: rows that were replaced, because the image, its texts, its metadata or its path changed.
-        unchanged: were stored with the same content.
-        moved: same content under a new path; the stored vector is reused.
-        copies: same content as an earlier image of this run, which went through the tower for both.
-        missing: rows that stay in the store although their files are gone from the source's folder.
-        pruned: such rows, deleted.
-        without_text: are in the store without any text.
-        not_kept: values of metadata that could not be kept, by column.
-        notes: what to know about the source and the store, in plain sentences.
-        skipped: could not be used, with the reasons; parts of the source that could not be read, too.
-        skipped_file: where these are listed, one JSON object a line; None if there are none.
-        seconds: wall-clock time of the run.
-    """
-
-    store: str
-    image_tower: str
-    backend: str = "none"
-    embedded: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    moved: int = 0
-    copies: int = 0
-    missing: int = 0
-    pruned: int = 0
-    without_text: int = 0
-    not_kept: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    skipped_file: str | None = None
-    seconds: float = 0.0
 
 
 def embed(
@@ -89,6 +48,10 @@ def embed(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
     device: str | torch.device | None = None,
+    shard: tuple[int, int] | None = None,
+    cluster: str | None = None,
+    cluster_workers: int | None = None,
+    unit_rows: int | None = None,
     progress: bool = False,
 ) -> EmbedReport:
     """Embed the images of `source` into the store `out`, each once.
@@ -100,6 +63,13 @@ def embed(
     Only `prune` deletes rows. It deletes a row if three things are true: the source does not name it, its id and path
     are those of a file in the source's folder (for a table: the folder that the table is in), and that file is gone.
     So rows of other sources, of archives and of the hub stay.
+
+    Several processes embed one source if each is given a `shard`: the source is divided into units, of which each
+    process takes its own. A unit that is in the store, or that any process has embedded before, is not read again, so a
+    shard may be started again, or twice. What is embedded is committed every few minutes, whoever embedded it. The last
+    process finishes the store. A unit is known by the names of its files, the sizes of its tars and tables, and the
+    tower: images that changed under their names are seen by a run without `shard`, as are files that are gone. With
+    `cluster`, processes of a Ray cluster take all units, and one that is lost is replaced.
 
     On the command line: `lamplit embed`.
 
@@ -121,6 +91,13 @@ def embed(
         workers: processes that decode ahead of the tower; with any, a script needs `if __name__ == "__main__":`.
         max_pixels: larger images are skipped without decoding them.
         device: torch device; by default the accelerator, if there is one.
+        shard: I and N, with I from 0 to N - 1: embed the units I, I + N, I + 2N and so on of the source, no others.
+        cluster: `ray` for the Ray cluster that the variable `RAY_ADDRESS` names, or without it one that is started on
+            this machine; or `ray://HOST:PORT`. All machines see the source and the store under the same names.
+        cluster_workers: processes of the cluster that embed; by default one for each GPU, or one a machine if there is
+            none.
+        unit_rows: how many rows of the source are one unit, about; by default a 64th of all, from 1,024 to 250,000.
+            Processes that share a source must agree on it.
         progress: show a bar on stderr.
 
     Returns:
@@ -130,7 +107,9 @@ def embed(
         PairsError: the source cannot be read.
         TowerError: the tower cannot be opened, or the backend cannot run it.
         StoreError: the store belongs to another tower, or no image could be embedded.
-        UsageError: there is no such pooling, the tower is open already, or the backend does not run on the device.
+        UsageError: there is no such pooling, shard or cluster, the tower is open already, the backend does not run on
+            the device, or the source cannot be divided.
+        MissingExtraError: Ray is not installed.
 
     Example:
         >>> report = lamplit.embed("photos/", "photos.lance", image_tower="timm:vit_base_patch16_224")
@@ -144,42 +123,71 @@ def embed(
         raise UsageError(
             f"image_tower is {kind_of(image_tower)}, a whole model; save it, and give image_tower='model:FOLDER'"
         )
+    _require_units(shard, cluster, unit_rows, prune=prune)
+    if cluster is not None:
+        if not (isinstance(source, str | Path) and isinstance(image_tower, str)):
+            raise UsageError(
+                "the machines of a cluster open the source and the tower themselves; give the names of both"
+            )
+        if image_tower_weights == "random":
+            raise UsageError(
+                "random weights are others in each process of a cluster; save some in a file, and give that"
+            )
+        report = EmbedReport(str(out), image_tower)
+        job = ClusterJob(
+            os.getcwd(), str(source), str(out), image_tower, _text(image_tower_weights), pool, image_column,
+            text_column, split, mean_center, backend, batch_size, workers, max_pixels, _text(device), unit_rows,
+        )  # fmt: skip
+        embed_on_cluster(job, cluster, cluster_workers, report, progress=progress)
+        report.seconds = time.monotonic() - started
+        return report
     pairs = source
     if not isinstance(pairs, Pairs):
         pairs = read_pairs(pairs, image_column=image_column, text_column=text_column, split=split)
     chosen_device = _device_for(backend, device)
     with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
         tower = _as_image_tower(image_tower, image_tower_weights, pool)
-        writer = StoreWriter(out, tower.identity(), centered=mean_center)
         report = EmbedReport(str(out), tower.spec)
-        batches = read_batches(
-            _once(pairs, writer, report.skipped, batch_size),
-            tower.preprocessing,
-            batch_size=batch_size,
-            workers=workers,
-            known=writer.before.content_keys,
-            stored=writer.before.contents,
-            max_pixels=max_pixels,
-        )
-        runner = _Runner(tower, backend, chosen_device, pairs.count, batch_size)
-        with progress_bar("embed", pairs.count, shown=progress) as advance:
-            for batch in _written(batches, runner, writer, report):
-                advance(batch.size, f"{len(report.skipped)} skipped" if report.skipped else "")
-    usable = report.embedded + report.moved + report.copies + report.unchanged
-    report.skipped += pairs.problems
-    # Where a part of the source could not be read, what it names is not known to be gone.
-    report.missing, report.pruned = writer.finish(pairs.root, prune=prune and usable > 0 and not pairs.problems)
-    report.backend, report.updated, report.without_text = runner.backend, writer.updated, writer.without_text
-    report.not_kept, report.notes = dict(writer.not_kept), [*pairs.notes, *writer.notes]
-    if 0 < usable == report.without_text and pairs.text_columns:
+        how = HowToEmbed(mean_center, backend, chosen_device, batch_size, workers, max_pixels)
+        if shard is None:
+            _embed_all(pairs, tower, out, how, report, prune=prune, progress=progress)
+        else:
+            embed_shard(UnitEmbedder(pairs, tower, out, how, unit_rows), shard, report, progress=progress)
+    if 0 < report.without_text == report.num_usable and pairs.text_columns:
         report.notes.append(f"no image has a text: every cell of {' and '.join(pairs.text_columns)} is empty")
-    report.skipped_file = list_skipped(out, report.skipped)
-    if writer.store is None or len(writer.store) == 0:
-        found = "no images" if not report.skipped else f"none of {len(report.skipped)} images could be used"
-        listed = f"; reasons in {report.skipped_file}" if report.skipped_file else ""
-        raise StoreError(f"nothing to embed: {found} in {pairs.source}{listed}")
     report.seconds = time.monotonic() - started
     return report
+
+
+def _embed_all(
+    pairs: Pairs,
+    tower: ImageTower,
+    out: str | Path,
+    how: HowToEmbed,
+    report: EmbedReport,
+    *,
+    prune: bool,
+    progress: bool,
+) -> None:
+    """Embed all pairs in this process."""
+    writer = StoreWriter(out, tower.identity(), centered=how.centered)
+    runner = Runner(tower, how.backend, how.device, pairs.count, how.batch_size)
+    with progress_bar("embed", pairs.count, shown=progress) as shown:
+
+        def advance(done: int) -> None:
+            shown(done, f"{len(report.skipped)} skipped" if report.skipped else "")
+
+        embed_pairs(pairs, runner, writer, report, workers=how.workers, max_pixels=how.max_pixels, advance=advance)
+    report.skipped += pairs.problems
+    # Where a part of the source could not be read, what it names is not known to be gone.
+    report.missing, report.pruned = writer.finish(
+        pairs.root, prune=prune and report.num_usable > 0 and not pairs.problems
+    )
+    report.updated, report.without_text = writer.updated, writer.without_text
+    report.not_kept, report.notes = dict(writer.not_kept), [*pairs.notes, *writer.notes]
+    report.skipped_file = list_skipped(out, report.skipped)
+    if writer.store is None or len(writer.store) == 0:
+        raise nothing_embedded(pairs.source, report.skipped, report.skipped_file)
 
 
 class OpenSource(NamedTuple):
@@ -211,17 +219,35 @@ def open_source(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "images.lance"
         report = embed(source, out, image_tower=tower, device=device, progress=progress)
-        yield OpenSource(Store(out), report.skipped, report.notes)
+        store = Store(out)
+        store.called = str(source)
+        yield OpenSource(store, report.skipped, report.notes)
 
 
-def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
-    """Write the list of a run's skipped images beside the store, or remove the last run's; return its path."""
-    file = Path(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
-    if not skipped:
-        file.unlink(missing_ok=True)
-        return None
-    write_text(file, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
-    return str(file)
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _require_units(shard: tuple[int, int] | None, cluster: str | None, unit_rows: int | None, *, prune: bool) -> None:
+    """Raise if the arguments that divide a source do not go together."""
+    if shard is None and cluster is None:
+        if unit_rows is not None:
+            raise UsageError("unit_rows is the size of the units that shards take; give a shard or a cluster, too")
+        return
+    if shard is not None and cluster is not None:
+        raise UsageError("a cluster takes all units; leave the shard out")
+    if cluster is not None and cluster != "ray" and not cluster.startswith("ray://"):
+        raise UsageError(f"the cluster is {cluster!r}; expected ray or ray://HOST:PORT")
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        index, count = shard
+        raise UsageError(f"there is no shard {index} of {count}; of {count} shards they are 0 to {count - 1}")
+    if unit_rows is not None and unit_rows < 1:
+        raise UsageError(f"a unit of {unit_rows} rows is none; give 1 or more")
+    if prune:
+        raise UsageError(
+            "a process that embeds some units does not see all files, so it cannot tell which rows are to be pruned; "
+            "when all is done, embed once more with prune in one process: what is stored is not embedded again"
+        )
 
 
 def _device_for(backend: BackendName, device: str | torch.device | None) -> torch.device:
@@ -241,76 +267,3 @@ def _as_image_tower(tower: str | nn.Module, weights: str | Path | None, pool: st
     if pool is not None:
         raise UsageError("an open tower pools as it was opened; give pool= to open_image_tower")
     return tower
-
-
-class _Runner:
-    """Runs the tower on batches, by the backend that is chosen on the first of them."""
-
-    def __init__(
-        self, tower: ImageTower, name: BackendName, device: torch.device, num_images: int | None, batch_size: int
-    ) -> None:
-        self.backend = "none"
-        self._tower, self._name, self._device = tower, name, device
-        self._num_images, self._batch_size = num_images, batch_size
-        self._run: Backend | None = None
-
-    def __call__(self, images: Tensor, size: int) -> Tensor:
-        """Embed (B, 3, height, width) uint8 images of a batch of `size`; return (B, D) float32 on the CPU."""
-        if self._run is not None:
-            return self._run(images)
-        # A batch that is not full is the last one.
-        left = size if size < self._batch_size else self._num_images
-        self.backend, self._run, vectors = choose_backend(
-            self._tower, self._name, images, num_images=left, device=self._device
-        )
-        return vectors
-
-
-def _once(pairs: Iterable[Pair], writer: StoreWriter, skipped: list[Skipped], ahead: int) -> Iterator[Pair]:
-    """Yield the pairs whose ids are new to the run, reading some ahead; list the others. A row is known by its id."""
-    rest = iter(pairs)
-    while block := list(islice(rest, ahead)):
-        for pair, is_first in zip(block, writer.note([pair.id for pair in block]), strict=True):
-            if is_first:
-                yield pair
-            else:
-                skipped.append(Skipped(pair.id, _path(pair), "another image of the source has this id"))
-
-
-def _path(pair: Pair) -> str:
-    return pair.id if isinstance(pair.image, bytes) else str(pair.image)
-
-
-def _written(batches: Iterable[Batch], runner: _Runner, writer: StoreWriter, report: EmbedReport) -> Iterator[Batch]:
-    """Embed and write batches, and count what is in them; yield each when that is done."""
-    for batch in batches:
-        report.skipped += batch.skipped
-        if len(batch.images):
-            _embed_images(batch, runner, writer, report)
-        writer.reuse(batch.stored)
-        writer.keep(batch.unchanged)
-        writer.commit_if_due()
-        report.moved += len(batch.stored)
-        report.unchanged += len(batch.unchanged)
-        yield batch
-
-
-def _embed_images(batch: Batch, runner: _Runner, writer: StoreWriter, report: EmbedReport) -> None:
-    """Run the tower on the images of a batch, each content once; skip those of which it gives no number."""
-    copies = writer.find_copies(batch.hashes)
-    first, again = np.flatnonzero(~copies), np.flatnonzero(copies)
-    without: list[Pair] = []
-    if len(first):
-        vectors = runner(batch.images if len(again) == 0 else batch.images[torch.from_numpy(first)], batch.size)
-        is_usable = (torch.isfinite(vectors).all(1) & (vectors != 0).any(1)).numpy()
-        usable = first[is_usable]
-        without += [batch.pairs[place] for place in first[~is_usable]]
-        hashes = [batch.hashes[place] for place in usable]
-        writer.add(
-            [batch.pairs[place] for place in usable], hashes, vectors[torch.from_numpy(is_usable)], runner.backend
-        )
-        report.embedded += len(usable)
-    more = writer.add_copies([batch.pairs[place] for place in again], [batch.hashes[place] for place in again])
-    report.copies += len(again) - len(more)
-    for pair in without + more:
-        report.skipped.append(Skipped(pair.id, _path(pair), "the tower gives no number"))

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from lamplit.data.foreign_tables import BLOCK_ROWS, plain_cells
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
-from lamplit.data.parquet import BLOCK_ROWS, plain_cells
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.data.text_columns import first_texts
@@ -27,9 +27,10 @@ from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.progress import Advance, progress_bar
 from lamplit.store.column_types import ColumnType
-from lamplit.store.embedding import list_skipped
+from lamplit.store.embed_report import list_skipped
 from lamplit.store.foreign_batches import to_store_batch
 from lamplit.store.lance_store import Store, as_store
+from lamplit.store.published_stores import require_writable
 from lamplit.store.rows import COLUMNS, metadata_name
 from lamplit.store.store_lock import store_lock
 from lamplit.store.store_metadata import StoreMetadata
@@ -114,7 +115,8 @@ def import_vectors(
 
     Args:
         source: clip-retrieval's folder (`img_emb/img_emb_0.npy` and so on, with `metadata/metadata_0.parquet`), a
-            `.npy` file of shape (N, D), or a Parquet file or a folder of them with a column of vectors.
+            `.npy` file of shape (N, D), a Parquet file or a folder of them with a column of vectors, or a table of
+            Lance or LanceDB with one (the folder that has `_versions`).
         out: the store to make or to add to; one that is there has vectors of the same name and width.
         image_tower: name of what made the vectors, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`. It is not
             opened. Stores of one name and width fit each other, and a model tuned on one reads all of them.
@@ -130,7 +132,7 @@ def import_vectors(
     Raises:
         PairsError: the source cannot be read, or its vectors and rows do not match.
         StoreError: the store is there and of another tower, another process writes to it, or no vector can be used.
-        UsageError: a named column does not exist, or the tower has no name.
+        UsageError: a named column does not exist, the tower has no name, or the source is a store.
 
     Example:
         >>> lamplit.import_vectors("laion/", "laion.lance", image_tower="open_clip:ViT-B-32/laion2b_s34b_b79k")
@@ -140,6 +142,8 @@ def import_vectors(
         raise UsageError(
             "the tower that made the vectors needs a name, such as --image-tower timm:vit_base_patch16_224"
         )
+    _refuse_store(source)
+    require_writable(out)
     vectors = read_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
     )
@@ -200,6 +204,17 @@ def export_vectors(
             # Readers sort the names as text, so the numbers are of one length.
             _write_part(store, rows, partial, f"{number:0{len(str(len(parts)))}}", advance)
     return VectorsReport(str(folder), store.tower.spec, store.tower.width, len(store), len(parts))
+
+
+def _refuse_store(source: str | Path) -> None:
+    try:
+        Store(source)
+    except StoreError:
+        return
+    raise UsageError(
+        f"{source} is a store already, and every command takes it as it is. To add its vectors to another: "
+        f"lamplit export {source} --to clip-retrieval --out FOLDER, and lamplit import FOLDER"
+    )
 
 
 def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa.DataType]:

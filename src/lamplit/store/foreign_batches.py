@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lamplit.data.foreign_tables import plain_cells
 from lamplit.data.foreign_vectors import Block
-from lamplit.data.parquet import plain_cells
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.store.rows import metadata_name, to_column

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
-from lamplit.store import table_writing
+from lamplit.store import published_stores, table_writing
 from lamplit.store.column_types import column_type
 from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
@@ -28,6 +28,7 @@ from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
 from lamplit.store.text_cells import read_cells
+from lamplit.store.unit_records import UnitRecords
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
@@ -50,11 +51,13 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a store.
+        """Open a store: its path, or `hf:NAME` of one that `lamplit push` put on the hub.
 
         Raises:
-            StoreError: there is none, it is damaged, or a newer lamplit wrote it.
+            StoreError: there is none, it is damaged, or a newer lamplit wrote it; or it cannot be fetched.
         """
+        self.called = str(path)  # in messages
+        path = published_stores.fetch(path)
         self.path = str(path)
         table = _open_table(path)
         if table is None:
@@ -65,8 +68,8 @@ class Store:
 
     @classmethod
     def exists(cls, path: str | Path) -> bool:
-        """Tell whether there is a Lance table at `path`."""
-        return _open_table(path) is not None
+        """Tell whether there is a Lance table at `path`; `hf:NAME` is fetched."""
+        return _open_table(published_stores.fetch(path)) is not None
 
     @classmethod
     def create(
@@ -199,7 +202,7 @@ class Store:
             self._metadata = replace(self._metadata, center=self.vectors().mean(0).tolist())
             with table_writing.explained(self.path):
                 self._table.update_schema_metadata({KEY: self._metadata.to_json()})
-        table_writing.tidy(self._table)
+        table_writing.tidy(self._table, merges=not UnitRecords(self.path).staged())
         self._refresh()
 
     def build_index(self, partitions: int) -> None:
@@ -248,7 +251,7 @@ class Store:
         Raises:
             StoreError: there is no such column, or it holds something else than text or lists of it.
         """
-        flat, counts = read_cells(self.arrow_column(column), column, self.path)
+        flat, counts = read_cells(self.arrow_column(column), column, self.called)
         ends = np.cumsum(counts).tolist()
         return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -358,14 +361,14 @@ class Store:
 
     def _require_column(self, name: str) -> None:
         if name not in self._table.schema.names:
-            raise StoreError(f"{self.path} has no column {name!r}; it has: {self._listed_columns(name)}")
+            raise StoreError(f"{self.called} has no column {name!r}; it has: {self._listed_columns(name)}")
 
     def _listed_columns(self, wanted: str = "") -> str:
         return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
         if column.null_count:
-            raise StoreError(why_no_vectors(self.path))
+            raise StoreError(why_no_vectors(self.called))
         halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
         return halves
 

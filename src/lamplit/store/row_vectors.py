@@ -5,11 +5,13 @@ Shapes: N images, D width of the tower.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from lamplit.progress import progress_bar
@@ -37,6 +39,24 @@ class RowVectors:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.halves)
+
+    @property
+    def is_larger_than_memory(self) -> bool:
+        """Whether they lie in a file that does not fit into half of the free memory; the other half is for a step."""
+        return isinstance(self.halves, np.memmap) and self.halves.nbytes > psutil.virtual_memory().available / 2
+
+    def expect(self, first: int, last: int) -> None:
+        """Let the system begin to read rows `first` to `last` of a file, so that they are there when asked for."""
+        mapped: Any = self.halves.base
+        if not (
+            isinstance(self.halves, np.memmap) and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")
+        ):
+            return  # in memory, or on Windows
+        # numpy maps a file from the page on in which its values begin.
+        begin = self.halves.offset % mmap.ALLOCATIONGRANULARITY + first * self.halves.strides[0]
+        end = begin + (last + 1 - first) * self.halves.strides[0]
+        begin -= begin % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return (n, D) float32 unit vectors of (n,) rows, which may repeat."""

@@ -22,7 +22,7 @@ FIXED_COLUMNS = {"id": pa.string(), "path": pa.string(), "hash": pa.string(), "t
 COLUMNS = (*FIXED_COLUMNS, "vector")  # every other column is the user's metadata
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """One image of the store; `vector` is (D,) with unit length, or None to keep the one that is stored."""
 
@@ -37,7 +37,7 @@ class Row:
 @lru_cache(maxsize=4096)  # it is called for every cell
 def metadata_name(name: str) -> str:
     """Return a name that a store can give to a column of the pairs: `id` becomes `id_`, `a.b` becomes `a_b`."""
-    name = name.replace(".", "_").replace("`", "_")
+    name = name.replace(".", "_").replace("`", "_").replace("\0", "_")  # a zero would end it
     return f"{name}_" if name in ("", *COLUMNS) or name.startswith("_row") else name
 
 

@@ -81,7 +81,10 @@ class StoreMetadata:
         """
         text = (schema.metadata or {}).get(KEY.encode())
         if text is None:
-            raise StoreError(f"{path} is a Lance table, but not one that lamplit embed made")
+            raise StoreError(
+                f"{path} is a Lance table, but not one that lamplit made. If it has a column of vectors, make a store "
+                f"of them: lamplit import {path} --image-tower NAME --out ANOTHER.lance"
+            )
         try:
             fields = Fields.parse(text)
             if (found := fields.integer("format", least=1)) > FORMAT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lamplit.data.valid_text import valid_id
 from lamplit.errors import StoreError
 from lamplit.store.contents import Contents
 from lamplit.store.lance_store import Store
+from lamplit.store.published_stores import require_writable
 from lamplit.store.rows import Row, metadata_name
 from lamplit.store.stored_rows import StoredRow, StoredRows, file_exists
 from lamplit.store.table_writing import StoreExistsError
@@ -37,6 +38,12 @@ class StoreWriter:
 
     Several processes may write to one store. A row whose id another one has added meanwhile is left as it is there.
 
+    Args:
+        out: the store.
+        tower: that makes the vectors.
+        centered: whether a new store is to be centred.
+        before: what the store had when the run began, if that is known; else it is read, and an older table prepared.
+
     Attributes:
         before: what the store had when the run began.
         store: None until the first commit makes it.
@@ -46,7 +53,9 @@ class StoreWriter:
         notes: what to know about the store, in plain sentences.
     """
 
-    def __init__(self, out: str | Path, tower: TowerIdentity, *, centered: bool) -> None:
+    def __init__(
+        self, out: str | Path, tower: TowerIdentity, *, centered: bool, before: StoredRows | None = None
+    ) -> None:
         self.store: Store | None = None
         self._new_ids = KeySet()  # that the source has named, and the store does not have
         self.updated = self.without_text = 0
@@ -62,21 +71,26 @@ class StoreWriter:
         self._first_replaced: tuple[str, str] | None = None  # paths of the first of these, before and after
         self._contents = Contents()
         self._last_commit = time.monotonic()
+        require_writable(out)
         if Store.exists(out):
-            self._open()
+            self._open(prepares=before is None)
         # Another Store, which stays at this version: two files that swap their names give each other their vectors.
-        self.before = StoredRows(None if self.store is None else Store(out))
+        self.before = before or StoredRows(None if self.store is None else Store(out))
+        self.before.is_seen[:] = False
 
     def note(self, ids: Sequence[str]) -> list[bool]:
         """Note that the source names these ids; return for each whether this is the first time."""
         keys = keys_of(ids)
-        places = self.before.find(ids)
+        places = self.before.find(keys)
         is_first = places < 0
-        is_first[is_first] = self._new_ids.add(keys[is_first])
-        for number in np.flatnonzero(places >= 0):  # one after the other, as an id may come twice
-            is_first[number] = not self.before.is_seen[places[number]]
-            self.before.is_seen[places[number]] = True
-        return [bool(each) for each in is_first]
+        if is_first.any():
+            is_first[is_first] = self._new_ids.add(keys[is_first])
+        there, first = np.unique(places, return_index=True)
+        there, first = there[there >= 0], first[there >= 0]
+        is_first[first] = ~self.before.is_seen[there]
+        self.before.is_seen[there] = True
+        flags: list[bool] = is_first.tolist()
+        return flags
 
     def find_copies(self, hashes: Sequence[str]) -> NDArray[np.bool_]:
         """Tell which images of a batch, (B,), have the content of an earlier one of this run."""
@@ -112,12 +126,7 @@ class StoreWriter:
     def _compare(self) -> None:
         """Compare rows of unchanged images with what is stored."""
         rows, self._unchanged = self._unchanged, []
-        before = self.before.read([row.id for row in rows])
-        self._kept += [
-            row
-            for row, stored in zip(rows, before, strict=True)
-            if stored is None or not self.before.has_same(row, stored)
-        ]
+        self._kept += self.before.unlike(rows)
 
     def commit_if_due(self) -> None:
         """Commit what was taken if there is much of it, or if the last commit was long ago."""
@@ -128,15 +137,20 @@ class StoreWriter:
 
     def finish(self, root: Path | None, *, prune: bool) -> tuple[int, int]:
         """Commit what is left; count the rows that are missing below `root` and stay, and those that were deleted."""
-        self._commit()
-        self._compare()
-        self._commit_kept()
+        self.commit()
         if self.store is None:
             return 0, 0
         missing = self.before.missing(root)
         if prune and missing:  # after the commit: what was moved has its new row before it loses the old one
             self.store.delete(missing)
         self.store.finish()
+        return (0, len(missing)) if prune else (len(missing), 0)
+
+    def commit(self) -> None:
+        """Commit all that was taken; a note tells of images that took the place of others."""
+        self._commit()
+        self._compare()
+        self._commit_kept()
         if self._first_replaced:
             old, new = self._first_replaced
             self.notes.append(
@@ -144,14 +158,14 @@ class StoreWriter:
                 f"{self._num_replaced:,}, such as {new} of {old}; to have both, embed the folder that both are in, or "
                 "give another --out"
             )
-        return (0, len(missing)) if prune else (len(missing), 0)
 
-    def _open(self) -> None:
+    def _open(self, *, prepares: bool = True) -> None:
         self.store = Store(self._out)
         self.store.require_tower(self._tower)
         if self._centered and not self.store.centered:
             raise StoreError(f"{self._out} was made without --mean-center; give another --out to have a centred store")
-        self.notes += self.store.prepare_to_write()
+        if prepares:
+            self.notes += self.store.prepare_to_write()
 
     def _take(self, pairs: Sequence[Pair], hashes: Sequence[str], vectors: Iterable[Tensor]) -> None:
         stored = self.before.read([pair.id for pair in pairs])
@@ -163,11 +177,14 @@ class StoreWriter:
         if stored and stored.hash != content_hash and stored.path != path and _is_there(stored.path):
             self._num_replaced += 1
             self._first_replaced = self._first_replaced or (stored.path, path)
-        return Row(pair.id, path, content_hash, list(pair.texts), vector, self._metadata(pair))
+        return Row(pair.id, path, content_hash, pair.texts, vector, self._metadata(pair))
 
-    def _metadata(self, pair: Pair) -> dict[str, Any]:
+    def _metadata(self, pair: Pair) -> Mapping[str, Any]:
         """Return the values to write by their columns; a column that the source has named before is empty, then."""
-        self.not_kept.update(map(metadata_name, pair.not_kept))
+        if pair.not_kept:
+            self.not_kept.update(map(metadata_name, pair.not_kept))
+        if not pair.metadata:
+            return self._named
         values: dict[str, Any] = {}
         refused = []
         for column, value in pair.metadata.items():
@@ -179,8 +196,9 @@ class StoreWriter:
                 refused.append(name)
             else:
                 values[name] = value
-        self._named |= dict.fromkeys(values)
-        row = self._named | values
+        if not self._named.keys() >= values.keys():
+            self._named = self._named | dict.fromkeys(values)  # rows have the one before
+        row: dict[str, Any] = self._named | values
         for name in refused:
             row.pop(name, None)
         return row
@@ -195,9 +213,13 @@ class StoreWriter:
             stored = self.before.read([row.id for row in rows])
             changed = [self._filled(row, old) for row, old in zip(rows, stored, strict=True) if old]
             self.updated += len(changed)
-            self.store.append([row for row, old in zip(rows, stored, strict=True) if old is None])
+            self._append([row for row, old in zip(rows, stored, strict=True) if old is None])
             self.store.replace(changed)
         self._contents.commit()
+
+    def _append(self, rows: Sequence[Row]) -> None:
+        assert self.store is not None, "it is made or opened before"
+        self.store.append(rows)
 
     def _commit_kept(self) -> None:
         rows, self._kept = self._kept, []

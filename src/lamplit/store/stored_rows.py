@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamplit.data.sorted_keys import SortedKeys, keys_of
+from lamplit.data.sorted_keys import Keys, SortedKeys, keys_of
+from lamplit.data.valid_text import file_named
 from lamplit.store.column_types import UnfitError, fitted, is_ours, is_same
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.rows import FIXED_COLUMNS, Row
+from lamplit.store.same_rows import surely_same
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +55,41 @@ class StoredRows:
         self._content_at = contents[:, 0].copy()
         self.contents = SortedKeys.of(contents)
 
-    def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Return the places of the rows with these ids."""
-        return self._ids.find(keys_of(ids))
+    def find(self, keys: Keys) -> NDArray[np.int64]:
+        """Return the places of the rows with the ids of these (K, 2) keys."""
+        return self._ids.find(keys)
 
     def content_keys(self, ids: Sequence[str]) -> list[int]:
         """Return the `content_key` of each of these rows, -1 for an id that the store does not have."""
-        places = self.find(ids)
+        places = self.find(keys_of(ids))
         if not len(self._content_at):
             return [-1] * len(ids)
-        return [int(key) if place >= 0 else -1 for key, place in zip(self._content_at[places], places, strict=True)]
+        known: list[int] = self._content_at[places].tolist()
+        return [key if is_there else -1 for key, is_there in zip(known, (places >= 0).tolist(), strict=True)]
 
     def read(self, ids: Sequence[str]) -> list[StoredRow | None]:
         """Read the rows with these ids; None for an id that the store does not have."""
-        places = self.find(ids)
-        there = np.unique(places[places >= 0])
-        if not len(there):
-            return [None] * len(ids)
-        assert self._store is not None, "no row is stored without a store"
-        names = list(self.types)
-        table = self._store.take_at(there, ["path", "hash", "texts", *names])
-        paths, hashes, texts = (table[name].to_pylist() for name in ("path", "hash", "texts"))
-        metadata: list[dict[str, Any]] = table.select(names).to_pylist() if names else [{} for _ in paths]
-        rows = list(map(StoredRow, paths, hashes, texts, metadata))
-        found = np.searchsorted(there, places)
-        return [rows[at] if place >= 0 else None for at, place in zip(found, places, strict=True)]
+        places = self.find(keys_of(ids))
+        there = np.flatnonzero(places >= 0)
+        found: list[StoredRow | None] = [None] * len(ids)
+        if len(there):
+            for at, row in zip(there.tolist(), _to_rows(self._take(places[there])), strict=True):
+                found[at] = row
+        return found
+
+    def unlike(self, rows: Sequence[Row]) -> list[Row]:
+        """Return those of which the store does not have all that they name."""
+        places = self.find(keys_of([row.id for row in rows]))
+        is_unlike = places < 0
+        there = np.flatnonzero(~is_unlike)
+        if len(there):
+            table, known = self._take(places[there]), [rows[at] for at in there.tolist()]
+            unsure = np.flatnonzero(~surely_same(known, table))
+            stored = _to_rows(table.take(unsure))
+            is_unlike[there[unsure]] = [
+                not self.has_same(known[at], row) for at, row in zip(unsure.tolist(), stored, strict=True)
+            ]
+        return [rows[at] for at in np.flatnonzero(is_unlike).tolist()]
 
     def vectors(self, hashes: Sequence[str]) -> Tensor:
         """Return the (K, D) float16 vectors of images with these contents."""
@@ -88,7 +101,7 @@ class StoredRows:
 
     def has_same(self, row: Row, stored: StoredRow) -> bool:
         """Tell whether the store has all that a row names; columns that it does not name may hold anything."""
-        if (row.path, row.texts) != (stored.path, stored.texts):
+        if row.path != stored.path or list(row.texts) != stored.texts:
             return False
         return all(self._keeps(name, value, stored.metadata.get(name)) for name, value in row.metadata.items())
 
@@ -119,6 +132,12 @@ class StoredRows:
             if os.path.isabs(path) and is_below(name, path) and not file_exists(path)
         ]
 
+    def _take(self, places: NDArray[np.int64]) -> pa.Table:
+        """Read rows, without their vectors, by their places, which come in any order and may come twice."""
+        assert self._store is not None, "no row is stored without a store"
+        there, back = np.unique(places, return_inverse=True)
+        return self._store.take_at(there, ["path", "hash", "texts", *self.types]).take(back)
+
     def _unseen(self, store: Store) -> Iterator[tuple[str, str]]:
         """Yield ids and paths of the rows that the source does not name."""
         start = 0
@@ -140,12 +159,14 @@ class StoredRows:
 
 def file_exists(path: str) -> bool:
     """Tell whether a file is there; its name may have been made valid Unicode."""
-    return os.path.lexists(path) or ("\\x" in path and os.path.lexists(_raw_path(path)))
+    return os.path.lexists(file_named(path))
 
 
-def _raw_path(path: str) -> bytes:
-    """Undo `valid_id`."""
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), os.fsencode(path))
+def _to_rows(table: pa.Table) -> list[StoredRow]:
+    paths, hashes, texts = (table[name].to_pylist() for name in ("path", "hash", "texts"))
+    names = [name for name in table.column_names if name not in FIXED_COLUMNS]
+    metadata: list[dict[str, Any]] = table.select(names).to_pylist() if names else [{} for _ in paths]
+    return list(map(StoredRow, paths, hashes, texts, metadata))
 
 
 def _column_keys(store: Store | None, name: str, size: int) -> NDArray[np.uint64]:

@@ -10,12 +10,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.commit import CommitConflictError
+from lance.file import LanceFileReader
+from lance.fragment import FragmentMetadata, write_fragments
+from numpy.typing import NDArray
 
 from lamplit.errors import LamplitError, StoreError
 from lamplit.store.rows import FIXED_COLUMNS, Row, to_table
@@ -33,6 +36,7 @@ _IDS_TOGETHER = 4096  # in one condition
 _ATTEMPTS = 20
 # Above it, new columns for whole fragments are smaller than whole new rows for some.
 _SHARE_FOR_COLUMNS = 0.05
+Written = TypeVar("Written")
 _REASONS = {
     errno.ENOSPC: "no space is left on the disk",
     errno.EFBIG: "a file may not grow further",
@@ -142,6 +146,45 @@ def insert_rows(table: Any, rows: Sequence[Row]) -> int:
     return _committed(table, rows, write)
 
 
+def stage_rows(table: Any, rows: Sequence[Row]) -> list[FragmentMetadata]:
+    """Write rows beside a table, with columns as it has them now, and commit nothing; return what is to be."""
+
+    def write() -> list[FragmentMetadata]:
+        staged = write_fragments(_as_table(table, rows, [*FIXED_COLUMNS, "vector"]), table, mode="append")
+        return cast("list[FragmentMetadata]", staged)
+
+    return _committed(table, rows, write) if rows else []
+
+
+def read_staged(table: Any, fragment: FragmentMetadata) -> Iterator[list[Row]]:
+    """Yield the rows of a fragment that was staged, in blocks."""
+    import torch  # not needed to read a store, and slow to import
+
+    [file] = fragment.files
+    for batch in LanceFileReader(f"{table.uri}/data/{file.path}").read_all(batch_size=_IDS_TOGETHER).to_batches():
+        halves = torch.from_numpy(_halves(batch["vector"]).copy())
+        cells = batch.drop_columns(["vector", *FIXED_COLUMNS]).to_pylist()
+        fixed = (batch[name].to_pylist() for name in FIXED_COLUMNS)
+        yield list(map(Row, *fixed, halves, cells))
+
+
+def fits(table: Any, fragments: Iterable[FragmentMetadata]) -> bool:
+    """Tell whether staged fragments have their columns as a table has them; not if one has been widened since."""
+    known = set(_field_ids(table.lance_schema.fields()))
+    return all(known.issuperset(file.fields) for fragment in fragments for file in fragment.files)
+
+
+def append_staged(table: Any, fragments: Sequence[FragmentMetadata]) -> None:
+    """Add staged fragments in one commit, which succeeds or fails as a whole. Hold `store_lock`.
+
+    Raises:
+        OSError: the columns are changed at this moment.
+    """
+    with explained(table.uri):
+        lance.LanceDataset.commit(table, lance.LanceOperation.Append(list(fragments)), read_version=table.version)
+    table.checkout_latest()
+
+
 def replace_rows(table: Any, rows: Sequence[Row]) -> None:
     """Replace rows by id in one commit: the columns that they name, and the vectors that they have."""
 
@@ -165,23 +208,24 @@ def delete_rows(table: Any, ids: Sequence[str]) -> None:
             table.delete(_condition(ids[start : start + _IDS_TOGETHER]))
 
 
-def tidy(table: Any, kept_for: timedelta = KEPT_FOR) -> None:
-    """Merge small fragments, and delete the versions that were replaced long enough ago, with their files.
+def tidy(table: Any, kept_for: timedelta = KEPT_FOR, *, merges: bool = True) -> None:
+    """Merge small fragments if it `merges`, and delete the versions replaced long enough ago, with their files.
 
     If another process writes at this moment, its work goes first, and the next run tidies.
     """
     table.checkout_latest()
-    if not (_has_much_to_merge(table) or _old_versions(table, kept_for)):
+    merges = merges and _has_much_to_merge(table)
+    if not (merges or _old_versions(table, kept_for)):
         return  # a store that the user may only read needs no lock
     with suppress(StoreBusyError), explained(table.uri), store_lock(table.uri, "cleans up", patience=0):
         try:
-            if _has_much_to_merge(table):
+            if merges:
                 table.optimize.compact_files()
                 table.checkout_latest()
             if old := _old_versions(table, kept_for):
                 table.cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
         except OSError as error:
-            if not _is_conflict(error):
+            if not is_conflict(error):
                 raise
 
 
@@ -250,7 +294,7 @@ def _old_versions(table: Any, kept_for: timedelta) -> list[int]:
     ]
 
 
-def _committed(table: Any, rows: Sequence[Row], write: Callable[[], int]) -> int:
+def _committed(table: Any, rows: Sequence[Row], write: Callable[[], Written]) -> Written:
     """Write rows to the newest version of a table; again, if another process changed it meanwhile."""
     for attempt in range(_ATTEMPTS):
         table.checkout_latest()
@@ -262,13 +306,13 @@ def _committed(table: Any, rows: Sequence[Row], write: Callable[[], int]) -> int
                 return write()
         except OSError as error:
             table.checkout_latest()
-            if not _is_conflict(error) and table.schema == schema:
+            if not is_conflict(error) and table.schema == schema:
                 raise
             time.sleep(0.05 * attempt)
     raise StoreError(f"{table.uri} is written by others all the time: a commit failed {_ATTEMPTS} times; run it again")
 
 
-def _is_conflict(error: OSError) -> bool:
+def is_conflict(error: OSError) -> bool:
     """Tell whether another process committed first; merging fragments says so in words alone."""
     return isinstance(error, CommitConflictError) or any(
         word in str(error) for word in ("ontention", "commit conflict")
@@ -288,10 +332,21 @@ def _with_vectors(table: Any, rows: Sequence[Row]) -> list[Row]:
     vectors: dict[str, torch.Tensor] = {}
     for start in range(0, len(ids), _IDS_TOGETHER):
         found = table.to_table(columns=["id", "vector"], filter=_condition(ids[start : start + _IDS_TOGETHER]))
-        halves = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(found), -1)
-        vectors |= dict(zip(found["id"].to_pylist(), torch.from_numpy(halves.copy()), strict=True))
+        halves = torch.from_numpy(_halves(found["vector"].combine_chunks()).copy())
+        vectors |= dict(zip(found["id"].to_pylist(), halves, strict=True))
     filled = (row if row.vector is not None else replace(row, vector=vectors.get(row.id)) for row in rows)
     return [row for row in filled if row.vector is not None]
+
+
+def _halves(column: pa.Array) -> NDArray[np.float16]:
+    halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return halves
+
+
+def _field_ids(fields: Iterable[Any]) -> Iterator[int]:
+    for field in fields:
+        yield field.id()
+        yield from _field_ids(field.children())
 
 
 def _condition(ids: Sequence[str]) -> str:

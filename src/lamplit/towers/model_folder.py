@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.data.fields import FieldError, Fields
+from lamplit.data.repositories import fetch_repository, read_repository_json
 from lamplit.errors import UsageError
 from lamplit.towers.identity import TowerIdentity
 
@@ -22,6 +23,25 @@ def names_model(name_or_folder: object) -> bool:
     """Tell whether this is the name of a model of another library, such as `lit:B16B_2`, and no folder."""
     library, colon, _ = str(name_or_folder).partition(":")
     return bool(colon) and library in LIBRARIES
+
+
+def saved_folder(name_or_folder: str | Path) -> Path | None:
+    """Return the folder of a model that lamplit saved; None if the name is that of another library's model.
+
+    Args:
+        name_or_folder: the folder itself; or `hf:NAME_OR_FOLDER`, which is fetched from the hub if lamplit saved what
+            is there.
+
+    Raises:
+        TowerError: the repository cannot be fetched.
+    """
+    if not names_model(name_or_folder):
+        return Path(name_or_folder)
+    library, _, name = str(name_or_folder).partition(":")
+    config = read_repository_json(name, CONFIG) if library == "hf" and name else None
+    if config is None or not {"lamplit", "image_tower", "text_tower"} <= config.keys():
+        return None
+    return Path(name) if Path(name).is_dir() else fetch_repository(name, "model")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

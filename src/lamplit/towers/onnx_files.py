@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,22 +22,36 @@ _EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeErr
 def open_onnx(file: Path, threads: int, *, spinning: bool = True) -> Any:
     """Open an ONNX file with ONNX Runtime on the CPU; return None if it cannot be read.
 
-    Threads that spin answer the next call sooner, but use a core while they wait.
+    Threads that spin after a call answer the next one sooner, but use a core while they wait.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised, too
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    if not spinning:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # from one product to the next
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except onnx_errors():
         return None
 
 
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime without its telemetry.
+
+    From version 1.29 on it keeps an id of the machine in the user's cache, and sends names and digests of models to
+    Microsoft, unless this variable is set before it is imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def onnx_errors() -> tuple[type[Exception], ...]:
     """Return what ONNX Runtime raises; its errors have no common base."""
+    import_onnxruntime()
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     # A file of weights that may not be read gives ModelRequiresCompilation, so no few are picked.

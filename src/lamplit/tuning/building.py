@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lamplit.data.split_record import SplitRecord
-from lamplit.errors import LamplitError, TuneError
+from lamplit.errors import LamplitError, TuneError, UsageError
 from lamplit.model import LiT
 from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.lance_store import Store
 from lamplit.store.row_vectors import read_vectors
 from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
+from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.towers.texts.tokenizers import warn_of_cut
@@ -27,6 +28,7 @@ from lamplit.tuning.batches import Batches
 from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
 from lamplit.tuning.loop import Run
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups
+from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import (
     ConstantImages,
@@ -44,7 +46,15 @@ from lamplit.tuning.tune_report import TuneReport, what_trains
 logger = logging.getLogger(__name__)
 
 
-def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.device, *, progress: bool = False) -> Run:
+def build_run(
+    store: Store,
+    out: Path,
+    settings: TuneSettings,
+    device: torch.device,
+    *,
+    ranks: Ranks | None = None,
+    progress: bool = False,
+) -> Run:
     """Build a run from its store and settings, ready for its first step or its last checkpoint.
 
     Args:
@@ -52,11 +62,12 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         out: the run's folder.
         settings: settings of the run.
         device: where the model will be.
+        ranks: the processes that share each batch; by default this one alone.
         progress: show bars on stderr.
 
     Raises:
         StoreError: the store has no such text column.
-        UsageError: there is too little to tune on.
+        UsageError: there is too little to tune on, or a batch has fewer pairs than there are processes.
         TowerError: the text tower cannot be opened.
         TuneError: the image tower or its images cannot be read, and the mode needs them.
     """
@@ -72,6 +83,8 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
     center = None if settings.image_trains else store.center
     zimg = read_vectors(store, center, progress=progress)
     batches = Batches(train, settings)
+    if (ranks := ranks or Ranks()).size > batches.batch_size:
+        raise UsageError(f"{ranks.size} processes cannot share a batch of {batches.batch_size} pairs; start fewer")
     texts = CaptionTexts(split.captions, split.numbers)
     text_tower = _open_text_tower(store, settings, texts)
     tokens = tokenize_captions(split.captions, split.numbers, text_tower, progress=progress)
@@ -79,7 +92,8 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         warn_of_cut(truncated, len(tokens), text_tower.context_length)
     image_tower = _open_image_tower(store, settings)
     if settings.has_kernel_head and text_tower.trained_scale is None:
-        anchors = count_anchors(texts[:MAX_ANCHORS], None if image_tower is None else image_tower.class_head)
+        class_head = None if image_tower is None else image_tower.class_head
+        anchors = count_anchors(texts[:MAX_ANCHORS], class_head, text_tower.carried)
         text_tower.head = KernelHead(text_tower.head.in_features, store.tower.width, anchors)
     model = LiT(
         text_tower, store.tower, center=center,
@@ -138,6 +152,7 @@ def build_run(store: Store, out: Path, settings: TuneSettings, device: torch.dev
         image_side,
         text_side,
         report,
+        ranks,
     )
 
 
@@ -154,8 +169,10 @@ def _fill_in(settings: TuneSettings, pairs: int) -> TuneSettings:
 
 def _tuned_on(settings: TuneSettings) -> SplitRecord | None:
     """Find what the text tower was tuned on before, if it is a saved model's."""
-    library, _, folder = settings.text_tower.partition(":")
-    return SplitRecord.find(Path(folder)) if library == "model" and settings.pretrained_text else None
+    library, _, name = settings.text_tower.partition(":")
+    if library != "model" or not settings.pretrained_text:
+        return None
+    return SplitRecord.find(saved_folder(name) or Path(name))
 
 
 def _open_text_tower(store: Store, settings: TuneSettings, texts: CaptionTexts) -> TextTower:
@@ -171,6 +188,8 @@ def _open_text_tower(store: Store, settings: TuneSettings, texts: CaptionTexts) 
     )
     if settings.lora is not None:
         tower.add_lora(settings.lora)
+    if tower.carried is not None:
+        logger.info("%s knows %d texts, which the new head knows too", settings.text_tower, len(tower.carried))
     return tower
 
 

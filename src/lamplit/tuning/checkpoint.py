@@ -22,7 +22,7 @@ _OLD_KEYS = {"head_start": "closed_form"}  # of the log of an earlier version
 
 def save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Write weights, optimizer state, random state and `progress` (JSON values) atomically to `file`."""
-    tensors = {f"model.{name}": tensor for name, tensor in _trained(model).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(model).items()}
     numbers: dict[str, dict[str, Any]] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -50,7 +50,7 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise TuneError(f"checkpoint {file} cannot be read ({error}); delete it to start over") from error
-    own = _trained(model)
+    own = trained_tensors(model)
     noted = json.loads(described.get("lamplit", "{}"))
     given = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     shapes, given_shapes = ({name: tensor.shape for name, tensor in part.items()} for part in (own, given))
@@ -103,7 +103,7 @@ def cut_log(file: Path, step: int) -> float:
     return next((float(values["seconds"]) for values in reversed(kept) if "seconds" in values), 0.0)
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that a run changes; locked ones are not among them."""
     kept = model.state_dict().keys()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.towers.images.backbone import ClassHead
-from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.sides import text_features
 
@@ -30,10 +30,11 @@ SHRINKAGE = 10.0  # of the covariance, in units of its mean variance
 RIDGE = 2.0  # of a linear head, in units of the mean squared feature
 SHARPNESS = 3.0  # of the kernel, which is exp(SHARPNESS * (cosine - 1))
 KERNEL_RIDGE = 1.0  # of a kernel head: the weight of a pair whose answer is halved
-PAIR_WEIGHT = 3.0  # of a real caption against one text of a class
+PAIR_WEIGHT = 3.0  # of a real caption against one text of a class, or one that another model's head knew
 MAX_PAIRS = 50_000  # more pairs would not change the fit
 MAX_ANCHORS = 20_000  # known texts of a kernel head; their matrix has 1.6 GB
 _ROWS = 4096  # of texts that are read at once
+_SAME_TEXT = 1 - 1e-5  # cosine of the directions of one text, computed in two batches
 
 
 def sample_pairs(text_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,17 +63,18 @@ class _Known:
     weights: Tensor
 
 
-def count_anchors(texts: Sequence[str], class_head: ClassHead | None) -> int:
-    """Return how many known texts a kernel head has that is fitted to these texts and classes."""
+def count_anchors(texts: Sequence[str], class_head: ClassHead | None, carried: KnownTexts | None = None) -> int:
+    """Return how many known texts a kernel head has at most that is fitted to these texts, classes and known texts."""
     names = set(texts).union(*(class_head.texts if class_head is not None else ()))
-    return min(MAX_ANCHORS, len(names))
+    return min(MAX_ANCHORS, len(names) + (0 if carried is None else len(carried)))
 
 
 class ClosedForm:
     """Fits a text tower's head by ridge regression; the features of all texts are computed once.
 
     Args:
-        text_tower: the tower; its encoder does not change. A kernel head has as many anchors as `count_anchors` says.
+        text_tower: the tower; its encoder does not change. A kernel head has as many anchors as `count_anchors` says;
+            what the tower has `carried` is known to it, too.
         texts: M distinct texts.
         class_head: the image tower's classifier, or None.
         progress: show a bar on stderr.
@@ -84,7 +86,7 @@ class ClosedForm:
     def __init__(
         self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None, *, progress: bool = False
     ) -> None:
-        self._head = text_tower.head
+        self._head, self._carried = text_tower.head, text_tower.carried
         self.features = text_features(text_tower, texts, progress=progress)
         self._classes: list[_Known] = []
         if class_head is not None:
@@ -109,7 +111,7 @@ class ClosedForm:
         # The direction that all images share tells none of them from another; a text along it would match them all.
         direction = F.normalize(common, dim=0)
         if isinstance(self._head, KernelHead):
-            _fit_kernel(self._head, [pairs, *self._classes], direction)
+            _fit_kernel(self._head, [pairs, *self._classes], direction, self._carried)
         else:
             assert isinstance(self._head, nn.Linear), "open_text_tower gives a head to tune, which is one of these two"
             _fit_linear(self._head, [pairs, *self._classes], direction)
@@ -149,12 +151,21 @@ def _fit_linear(head: nn.Linear, known: Sequence[_Known], direction: Tensor) -> 
     head.bias.copy_(-(mean @ matrix))
 
 
-def _fit_kernel(head: KernelHead, known: Sequence[_Known], direction: Tensor) -> None:
+def _fit_kernel(
+    head: KernelHead, known: Sequence[_Known], direction: Tensor, carried: KnownTexts | None = None
+) -> None:
     """Solve ridge regression with a kernel; every text that is fitted is an anchor."""
     features = torch.cat([each.features for each in known])
-    head.mean.copy_(features.mean(0))
+    head.mean.copy_(features.mean(0) if carried is None else carried.mean)
     inputs = F.normalize(features - head.mean, dim=-1)
     targets, weights = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
+    if carried is not None:
+        others = carried.directions.to(inputs.device)
+        closest = torch.cat([(part @ inputs.T).amax(1) for part in torch.split(others, _ROWS)])
+        kept = closest < _SAME_TEXT
+        inputs = torch.cat([inputs, others[kept]])
+        targets = torch.cat([targets, carried.vectors.to(inputs.device)[kept]])
+        weights = torch.cat([weights, weights.new_ones(int(kept.sum()))])
     anchors, place = torch.unique(inputs, dim=0, return_inverse=True)
     targets = inputs.new_zeros(len(anchors), targets.shape[1]).index_add_(0, place, targets * weights[:, None])
     weights = inputs.new_zeros(len(anchors)).index_add_(0, place, weights)

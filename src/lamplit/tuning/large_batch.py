@@ -61,6 +61,7 @@ def backward_in_chunks(
     *,
     device: torch.device,
     memory_budget: int | None = None,
+    sharers: int = 1,
 ) -> Tensor:
     """Add the gradient of `loss_of(unit vectors of each side)` to all parameters of `encode` and `loss_of`.
 
@@ -69,11 +70,12 @@ def backward_in_chunks(
         loss_of: maps (B, D) unit vectors of every side to a scalar loss.
         device: where the vectors are.
         memory_budget: bytes of activations that may be kept; by default half of what is free.
+        sharers: how many processes share that half.
 
     Returns:
         The loss, detached.
     """
-    left = _free_memory(device) // 2 if memory_budget is None else memory_budget
+    left = _free_memory(device) // (2 * sharers) if memory_budget is None else memory_budget
     encoded: dict[int, _Encoded] = {}
     for number, side in enumerate(sides):
         if isinstance(side, Part):

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,11 +23,15 @@ from lamplit.progress import progress_bar
 from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.row_vectors import RowVectors
 from lamplit.tuning.batches import Batches
-from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint
+from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors
 from lamplit.tuning.closed_form import sample_pairs
 from lamplit.tuning.curves import draw_curves
+from lamplit.tuning.interrupts import whole_steps
 from lamplit.tuning.large_batch import backward_in_chunks
 from lamplit.tuning.optimizers import set_rates
+from lamplit.tuning.permutation import WINDOW
+from lamplit.tuning.ranks import Ranks
+from lamplit.tuning.run_logs import open_run_logs
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import ImageSide, TextSide
 from lamplit.tuning.split import Links, held_out_recall
@@ -48,6 +54,7 @@ class RunState:
     best_metrics: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
     start: dict[str, float] = field(default_factory=dict)  # metrics before the first step
+    in_windows: bool = False  # the order of the pairs, see Batches
     mean_loss: float | None = None  # moving average
 
 
@@ -59,6 +66,7 @@ class Run:
         texts: the texts of `train`.
         zimg: (N, D) unit vectors of all rows of the store.
         image_ids: (N,) numbers of the rows' contents; equal images have one.
+        ranks: the processes that take each step together; the first of them logs and writes.
     """
 
     out: Path
@@ -76,25 +84,33 @@ class Run:
     image_side: ImageSide
     text_side: TextSide
     report: TuneReport
+    ranks: Ranks
     state: RunState = field(default_factory=RunState)
 
-    def go(self, *, memory_budget: int | None, workers: int, progress: bool) -> TuneReport:
+    def go(self, *, memory_budget: int | None, workers: int, progress: bool, log_to: Sequence[str] = ()) -> TuneReport:
         """Take all steps that are left; return the report."""
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
-        if checkpoint.is_file():
+        if self.ranks.first(checkpoint.is_file):
             self.state = RunState(**load_checkpoint(checkpoint, self.model, self.optimizer))
-            seconds = cut_log(self.out / "log.jsonl", self.state.step)
+            seconds = self.ranks.first(lambda: cut_log(self.out / "log.jsonl", self.state.step))
         else:
             self._start(progress)
+        self.batches.in_windows = self.state.in_windows
         self.image_side.open(self.batches, self.state.step, workers)
-        started = time.monotonic() - seconds
+        started, begun = time.monotonic() - seconds, self.state.step
         total_steps = self.batches.total_steps
-        with progress_bar("tune", total_steps, shown=progress) as advance, open_log(self.out / "log.jsonl") as log:
+        with (
+            progress_bar("tune", total_steps, shown=progress) as advance,
+            self._open_log(log_to) as log,
+            whole_steps(wanted=self.ranks.size == 1) as is_stopped,
+        ):
             advance(self.state.step, "")
             saved = time.monotonic()
             for step in range(self.state.step, total_steps):
                 if self._out_of_patience():
                     break
+                for first, last in self.batches.coming(step, is_first=step == begun):
+                    self.zimg.expect(first, last)
                 line = self._step(step, memory_budget)
                 log(line | {"seconds": round(time.monotonic() - started, 3)})
                 self.state.step = step + 1
@@ -102,32 +118,41 @@ class Run:
                     metrics = self._evaluate(step + 1)
                     log({"step": step + 1, "held_out": metrics})
                     saved = -CHECKPOINT_SECONDS  # after a measurement one is always due
-                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                stops = is_stopped()
+                if self.ranks.is_first and (stops or time.monotonic() - saved >= CHECKPOINT_SECONDS):
                     save_checkpoint(checkpoint, self.model, self.optimizer, asdict(self.state))
                     saved = time.monotonic()
+                if stops:
+                    raise KeyboardInterrupt
                 advance(1, self._note(line))
         self.image_side.require_lock()
         self.text_side.require_lock()
         return self._finish(time.monotonic() - started)
 
     def _start(self, progress: bool) -> None:
-        """Initialise the head, and measure held-out recall before any step."""
-        (self.out / "log.jsonl").unlink(missing_ok=True)
+        """Choose the order of the pairs, initialise the head, and measure held-out recall before any step."""
+        self.ranks.first(lambda: (self.out / "log.jsonl").unlink(missing_ok=True))
+        self.state.in_windows = self.ranks.first(
+            lambda: not self.settings.image_trains and self.zimg.is_larger_than_memory
+        )
+        if self.state.in_windows:
+            logger.info(
+                "the vectors, %.1f GB, do not fit into half of the free memory: pairs are shuffled in windows of %d",
+                self.zimg.halves.nbytes / 1e9, WINDOW,
+            )  # fmt: skip
         assert self.model.text_tower is not None
         # The store's vectors do not come from an image tower from scratch, and a published head is trained already.
         trained = self.model.text_tower.trained_scale is not None
         fits = self.settings.starts_in_closed_form and not trained
         if fits:
-            tower = self.image_side.tower
-            pairs, used, text_index = sample_pairs(self.train.text_index)
-            rows = self.train.image_index[pairs]
-            fit_start(
-                self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
-                None if tower is None else tower.class_head, progress=progress,
-            )  # fmt: skip
+            self.ranks.first(partial(self._fit_start, progress))
+        self.ranks.copy(trained_tensors(self.model).values())
         self.state.start = metrics = self._evaluate(0)
-        with open_log(self.out / "log.jsonl") as log:
-            log({"step": 0, "held_out": metrics, "closed_form": fits})
+        with self._open_log() as log:
+            log(
+                {"step": 0, "held_out": metrics, "closed_form": fits}
+                | ({"in_windows": True} if self.state.in_windows else {})
+            )
         if metrics:
             head = "the closed-form head" if fits else "the published head" if trained else "an untrained head"
             logger.info(
@@ -135,23 +160,40 @@ class Run:
                 head, metrics["image_to_text/recall@1"], metrics["image_to_text/recall@5"],
             )  # fmt: skip
 
+    def _fit_start(self, progress: bool) -> None:
+        tower = self.image_side.tower
+        pairs, used, text_index = sample_pairs(self.train.text_index)
+        rows = self.train.image_index[pairs]
+        fit_start(
+            self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
+            None if tower is None else tower.class_head, progress=progress,
+        )  # fmt: skip
+
     def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
         """Take one step, counted from 0; return its line of the log."""
         began = time.monotonic()
         rates = set_rates(self.optimizer, step, self.batches.total_steps, self.settings.warmup_ratio)
-        rows = self.batches.rows(step)
+        rows, ranks = self.batches.rows(step), self.ranks
+        if ranks.size > 1:  # what a process drops must not depend on the steps that it took before
+            torch.manual_seed(self.batches.seed(step, ranks.rank))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         images, kept = self.image_side.part(self.train.image_index[rows], step)
         rows = rows[kept]
         texts = self.train.text_index[rows]
         image_ids = self.image_ids[self.train.image_index[rows]].to(self.device)
+        own = ranks.deal(self.text_side.lengths(texts))
         loss = backward_in_chunks(
-            [images, self.text_side.part(texts)],
-            partial(model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device)),
+            [images, self.text_side.part(texts[own])],
+            partial(
+                model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device), rows=own,
+                exchange=ranks.exchange if ranks.size > 1 else None,
+            ),
             device=self.device, memory_budget=memory_budget,
+            sharers=ranks.local_size if self.device.type == "cpu" else 1,
         )  # fmt: skip
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        loss = ranks.add_up(trained, loss)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, self.settings.grad_clip))
         value = float(loss)
         if not math.isfinite(value) or not math.isfinite(norm):
@@ -180,7 +222,7 @@ class Run:
         state = self.state
         if score > state.best:
             state.best, state.best_step, state.stale, state.best_metrics = score, step, 0, metrics
-            self.model.save(self.out)
+            self.ranks.first(lambda: self.model.save(self.out))
         else:
             state.stale += 1
         state.last_metrics = metrics
@@ -189,8 +231,13 @@ class Run:
     def _measure(self, links: Links) -> dict[str, float]:
         if not len(links):
             return {}
-        zimg, links = self.image_side.vectors(links)
-        return held_out_recall(zimg, self.model.encode_texts(links.texts), links)
+        ztxt = self.ranks.encode(self.model.encode_texts, links.texts, self.model.identity.width)
+
+        def recall() -> dict[str, float]:
+            zimg, seen = self.image_side.vectors(links)
+            return held_out_recall(zimg, ztxt, seen)
+
+        return self.ranks.first(recall)
 
     def _finish(self, seconds: float) -> TuneReport:
         report, state = self.report, self.state
@@ -198,7 +245,8 @@ class Run:
         report.best_step, report.steps, report.seconds = state.best_step, state.step, round(seconds, 2)
         report.fingerprint_after = self.image_side.fingerprint()
         if len(self.test):
-            restore(self.model, self.out)  # the best checkpoint
+            self.ranks.first(lambda: restore(self.model, self.out))  # the best checkpoint
+            self.ranks.copy(trained_tensors(self.model).values())
             report.test = self._measure(self.test)
         if state.start and state.best_step == 0:
             logger.info(
@@ -209,11 +257,31 @@ class Run:
         report.skipped = self.image_side.skipped
         if report.skipped:
             logger.warning("%s", self.image_side.skipped_note())
+        return self.ranks.first(partial(self._write_report, report))
+
+    def _write_report(self, report: TuneReport) -> TuneReport:
         if self.image_side.tower is not None and not self.settings.image_trains:
             save_image_tower(self.image_side.tower, self.out)  # one that trains was saved with the best model
         draw_curves(self.out / "log.jsonl", self.out / "curves.png")
         write_text(self.out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
         return report
+
+    @contextmanager
+    def _open_log(self, log_to: Sequence[str] = ()) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Open `log.jsonl` and, beside it, logs of other kinds; only the first process writes."""
+        if not self.ranks.is_first:
+            yield lambda _: None
+            return
+        with (
+            open_log(self.out / "log.jsonl") as write,
+            open_run_logs(self.out, log_to, asdict(self.settings)) as follow,
+        ):
+
+            def log(line: dict[str, Any]) -> None:
+                write(line)
+                follow(line)
+
+            yield log
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience

@@ -1,5 +1,8 @@
 """One endless stream of permutations in constant memory: what comes at a place is a function of seed and place alone.
 
+A file that is larger than memory is slow to read in such an order: a page for each row. `windows` is a stream that
+comes from few places at a time: blocks of neighbouring numbers are shuffled, then the numbers of some thousand blocks.
+
 Each pass over N things is a Feistel network on the bits of 0 to N - 1 (Luby & Rackoff, 1988). It permutes the next
 power of two; a number that falls outside 0 to N - 1 goes through it again until it falls inside (cycle walking, Black
 & Rogaway, 2002), which is less than once more on average. The order is part of what a seed means: it must not change.
@@ -12,6 +15,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK = 256  # neighbouring numbers that stay in one window: 256 KB of 512 numbers in half precision
+WINDOW = 1024 * BLOCK  # numbers that are shuffled among each other
 _ROUNDS = 8  # a digest of blake2b has as many keys of 64 bits
 _LEAST_BITS = 6  # fewer have too few orders to choose from
 _TABLE_BITS = 10  # up to here it is faster to permute all numbers once than some of them again and again
@@ -37,7 +42,46 @@ def stream(start: int, stop: int, size: int, seed: int) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def permute(places: NDArray[np.uint64], size: int, seed: int, number: int) -> NDArray[np.int64]:
+def windows(start: int, stop: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Return what comes at the places `start` to `stop` of the stream in windows; arguments as in `stream`."""
+    parts = [np.empty(0, np.int64)]
+    while start < stop:
+        first, last = window_at(start, size)
+        number, until = start // size, min(stop, last)
+        places = np.arange(start - first, until - first, dtype=np.uint64)
+        mixed = permute(places, last - first, seed, f"{number} {first % size}") + first % size
+        parts.append(_in_blocks(mixed, size, seed, number))
+        start = until
+    return np.concatenate(parts)
+
+
+def window_at(place: int, size: int) -> tuple[int, int]:
+    """Return the first place of the window that a place lies in, and the one behind its last."""
+    first = place - place % size % WINDOW
+    return first, min(first + WINDOW, (place // size + 1) * size)
+
+
+def blocks_of_window(place: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Return the first number of each block of the window that a place lies in, (K,) ascending.
+
+    What is left over behind the last whole block is a block of its own.
+    """
+    first, last = window_at(place, size)
+    return np.sort(_in_blocks(np.arange(first % size, first % size + last - first, BLOCK), size, seed, place // size))
+
+
+def _in_blocks(places: NDArray[np.int64], size: int, seed: int, number: int) -> NDArray[np.int64]:
+    """Return what comes at places of a pass in which whole blocks are shuffled."""
+    blocks, inside = np.divmod(places, BLOCK)
+    is_whole = blocks < size // BLOCK
+    found = places.copy()
+    if is_whole.any():
+        shuffled = permute(blocks[is_whole].astype(np.uint64), size // BLOCK, seed, f"{number} blocks")
+        found[is_whole] = shuffled * BLOCK + inside[is_whole]
+    return found
+
+
+def permute(places: NDArray[np.uint64], size: int, seed: int, number: int | str) -> NDArray[np.int64]:
     """Return what comes at each place, (K,) below `size`, of pass `number` of a seed: a bijection of 0 to size - 1."""
     bits = max((size - 1).bit_length(), _LEAST_BITS)
     digest = blake2b(f"{seed} {number}".encode(), digest_size=8 * _ROUNDS).digest()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from lamplit.errors import UsageError, kind_of
 from lamplit.store.lance_store import Store, as_store
-from lamplit.towers.devices import pick_device
 from lamplit.tuning.building import build_run
+from lamplit.tuning.loop import Run
+from lamplit.tuning.ranks import join_ranks
 from lamplit.tuning.run_folder import claim
+from lamplit.tuning.run_logs import require_logs
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.tune_report import TuneReport
 
@@ -23,12 +26,18 @@ def tune(
     device: str | None = None,
     memory_budget: int | None = None,
     workers: int = 0,
+    log_to: Sequence[str] = (),
     progress: bool = False,
 ) -> TuneReport:
     """Tune a text tower on a store, or both towers on its images, and write the model into the folder `out`.
 
     Run again with the same settings, it goes on from the last checkpoint, and ends in the same bytes as a run that
     was never interrupted. A finished run is not repeated.
+
+    Started by torchrun, or in a process group of the caller's that serves the CPU too (`cpu:gloo,cuda:nccl`), the
+    processes share each batch: every one reads its share of the texts and the vectors of all images. Each has a GPU of
+    its own, if there are any. What is logged, written and returned is that of the first. The pairs of a step are the
+    same with any number of processes.
 
     On the command line: `lamplit tune`.
 
@@ -40,6 +49,9 @@ def tune(
         memory_budget: bytes of activations that may be kept in a step; by default half of what is free.
         workers: processes that decode images, if the image tower trains. With any, a script needs
             `if __name__ == "__main__":`.
+        log_to: what else than `log.jsonl` the numbers of the run are written to, any of `csv` (`steps.csv` and
+            `held_out.csv`), `tensorboard` (the folder `tensorboard`) and `wandb` (Weights & Biases). A run that goes on
+            goes on there, too.
         progress: show a bar on stderr.
 
     Returns:
@@ -47,9 +59,11 @@ def tune(
 
     Raises:
         StoreError: the store cannot be read.
-        UsageError: the folder holds a run with other settings, or there is too little to tune on.
+        UsageError: the folder holds a run with other settings, or there is too little to tune on; or there are several
+            processes, and the image tower trains, a batch has fewer pairs, or they do not share a disk.
         TowerError: the text tower cannot be opened.
         TuneError: the loss is no longer finite, or the image tower or its images cannot be read.
+        MissingExtraError: the library of a tower or of a log is not installed.
 
     Example:
         >>> settings = lamplit.TuneSettings("demo:minilm", epochs=5)
@@ -61,13 +75,26 @@ def tune(
             f"settings is {kind_of(settings)}; type lamplit.tune(store, out, lamplit.TuneSettings("
             f"{settings if isinstance(settings, str) else 'demo:minilm'!r}, epochs=5))"
         )
+    require_logs(log_to)
     store = as_store(store)
     out = Path(out)
-    done = claim(out, store, settings, progress=progress)
-    if done is not None:
-        return done
-    chosen = pick_device(device)
-    with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        run = build_run(store, out, settings, chosen, progress=progress)
-        return run.go(memory_budget=memory_budget, workers=workers, progress=progress)
+    with join_ranks() as ranks:
+        if ranks.size > 1 and settings.image_trains:
+            raise UsageError(
+                f"mode {settings.mode} trains the image tower, which takes one process; start it without torchrun and "
+                "without --processes, or lock the image tower (mode LU)"
+            )
+        done = ranks.first(lambda: claim(out, store, settings, progress=progress))
+        if done is not None:
+            return done
+        ranks.require_shared(out)
+        chosen, progress = ranks.pick_device(device), progress and ranks.is_first
+        with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
+
+            def build() -> Run:
+                torch.manual_seed(settings.seed)
+                return build_run(store, out, settings, chosen, ranks=ranks, progress=progress)
+
+            return ranks.in_turn(build).go(
+                memory_budget=memory_budget, workers=workers, progress=progress, log_to=log_to
+            )

@@ -240,6 +240,10 @@ class TextSide(ABC):
         """Return what gives (B, D) vectors of (B,) texts, by their indices."""
 
     @abstractmethod
+    def lengths(self, texts: Tensor) -> Tensor:
+        """Return what each of (B,) texts costs, in tokens: (B,)."""
+
+    @abstractmethod
     def require_lock(self) -> None:
         """Raise TuneError if a locked encoder has changed."""
 
@@ -261,6 +265,10 @@ class ConstantTexts(TextSide):
         """Return what maps the features of (B,) texts to the joint space."""
         return _constant_part(self.features[texts].to(self.device), self.head)
 
+    def lengths(self, texts: Tensor) -> Tensor:
+        """Return (B,) ones: features cost the same."""
+        return torch.ones_like(texts)
+
     def require_lock(self) -> None:
         """Raise TuneError if the encoder has changed."""
         self._lock.require()
@@ -281,6 +289,10 @@ class EncodedTexts(TextSide):
     def part(self, texts: Tensor) -> Part | Tensor:
         """Return (B,) texts to encode."""
         return cut_texts(self._encode, self.tokens.take(texts))
+
+    def lengths(self, texts: Tensor) -> Tensor:
+        """Return how many tokens (B,) texts have."""
+        return torch.from_numpy(self.tokens.sizes(texts))
 
     def require_lock(self) -> None:
         """Do nothing: the encoder may change."""

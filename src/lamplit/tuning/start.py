@@ -11,6 +11,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
+from lamplit.losses.positives import Exchange
+from lamplit.losses.shares import sigmoid_share, softmax_share
 from lamplit.model import LiT
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.tuning.closed_form import ClosedForm
@@ -95,16 +97,33 @@ def fit_scale(model: LiT, zimg: Tensor, ztxt: Tensor, image_ids: Tensor, text_id
     place(minimize(loss, begin, method="Nelder-Mead", options={"xatol": 0.01, "fatol": 1e-5}).x)
 
 
-def model_loss(model: LiT, zimg: Tensor, ztxt: Tensor, *, image_ids: Tensor, text_ids: Tensor) -> Tensor:
+def model_loss(
+    model: LiT,
+    zimg: Tensor,
+    ztxt: Tensor,
+    *,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    rows: Tensor | None = None,
+    exchange: Exchange | None = None,
+) -> Tensor:
     """Compute the contrastive loss that a model is tuned with: sigmoid if it has a bias, else softmax.
 
     Args:
         model: whose logit scale and bias are used.
         zimg: unit vectors of images, (B, D).
-        ztxt: unit vectors of their texts, (B, D).
+        ztxt: unit vectors of their texts, (B, D); with `exchange` of some of them, (b, D).
         image_ids: numbers of the images, (B,).
-        text_ids: numbers of the texts, (B,).
+        text_ids: numbers of all texts, (B,).
+        rows: with `exchange`, the images of these texts, (b,).
+        exchange: with it the loss is the share of these texts, see `softmax_share`.
     """
-    if model.logit_bias is None:
-        return softmax_loss(zimg, ztxt, model.logit_multiplier, image_ids=image_ids, text_ids=text_ids)
-    return sigmoid_loss(zimg, ztxt, model.logit_multiplier, model.logit_bias, image_ids=image_ids, text_ids=text_ids)
+    scale, bias = model.logit_multiplier, model.logit_bias
+    if exchange is not None:
+        assert rows is not None
+        if bias is None:
+            return softmax_share(zimg, ztxt, rows, scale, exchange, image_ids=image_ids, text_ids=text_ids)
+        return sigmoid_share(zimg, ztxt, rows, scale, bias, image_ids=image_ids, text_ids=text_ids)
+    if bias is None:
+        return softmax_loss(zimg, ztxt, scale, image_ids=image_ids, text_ids=text_ids)
+    return sigmoid_loss(zimg, ztxt, scale, bias, image_ids=image_ids, text_ids=text_ids)

@@ -60,6 +60,11 @@ class Tokens(Sequence[list[int]]):
         """Return the ids of (n,) captions."""
         return self._of(self.numbers[places.numpy()])
 
+    def sizes(self, places: Tensor) -> NDArray[np.int32]:
+        """Return how many ids (n,) captions have."""
+        sizes: NDArray[np.int32] = self.lengths[self.numbers[places.numpy()]]
+        return sizes
+
     def count_cut(self) -> int:
         """Count the captions that were longer than the context length."""
         return int(self.cut[self.numbers].sum())

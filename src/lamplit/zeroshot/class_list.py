@@ -6,7 +6,7 @@ import json
 import math
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from lamplit._version import __version__
 from lamplit.errors import TowerError, UsageError
 from lamplit.files import write_text
 from lamplit.model import LiT
+from lamplit.store.column_types import as_text
 from lamplit.zeroshot.calibration_report import CalibrationReport
 from lamplit.zeroshot.names import listed
 
@@ -112,11 +113,11 @@ class ClassList:
         cosines = self.cosines(zimg)
         return self.probabilities(cosines), self.given(cosines)
 
-    def read_labels(self, cells: Sequence[object]) -> tuple[list[int], Tensor]:
-        """Read a column of labels: names of classes, or `none` for an out-of-class image.
+    def read_labels(self, cells: Sequence[object], notes: list[str] | None = None) -> tuple[list[int], Tensor]:
+        """Read a column of labels: names of classes, their places from 0, or `none` for an out-of-class image.
 
         In a multi-label list a cell may be a list of names, or names with `;` between them. Empty cells belong to
-        images that nobody labelled.
+        images that nobody labelled. A note is added if the labels are places.
 
         Returns:
             The n rows that are labelled, and which classes each of them has, (n, C) of bool.
@@ -124,10 +125,14 @@ class ClassList:
         Raises:
             UsageError: a label is not in the list, or an image has two although they exclude each other.
         """
-        class_index = {name: i for i, name in enumerate(self.names)}
         rows, truth, unknown = [], [], Counter[str]()
-        for row, cell in enumerate(cells):
-            labels = self._split(cell)
+        read = [self._split(cell) for cell in cells]
+        class_index, said = index_labels(
+            self.names, {label for labels in read for label in labels or ()} - {NONE_LABEL}
+        )
+        if notes is not None:
+            notes += said
+        for row, labels in enumerate(read):
             if labels is None:
                 continue
             classes = torch.zeros(len(self.names), dtype=torch.bool)
@@ -152,10 +157,10 @@ class ClassList:
 
     def _split(self, cell: object) -> list[str] | None:
         if isinstance(cell, list):
-            return [str(label).strip() for label in cell]
-        if cell is None or not str(cell).strip():
+            return [as_text(label).strip() for label in cell]
+        if cell is None or not as_text(cell).strip():
             return None
-        parts = str(cell).split(SEPARATOR) if self.multi_label else [str(cell)]
+        parts = as_text(cell).split(SEPARATOR) if self.multi_label else [as_text(cell)]
         return [part.strip() for part in parts if part.strip()]
 
     def save(self, file: str | Path) -> None:
@@ -197,6 +202,19 @@ class ClassList:
             raise UsageError(
                 f"{file} cannot be read as a class list, which lamplit classes writes: {error or type(error).__name__}"
             ) from error
+
+
+def index_labels(names: Sequence[str], labels: Collection[str]) -> tuple[dict[str, int], list[str]]:
+    """Find the class of each label: the one of this name or, if all labels are numbers and no name is, at this place.
+
+    Returns:
+        The number of the class by label, without labels that are of no class; and a note if they are places.
+    """
+    by_name = {name: i for i, name in enumerate(names)}
+    if not labels or not all(label.isdecimal() for label in labels) or any(name.isdecimal() for name in names):
+        return by_name, []
+    note = f"labels are numbers, so they are places in the list of classes: 0 is {names[0]}"
+    return {label: int(label) for label in labels if int(label) < len(names)}, [note]
 
 
 def _refuse(constant: str) -> float:

@@ -123,11 +123,12 @@ def _read_sample(
     """Read or embed the sample, and its labels."""
     with open_source(source, model.unlocked_image_tower, device=model.device, progress=progress) as opened:
         store = opened.store
-        rows, truth = classes.read_labels(store.column(label_column))
+        notes = list(opened.notes)
+        rows, truth = classes.read_labels(store.column(label_column), notes)
         if not bool(truth.any()):
             raise UsageError("the sample has no image of any of the classes")
         name = str(source.path if isinstance(source, Store) else source)
-        return _Sample(name, model.read_store(store)[rows], truth, len(store) - len(rows), opened.skipped, opened.notes)
+        return _Sample(name, model.read_store(store)[rows], truth, len(store) - len(rows), opened.skipped, notes)
 
 
 def _calibrate(

@@ -12,6 +12,9 @@ function languageOf(column) {
 export function startSearch(about, open) {
   let question = null; // {query}, {like} or {file}
   let count = 0;
+  let hidden = 0; // images that are probably no answer
+  let isLikely = true; // of the best one; if not even that is, all are shown
+  let showsAll = false;
   let where = null;
   const signal = latest();
 
@@ -37,14 +40,19 @@ export function startSearch(about, open) {
     if (!question) return;
     $("search-status").textContent = "Searching…";
     if (!offset) $("hits").replaceChildren();
-    $("more").hidden = true;
+    $("more").hidden = $("unlikely").hidden = true;
     await attempt($("search-problem"), async () => {
       try {
-        const { hits } = await ask("search", body(offset), signal());
-        count = offset + hits.length;
-        $("hits").append(...tiles(hits, open));
-        $("more").hidden = hits.length < PAGE || count >= about.images;
-        $("search-status").textContent = count ? `${count} images, best first; the number is the cosine.` : "No image fits this filter.";
+        const { hits, min_score: least } = await ask("search", body(offset), signal());
+        isLikely = least === null || (offset ? isLikely : hits.length > 0 && hits[0].score >= least);
+        const likely = showsAll || !isLikely || least === null ? hits : hits.filter(({ score }) => score >= least);
+        hidden = hits.length - likely.length;
+        count = offset + likely.length;
+        $("hits").append(...tiles(likely, open));
+        $("more").hidden = hidden > 0 || hits.length < PAGE || count >= about.images;
+        $("unlikely").hidden = !hidden;
+        $("unlikely").textContent = "Show less likely images too";
+        $("search-status").textContent = status(hits.length, least);
       } catch (error) {
         if (error.name !== "AbortError") $("search-status").textContent = "";
         throw error;
@@ -52,8 +60,15 @@ export function startSearch(about, open) {
     });
   }
 
+  function status(found, least) {
+    if (!found && !count) return "No image fits this filter.";
+    const shown = `${isLikely ? "" : "Probably no image shows this. "}${count} images, best first; the number is the cosine.`;
+    return hidden ? `${shown} ${hidden} of the nearest are hidden: they are below ${least.toFixed(2)}.` : shown;
+  }
+
   function byImage(next, source, name) {
     question = next;
+    showsAll = false;
     $("query").value = "";
     $("search-query").replaceChildren(make("img", { src: source, alt: "" }), make("span", { className: "quiet" }, name));
     find();
@@ -64,10 +79,12 @@ export function startSearch(about, open) {
     const query = $("query").value.trim();
     if (!query) return;
     question = { query };
+    showsAll = false;
     $("search-query").replaceChildren();
     find();
   });
   $("more").addEventListener("click", () => find(count));
+  $("unlikely").addEventListener("click", () => { showsAll = true; find(); });
   if (about.reads_images) {
     takeImages($("search"), $("search-file"), ([file]) => byImage({ file }, URL.createObjectURL(file), `Images like ${file.name}`));
   }

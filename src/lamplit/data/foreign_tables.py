@@ -1,15 +1,15 @@
-"""Columns of Parquet files from any software: vectors, and what is known about their images.
+"""Parquet files and Lance tables from any software: columns of vectors, and what is known about their images.
 
-They are read with pyarrow, in blocks: `datasets` would turn every vector into Python numbers.
+They are read as Arrow, in blocks: `datasets` would turn every vector into Python numbers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,80 @@ VECTOR_COLUMNS = (
 )  # fmt: skip
 _WRITTEN_OUT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal)
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
+class ForeignTable(Protocol):
+    """A table whose rows can be read again and again, in the same order."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns, without reading them."""
+
+    def count(self) -> int:
+        """Count the rows."""
+
+    def batches(self, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+        """Read some columns in blocks; for each, what to read of it: all, or one field of its structs."""
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """A Parquet file."""
+
+    path: Path
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns, from its footer."""
+        return parquet.read_schema(self.path)
+
+    def count(self) -> int:
+        """Count the rows, from its footer."""
+        return int(parquet.read_metadata(self.path).num_rows)
+
+    def batches(self, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+        """Read some columns in blocks."""
+        with open_parquet(self.path) as opened:
+            yield from opened.iter_batches(BLOCK_ROWS, columns=list(columns.values()))
+
+
+@dataclass(frozen=True)
+class LanceTable:
+    """A table of Lance or LanceDB, as it is when it is opened: what others write to it later is not read."""
+
+    path: Path
+    dataset: Any
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the table in a folder.
+
+        Raises:
+            OSError, ValueError: there is none, or it is damaged.
+        """
+        import lance  # whoever reads pairs or Parquet does without
+
+        return cls(path, lance.dataset(str(path)))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns."""
+        return self.dataset.schema
+
+    def count(self) -> int:
+        """Count the rows that are not deleted."""
+        return int(self.dataset.count_rows())
+
+    def batches(self, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+        """Read some columns in blocks."""
+        names = {read: name for name, read in columns.items()}  # Lance calls a field `image.path`
+        bounds = {"io_buffer_size": 1 << 24, "batch_readahead": 2}  # it would read up to 2 GiB ahead
+        for batch in self.dataset.to_batches(columns=list(names), batch_size=BLOCK_ROWS, **bounds):
+            yield batch.rename_columns([names[name] for name in batch.schema.names])
 
 
 @dataclass(frozen=True)
@@ -53,18 +127,16 @@ class Described:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of some Parquet files hold what."""
+    """Which columns of some tables hold what."""
 
     image: str  # empty if there is none
     texts: tuple[str, ...]
     vector: str | None
     types: dict[str, pa.DataType | None]  # of the rest, which is metadata
 
-    def batches(self, file: Path) -> Iterator[pa.RecordBatch]:
-        """Read a file in blocks, without the bytes of images that may lie in it."""
-        with open_parquet(file) as opened:
-            names = [name for column in opened.schema_arrow if (name := _readable(column))]
-            yield from opened.iter_batches(BLOCK_ROWS, columns=names)
+    def batches(self, table: ForeignTable) -> Iterator[pa.RecordBatch]:
+        """Read a table in blocks, without the bytes of images that may lie in it."""
+        yield from table.batches({column.name: part for column in table.schema if (part := _readable(column))})
 
     def describe(self, batch: pa.RecordBatch) -> Described:
         """Return everything but the vector of each row."""
@@ -79,22 +151,22 @@ class Columns:
         )
 
 
-def find_columns(name: str, files: Sequence[Path], wanted: ColumnNames, vector: str | None = None) -> Columns:
-    """Find what the columns of some files hold, from their footers.
+def find_columns(name: str, tables: Sequence[ForeignTable], wanted: ColumnNames, vector: str | None = None) -> Columns:
+    """Find what the columns of some tables hold, without reading them.
 
     Without a column of vectors they are clip-retrieval's metadata: `image_path`, and `caption` beside the `texts` that
     lamplit adds. With one, the columns are found as `read_pairs` finds them.
 
     Raises:
-        PairsError: a file has two columns of one name, or no vectors.
+        PairsError: a table has two columns of one name, or no vectors.
         UsageError: a named column does not exist.
     """
-    schemas = [parquet.read_schema(file) for file in files]
-    for file, schema in zip(files, schemas, strict=True):
+    schemas = [table.schema for table in tables]
+    for table, schema in zip(tables, schemas, strict=True):
         if twice := sorted(column for column, count in Counter(schema.names).items() if count > 1):
-            raise PairsError(f"{file} has two columns named {twice[0]}")
+            raise PairsError(f"{table.path} has two columns named {twice[0]}")
         if vector is not None and (vector not in schema.names or not _holds_vectors(schema.field(vector).type)):
-            raise PairsError(f"{file} has no vectors in column {vector!r}, but {files[0]} has")
+            raise PairsError(f"{table.path} has no vectors in column {vector!r}, but {tables[0].path} has")
     fields = [field for schema in schemas for field in schema if field.name != vector and _readable(field)]
     names = [dict.fromkeys(field.name for field in fields)]
     image = "image_path"
@@ -120,7 +192,7 @@ def _readable(field: pa.Field) -> str | None:
 
 
 def _common_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
-    """Find one type for a column that may have several in different files; None if only its values can tell."""
+    """Find one type for a column that may have several in different tables; None if only its values can tell."""
     plain = [_plain_type(kind) for kind in kinds if not pa.types.is_null(kind)]
     if not plain:
         return pa.string()
@@ -181,11 +253,10 @@ def _holds_vectors(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
-def widths(file: Path, column: str) -> Iterator[int]:
-    """Yield the width of every vector of a file; rows without one, or with an empty one, are left out."""
-    with open_parquet(file) as opened:
-        for batch in opened.iter_batches(BLOCK_ROWS, columns=[column]):
-            yield from filter(None, pc.list_value_length(batch.column(0)).to_pylist())
+def widths(table: ForeignTable, column: str) -> Iterator[int]:
+    """Yield the width of every vector of a table; rows without one, or with an empty one, are left out."""
+    for batch in table.batches({column: column}):
+        yield from filter(None, pc.list_value_length(batch.column(0)).to_pylist())
 
 
 def to_array(column: pa.Array, width: int) -> tuple[NDArray[Any], dict[int, str]]:

@@ -1,0 +1,1 @@
+"""Models and stores on the Hugging Face hub, with their cards."""

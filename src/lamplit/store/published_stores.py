@@ -1,0 +1,41 @@
+"""Stores on the Hugging Face hub: one table in a data set's repository, beside its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lamplit.data.repositories import fetch_repository
+from lamplit.errors import StoreError, UsageError
+
+FOLDER = "store.lance"
+_PREFIX = "hf:"
+
+
+def is_published(path: object) -> bool:
+    """Tell whether this is the name of a store on the hub, `hf:NAME`."""
+    return str(path).startswith(_PREFIX) and str(path) != _PREFIX
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse to write into a store on the hub.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if is_published(path):
+        raise UsageError(f"{path} is a store on the hub; give a path as --out, and put it there with: lamplit push")
+
+
+def fetch(path: str | Path) -> str | Path:
+    """Return the path of a store; of `hf:NAME` that of the folder that is fetched from the hub.
+
+    Raises:
+        StoreError: the repository cannot be fetched, or has no store.
+    """
+    if not is_published(path):
+        return path
+    name = str(path).removeprefix(_PREFIX)
+    folder = (Path(name) if Path(name).is_dir() else fetch_repository(name, "dataset")) / FOLDER
+    if not folder.is_dir():
+        raise StoreError(f"{path} has no {FOLDER}; expected a repository that lamplit push made of a store")
+    return folder
