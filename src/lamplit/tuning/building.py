@@ -26,6 +26,7 @@ from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.towers.texts.tokenizers import warn_of_cut
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
+from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.loop import Run
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups
 from lamplit.tuning.ranks import Ranks
@@ -153,6 +154,7 @@ def build_run(
         text_side,
         report,
         ranks,
+        _known_names(model, settings, image_tower, device),
     )
 
 
@@ -173,6 +175,18 @@ def _tuned_on(settings: TuneSettings) -> SplitRecord | None:
     if library != "model" or not settings.pretrained_text:
         return None
     return SplitRecord.find(saved_folder(name) or Path(name))
+
+
+def _known_names(
+    model: LiT, settings: TuneSettings, image_tower: ImageTower | None, device: torch.device
+) -> KnownNames | None:
+    """Take the class names that the closed form teaches a text tower, if nothing else but that tower trains."""
+    tower = model.text_tower
+    if image_tower is None or image_tower.class_head is None or settings.image_trains or model.image_head is not None:
+        return None
+    if tower is None or tower.trained_scale is not None or not settings.text_trains:
+        return None
+    return KnownNames(tower, image_tower.class_head).to(device) if settings.starts_in_closed_form else None
 
 
 def _open_text_tower(store: Store, settings: TuneSettings, texts: CaptionTexts) -> TextTower:

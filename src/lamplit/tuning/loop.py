@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamplit.errors import TuneError
 from lamplit.files import write_text
@@ -27,7 +27,8 @@ from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_c
 from lamplit.tuning.closed_form import sample_pairs
 from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.interrupts import whole_steps
-from lamplit.tuning.large_batch import backward_in_chunks
+from lamplit.tuning.known_names import KnownNames
+from lamplit.tuning.large_batch import Part, backward_in_chunks
 from lamplit.tuning.optimizers import set_rates
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.ranks import Ranks
@@ -67,6 +68,7 @@ class Run:
         zimg: (N, D) unit vectors of all rows of the store.
         image_ids: (N,) numbers of the rows' contents; equal images have one.
         ranks: the processes that take each step together; the first of them logs and writes.
+        names: class names that each step holds to what the start said of them, or None.
     """
 
     out: Path
@@ -85,13 +87,19 @@ class Run:
     text_side: TextSide
     report: TuneReport
     ranks: Ranks
+    names: KnownNames | None = None
     state: RunState = field(default_factory=RunState)
+
+    @property
+    def kept(self) -> nn.Module:
+        """What a checkpoint holds: the model, and the names with it if there are any."""
+        return self.model if self.names is None else nn.ModuleDict({"lit": self.model, "names": self.names})
 
     def go(self, *, memory_budget: int | None, workers: int, progress: bool, log_to: Sequence[str] = ()) -> TuneReport:
         """Take all steps that are left; return the report."""
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
         if self.ranks.first(checkpoint.is_file):
-            self.state = RunState(**load_checkpoint(checkpoint, self.model, self.optimizer))
+            self.state = RunState(**load_checkpoint(checkpoint, self.kept, self.optimizer))
             seconds = self.ranks.first(lambda: cut_log(self.out / "log.jsonl", self.state.step))
         else:
             self._start(progress)
@@ -120,7 +128,7 @@ class Run:
                     saved = -CHECKPOINT_SECONDS  # after a measurement one is always due
                 stops = is_stopped()
                 if self.ranks.is_first and (stops or time.monotonic() - saved >= CHECKPOINT_SECONDS):
-                    save_checkpoint(checkpoint, self.model, self.optimizer, asdict(self.state))
+                    save_checkpoint(checkpoint, self.kept, self.optimizer, asdict(self.state))
                     saved = time.monotonic()
                 if stops:
                     raise KeyboardInterrupt
@@ -146,7 +154,7 @@ class Run:
         fits = self.settings.starts_in_closed_form and not trained
         if fits:
             self.ranks.first(partial(self._fit_start, progress))
-        self.ranks.copy(trained_tensors(self.model).values())
+        self.ranks.copy(trained_tensors(self.kept).values())
         self.state.start = metrics = self._evaluate(0)
         with self._open_log() as log:
             log(
@@ -168,6 +176,9 @@ class Run:
             self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
             None if tower is None else tower.class_head, progress=progress,
         )  # fmt: skip
+        if self.names is not None:
+            assert self.model.text_tower is not None
+            self.names.remember(self.model.text_tower)
 
     def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
         """Take one step, counted from 0; return its line of the log."""
@@ -183,13 +194,12 @@ class Run:
         texts = self.train.text_index[rows]
         image_ids = self.image_ids[self.train.image_index[rows]].to(self.device)
         own = ranks.deal(self.text_side.lengths(texts))
+        contrast = partial(
+            model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device), rows=own,
+            exchange=ranks.exchange if ranks.size > 1 else None,
+        )  # fmt: skip
         loss = backward_in_chunks(
-            [images, self.text_side.part(texts[own])],
-            partial(
-                model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device), rows=own,
-                exchange=ranks.exchange if ranks.size > 1 else None,
-            ),
-            device=self.device, memory_budget=memory_budget,
+            *self._with_names(images, texts[own], contrast, step), device=self.device, memory_budget=memory_budget,
             sharers=ranks.local_size if self.device.type == "cpu" else 1,
         )  # fmt: skip
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -214,6 +224,21 @@ class Run:
             "grad_norm": norm,
             "pairs_per_second": round(len(rows) / (time.monotonic() - began), 1),
         }
+
+    def _with_names(
+        self, images: Part | Tensor, texts: Tensor, contrast: Callable[[Tensor, Tensor], Tensor], step: int
+    ) -> tuple[list[Part | Tensor], Callable[[Tensor, Tensor], Tensor]]:
+        """Return both sides of a step and its loss: that of the pairs, and what keeps the names in their places."""
+        if (names := self.names) is None:
+            return [images, self.text_side.part(texts)], contrast
+        drawn = names.draw(self.batches.batch_size, self.batches.seed(step, 0))
+        own = drawn[self.ranks.rank :: self.ranks.size]
+
+        def loss(zimg: Tensor, ztxt: Tensor) -> Tensor:
+            kept = names.loss(ztxt[len(texts) :], own, self.model.logit_multiplier, len(drawn))
+            return contrast(zimg, ztxt[: len(texts)]) + kept
+
+        return [images, self.text_side.part(texts, [names.tokens[name] for name in own.tolist()])], loss
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """Measure held-out recall; save the model if it is the best so far."""

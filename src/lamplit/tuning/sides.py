@@ -236,8 +236,8 @@ class TextSide(ABC):
     """The texts of a step, in the joint space."""
 
     @abstractmethod
-    def part(self, texts: Tensor) -> Part | Tensor:
-        """Return what gives (B, D) vectors of (B,) texts, by their indices."""
+    def part(self, texts: Tensor, more: Sequence[list[int]] = ()) -> Part | Tensor:
+        """Return what gives (B + n, D) vectors of (B,) texts, by their indices, and of n more by their token ids."""
 
     @abstractmethod
     def lengths(self, texts: Tensor) -> Tensor:
@@ -261,8 +261,9 @@ class ConstantTexts(TextSide):
         self.head, self.device = tower.head, tower.device
         self._lock = _Lock("text tower", tower.encoder)
 
-    def part(self, texts: Tensor) -> Part | Tensor:
-        """Return what maps the features of (B,) texts to the joint space."""
+    def part(self, texts: Tensor, more: Sequence[list[int]] = ()) -> Part | Tensor:
+        """Return what maps the features of (B,) texts to the joint space; a locked encoder takes no more texts."""
+        assert not more
         return _constant_part(self.features[texts].to(self.device), self.head)
 
     def lengths(self, texts: Tensor) -> Tensor:
@@ -286,9 +287,9 @@ class EncodedTexts(TextSide):
     def __init__(self, tower: TextTower, tokens: Tokens, precision: Precision) -> None:
         self.tower, self.tokens, self.precision = tower, tokens, precision
 
-    def part(self, texts: Tensor) -> Part | Tensor:
-        """Return (B,) texts to encode."""
-        return cut_texts(self._encode, self.tokens.take(texts))
+    def part(self, texts: Tensor, more: Sequence[list[int]] = ()) -> Part | Tensor:
+        """Return (B,) texts and n more to encode."""
+        return cut_texts(self._encode, [*self.tokens.take(texts), *more])
 
     def lengths(self, texts: Tensor) -> Tensor:
         """Return how many tokens (B,) texts have."""

@@ -1,0 +1,63 @@
+"""Class names of the image tower: what a text tower knows before it is tuned, and forgets if nothing holds it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamplit.towers.images.backbone import ClassHead
+from lamplit.towers.texts.text_tower import TextTower
+
+SHARE = 1 / 4  # as many names a step as a quarter of its pairs
+
+
+class KnownNames(nn.Module):
+    """Class names of an image tower's classifier, and the vectors that the start gave them.
+
+    A head that starts in closed form reads them. Captions seldom have these words, and a tower that is tuned on
+    captions alone forgets them: a few in each step keep them in their places.
+
+    Args:
+        text_tower: whose tokenizer reads the names.
+        class_head: the image tower's classifier.
+
+    Attributes:
+        tokens: token ids of C texts, all that the classifier has for its classes.
+        vectors: (C, D) unit vectors; a buffer, so that checkpoints hold them.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, text_tower: TextTower, class_head: ClassHead) -> None:
+        super().__init__()
+        texts = list(dict.fromkeys(text for texts in class_head.texts for text in texts))
+        self.tokens = text_tower.tokenize(texts)
+        self.register_buffer("vectors", torch.zeros(len(texts), class_head.vectors.shape[1]))
+
+    @torch.no_grad()
+    def remember(self, text_tower: TextTower, batch_size: int = 256) -> None:
+        """Keep the vectors that a text tower gives the names now."""
+        was_training = text_tower.training
+        text_tower.eval()
+        for start in range(0, len(self.tokens), batch_size):
+            vectors = text_tower(self.tokens[start : start + batch_size])
+            self.vectors[start : start + batch_size] = F.normalize(vectors.float(), dim=-1)
+        text_tower.train(was_training)
+
+    def draw(self, pairs: int, seed: int) -> Tensor:
+        """Return which names a step of so many pairs holds in place, (n,); the same for one seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(self.tokens), generator=generator)[: max(1, round(SHARE * pairs))]
+
+    def loss(self, ztxt: Tensor, names: Tensor, scale: Tensor, total: int) -> Tensor:
+        """Return how far names are from their places, in logits: the mean of `scale * (1 - cosine)`.
+
+        Args:
+            ztxt: (n, D) unit vectors as the text tower gives them now.
+            names: (n,) which names these are.
+            scale: the logit multiplier, which is not tuned by this.
+            total: how many names all processes have in this step.
+        """
+        cosines = (ztxt * self.vectors[names.to(ztxt.device)]).sum(-1)
+        return scale.detach() * (1 - cosines).sum() / total
