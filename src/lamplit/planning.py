@@ -32,6 +32,7 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
+from lamplit.tuning.known_names import SHARE, KnownNames
 from lamplit.tuning.large_batch import backward_in_chunks, cut_texts
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
@@ -238,13 +239,15 @@ def _plan_tuning(
     opening, tower = _timed(lambda: _open_text_tower(settings, census.texts, image_tower, device))
     tokenizing, tokens = _timed(lambda: tower.tokenize(census.texts))
     a_text = _time_texts(tower, census.texts)
+    held = KnownNames.of_run(settings, tower, image_tower)
+    held_tokens = [] if held is None else held.tokens
     captions = round(census.captions * rest)
     names = sum(map(len, image_tower.class_head.texts)) if image_tower.class_head is not None else 0
     parts = {
         "opening": opening,
         "tokens": tokenizing / len(tokens) * captions,
         "closed form": 0.0,
-        "steps": steps * _time_step(tower, tokens, batch, settings, device),
+        "steps": steps * _time_step(tower, tokens, held_tokens, batch, settings, device),
         "evaluations": evaluations * _time_evaluation(census, settings, image_tower.width, a_text),
     }
     if settings.starts_in_closed_form and tower.trained_scale is None:
@@ -254,7 +257,7 @@ def _plan_tuning(
     disk = {
         "text tower": _bytes(tower),
         "image tower": _bytes(image_tower),
-        "checkpoint": (_ADAM - _FLOAT) * trained,
+        "checkpoint": (_ADAM - _FLOAT) * trained + (0 if held is None else _bytes(held)),
     }
     memory = (_ADAM - _FLOAT) * trained + _bytes(tower) + _bytes(image_tower)
     return Stage(sum(parts.values()), parts, disk, memory), steps
@@ -303,7 +306,12 @@ def _time_fit(tower: TextTower, texts: int) -> float:
 
 
 def _time_step(
-    tower: TextTower, tokens: list[list[int]], batch: int, settings: TuneSettings, device: torch.device
+    tower: TextTower,
+    tokens: list[list[int]],
+    held: list[list[int]],
+    batch: int,
+    settings: TuneSettings,
+    device: torch.device,
 ) -> float:
     """Return the seconds of a step: those of the tower in proportion to `STEP` pairs, those of the loss as they are."""
     measured = min(batch, STEP)
@@ -315,9 +323,11 @@ def _time_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        part = cut_texts(tower, [tokens[i % len(tokens)] for i in range(measured)])
+        texts = [tokens[i % len(tokens)] for i in range(measured)] + held[: round(SHARE * measured)]
         loss = backward_in_chunks(
-            [vectors(measured), part], lambda zimg, ztxt: softmax_loss(zimg, ztxt, scale), device=device
+            [vectors(measured), cut_texts(tower, texts)],
+            lambda zimg, ztxt: softmax_loss(zimg, ztxt[:measured], scale),
+            device=device,
         )
         optimizer.step()
         loss.item()

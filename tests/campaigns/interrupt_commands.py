@@ -15,15 +15,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 import lamplit
 
 IMAGES, VECTORS = 400, 60_000
 PATIENCE = 120.0  # seconds for an interrupted command to end
+MOMENT = 5.0  # seconds for the processes that it had started to notice that it is gone
 TOWERS = ("--image-tower", "timm:test_vit", "--image-tower-weights", "random")
 TEXT = ("--text-tower", "scratch:tiny", "--mode", "Lu")
 
@@ -95,14 +98,28 @@ def is_well_interrupted(command: tuple[str, ...], after: float) -> bool:
         said, process.returncode = "it did not end", 1
     # Before Python listens to the signal and after it has ended its work, the signal itself ends the process.
     is_well = process.returncode in (0, 130, -signal.SIGINT) and "Traceback" not in said and "error: " not in said
-    try:
-        os.killpg(process.pid, 0)
-        is_well, said = False, f"{said}\na process is left"
-    except ProcessLookupError:
-        pass
+    if left := left_behind(process.pid):
+        is_well, said = False, f"{said}\nleft: {left}"
     if not is_well:
         print(f"{command[0]} after {after:.1f} s: code {process.returncode}\n{said[-2000:]}", flush=True)
     return is_well
+
+
+def left_behind(group: int) -> list[str]:
+    """Wait until all processes of a group have ended; return the commands of those that have not."""
+    ends = time.monotonic() + MOMENT
+    while left := [process for process in psutil.process_iter() if group_of(process) == group]:
+        if time.monotonic() > ends:
+            return [" ".join(process.cmdline()) for process in left]
+        time.sleep(0.05)
+    return []
+
+
+def group_of(process: psutil.Process) -> int:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return -1
 
 
 if __name__ == "__main__":

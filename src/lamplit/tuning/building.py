@@ -103,6 +103,7 @@ def build_run(
         logit_multiplier=text_tower.trained_scale or 10.0,
     ).to(device)  # fmt: skip
     model.tuned_on = split.record if base is None else split.record.after(base)
+    names = KnownNames.of_run(settings, text_tower, image_tower)
     precision = _precision(settings, device)
     text_side: TextSide
     image_side: ImageSide
@@ -154,7 +155,7 @@ def build_run(
         text_side,
         report,
         ranks,
-        _known_names(model, settings, image_tower, device),
+        None if names is None else names.to(device),
     )
 
 
@@ -175,18 +176,6 @@ def _tuned_on(settings: TuneSettings) -> SplitRecord | None:
     if library != "model" or not settings.pretrained_text:
         return None
     return SplitRecord.find(saved_folder(name) or Path(name))
-
-
-def _known_names(
-    model: LiT, settings: TuneSettings, image_tower: ImageTower | None, device: torch.device
-) -> KnownNames | None:
-    """Take the class names that the closed form teaches a text tower, if nothing else but that tower trains."""
-    tower = model.text_tower
-    if image_tower is None or image_tower.class_head is None or settings.image_trains or model.image_head is not None:
-        return None
-    if tower is None or tower.trained_scale is not None or not settings.text_trains:
-        return None
-    return KnownNames(tower, image_tower.class_head).to(device) if settings.starts_in_closed_form else None
 
 
 def _open_text_tower(store: Store, settings: TuneSettings, texts: CaptionTexts) -> TextTower:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.towers.images.backbone import ClassHead
+from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.texts.text_tower import TextTower
+from lamplit.tuning.settings import TuneSettings
 
 SHARE = 1 / 4  # as many names a step as a quarter of its pairs
 
@@ -44,6 +46,15 @@ class KnownNames(nn.Module):
             vectors = text_tower(self.tokens[start : start + batch_size])
             self.vectors[start : start + batch_size] = F.normalize(vectors.float(), dim=-1)
         text_tower.train(was_training)
+
+    @staticmethod
+    def of_run(settings: TuneSettings, text_tower: TextTower, image_tower: ImageTower | None) -> KnownNames | None:
+        """Return the names that a run holds; None unless it starts in closed form, and the text tower alone trains."""
+        if image_tower is None or image_tower.class_head is None or settings.image_trains or settings.image_head:
+            return None
+        if not settings.text_trains or not settings.starts_in_closed_form or text_tower.trained_scale is not None:
+            return None
+        return KnownNames(text_tower, image_tower.class_head)
 
     def draw(self, pairs: int, seed: int) -> Tensor:
         """Return which names a step of so many pairs holds in place, (n,); the same for one seed."""
