@@ -49,6 +49,27 @@ def test_found_by_id_and_content(tmp_path: Path) -> None:
     assert torch.equal(stored.vectors(hashes), store.vectors_at(rows))
 
 
+def test_rows_of_some_files_are_left_out(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a.lance")
+    by_id, fragments = {row["id"]: row for row in store.rows()}, store.fragments()
+    assert len(fragments) >= 2
+    for left_out in ([0], [1], [len(fragments) - 1], list(range(len(fragments)))):
+        files = {file.path for at in left_out for file in fragments[at].data_files()}
+        others = [name for at in left_out for name in fragments[at].to_table(columns=["id"])["id"].to_pylist()]
+        assert others
+        stored = StoredRows(store, files)
+        assert len(stored.is_seen) == len(store) - len(others)
+        for name, row in zip(by_id, stored.read(list(by_id)), strict=True):
+            assert (row is None) == (name in others)
+            assert row is None or (row.hash, row.metadata) == (by_id[name]["hash"], {"n": by_id[name]["n"]})
+        hashes = [by_id[name]["hash"] for name in by_id if name not in others]
+        if hashes:
+            found = stored.vectors(hashes)
+            assert torch.equal(
+                found, store.vectors_at([sorted(by_id).index(name) for name in by_id if name not in others])
+            )
+
+
 def test_what_the_source_does_not_name_is_missing(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a.lance")
     paths = {row["id"]: str(tmp_path / row["id"]) for row in store.rows()}

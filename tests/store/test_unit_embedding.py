@@ -270,6 +270,30 @@ def test_what_the_store_held_is_kept(image_folder: Path, image_tower: ImageTower
     assert together.num_usable == expected.num_usable == 40
 
 
+def test_rows_of_units_are_not_read_again(image_folder: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    """What a process keeps of a store does not grow with what units of the same source have put there."""
+    source, out = tmp_path / "photos", tmp_path / "parts.lance"
+    source.mkdir()
+    names = sorted(file.name for file in image_folder.glob("*_*.*"))
+    for name in names[:20]:
+        shutil.copy(image_folder / name, source / name)
+    embed(source, out, image_tower=image_tower, **OPTIONS)
+    for name in names[20:]:
+        shutil.copy(image_folder / name, source / name)
+    embed(source, out, image_tower=image_tower, shard=(1, 2), unit_rows=16, **OPTIONS)
+    how = HowToEmbed(False, "torch", torch.device("cpu"), 8, 0, 10**8)
+    embedder = UnitEmbedder(read_pairs(source), image_tower, out, how, rows=16)
+    assert len(embedder.left()) == 2
+    before = embedder._before
+    assert len(Store(out)) > 40
+    assert len(before.is_seen) == 20, "those of the first run alone"
+    assert all(row is not None for row in before.read(names[:20]))
+    embed(source, out, image_tower=image_tower, shard=(0, 2), unit_rows=16, **OPTIONS)
+    whole = tmp_path / "whole.lance"
+    embed(source, whole, image_tower=image_tower, **OPTIONS)
+    require_equal_stores(out, whole)
+
+
 def test_centre_is_fixed_when_all_is_there(image_folder: Path, image_tower: ImageTower, tmp_path: Path) -> None:
     source, out = image_folder / "pairs.csv", tmp_path / "parts.lance"
     embed(source, tmp_path / "whole.lance", image_tower=image_tower, mean_center=True, **OPTIONS)

@@ -233,12 +233,17 @@ class Store:
         self._require_column(name)
         return self._sorted(name)[name].combine_chunks()
 
-    def batches(self, *columns: str, rows: int = 16384) -> Iterator[pa.RecordBatch]:
-        """Yield some columns in the order of the table; `row_at` says which row each of them is."""
+    def batches(self, *columns: str, rows: int = 16384, fragments: Sequence[Any] | None = None) -> Iterator[Any]:
+        """Yield some columns, as RecordBatches in the order of the table; `row_at` says which row each of them is."""
         for name in columns:
             self._require_column(name)
-        bounds = {"io_buffer_size": 1 << 24, "batch_readahead": 2}  # it would read up to 2 GiB ahead
-        yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows, **bounds)
+        how = {"batch_size": rows, "fragments": fragments, "io_buffer_size": 1 << 24, "batch_readahead": 2}
+        # By itself it would read up to 2 GiB ahead.
+        yield from self._table.scanner(columns=list(dict.fromkeys(columns)), **how).to_batches()
+
+    def fragments(self) -> list[Any]:
+        """Return Lance's fragments, in the order of the table."""
+        return list(self._table.get_fragments())
 
     def contents(self) -> NDArray[np.int64]:
         """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
@@ -304,8 +309,6 @@ class Store:
         vectors = torch.from_numpy(self._halves(found["vector"].combine_chunks()).copy())
         return dict(zip(found["hash"].to_pylist(), vectors, strict=True))
 
-    # Searching
-
     def where(self, condition: str) -> NDArray[np.bool_]:
         """Return for each row, (N,), whether a condition on its columns holds.
 
@@ -361,10 +364,8 @@ class Store:
 
     def _require_column(self, name: str) -> None:
         if name not in self._table.schema.names:
-            raise StoreError(f"{self.called} has no column {name!r}; it has: {self._listed_columns(name)}")
-
-    def _listed_columns(self, wanted: str = "") -> str:
-        return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])
+            known = nearest_names(name, [*FIXED_COLUMNS, *self.metadata_columns])
+            raise StoreError(f"{self.called} has no column {name!r}; it has: {known}")
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
         if column.null_count:
@@ -373,8 +374,7 @@ class Store:
         return halves
 
     def _sorted(self, *columns: str) -> pa.Table:
-        names = list(dict.fromkeys(["id", *columns]))
-        return self._table.to_table(columns=names).sort_by("id")
+        return self._table.to_table(columns=list(dict.fromkeys(["id", *columns]))).sort_by("id")
 
 
 def as_store(store: str | Path | Store) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,11 @@ class StoredRow:
 class StoredRows:
     """The rows that a store has when a run begins; the run's own commits do not change it.
 
-    A place is the position of a row in the table, -1 for none.
+    A place is the number of a row among these N, in the order of the table; -1 for none.
+
+    Args:
+        store: whose rows these are, or None.
+        files: of rows that are none of these: fragments of the table that have no other files are left out.
 
     Attributes:
         contents: the keys of all content hashes.
@@ -44,14 +48,15 @@ class StoredRows:
         is_seen: (N,) whether the source has named a row, by its place; who reads the source sets it.
     """
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, files: Collection[str] = ()) -> None:
         self._store = store
         self.types = {} if store is None else store.column_types
         self._foreign = {name: kind for name, kind in self.types.items() if not is_ours(kind)}
-        size = 0 if store is None else len(store)
+        fragments, self._parts = _fragments_beside(store, frozenset(files))
+        size = self._parts.size
         self.is_seen = np.zeros(size, bool)
-        self._ids = SortedKeys.of(_column_keys(store, "id", size))
-        contents = _column_keys(store, "hash", size)
+        self._ids = SortedKeys.of(_column_keys(store, "id", size, fragments))
+        contents = _column_keys(store, "hash", size, fragments)
         self._content_at = contents[:, 0].copy()
         self.contents = SortedKeys.of(contents)
 
@@ -95,7 +100,7 @@ class StoredRows:
         """Return the (K, D) float16 vectors of images with these contents."""
         assert self._store is not None, "no content is stored without a store"
         there, back = np.unique(self.contents.find(keys_of(hashes)), return_inverse=True)
-        column = self._store.take_at(there, ["vector"])["vector"].combine_chunks()
+        column = self._store.take_at(self._parts.positions(there), ["vector"])["vector"].combine_chunks()
         halves = column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1)
         return torch.from_numpy(halves[back])
 
@@ -136,7 +141,7 @@ class StoredRows:
         """Read rows, without their vectors, by their places, which come in any order and may come twice."""
         assert self._store is not None, "no row is stored without a store"
         there, back = np.unique(places, return_inverse=True)
-        return self._store.take_at(there, ["path", "hash", "texts", *self.types]).take(back)
+        return self._store.take_at(self._parts.positions(there), ["path", "hash", "texts", *self.types]).take(back)
 
     def _unseen(self, store: Store) -> Iterator[tuple[str, str]]:
         """Yield ids and paths of the rows that the source does not name."""
@@ -169,11 +174,46 @@ def _to_rows(table: pa.Table) -> list[StoredRow]:
     return list(map(StoredRow, paths, hashes, texts, metadata))
 
 
-def _column_keys(store: Store | None, name: str, size: int) -> NDArray[np.uint64]:
-    """Return the keys of a column of text, (N, 2), in the order of the table."""
+@dataclass(frozen=True)
+class _Parts:
+    """Where the rows of some fragments are in a table.
+
+    Attributes:
+        starts: (F,) the place of the first row of each fragment among these.
+        shifts: (F,) how many rows of the table that are left out lie before it.
+        size: how many rows they have.
+    """
+
+    starts: NDArray[np.int64]
+    shifts: NDArray[np.int64]
+    size: int
+
+    def positions(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions in the table of rows by their places."""
+        moved: NDArray[np.int64] = places + self.shifts[np.searchsorted(self.starts, places, side="right") - 1]
+        return moved
+
+
+def _fragments_beside(store: Store | None, files: frozenset[str]) -> tuple[list[Any], _Parts]:
+    """Return the fragments of a store that have another file than these, and where their rows are."""
+    found, starts, shifts, size, left_out = [], [], [], 0, 0
+    for fragment in [] if store is None else store.fragments():
+        rows = fragment.count_rows()
+        if files.issuperset(file.path for file in fragment.data_files()):
+            left_out += rows
+        else:
+            found.append(fragment)
+            starts.append(size)
+            shifts.append(left_out)
+            size += rows
+    return found, _Parts(np.array(starts, np.int64), np.array(shifts, np.int64), size)
+
+
+def _column_keys(store: Store | None, name: str, size: int, fragments: list[Any]) -> NDArray[np.uint64]:
+    """Return the keys of a column of text in some fragments, (N, 2), in the order of the table."""
     keys = np.empty((size, 2), np.uint64)
     start = 0
-    for batch in () if store is None else store.batches(name):
+    for batch in store.batches(name, fragments=fragments) if store is not None and fragments else ():
         keys[start : start + len(batch)] = keys_of(batch[name].fill_null("").to_pylist())
         start += len(batch)
     return keys

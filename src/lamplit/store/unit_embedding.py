@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import lance
@@ -27,6 +28,7 @@ from lamplit.store.rows import Row
 from lamplit.store.store_lock import StoreBusyError, store_lock
 from lamplit.store.store_metadata import StoreMetadata
 from lamplit.store.store_writer import StoreWriter
+from lamplit.store.stored_rows import StoredRows
 from lamplit.store.table_writing import StoreExistsError, create_table, stage_rows
 from lamplit.store.unit_records import UnitRecord, UnitRecords, commit_units
 from lamplit.towers.images.image_tower import ImageTower
@@ -63,11 +65,22 @@ class UnitEmbedder:
         self._tower = tower.identity()
         self.units = plan_units(pairs, salt=self._tower.fingerprint, rows=rows)
         self.records = UnitRecords(out)
-        writer = StoreWriter(out, self._tower, centered=how.centered)
+        writer = StoreWriter(out, self._tower, centered=how.centered, before=self._rows_beside())
         self._before = writer.before
         self._runner = Runner(tower, how.backend, how.device, pairs.count, how.batch_size)
         self.problems, self.notes = list(pairs.problems), [*pairs.notes, *writer.notes]
         self._num_notes = len(pairs.notes)
+
+    def _rows_beside(self) -> StoredRows | None:
+        """Read the rows that no unit of this source has made; the ids and images of its units are others.
+
+        Returns:
+            These rows; None if no unit is committed yet, and the table has to be prepared.
+        """
+        committed = self.records.committed().intersection(unit.name for unit in self.units)
+        fragments = chain.from_iterable(self.records.read(name).fragments for name in committed)
+        files = {file.path for fragment in fragments for file in fragment.files}
+        return StoredRows(Store(self._out), files) if files else None
 
     def left(self) -> list[Unit]:
         """List the units that nobody has embedded yet."""
