@@ -167,3 +167,11 @@ def test_science(tmp_path):
         assert figures["captions"] == [125]
         assert all(0 <= value <= 1 for name in figures.keys() - {"captions", "classes"} for value in figures[name])
     assert (tmp_path / "science.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_units(tmp_path):
+    [found] = run("units", tmp_path)
+    assert found["figures"]["rows"] == 6_000_000
+    assert found["figures"]["fragments"] == 24 * 8
+    assert found["figures"]["commits"] == 2
+    assert found["figures"]["and finds rows that are not of units"].endswith(", 0 rows")

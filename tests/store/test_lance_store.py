@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
+from lamplit.store import table_writing
 from lamplit.store.lance_store import Store, as_store
 from lamplit.store.rows import Row, metadata_name
 from lamplit.store.store_metadata import FORMAT
@@ -474,6 +475,22 @@ def test_finish_merges_fragments_and_changes_nothing(path: Path) -> None:
     store.append([row("18", 18)])
     store.finish()  # one small fragment is no reason to write all anew
     assert len(lance.dataset(str(path)).get_fragments()) == 2
+
+
+def test_large_fragments_of_a_large_table_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write hundreds of gigabytes anew, beside the old ones, would gain nothing for who scans them."""
+    monkeypatch.setattr(table_writing, "_MOST_FRAGMENTS", 3)
+    monkeypatch.setattr(table_writing, "_LARGE_TABLE", 20)
+    store = create(path, [row(f"{0:03}-{i}", i) for i in range(4)])
+    for number in range(1, 6):
+        store.append([row(f"{number:03}-{i}", i) for i in range(4)])
+    monkeypatch.setattr(table_writing, "_LARGE_FRAGMENT", 4)
+    store.finish()
+    assert len(lance.dataset(str(path)).get_fragments()) == 6
+    monkeypatch.setattr(table_writing, "_LARGE_FRAGMENT", 5)
+    store.finish()
+    assert len(lance.dataset(str(path)).get_fragments()) == 1
+    assert len(store) == 24
 
 
 def test_many_fragments_and_deletions(path: Path) -> None:

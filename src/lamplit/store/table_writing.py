@@ -32,6 +32,9 @@ KEPT_FOR = timedelta(days=1)
 # Merging fragments writes them anew, so a run that adds a few rows to a large store leaves it for later.
 _MOST_FRAGMENTS = 16
 _MOST_DELETED = 0.2
+# A scan reads fragments of so many rows as fast as one of a million, and single rows take twice as long. In a larger
+# table than that, to write them all anew would take hours, and twice the disk.
+_LARGE_FRAGMENT, _LARGE_TABLE = 16_384, 20_000_000
 _IDS_TOGETHER = 4096  # in one condition
 _ATTEMPTS = 20
 # Above it, new columns for whole fragments are smaller than whole new rows for some.
@@ -280,9 +283,10 @@ def _doubled(table: Any) -> list[int]:
 
 
 def _has_much_to_merge(table: Any) -> bool:
-    fragments = table.get_fragments()
+    fragments, rows = table.get_fragments(), table.count_rows()
     deleted = sum(fragment.num_deletions for fragment in fragments)
-    return len(fragments) > _MOST_FRAGMENTS or deleted > _MOST_DELETED * table.count_rows()
+    are_small = rows < max(_LARGE_TABLE, _LARGE_FRAGMENT * len(fragments))
+    return bool((len(fragments) > _MOST_FRAGMENTS and are_small) or deleted > _MOST_DELETED * rows)
 
 
 def _old_versions(table: Any, kept_for: timedelta) -> list[int]:
