@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 import lamplit
 from lamplit import planning
-from lamplit.data.pairs import Pair, Pairs
 from lamplit.errors import UsageError
 from lamplit.model import save_image_tower
 from lamplit.planning import plan
@@ -67,20 +65,30 @@ def test_price_is_that_of_the_time(image_folder: Path, image_tower: ImageTower, 
     assert found.dollars == pytest.approx((found.embed.seconds + found.tune.seconds) / 3600 * 2, abs=0.01)
 
 
-def test_samples_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "SAMPLE", 500)
-    pairs = [Pair(str(number), b"", (f"text {number % 700}",), {}) for number in range(5000)]
-    census = planning._Census.take(Pairs("numbers", None, None, (), lambda: iter(pairs)))
-    assert (census.images, census.pairs, census.captions) == (5000, 5000, 700)
-    numbers = sorted(int(pair.id) for pair in census.sample)
-    assert len(numbers) == 500
-    assert max(b - a for a, b in pairwise(numbers)) < 150
+def test_a_sample_stands_for_more(image_folder: Path, image_tower: ImageTower, text_folder: Path) -> None:
+    def planned(**given: int) -> planning.Plan:
+        settings = TuneSettings(f"hf:{text_folder}", batch_size=16)
+        source = image_folder / "pairs.csv"
+        return plan(source, settings, image_tower=image_tower, dollars_per_hour=1e6, **given)
+
+    one, many, together = planned(), planned(images=60_000), planned(images=60_000, machines=2, gpus=10**9)
+    assert (many.images, many.pairs, many.captions) == (60_000, 1000 * one.pairs, 1000 * one.captions)
+    assert many.steps == together.steps > 500 * one.steps
+    assert many.embed.disk["vectors"] == 1000 * one.embed.disk["vectors"]
+    assert many.tune.disk == one.tune.disk, "the head of so few distinct words is known whole"
+    assert together.embed.parts["images"] + together.tune.parts["steps"] < 1e-3 < many.tune.parts["steps"]
+    hours = (together.embed.seconds + together.tune.seconds) / 3600
+    assert together.dollars == pytest.approx(hours * 1e6 * 2, rel=1e-4)
+    assert any("divided by 2000000000" in note for note in together.notes)
+    assert any("taken for a sample, of 60 images" in note for note in many.notes)
 
 
 def test_refused(image_folder: Path, image_tower: ImageTower, text_folder: Path, tmp_path: Path) -> None:
     settings = TuneSettings(f"hf:{text_folder}", mode="UU")
     with pytest.raises(UsageError, match="a plan is for a locked image tower, and in mode UU it trains"):
         plan(image_folder / "pairs.csv", settings, image_tower=image_tower)
+    with pytest.raises(UsageError, match="10 images were to be reckoned for, and the source has 60"):
+        plan(image_folder / "pairs.csv", TuneSettings(f"hf:{text_folder}"), image_tower=image_tower, images=10)
     (tmp_path / "one.csv").write_text(f"image,text\n{next(image_folder.glob('*.png'))},a dog\n")
     with pytest.raises(UsageError, match=r"one\.csv has 1 pairs of an image and a text; tuning compares pairs"):
         plan(tmp_path / "one.csv", TuneSettings(f"hf:{text_folder}"), image_tower=image_tower)

@@ -8,20 +8,18 @@ random ones stand for them.
 from __future__ import annotations
 
 import math
-import random
 import tempfile
 import time
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lamplit.data.census import SAMPLE, Census
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.errors import UsageError
 from lamplit.losses.contrastive import softmax_loss
@@ -40,8 +38,6 @@ from lamplit.tuning.split import MAX_HELD_OUT
 from lamplit.tuning.start import MOST_REST
 
 SECONDS = 4.0  # that the pass takes for each thing it measures, about
-SAMPLE = 512  # images of the source that may be embedded
-TEXTS = 32_768  # of the source that are kept, so that a kernel head has its full size
 STEP = 1024  # pairs of a measured step; larger batches cost in proportion, the loss apart
 _HALF, _FLOAT, _ADAM = 2, 4, 16  # bytes of a number; of a parameter that trains with its gradient and two moments
 Item = TypeVar("Item")
@@ -103,6 +99,9 @@ def plan(
     image_column: str | None = None,
     text_column: str | None = None,
     split: str | None = None,
+    images: int | None = None,
+    machines: int = 1,
+    gpus: int = 1,
     dollars_per_hour: float | None = None,
     workers: int = 0,
     device: str | None = None,
@@ -122,7 +121,10 @@ def plan(
         image_column: column with the images; by default found by its name.
         text_column: column (or columns, with commas between) with the texts; by default found by its name.
         split: which split of the source to read, as `embed` takes it.
-        dollars_per_hour: price of this machine.
+        images: number of images to reckon for, of which the source is a sample; by default those of the source.
+        machines: number of machines like this one that do it together.
+        gpus: processes on each, one for each GPU.
+        dollars_per_hour: price of one machine.
         workers: processes that will decode images.
         device: torch device of both runs; by default the accelerator, if there is one.
 
@@ -130,7 +132,7 @@ def plan(
         PairsError: the source cannot be read.
         TowerError: a tower cannot be opened.
         StoreError: none of the sampled images can be embedded.
-        UsageError: there are fewer than two pairs, or the image tower is to be tuned.
+        UsageError: there are fewer than two pairs, or more than `images`; or the image tower is to be tuned.
 
     Example:
         >>> settings = lamplit.TuneSettings("demo:minilm")
@@ -142,7 +144,7 @@ def plan(
     chosen = pick_device(device)
     pairs = read_pairs(source, image_column=image_column, text_column=text_column, split=split)
     began = time.perf_counter()
-    census = _Census.take(pairs)
+    census = Census.take(pairs)
     reading = time.perf_counter() - began
     if census.pairs < 2:
         raise UsageError(f"{source} has {census.pairs} pairs of an image and a text; tuning compares pairs, so give 2")
@@ -150,58 +152,29 @@ def plan(
         opening, tower = 0.0, image_tower
     else:
         opening, tower = _timed(lambda: open_image_tower(image_tower, weights=image_tower_weights, pool=pool))
+    processes, factor = machines * gpus, census.grow(images)
     backend, starting, an_image = _time_embedding(pairs, census, tower, workers, chosen)
-    embedding = {"opening": opening, "reading": reading, "starting": starting, "images": an_image * census.images}
+    embedding = {
+        "opening": opening, "reading": reading * factor, "starting": starting,
+        "images": an_image * census.images / processes,
+    }  # fmt: skip
     vectors = census.images * tower.width
     embed_stage = Stage(
         sum(embedding.values()), embedding,
         {"vectors": _HALF * vectors, "search (from 20,000 images on)": _HALF * vectors + vectors // 4},
         _bytes(tower),
     )  # fmt: skip
-    tune_stage, steps = _plan_tuning(census, settings, tower, chosen)
+    tune_stage, steps = _plan_tuning(census, settings, tower, processes, chosen)
     total = embed_stage.seconds + tune_stage.seconds
     return Plan(
         str(source), census.images, census.pairs, census.captions, backend, steps, embed_stage, tune_stage,
-        None if dollars_per_hour is None else round(total / 3600 * dollars_per_hour, 2),
-        _notes(census, tower, chosen),
+        None if dollars_per_hour is None else round(total / 3600 * dollars_per_hour * machines, 2),
+        _notes(census, processes, factor, chosen),
     )  # fmt: skip
 
 
-@dataclass
-class _Census:
-    """What a source holds: counts, and samples of its images and texts, each with the same chance."""
-
-    images: int = 0
-    pairs: int = 0
-    captions: int = 0
-    sample: list[Pair] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    @classmethod
-    def take(cls, pairs: Pairs) -> _Census:
-        census, hashes = cls(), array("q")
-        chance = random.Random(0)  # noqa: S311 (nothing secret)
-        for pair in pairs:
-            census.images += 1
-            _keep(census.sample, pair, census.images, SAMPLE, chance)
-            for text in pair.texts:
-                census.pairs += 1
-                hashes.append(hash(text))
-                _keep(census.texts, text, census.pairs, TEXTS, chance)
-        census.captions = len(np.unique(np.frombuffer(hashes, np.int64)))
-        return census
-
-
-def _keep(sample: list[Item], item: Item, number: int, size: int, chance: random.Random) -> None:
-    """Keep item `number` of a stream with the chance size / number, in the place of another (Vitter's algorithm R)."""
-    if len(sample) < size:
-        sample.append(item)
-    elif (place := chance.randrange(number)) < size:
-        sample[place] = item
-
-
 def _time_embedding(
-    pairs: Pairs, census: _Census, tower: ImageTower, workers: int, device: torch.device
+    pairs: Pairs, census: Census, tower: ImageTower, workers: int, device: torch.device
 ) -> tuple[str, float, float]:
     """Return the backend, the seconds until it runs, and the seconds an image, from runs over three samples."""
     with tempfile.TemporaryDirectory() as folder:
@@ -227,7 +200,7 @@ def _time_embedding(
 
 
 def _plan_tuning(
-    census: _Census, settings: TuneSettings, image_tower: ImageTower, device: torch.device
+    census: Census, settings: TuneSettings, image_tower: ImageTower, processes: int, device: torch.device
 ) -> tuple[Stage, int]:
     rest = 1 - settings.val_fraction - settings.test_fraction
     training = max(2, round(census.pairs * rest))
@@ -247,8 +220,8 @@ def _plan_tuning(
         "opening": opening,
         "tokens": tokenizing / len(tokens) * captions,
         "closed form": 0.0,
-        "steps": steps * _time_step(tower, tokens, held_tokens, batch, settings, device),
-        "evaluations": evaluations * _time_evaluation(census, settings, image_tower.width, a_text),
+        "steps": steps * _time_step(tower, tokens, held_tokens, batch, settings, device) / processes,
+        "evaluations": evaluations * _time_evaluation(census, settings, image_tower.width, a_text / processes),
     }
     if settings.starts_in_closed_form and tower.trained_scale is None:
         fitted = min(captions, MAX_PAIRS)
@@ -346,7 +319,7 @@ def _time_step(
     return (seconds - ours) * batch / measured + loss(batch)
 
 
-def _time_evaluation(census: _Census, settings: TuneSettings, width: int, a_text: float) -> float:
+def _time_evaluation(census: Census, settings: TuneSettings, width: int, a_text: float) -> float:
     """Return the seconds in which recall on the held-out captions is measured once."""
     captions = min(math.ceil(settings.val_fraction * census.captions), MAX_HELD_OUT)
     if not captions:
@@ -358,11 +331,20 @@ def _time_evaluation(census: _Census, settings: TuneSettings, width: int, a_text
     return a_text * captions + _timed(lambda: retrieval_metrics(zimg, ztxt, index % images, index % captions))[0]
 
 
-def _notes(census: _Census, tower: ImageTower, device: torch.device) -> list[str]:
+def _notes(census: Census, processes: int, factor: float, device: torch.device) -> list[str]:
     notes = [f"measured on {device.type} with {torch.get_num_threads()} threads; another machine was not measured"]
+    if factor > 1:
+        notes.append(
+            f"the source is taken for a sample, of {census.images / factor:,.0f} images: the others were not seen"
+        )
     if len(census.sample) < census.images:
         notes.append(
             f"{len(census.sample)} of {census.images:,} images were looked at; if others are larger, they take longer"
+        )
+    if processes > 1:
+        notes.append(
+            f"images, steps and evaluations take one process's time, divided by {processes}: how long processes wait "
+            "for each other, for the network and for the disk was not measured"
         )
     return notes
 

@@ -118,8 +118,13 @@ def plan(
     image_column: ImageColumn = None,
     text_column: TextColumns = None,
     split: SplitName = None,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Reckon for so many images, of which the source is a sample.")
+    ] = None,
+    machines: Annotated[int, typer.Option(min=1, help="Machines like this one that do it together.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each machine, with one process for each.")] = 1,
     dollars_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Price of this machine, to tell what both runs cost.")
+        float | None, typer.Option(min=0, help="Price of one machine, to tell what both runs cost.")
     ] = None,
     workers: Workers = None,
     device: Device = None,
@@ -131,8 +136,9 @@ def plan(
         raise UsageError("no text tower: give --text-tower hf:NAME_OR_FOLDER")
     found = lamplit.plan(
         source, TuneSettings(**given), image_tower=image_tower, image_tower_weights=image_tower_weights, pool=pool,
-        image_column=image_column, text_column=text_column, split=split, dollars_per_hour=dollars_per_hour,
-        workers=default_workers() if workers is None else workers, device=device,
+        image_column=image_column, text_column=text_column, split=split, images=images, machines=machines,
+        gpus=gpus, dollars_per_hour=dollars_per_hour, device=device,
+        workers=default_workers() if workers is None else workers,
     )  # fmt: skip
     show(found, tables.plan, as_json)
 
