@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from kill_embed import compare, look, require
+from kill_embed import compare, look
 from PIL import Image
+from trials import require
 
 from lamplit.store.embedding import embed
 from lamplit.towers.images.image_tower import open_image_tower

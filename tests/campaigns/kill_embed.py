@@ -10,21 +10,17 @@ and macOS: it forks, so that no trial has to import torch.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from trials import child, end, finished, require, run_trials
 
 from lamplit.store import store_writer
 from lamplit.store.embedding import embed
@@ -37,22 +33,14 @@ PATIENCE = 120.0  # seconds for the workers of killed processes to notice, and t
 
 
 def main() -> None:
-    """Run the trials; exit with 1 if one of them fails."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    options = parser.parse_args()
-    chance = random.Random(options.seed)
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = str(Path(folder, "tmp"))
+    """Run the trials; nothing of the workers may be left in the temporary folder."""
+
+    def make(folder: Path, chance: random.Random) -> Campaign:
+        tempfile.tempdir = str(folder / "tmp")
         Path(tempfile.tempdir).mkdir()
-        campaign = Campaign(Path(folder), chance)
-        failed = sum(not campaign.trial(number) for number in range(options.trials))
-        left = left_behind(PATIENCE)
-    print(f"{failed} of {options.trials} trials failed; {campaign.killed} processes were killed at work")
-    print(f"left behind in the temporary folder: {left or 'nothing'}")
-    sys.exit(failed > 0 or len(left) > 0)
+        return Campaign(folder, chance)
+
+    run_trials(make, 200, lambda: left_behind(PATIENCE))
 
 
 class Campaign:
@@ -100,31 +88,6 @@ def left_behind(patience: float) -> list[str]:
     return [f"{folder.name} ({', '.join(file.name for file in folder.glob('*'))})" for folder in left]
 
 
-def child(action: Callable[..., None], *arguments: Any) -> int:
-    """Run a function in a process of its own, which never returns from here; return its id."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        action(*arguments)
-        os._exit(0)
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-
-def finished(process: int) -> bool:
-    """Wait for a process; tell whether it ended well."""
-    return os.waitpid(process, 0)[1] == 0
-
-
-def end(process: int) -> bool:
-    """Kill a process."""
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return True
-
-
 def write(source: Path, out: Path, workers: int) -> None:
     """Embed the images, with a commit for every batch."""
     torch.set_num_threads(1)
@@ -153,12 +116,6 @@ def compare(out: Path, whole: Path) -> None:
     require(all(found.column(name) == true.column(name) for name in names), "rows differ")
     every = range(len(true))
     require(torch.equal(found.vectors_at(every), true.vectors_at(every)), "vectors differ")
-
-
-def require(holds: bool, reason: str = "the first run failed") -> None:
-    """Raise if something is not so."""
-    if not holds:
-        raise RuntimeError(reason)
 
 
 if __name__ == "__main__":

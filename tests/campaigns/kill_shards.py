@@ -9,17 +9,14 @@ one process that is left alone has to end with the store that nobody disturbed, 
 
 from __future__ import annotations
 
-import argparse
 import os
-import random
 import shutil
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-from kill_embed import Campaign, child, compare, end, finished, look
+from kill_embed import Campaign, compare, look
+from trials import child, end, finished, run_trials
 
 from lamplit.store import unit_embedding
 from lamplit.store.embedding import embed
@@ -27,20 +24,6 @@ from lamplit.towers.images.image_tower import open_image_tower
 
 UNIT = 4  # images
 SHARDS = 2
-
-
-def main() -> None:
-    """Run the trials; exit with 1 if one of them fails."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    options = parser.parse_args()
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        campaign = ShardCampaign(Path(folder), random.Random(options.seed))
-        failed = sum(not campaign.trial(number) for number in range(options.trials))
-    print(f"{failed} of {options.trials} trials failed; {campaign.killed} processes were killed at work")
-    sys.exit(failed > 0)
 
 
 class ShardCampaign(Campaign):
@@ -81,4 +64,4 @@ def embed_part(source: Path, out: Path, shard: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_trials(ShardCampaign, 200)

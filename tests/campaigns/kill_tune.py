@@ -10,22 +10,19 @@ checkpoint, log and report. Linux and macOS: it forks, so that no trial has to i
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from kill_embed import child, end, finished, require
 from PIL import Image
 from safetensors.torch import save_model
+from trials import child, end, finished, require, run_trials
 
 import lamplit
 from lamplit.errors import UsageError
@@ -48,20 +45,6 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "uu": {"mode": "uu", "image_lr": 1e-3, "augment": "inception"},
 }  # fmt: skip
-
-
-def main() -> None:
-    """Run the trials; exit with 1 if one of them fails."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    options = parser.parse_args()
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder), random.Random(options.seed))
-        failed = sum(not campaign.trial(number) for number in range(options.trials))
-    print(f"{failed} of {options.trials} trials failed; {campaign.killed} processes were killed at work")
-    sys.exit(failed > 0)
 
 
 class Campaign:
@@ -147,4 +130,4 @@ def told(log: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_trials(Campaign, 100)
