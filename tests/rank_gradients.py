@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from lamplit.losses.shares import sigmoid_share, softmax_share
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.tuning.large_batch import backward_in_chunks, cut_texts
+from lamplit.tuning.large_batch import Part, backward_in_chunks, cut_texts
 from lamplit.tuning.ranks import Ranks, join_ranks
 
 
@@ -35,6 +36,9 @@ def step(case: dict[str, Any], ranks: Ranks, sent: dict[str, int]) -> dict[str, 
     tokens, ids = case["tokens"], case["ids"]
     own = case["own"][ranks.rank] if "own" in case else ranks.deal(torch.tensor([len(text) for text in tokens]))
     part = cut_texts(tower, [tokens[row] for row in own.tolist()], case["chunk_tokens"])
+    images, image_parameters = case["zimg"], {}
+    if "pixels" in case:
+        images, image_parameters = image_part(case, ranks)
 
     def loss_of(zimg: torch.Tensor, ztxt: torch.Tensor) -> torch.Tensor:
         if case["loss"] == "softmax":
@@ -43,8 +47,8 @@ def step(case: dict[str, Any], ranks: Ranks, sent: dict[str, int]) -> dict[str, 
 
     sent.clear()
     cpu = torch.device("cpu")
-    loss = backward_in_chunks([case["zimg"], part], loss_of, device=cpu, memory_budget=case["memory_budget"])
-    parameters = {**dict(tower.named_parameters()), "scale": scale, "bias": bias}
+    loss = backward_in_chunks([images, part], loss_of, device=cpu, memory_budget=case["memory_budget"])
+    parameters = {**dict(tower.named_parameters()), **image_parameters, "scale": scale, "bias": bias}
     loss = ranks.add_up(list(parameters.values()), loss)
     gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
     numbers = sum(value.numel() for value in parameters.values())
@@ -53,6 +57,17 @@ def step(case: dict[str, Any], ranks: Ranks, sent: dict[str, int]) -> dict[str, 
     dist.all_gather_object(digests, blake2b(values).hexdigest())
     assert len(set(digests)) == 1, "all processes take the same step, to the byte"
     return {"loss": loss, "gradients": gradients, "sent": given, "numbers": numbers, "parameters": len(parameters)}
+
+
+def image_part(case: dict[str, Any], ranks: Ranks) -> tuple[Part, dict[str, torch.Tensor]]:
+    """Encode this process's images, every W-th, two at a time; the others' vectors are gathered."""
+    pixels, size = case["pixels"], case["zimg"].shape[1]
+    tower = torch.nn.Sequential(torch.nn.Linear(pixels.shape[1], 16), torch.nn.GELU(), torch.nn.Linear(16, size))
+    mine = pixels[ranks.rank :: ranks.size]
+    owners = torch.arange(len(pixels)) % ranks.size
+    gather = partial(ranks.gather, owners=owners)
+    part = Part(tower, mine.split(2), torch.arange(len(mine)), gather=gather)
+    return part, {f"images.{name}": value for name, value in tower.named_parameters()}
 
 
 def watch() -> dict[str, int]:

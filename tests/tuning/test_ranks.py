@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_processes import TORCHRUN, finish, launch, start
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.errors import UsageError
@@ -77,6 +77,9 @@ def make_cases(text_folder: Path, size: int) -> list[dict[str, Any]]:
         case = make_case(text_folder, loss, 11, 10**6, 6)
         cases.append(case | {"own": [*torch.arange(size - 1)[:, None], torch.arange(size - 1, 11)]})
     cases.append(make_case(text_folder, "softmax", size, 60, None))  # the smallest batch there is
+    for loss, count, num_ids in (("softmax", 37, 20), ("sigmoid", 36, None), ("softmax", size, None)):  # images, too
+        pixels = torch.randn(count, 12, generator=torch.Generator().manual_seed(count))
+        cases.append(make_case(text_folder, loss, count, 60, num_ids) | {"pixels": pixels})
     return cases
 
 
@@ -86,13 +89,17 @@ def taken_alone(case: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
     tower = open_text_tower(case["text_tower"], width=D).eval().double()
     scale, bias = (torch.tensor(case[name]).double().requires_grad_() for name in ("scale", "bias"))
     ztxt = F.normalize(tower(case["tokens"]), dim=-1)
-    zimg = case["zimg"].double()
+    zimg, of_images = case["zimg"].double(), {}
+    if "pixels" in case:
+        images = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, D)).double()
+        zimg = F.normalize(images(case["pixels"].double()), dim=-1)
+        of_images = {f"images.{name}": value for name, value in images.named_parameters()}
     if case["loss"] == "softmax":
         loss = softmax_loss(zimg, ztxt, scale, **case["ids"])
     else:
         loss = sigmoid_loss(zimg, ztxt, scale, bias, **case["ids"])
     torch.autograd.backward(loss)
-    named = {**dict(tower.named_parameters()), "scale": scale, "bias": bias}
+    named = {**dict(tower.named_parameters()), **of_images, "scale": scale, "bias": bias}
     return float(loss.detach()), {name: value.grad for name, value in named.items() if value.grad is not None}
 
 
@@ -116,7 +123,10 @@ def test_gradient_is_that_of_one_process(size: int, text_folder: Path, tmp_path:
 
 
 def assert_little_was_sent(case: dict[str, Any], taken: dict[str, Any], size: int) -> None:
-    """8 bytes a pair with the softmax, 8 more for an image with several positives; and the gradients, once."""
+    """8 bytes a pair with the softmax, 8 more for an image with several positives; and the gradients, once.
+
+    Vectors travel only of an image tower that trains.
+    """
     if size == 1:
         assert taken["sent"] == {}
         return
@@ -128,6 +138,9 @@ def assert_little_was_sent(case: dict[str, Any], taken: dict[str, Any], size: in
     sent = {"all_reduce": 4 * (taken["numbers"] + taken["parameters"] + 1)}
     if case["loss"] == "softmax":
         sent["all_gather"] = 8 * (count + shared)
+    if "pixels" in case:  # the vectors, and the sum of their gradients
+        sent["all_gather"] = sent.get("all_gather", 0) + 4 * D * -(-count // size)
+        sent["all_reduce"] += 4 * D * count
     assert taken["sent"] == sent
 
 

@@ -119,7 +119,9 @@ def build_run(
         assert image_tower is not None
         paths = store.arrow_column("path")
         _require_images(paths, torch.cat([part.image_index for part in (train, held_out, split.test)]), settings.mode)
-        image_side = _train_image_tower(image_tower, model, optimizer, paths, settings, batches.total_steps, precision)
+        image_side = _train_image_tower(
+            image_tower, model, optimizer, paths, settings, batches.total_steps, precision, ranks
+        )
     else:
         image_side = ConstantImages(zimg, image_tower, model.image_head, device)
     report = TuneReport(
@@ -228,6 +230,7 @@ def _train_image_tower(
     settings: TuneSettings,
     total_steps: int,
     precision: Precision,
+    ranks: Ranks,
 ) -> EncodedImages:
     """Put an image tower that trains into the model and the optimizer, with rates and decay of its own."""
     # Convolutions train 1.2 to 1.6 times faster so on a CPU, and nothing else changes.
@@ -241,7 +244,7 @@ def _train_image_tower(
     return EncodedImages(
         tower, model.image_head, paths, precision=precision, device=model.device, start=start,
         # A tower from scratch has no statistics to keep; those of a pre-trained one stay, as when it was locked.
-        trains_statistics=settings.mode[0] == "u",
+        trains_statistics=settings.mode[0] == "u", ranks=ranks,
     )  # fmt: skip
 
 

@@ -31,12 +31,15 @@ class Part:
         chunks: what `encode` takes.
         order: (B,) the row of the batch that each vector belongs to, in the order of the chunks.
         again: maps a chunk to its vectors a second time; `encode` does if this is None.
+        gather: maps (B, D) unit vectors to those of a larger batch, of which this is one process's part; None if it is
+            the whole.
     """
 
     encode: Callable[[Any], Tensor]
     chunks: Sequence[Any]
     order: Tensor
     again: Callable[[Any], Tensor] | None = None
+    gather: Callable[[Tensor], Tensor] | None = None
 
 
 def cut_texts(
@@ -109,10 +112,11 @@ class _Encoded:
         self.leaf = torch.cat([output.detach() for output in self.outputs]).float().requires_grad_()
 
     def rows(self) -> Tensor:
-        """Return (B, D) unit vectors in the order of the batch."""
+        """Return (B, D) unit vectors in the order of the batch, those of other processes with them."""
         index = torch.empty_like(self.part.order)
         index[self.part.order] = torch.arange(len(index))
-        return F.normalize(self.leaf, dim=-1)[index.to(self.device)]
+        rows = F.normalize(self.leaf, dim=-1)[index.to(self.device)]
+        return rows if self.part.gather is None else self.part.gather(rows)
 
     def backward(self) -> None:
         """Back-propagate the gradient on the vectors into the encoder."""

@@ -279,7 +279,7 @@ class Run:
                 "after the last step. With few pairs the closed form is often the best there is; more pairs would help",
                 state.best, state.last_metrics["mean_recall"],
             )  # fmt: skip
-        report.skipped = self.image_side.skipped
+        report.skipped = self.image_side.skipped = self.ranks.merge(self.image_side.skipped)
         if report.skipped:
             logger.warning("%s", self.image_side.skipped_note())
         return self.ranks.first(partial(self._write_report, report))

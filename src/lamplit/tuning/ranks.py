@@ -139,6 +139,33 @@ class Ranks:
             dist.all_gather(parts, values.contiguous())
         return torch.stack(parts[: self.rank] + parts[self.rank + 1 :])
 
+    def agree(self, flags: Tensor) -> Tensor:
+        """Return which of (B,) flags any process has raised."""
+        if self.size == 1:
+            return flags
+        return flags | self.exchange(flags.to(torch.uint8)).bool().any(0)
+
+    def gather(self, vectors: Tensor, owners: Tensor) -> Tensor:
+        """Return the vectors of all processes, (B, D); what is done with them reaches each one's own as a gradient.
+
+        Args:
+            vectors: (b, D) of this process, in the order of its rows; what is more than these is left out.
+            owners: (B,) the process to which each row belongs, the same in all.
+        """
+        if self.size == 1:
+            return vectors
+        gathered: Tensor = _Gathered.apply(vectors, owners, self)
+        return gathered
+
+    def merge(self, own: dict[str, str]) -> dict[str, str]:
+        """Return what any process has noted."""
+        if self.size == 1:
+            return own
+        notes: list[Any] = [None] * self.size
+        with _talking():
+            dist.all_gather_object(notes, own)
+        return {name: reason for each in notes for name, reason in each.items()}
+
     def add_up(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
         """Replace the gradients of all parameters by their sums over the processes; return the sum of the losses."""
         if self.size == 1:
@@ -180,6 +207,34 @@ class Ranks:
         with _talking():
             dist.all_gather(parts, part)
         return torch.stack(parts, 1).flatten(0, 1)[: len(texts)].to(device)
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all processes. Each uses all of them, so the gradients of a row are added up where it belongs."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, owners: Tensor, ranks: Ranks) -> Tensor:
+        counts = torch.bincount(owners, minlength=ranks.size).tolist()
+        own = torch.zeros(max(counts), vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+        own[: counts[ranks.rank]] = vectors[: counts[ranks.rank]]
+        parts = [torch.empty_like(own) for _ in counts]
+        with _talking():
+            dist.all_gather(parts, own)
+        rows = vectors.new_empty(len(owners), vectors.shape[1])
+        for rank, part in enumerate(parts):
+            rows[(owners == rank).to(rows.device)] = part[: counts[rank]]
+        ctx.ranks, ctx.is_own, ctx.size = ranks, owners == ranks.rank, len(vectors)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].contiguous()
+        with _talking():
+            dist.all_reduce(total)
+        own = total[ctx.is_own.to(total.device)]
+        if len(own) < ctx.size:  # a process without a row of its own
+            own = torch.cat([own, own.new_zeros(ctx.size - len(own), own.shape[1])])
+        return own, None, None
 
 
 @contextmanager

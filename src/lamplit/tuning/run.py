@@ -35,9 +35,9 @@ def tune(
     was never interrupted. A finished run is not repeated.
 
     Started by torchrun, or in a process group of the caller's that serves the CPU too (`cpu:gloo,cuda:nccl`), the
-    processes share each batch: every one reads its share of the texts and the vectors of all images. Each has a GPU of
-    its own, if there are any. What is logged, written and returned is that of the first. The pairs of a step are the
-    same with any number of processes.
+    processes share each batch: every one reads its share of the texts and the vectors of all images, or encodes its
+    share of the images if their tower trains. Each has a GPU of its own, if there are any. What is logged, written and
+    returned is that of the first. The pairs of a step are the same with any number of processes.
 
     On the command line: `lamplit tune`.
 
@@ -60,7 +60,7 @@ def tune(
     Raises:
         StoreError: the store cannot be read.
         UsageError: the folder holds a run with other settings, or there is too little to tune on; or there are several
-            processes, and the image tower trains, a batch has fewer pairs, or they do not share a disk.
+            processes, and a batch has fewer pairs, or they do not share a disk.
         TowerError: the text tower cannot be opened.
         TuneError: the loss is no longer finite, or the image tower or its images cannot be read.
         MissingExtraError: the library of a tower or of a log is not installed.
@@ -79,11 +79,6 @@ def tune(
     store = as_store(store)
     out = Path(out)
     with join_ranks() as ranks:
-        if ranks.size > 1 and settings.image_trains:
-            raise UsageError(
-                f"mode {settings.mode} trains the image tower, which takes one process; start it without torchrun and "
-                "without --processes, or lock the image tower (mode LU)"
-            )
         done = ranks.first(lambda: claim(out, store, settings, progress=progress))
         if done is not None:
             return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.large_batch import Part, cut_texts
+from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.split import Links
 from lamplit.tuning.tokens import Tokens
 
@@ -134,6 +136,7 @@ class EncodedImages(ImageSide):
         device: where the tower is.
         start: the step from which the tower trains; before it, images are constants.
         trains_statistics: whether BatchNorm normalises by the batch, as a tower from scratch must.
+        ranks: the processes that share each batch; each reads its share of the images.
     """
 
     tower: ImageTower
@@ -148,33 +151,41 @@ class EncodedImages(ImageSide):
         device: torch.device,
         start: int,
         trains_statistics: bool,
+        ranks: Ranks,
     ) -> None:
         super().__init__(tower, head)
         self.paths, self.precision, self.device = paths, precision, device
-        self.start, self.trains_statistics = start, trains_statistics
+        self.start, self.trains_statistics, self.ranks = start, trains_statistics, ranks
         self._crops: Iterator[Crops] | None = None
 
     def open(self, batches: Batches, first: int, workers: int) -> None:
         """Begin to read the images of the coming steps."""
-        self._crops = read_crops(batches.crops(first, self.paths), self.tower.preprocessing, workers=workers)
+        own = (crops[self.ranks.rank :: self.ranks.size] for crops in batches.crops(first, self.paths))
+        self._crops = read_crops(own, self.tower.preprocessing, workers=workers)
 
     def part(self, rows: Tensor, step: int) -> tuple[Part | Tensor, Tensor]:
         """Read the images of the next step, and return them to encode; as vectors if the tower does not train yet."""
         assert self._crops is not None
         images, good, reasons = next(self._crops)
         self.skipped |= reasons
-        if len(good) < 2:
+        is_good, ranks = torch.zeros(len(rows), dtype=torch.bool), self.ranks
+        is_good[torch.tensor(good, dtype=torch.long) * ranks.size + ranks.rank] = True
+        kept = torch.nonzero(ranks.agree(is_good)).flatten()
+        if len(kept) < 2:
             raise TuneError(f"fewer than two images of step {step + 1} could be read. {self.skipped_note()}")
         height, width = self.tower.preprocessing.image_size
+        if not good:  # all processes take part in what follows; this one's vector is left out
+            images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
         per_chunk = max(2, CHUNK_PIXELS // (height * width))
         chunks = images.tensor_split(-(-len(images) // per_chunk))
-        kept = torch.tensor(good)
+        gather = partial(ranks.gather, owners=kept % ranks.size)
         if step >= self.start:
             self._set_train()
-            return Part(self._to_joint_space, chunks, torch.arange(len(good)), self._encode_again), kept
+            order = torch.arange(len(images))
+            return Part(self._to_joint_space, chunks, order, self._encode_again, gather), kept
         self.tower.eval()
         with torch.no_grad():
-            zimg = F.normalize(torch.cat([self._encode(chunk) for chunk in chunks]), dim=-1)
+            zimg = gather(F.normalize(torch.cat([self._encode(chunk) for chunk in chunks]), dim=-1))
         return _constant_part(zimg, self.head), kept
 
     @torch.no_grad()
