@@ -22,11 +22,13 @@ from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
 from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.row_vectors import RowVectors
+from lamplit.towers.lock import weights_digest
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors
 from lamplit.tuning.closed_form import sample_pairs
 from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.interrupts import whole_steps
+from lamplit.tuning.kept_start import fit_or_read, start_key
 from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.large_batch import Part, backward_in_chunks
 from lamplit.tuning.optimizers import set_rates
@@ -41,6 +43,7 @@ from lamplit.tuning.tune_report import TuneReport
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 600.0  # at most this much work is lost when the process is killed
+_SAMPLE = 64  # texts that tell one tokenizer from another
 _CHANCE_LOSS_FRACTION = 0.98  # above this fraction of ln(batch size) a model guesses
 
 
@@ -152,10 +155,9 @@ class Run:
         # The store's vectors do not come from an image tower from scratch, and a published head is trained already.
         trained = self.model.text_tower.trained_scale is not None
         fits = self.settings.starts_in_closed_form and not trained
-        if fits:
-            self.ranks.first(partial(self._fit_start, progress))
+        metrics = self.ranks.first(partial(self._fit_or_read_start, progress)) if fits else None
         self.ranks.copy(trained_tensors(self.kept).values())
-        self.state.start = metrics = self._evaluate(0)
+        self.state.start = metrics = self._evaluate(0, metrics)
         with self._open_log() as log:
             log(
                 {"step": 0, "held_out": metrics, "closed_form": fits}
@@ -167,6 +169,28 @@ class Run:
                 "before step 0, %s gives image_to_text/recall@1 %.3f and recall@5 %.3f on held-out captions",
                 head, metrics["image_to_text/recall@1"], metrics["image_to_text/recall@5"],
             )  # fmt: skip
+
+    def _fit_or_read_start(self, progress: bool) -> dict[str, float]:
+        """Fit the head, and return held-out recall; both are read where a run has begun like this before."""
+        model, image_tower = self.model, self.image_side.tower
+        tower, bias = model.text_tower, model.logit_bias
+        assert tower is not None
+        class_head = None if image_tower is None else image_tower.class_head
+        words = [tower.tokenize(self.texts[:_SAMPLE]), [] if class_head is None else class_head.texts]
+        numbers = [links for part in (self.train, self.held_out) for links in (part.image_index, part.text_index)]
+        numbers += [] if class_head is None else [class_head.vectors]
+        numbers += [] if tower.carried is None else vars(tower.carried).values()
+        scale = [model.log_scale, *([] if bias is None else [bias])]
+        key = start_key(
+            weights_digest(tower), json.dumps(words), self.device.type, self.settings.text_column, *numbers, *scale
+        )
+
+        def fit() -> dict[str, float]:
+            self._fit_start(progress)
+            return self._measure(self.held_out, Ranks())  # the other processes wait for this one
+
+        changed = [*tower.head.parameters(), *scale, *([] if self.names is None else [self.names.vectors])]
+        return fit_or_read(self.texts.captions.store, key, changed, fit)
 
     def _fit_start(self, progress: bool) -> None:
         tower = self.image_side.tower
@@ -240,9 +264,9 @@ class Run:
 
         return [images, self.text_side.part(texts, [names.tokens[name] for name in own.tolist()])], loss
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """Measure held-out recall; save the model if it is the best so far."""
-        metrics = self._measure(self.held_out)
+    def _evaluate(self, step: int, metrics: dict[str, float] | None = None) -> dict[str, float]:
+        """Measure held-out recall, if it is not known; save the model if it is the best so far."""
+        metrics = self._measure(self.held_out, self.ranks) if metrics is None else metrics
         score = metrics.get("mean_recall", float(step))  # if nothing is held out, the last model is the best
         state = self.state
         if score > state.best:
@@ -253,16 +277,16 @@ class Run:
         state.last_metrics = metrics
         return metrics
 
-    def _measure(self, links: Links) -> dict[str, float]:
+    def _measure(self, links: Links, ranks: Ranks) -> dict[str, float]:
         if not len(links):
             return {}
-        ztxt = self.ranks.encode(self.model.encode_texts, links.texts, self.model.identity.width)
+        ztxt = ranks.encode(self.model.encode_texts, links.texts, self.model.identity.width)
 
         def recall() -> dict[str, float]:
             zimg, seen = self.image_side.vectors(links)
             return held_out_recall(zimg, ztxt, seen)
 
-        return self.ranks.first(recall)
+        return ranks.first(recall)
 
     def _finish(self, seconds: float) -> TuneReport:
         report, state = self.report, self.state
@@ -272,7 +296,7 @@ class Run:
         if len(self.test):
             self.ranks.first(lambda: restore(self.model, self.out))  # the best checkpoint
             self.ranks.copy(trained_tensors(self.model).values())
-            report.test = self._measure(self.test)
+            report.test = self._measure(self.test, self.ranks)
         if state.start and state.best_step == 0:
             logger.info(
                 "no step made held-out recall better than the start, which is kept: its mean recall is %.3f, and %.3f "

@@ -1,0 +1,68 @@
+"""The start of a run, kept beside a large store: the next run that begins in the same way reads it.
+
+Another rate, batch or number of epochs changes nothing of the closed form and of the recall before the first step,
+which take minutes. A key of all that they depend on names the files. Like other derived files they may be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamplit._version import __version__
+from lamplit.store.derived import Draft, derive
+from lamplit.store.lance_store import Store
+
+_STATE, _METRICS = "random_state", "metrics"
+
+
+def start_key(*parts: str | Tensor) -> str:
+    """Digest what a start depends on, with the state of torch's random numbers and the version of lamplit."""
+    digest = blake2b(__version__.encode(), digest_size=16)
+    for part in (*parts, torch.get_rng_state()):
+        told = part if isinstance(part, str) else f"{part.dtype} {tuple(part.shape)}"
+        digest.update(f"{len(told)} {told}\n".encode())
+        if isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fit_or_read(
+    store: Store, key: str, tensors: Sequence[Tensor], fit: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Give tensors the values that a fit gives them; where it was made before with this key, read these.
+
+    The random numbers that are drawn next are the same in both cases. A small store keeps nothing.
+
+    Args:
+        store: what is fitted to.
+        key: of `start_key`.
+        tensors: what the fit changes, in place.
+        fit: changes them, and returns metrics.
+
+    Returns:
+        The metrics.
+    """
+    names = [f"tensor{number}" for number in range(len(tensors))]
+
+    def make(draft: Draft) -> None:
+        metrics = fit()
+        values: dict[str, Any] = {_METRICS: np.frombuffer(json.dumps(metrics).encode(), np.uint8)}
+        values[_STATE] = torch.get_rng_state().numpy()
+        values |= {name: tensor.detach().cpu().reshape(-1).numpy() for name, tensor in zip(names, tensors, strict=True)}
+        for name, value in values.items():
+            draft.create(name, value.shape, value.dtype)[:] = value
+
+    found = derive(store, f"start-{key}", [*names, _STATE, _METRICS], make, instead_of="start-")
+    with torch.no_grad():
+        for name, tensor in zip(names, tensors, strict=True):
+            tensor.copy_(torch.from_numpy(found[name]).reshape(tensor.shape))
+    torch.set_rng_state(torch.from_numpy(np.array(found[_STATE])))
+    metrics: dict[str, float] = json.loads(found[_METRICS].tobytes())
+    return metrics
