@@ -101,7 +101,8 @@ def test_key_depends_on_all() -> None:
     values = torch.arange(6)
     keys = [
         start_key("a", values), start_key("b", values), start_key("a", values + 1),
-        start_key("a", values.reshape(2, 3)), start_key("a", values.float()), start_key("a", "", values), start_key("a"),
+        start_key("a", values.reshape(2, 3)), start_key("a", values.float()), start_key("a", "", values),
+        start_key("a"), start_key("a", values[:0]), start_key("a", values[:1].expand(6)),
     ]  # fmt: skip
     torch.manual_seed(1)
     keys.append(start_key("a", values))

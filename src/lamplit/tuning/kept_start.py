@@ -29,7 +29,7 @@ def start_key(*parts: str | Tensor) -> str:
         told = part if isinstance(part, str) else f"{part.dtype} {tuple(part.shape)}"
         digest.update(f"{len(told)} {told}\n".encode())
         if isinstance(part, Tensor):
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(part.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
