@@ -44,6 +44,19 @@ def test_as_least_squares(count, width, l2, seed):
     assert right.tolist() == (expected.argmax(1) == truth).tolist()
 
 
+def test_a_tie_counts_as_wrong():
+    """Two classes of the same images: their weights are the same to the bit."""
+    train = torch.tensor([[0.0], [0.0], [2.0]])
+    right = ridge_accuracy(train[[0, 2]], torch.tensor([0, 1]), train[:1], torch.tensor([0]), l2=2.0)
+    assert right.tolist() == [1]
+    both = torch.tensor([[0.0], [2.0], [0.0], [2.0]])
+    assert ridge_accuracy(both, torch.tensor([0, 0, 1, 1]), train, torch.tensor([0, 1, 0]), l2=2.0).tolist() == [
+        0,
+        0,
+        0,
+    ]
+
+
 def test_by_hand():
     # Mean 1, deviation 1: the features are -1 and 1 (nearly) and 100. Of the offset's targets -1 and 1 nothing is left.
     probe = fit(torch.tensor([[0.0], [2.0]]), torch.tensor([0, 1]), l2=2.0)
@@ -53,9 +66,9 @@ def test_by_hand():
     weight = fit(torch.tensor([[1.0], [1.0], [1.0], [1.0]]), torch.tensor([0, 0, 0, 1]), l2=1.0).weight
     assert weight[1].tolist() == pytest.approx([200 / 40001, -200 / 40001], abs=1e-12)
     right = ridge_accuracy(
-        torch.tensor([[0.0], [2.0]]), torch.tensor([0, 1]), torch.tensor([[0.9], [1.1], [1.0]]), torch.tensor([0, 0, 0])
+        torch.tensor([[0.0], [2.0]]), torch.tensor([0, 1]), torch.tensor([[0.9], [1.1]]), torch.tensor([0, 0])
     )
-    assert right.tolist() == [1, 0, 0]  # the last one is a tie
+    assert right.tolist() == [1, 0]
 
 
 def test_dual_is_primal():

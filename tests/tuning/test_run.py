@@ -103,7 +103,7 @@ def test_loss_falls_and_recall_beats_chance(
     assert report.training_pairs == 288
     chance = 1 / 72
     assert report.best["image_to_text/recall@1"] > 6 * chance
-    assert report.best["text_to_image/recall@5"] > 5 * 5 * chance
+    assert report.best["text_to_image/recall@5"] > 4 * 5 * chance
     assert report.best["mean_recall"] >= max(report.start["mean_recall"], report.last["mean_recall"])
     pretrained = made(**changes).pretrained_text
     assert report.mode == ("LU" if pretrained else "Lu")
