@@ -175,3 +175,12 @@ def test_units(tmp_path):
     assert found["figures"]["fragments"] == 24 * 8
     assert found["figures"]["commits"] == 2
     assert found["figures"]["and finds rows that are not of units"].endswith(", 0 rows")
+
+
+def test_page_memory(tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("proportional set sizes are read on Linux")
+    [found] = run("page_memory", tmp_path, "--folder", str(tmp_path / "made"))
+    assert found["rows"] == 60_000
+    assert list(found["bytes"]) == ["1", "2"]
+    assert 1e8 < found["bytes"]["1"] < found["bytes"]["2"]
