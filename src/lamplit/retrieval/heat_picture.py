@@ -1,0 +1,62 @@
+"""A heat map over its picture: where the map lies, and how it is drawn. Nothing here knows of models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Window = tuple[float, float, float, float]  # left, top, right, bottom
+_HOT = np.array([255, 140, 26], np.float32) / 255  # what white becomes where the words are read most
+_PAPER = 224  # the grey that other parts fade to
+_FADED = 0.6  # how far
+_HATCH, _HATCH_WIDTH = 12, 2  # pixels: of the lines on what the tower did not see
+
+
+def spread(values: NDArray[np.float32], window: Window, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Stretch a map over the part of a picture that it lies on, linearly between the middles of its places.
+
+    Args:
+        values: (h, w); the first is at the top left.
+        window: left, top, right and bottom of that part, in pixels of the picture.
+        size: width and height of the picture.
+
+    Returns:
+        (H, W): NaN where the map is not.
+    """
+    left, top, right, bottom = window
+    (rows, above), (columns, before) = _places(top, bottom, size[1], len(values)), _places(left, right, size[0], values.shape[1])
+    down = np.stack([np.interp(rows, np.arange(len(values)), column) for column in values.T], axis=1)
+    whole = np.stack([np.interp(columns, np.arange(values.shape[1]), row) for row in down])
+    whole[~above] = np.nan
+    whole[:, ~before] = np.nan
+    return whole.astype(np.float32)
+
+
+def _places(start: float, end: float, length: int, num_places: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return between which places the middle of each pixel lies, and whether it lies on the map at all."""
+    along = (np.arange(length) + 0.5 - start) / (end - start)
+    return along * num_places - 0.5, (along >= 0) & (along <= 1)
+
+
+def draw_heat(picture: Image.Image, values: NDArray[np.float32], window: Window) -> Image.Image:
+    """Draw a map over an RGB picture: orange where it is highest, pale at zero and below, hatched where it is not.
+
+    Args:
+        picture: the upright picture.
+        values: (h, w) map.
+        window: the part of the picture that the map lies on, in its pixels.
+    """
+    heat = spread(values, window, picture.size)
+    unseen = np.isnan(heat)
+    peak = float(values.max())
+    strength = np.nan_to_num(heat / peak).clip(0, 1)[..., None] if peak > 0 else np.zeros((*heat.shape, 1), np.float32)
+    pixels = np.asarray(picture, np.float32)
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    pale = grey + (_PAPER - grey) * _FADED
+    drawn = pale + (pixels * _HOT - pale) * strength
+    lines = np.add.outer(np.arange(picture.height), np.arange(picture.width)) % _HATCH < _HATCH_WIDTH
+    drawn[unseen & lines] = 128
+    return Image.fromarray(drawn.round().clip(0, 255).astype(np.uint8))
