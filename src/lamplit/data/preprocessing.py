@@ -88,9 +88,9 @@ class Preprocessing:
         return cropped
 
     def window(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Return the part of an image of `height` x `width` that `resize` keeps: left, top, right, bottom in its pixels.
+        """Return which part of an image of `height` x `width` pixels `resize` keeps: left, top, right and bottom.
 
-        Pixels are counted from the outer edge of the first one, so the whole image is (0, 0, width, height).
+        They are pixels from the outer edge of the first one, so the whole image is (0, 0, width, height).
         """
         border = self.border if min(height, width) > 2 * self.border else 0
         inner = height - 2 * border, width - 2 * border

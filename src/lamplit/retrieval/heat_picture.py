@@ -12,7 +12,7 @@ Window = tuple[float, float, float, float]  # left, top, right, bottom
 _HOT = np.array([255, 140, 26], np.float32) / 255  # what white becomes where the words are read most
 _PAPER = 224  # the grey that other parts fade to
 _FADED = 0.6  # how far
-_HATCH, _HATCH_WIDTH = 12, 2  # pixels: of the lines on what the tower did not see
+_HATCH, _HATCH_WIDTH, _HATCH_SHADE = 12, 2, 0.8  # the lines on what the tower did not see: distance, width, shade
 
 
 def spread(values: NDArray[np.float32], window: Window, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -27,11 +27,13 @@ def spread(values: NDArray[np.float32], window: Window, size: tuple[int, int]) -
         (H, W): NaN where the map is not.
     """
     left, top, right, bottom = window
-    (rows, above), (columns, before) = _places(top, bottom, size[1], len(values)), _places(left, right, size[0], values.shape[1])
-    down = np.stack([np.interp(rows, np.arange(len(values)), column) for column in values.T], axis=1)
-    whole = np.stack([np.interp(columns, np.arange(values.shape[1]), row) for row in down])
-    whole[~above] = np.nan
-    whole[:, ~before] = np.nan
+    height, width = values.shape
+    rows, are_rows_in = _places(top, bottom, size[1], height)
+    columns, are_columns_in = _places(left, right, size[0], width)
+    tall = np.stack([np.interp(rows, np.arange(height), column) for column in values.T], axis=1)
+    whole = np.stack([np.interp(columns, np.arange(width), row) for row in tall])
+    whole[~are_rows_in] = np.nan
+    whole[:, ~are_columns_in] = np.nan
     return whole.astype(np.float32)
 
 
@@ -58,5 +60,5 @@ def draw_heat(picture: Image.Image, values: NDArray[np.float32], window: Window)
     pale = grey + (_PAPER - grey) * _FADED
     drawn = pale + (pixels * _HOT - pale) * strength
     lines = np.add.outer(np.arange(picture.height), np.arange(picture.width)) % _HATCH < _HATCH_WIDTH
-    drawn[unseen & lines] = 128
+    drawn[unseen & lines] *= _HATCH_SHADE
     return Image.fromarray(drawn.round().clip(0, 255).astype(np.uint8))

@@ -15,15 +15,18 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.data.inputs import ImageInput, decode_nth, list_images
 from lamplit.errors import TowerError, UsageError, kind_of
+from lamplit.files import replacing
 from lamplit.model import LiT, as_model
 from lamplit.retrieval.heat_picture import Window, draw_heat
 from lamplit.retrieval.model_reader import ModelReader
 from lamplit.retrieval.queries import encode_words, require_unit
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.images.places import Places
 from lamplit.towers.lock import evaluating
 from lamplit.unit_vectors import as_array
 
 SIDE = 1024  # pixels of the picture that is kept, at most
+_ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,16 +66,40 @@ class HeatMap:
         """Draw the map over `picture`: orange where the words are read most, pale where they are not at all.
 
         What the tower did not see is hatched.
-
-        Example:
-            >>> lamplit.locate("runs/stamps", "farm.jpg", "a horse").draw().save("where.png")
         """
         across, down = self.picture.width / self.size[0], self.picture.height / self.size[1]
         left, top, right, bottom = self.window
         return draw_heat(self.picture, self.values, (left * across, top * down, right * across, bottom * down))
 
+    def save(self, out: str | Path) -> None:
+        """Write what `draw` draws to an image file, whole or not at all; its ending decides the format.
 
-def locate(model: str | Path | LiT, image: ImageInput, words: str, *, device: str | torch.device | None = None) -> HeatMap:
+        Raises:
+            UsageError: it ends in something else than .png, .jpg or .webp.
+
+        Example:
+            >>> lamplit.locate("runs/stamps", "farm.jpg", "a horse").save("where.png")
+        """
+        kind = picture_format(out)
+        with replacing(Path(out)) as partial:
+            self.draw().save(partial, kind)
+
+
+def picture_format(out: str | Path) -> str:
+    """Return the format of an image file that is to be written.
+
+    Raises:
+        UsageError: its name has another ending than .png, .jpg or .webp.
+    """
+    kind = _ENDINGS.get(Path(out).suffix.lower())
+    if kind is None:
+        raise UsageError(f"{out} cannot be written as a picture; expected a name that ends in .png, .jpg or .webp")
+    return kind
+
+
+def locate(
+    model: str | Path | LiT, image: ImageInput, words: str, *, device: str | torch.device | None = None
+) -> HeatMap:
     """Find out where in an image a model reads words.
 
     The image tower's own pooling and what follows it are applied to each place alone. That tells what the vector of the
@@ -108,22 +135,25 @@ def locate(model: str | Path | LiT, image: ImageInput, words: str, *, device: st
 
 
 @torch.no_grad()
-def heat_map(model: LiT, pixels: Tensor, vector: NDArray[np.float32]) -> HeatMap:
+def heat_map(model: LiT, pixels: Tensor, vector: NDArray[np.float32], side: int = SIDE) -> HeatMap:
     """Find out where in (3, H, W) uint8 pixels a model reads a text, whose (E,) unit vector is given.
+
+    Args:
+        model: an open model.
+        pixels: of the upright image.
+        vector: of the text.
+        side: largest width and height of the picture that is kept.
 
     Raises:
         TowerError: the image tower cannot show places.
     """
-    preprocessing, tower = model.image_preprocessing(), model.unlocked_image_tower
-    if not isinstance(tower, ImageTower):
-        raise TowerError(f"{kind_of(tower)} cannot show where it reads words; open it with lamplit.open_image_tower")
-    with evaluating(tower):
-        places, whole = tower.find_places(preprocessing.resize(pixels)[None].to(model.device))
+    preprocessing = model.image_preprocessing()
+    places, whole = _find_places(model, preprocessing.resize(pixels)[None])
     ztxt = torch.from_numpy(vector).to(model.device)
     parts = model.project_parts(places[0].float(), whole[0].float())
     height, width = pixels.shape[-2:]
     picture: Image.Image = to_pil_image(pixels)
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((side, side))
     return HeatMap(
         values=as_array(parts @ ztxt),
         score=float(model.project(F.normalize(whole.float(), dim=-1))[0] @ ztxt),
@@ -131,3 +161,23 @@ def heat_map(model: LiT, pixels: Tensor, vector: NDArray[np.float32]) -> HeatMap
         window=preprocessing.window(height, width),
         picture=picture,
     )
+
+
+def can_locate(model: LiT) -> bool:
+    """Tell whether an open model can show where it reads words; its image tower runs once."""
+    if model.text_tower is None or model.image_tower is None or model.identity.preprocessing is None:
+        return False
+    try:
+        _find_places(model, torch.zeros(1, 3, *model.identity.preprocessing.image_size, dtype=torch.uint8))
+    except TowerError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _find_places(model: LiT, images: Tensor) -> Places:
+    tower = model.unlocked_image_tower
+    if not isinstance(tower, ImageTower):
+        raise TowerError(f"{kind_of(tower)} cannot show where it reads words; open it with lamplit.open_image_tower")
+    with evaluating(tower):
+        return tower.find_places(images.to(model.device))

@@ -179,7 +179,9 @@ class TwoTowers(nn.Module, metaclass=_Hinting):
         if self.image_head is None:
             return parts
         dtype = self.image_head.weight.dtype
-        return self.image_head(parts.to(dtype)).float() / self.image_head(own.to(dtype)).float().norm()
+        projected: Tensor = self.image_head(parts.to(dtype)).float()
+        own_length: Tensor = self.image_head(own.to(dtype)).float().norm()
+        return projected / own_length
 
     @torch.no_grad()
     def project_all(self, zimg: Tensor) -> Tensor:

@@ -84,12 +84,12 @@ def _pooling_of_transformers(backbone: Any, pixels: Tensor, pool: str | None) ->
     output = backbone(pixels)
     tokens: Tensor = output.last_hidden_state
     if tokens.ndim == 4:
-        norm = getattr(backbone, "layernorm", None)
         own = output.pooler_output.flatten(1)
-        for last in (nn.Identity(), norm):  # ConvNeXt's mean goes through a norm
-            if last is not None and _is_same(last(tokens.mean((2, 3))), own):
-                return tokens, lambda given: last(given.mean((2, 3)))
-        raise TowerError("it pools its last map in another way than by the mean")
+        norms = (nn.Identity(), getattr(backbone, "layernorm", nn.Identity()))  # ConvNeXt's mean goes through one
+        fitting = [norm for norm in norms if _is_same(norm(tokens.mean((2, 3))), own)]
+        if not fitting:
+            raise TowerError("it pools its last map in another way than by the mean")
+        return tokens, lambda given: fitting[0](given.mean((2, 3)))
     name = pool or find_pools(backbone, pixels)[1]
     if name == "map":
         return tokens, vision_of(backbone).head
