@@ -6,8 +6,9 @@ On the stamps, with the demo towers tuned at the defaults. Two stamps are pasted
 that the tower sees both whole; the words are the caption of one of them. The map is right by its mean if that is higher
 over the half of that stamp, and by its peak if its highest place is there (a place in the middle column or row counts
 as half). Chance is 0.5. All captions were held out from tuning. On half of them the two ways to make a map were
-compared: what a place adds to the cosine of the whole, which is what lamplit shows, and the cosine of the place alone.
-The other half is the result. Each of its captions is asked for as often; intervals are those of drawing captions again.
+compared: the cosine of each place alone, which is what lamplit shows, and what each place adds to the cosine of the
+whole. The other half is the result. Each of its captions is asked for as often; intervals are those of drawing captions
+again.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from lamplit.metrics.bootstrap import measure
 
 SIDE = 256  # of a picture; the demo tower sees the middle 224 of it
 SEEN = 224
-WAYS = ("share of the cosine", "cosine of the place")
-SHOWN = 8  # pictures on the sheet: the first of the result, right or wrong
+WAYS = ("cosine of the place", "share of the cosine")
+SHOWN = 8  # pictures on the sheet: evenly spaced ones of the result, right or wrong
 
 
 class Picture(NamedTuple):
@@ -45,7 +46,7 @@ class Picture(NamedTuple):
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--folder", type=Path, default=Path("runs/locate"), help="the store and the model")
-    options.add_argument("--sheet", type=Path, help="draw the first pictures of the result, with their maps, here")
+    options.add_argument("--sheet", type=Path, help="draw some pictures of the result, with their maps, here")
     options = filled(options.parse_args())
     store, folder = options.folder / "stamps.lance", options.folder / "model"
     lamplit.embed(lamplit.fetch("stamps"), store, image_tower="demo:efficientnet-lite0", progress=True)
@@ -58,7 +59,7 @@ def main() -> None:
         figures.append({"title": title, "captions": len(stamps), "pictures": len(pictures)} | score(model, pictures))
         show(figures[-1])
     if options.sheet:
-        draw_sheet(model, pictures[:SHOWN], options.sheet)
+        draw_sheet(model, pictures[:: len(pictures) // SHOWN][:SHOWN], options.sheet)
     finish(options, figures)
 
 
@@ -121,8 +122,9 @@ def maps_of(model: lamplit.LiT, image: Image.Image, ztxt: torch.Tensor) -> dict[
     """Return both maps of a picture, (h, w), from one pass of the tower."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     places, whole = model.unlocked_image_tower.find_places(model.image_preprocessing().resize(pixels)[None])
-    shares, cosines = model.project_parts(places[0], whole[0]), model.project(F.normalize(places[0], dim=-1))
-    return {way: (zplaces @ ztxt).numpy() for way, zplaces in zip(WAYS, (shares, cosines), strict=True)}
+    cosines = model.project(F.normalize(places[0], dim=-1)) @ ztxt
+    shares = places[0] @ ztxt / whole[0].norm()  # of this tower, with no centre and no head: their mean is the cosine
+    return dict(zip(WAYS, (cosines.numpy(), shares.numpy()), strict=True))
 
 
 def points(values: Any, place: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.retrieval.heat_picture import spread
 from lamplit.retrieval.locating import can_locate, heat_map
-from lamplit.towers.images.image_tower import open_image_tower
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
 
 @pytest.fixture(scope="module")
@@ -41,31 +41,43 @@ def red(model: LiT) -> np.ndarray:
 # --- What the values are
 
 
-def test_mean_of_the_values_is_the_cosine_of_the_image(model: LiT, image_folder: Path) -> None:
-    file = image_folder / "large_red_cross.png"
-    file = file if file.is_file() else file.with_suffix(".jpg")
-    found = lamplit.locate(model, file, "A large red cross.")
-    zimg, ztxt = model.encode_images(file), model.encode_texts("A large red cross.")
-    assert found.values.shape == (10, 10)
-    assert found.values.dtype == np.float32
-    assert found.score == pytest.approx(float(zimg @ ztxt), abs=1e-5)
-    assert found.values.mean() == pytest.approx(found.score, abs=1e-5)
-    assert found.values.std() > 0.01
-
-
 @pytest.mark.parametrize("has_center", [False, True])
 @pytest.mark.parametrize("has_head", [False, True])
-def test_center_and_image_head_are_those_of_the_image(model: LiT, has_center: bool, has_head: bool) -> None:
+def test_values_are_cosines_of_places_and_the_places_make_the_image(
+    model: LiT, has_center: bool, has_head: bool
+) -> None:
     torch.manual_seed(0)
     head = nn.Linear(64, 24) if has_head else None
     center = 0.3 * F.normalize(torch.randn(64), dim=0) if has_center else None
-    other = LiT(None, model.identity, model.unlocked_image_tower, center=center, image_head=head)
+    other = LiT(None, model.identity, model.unlocked_image_tower, center=center, image_head=head).eval()
     vector = F.normalize(torch.randn(24 if has_head else 64), dim=0)
-    pixels = decode_input(two())
-    found = heat_map(other, pixels, vector.numpy())
+    found = heat_map(other, decode_input(two()), vector.numpy())
+    assert found.values.shape == (10, 10)
+    assert found.values.dtype == np.float32
+    assert found.values.std() > 0.01
+
+    tower = other.unlocked_image_tower
+    assert isinstance(tower, ImageTower)
+    with torch.no_grad():
+        pixels = other.image_preprocessing().resize(decode_input(two()))[None]
+        tokens = tower.backbone.forward_features(tower.preprocessing.normalize(pixels))[0, 1:]  # type: ignore[operator]
+        for row, column in ((0, 0), (3, 7), (9, 9)):
+            place = tokens[10 * row + column]
+            cosine = other.project(F.normalize(place[None], dim=-1))[0] @ vector
+            assert found.values[row, column] == pytest.approx(float(cosine), abs=1e-5)
+        mean = other.project(F.normalize(tokens.mean(0, keepdim=True), dim=-1))[0]
     zimg = other.encode_images(two())
+    assert torch.allclose(mean, zimg, atol=1e-5)
     assert found.score == pytest.approx(float(zimg @ vector), abs=1e-5)
-    assert found.values.mean() == pytest.approx(found.score, abs=1e-5)
+
+
+def test_words_of_a_file(model: LiT, image_folder: Path) -> None:
+    file = next(image_folder.glob("large_red_cross.*"))
+    found = lamplit.locate(model, file, "A large red cross.")
+    ztxt = model.encode_texts("A large red cross.")
+    assert found.score == pytest.approx(float(model.encode_images(file) @ ztxt), abs=1e-5)
+    expected = heat_map(model, decode_input(file), ztxt.numpy())
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
 
 
 def test_sum_of_words(model: LiT) -> None:

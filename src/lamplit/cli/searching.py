@@ -113,7 +113,7 @@ def locate(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show where in an image words are read: what each place adds to the cosine of the whole.
+    """Show where in an image words are read: their cosine with each place alone.
 
     In Python: lamplit.locate.
     """

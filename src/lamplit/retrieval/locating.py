@@ -1,4 +1,4 @@
-"""Where in an image words are read: what each place adds to the cosine of the whole."""
+"""Where in an image words are read: their cosine with each place alone."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ class HeatMap:
     """Where in an image words are read.
 
     Attributes:
-        values: (h, w) float32, the first at the top left: the cosine that each place would add if all places were like
-            it. If the tower takes the mean of its places, and nothing but a linear layer follows, the mean of `values`
-            is `score`.
+        values: (h, w) float32, the first at the top left: cosine of the words and each place alone, -1 to 1.
         score: cosine of the words and the whole image.
         size: width and height of the image in pixels, upright.
         window: left, top, right and bottom of the part that the tower saw, in pixels of the image; the places divide
@@ -102,8 +100,9 @@ def locate(
 ) -> HeatMap:
     """Find out where in an image a model reads words.
 
-    The image tower's own pooling and what follows it are applied to each place alone. That tells what the vector of the
-    image is made of; it is no outline of a thing. Towers that read a class token have no such places.
+    The image tower's own pooling, and what follows it, are applied to each place alone: a patch, or a place of its last
+    map. That tells what the vector of the image is made of; it is no outline of a thing. Towers that read a class token
+    have no such places.
 
     On the command line: `lamplit locate`.
 
@@ -150,13 +149,13 @@ def heat_map(model: LiT, pixels: Tensor, vector: NDArray[np.float32], side: int 
     preprocessing = model.image_preprocessing()
     places, whole = _find_places(model, preprocessing.resize(pixels)[None])
     ztxt = torch.from_numpy(vector).to(model.device)
-    parts = model.project_parts(places[0].float(), whole[0].float())
+    zplaces, zimg = (model.project(F.normalize(of[0].float(), dim=-1)) for of in (places, whole))
     height, width = pixels.shape[-2:]
     picture: Image.Image = to_pil_image(pixels)
     picture.thumbnail((side, side))
     return HeatMap(
-        values=as_array(parts @ ztxt),
-        score=float(model.project(F.normalize(whole.float(), dim=-1))[0] @ ztxt),
+        values=as_array(zplaces @ ztxt),
+        score=float(zimg @ ztxt),
         size=(width, height),
         window=preprocessing.window(height, width),
         picture=picture,

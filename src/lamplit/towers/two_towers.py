@@ -162,27 +162,6 @@ class TwoTowers(nn.Module, metaclass=_Hinting):
             return zimg
         return F.normalize(self.image_head(zimg.to(self.image_head.weight.dtype)).float(), dim=-1)
 
-    def project_parts(self, parts: Tensor, whole: Tensor) -> Tensor:
-        """Bring parts of an image's features into the joint space by the steps that the image's own take.
-
-        Args:
-            parts: (N, D) features, not normalised.
-            whole: (D,) features of the image.
-
-        Returns:
-            (N, E). If the mean of `parts` is `whole`, theirs is the image's unit vector.
-        """
-        parts, own = parts / whole.norm(), F.normalize(whole, dim=-1)
-        if self.center is not None:
-            own = own - self.center
-            parts, own = (parts - self.center) / own.norm(), F.normalize(own, dim=-1)
-        if self.image_head is None:
-            return parts
-        dtype = self.image_head.weight.dtype
-        projected: Tensor = self.image_head(parts.to(dtype)).float()
-        own_length: Tensor = self.image_head(own.to(dtype)).float().norm()
-        return projected / own_length
-
     @torch.no_grad()
     def project_all(self, zimg: Tensor) -> Tensor:
         """As `project`, of vectors that may be on another device, and without gradients."""
