@@ -5,10 +5,10 @@
 On the stamps, with the demo towers tuned at the defaults. Two stamps are pasted side by side or above each other, so
 that the tower sees both whole; the words are the caption of one of them. The map is right by its mean if that is higher
 over the half of that stamp, and by its peak if its highest place is there (a place in the middle column or row counts
-as half). Chance is 0.5. All captions were held out from tuning. On half of them the two ways to make a map were
-compared: the cosine of each place alone, which is what lamplit shows, and what each place adds to the cosine of the
-whole. The other half is the result. Each of its captions is asked for as often; intervals are those of drawing captions
-again.
+as half); its colour is the part of what is drawn that lies over that half. Chance is 0.5. All captions were held out
+from tuning. On half of them the two ways to make a map were compared: the cosine of each place alone, which is what
+lamplit shows, and what each place adds to the cosine of the whole. The other half is the result. Each of its captions
+is asked for as often; intervals are those of drawing captions again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import lamplit
 from lamplit.data.caption_hash import hash_captions
 from lamplit.data.split_record import is_in
 from lamplit.metrics.bootstrap import measure
+from lamplit.retrieval.heat_picture import PALE
 
 SIDE = 256  # of a picture; the demo tower sees the middle 224 of it
 SEEN = 224
@@ -59,7 +60,7 @@ def main() -> None:
         figures.append({"title": title, "captions": len(stamps), "pictures": len(pictures)} | score(model, pictures))
         show(figures[-1])
     if options.sheet:
-        draw_sheet(model, pictures[:: len(pictures) // SHOWN][:SHOWN], options.sheet)
+        draw_sheet(model, pictures[:: len(pictures) // SHOWN + 1], options.sheet)
     finish(options, figures)
 
 
@@ -128,12 +129,15 @@ def maps_of(model: lamplit.LiT, image: Image.Image, ztxt: torch.Tensor) -> dict[
 
 
 def points(values: Any, place: int) -> dict[str, float]:
-    """Tell whether a map, (h, w), points to the left half (0) or the right half (1): 1 if so, 0 if not."""
+    """Tell how far a map, (h, w), points to the left half (0) or the right half (1): from 0 to 1 in three ways."""
     width = values.shape[1]
     first, last = values[:, : width // 2].mean(), values[:, -(width // 2) :].mean()
     column = float(np.unravel_index(values.argmax(), values.shape)[1]) + 0.5
     peak = 0.5 if column == width / 2 else float((column > width / 2) == (place == 1))
-    return {"mean": float((last > first) == (place == 1)), "peak": peak}
+    color = (values / values.max() - PALE).clip(0) if values.max() > 0 else np.ones_like(values)
+    sides = color[:, : width // 2].sum(), color[:, -(width // 2) :].sum()
+    part = (sides[place] + (color.sum() - sum(sides)) / 2) / color.sum()
+    return {"mean": float((last > first) == (place == 1)), "peak": peak, "colour": float(part)}
 
 
 def by_caption(right: list[tuple[str, float]]) -> dict[str, float]:
@@ -147,8 +151,8 @@ def by_caption(right: list[tuple[str, float]]) -> dict[str, float]:
 
 def show(figures: dict[str, Any]) -> None:
     title = f"{figures['title']}: {figures['pictures']} pictures, {figures['captions']} captions"
-    table = Table("which half", *figures["sides"], "chance", title=title)
-    for name in ("mean", "peak"):
+    table = Table("in the right half", *figures["sides"], "chance", title=title)
+    for name in ("mean", "peak", "colour"):
         found = [side[name] for side in figures["sides"].values()]
         table.add_row(
             f"by the {name}", *(f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found), "0.5"
@@ -163,7 +167,7 @@ def draw_sheet(model: lamplit.LiT, pictures: list[Picture], file: Path) -> None:
     draw = ImageDraw.Draw(sheet)
     for number, picture in enumerate(pictures):
         left, top = number % 4 * cell, number // 4 * (cell + title)
-        draw.text((left + 4, top + 4), picture.words, fill="black", font=font)
+        draw.text((left + 4, top + 4), picture.words.replace("\u2014", " - "), fill="black", font=font)
         sheet.paste(lamplit.locate(model, picture.image, picture.words).draw(), (left + 4, top + title))
     sheet.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 

@@ -59,14 +59,15 @@ def channels(image: Image.Image, x: int, y: int) -> np.ndarray:
     return np.asarray(image, int)[y, x]
 
 
-def test_drawing_is_orange_at_the_peak_pale_at_zero_and_hatched_outside():
+def test_drawing_is_orange_at_the_peak_pale_below_half_of_it_and_hatched_outside():
     picture = Image.new("RGB", (80, 40), (0, 80, 200))
-    drawn = draw_heat(picture, np.array([[1, 0, -5, 0.5]], np.float32), (0, 0, 80, 20))
+    drawn = draw_heat(picture, np.array([[0.4, 0.2, -5, 0.3]], np.float32), (0, 0, 80, 20))
     assert drawn.size == picture.size
-    hot, zero, below = (channels(drawn, x, 5) for x in (5, 30, 50))
+    hot, pale, below, middle = (channels(drawn, x, 5) for x in (5, 30, 50, 75))
     assert hot.tolist() == [0, 44, 20]  # the picture through orange glass
-    assert np.ptp(zero) == 0
-    assert below.tolist() == zero.tolist()
+    assert np.ptp(pale) == 0
+    assert below.tolist() == pale.tolist()
+    assert middle == pytest.approx((hot + pale) / 2, abs=1)
     outside = np.asarray(drawn)[20:].reshape(-1, 3)
     assert len(np.unique(outside, axis=0)) == 2, "lines and what is between them"
     assert np.ptp(outside, axis=1).max() == 0

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Window = tuple[float, float, float, float]  # left, top, right, bottom
+PALE = 0.5  # of the highest value: below that no colour is drawn, or there is some nearly everywhere
 _HOT = np.array([255, 140, 26], np.float32) / 255  # what white becomes where the words are read most
 _PAPER = 224  # the grey that other parts fade to
 _FADED = 0.6  # how far
@@ -44,7 +45,7 @@ def _places(start: float, end: float, length: int, num_places: int) -> tuple[NDA
 
 
 def draw_heat(picture: Image.Image, values: NDArray[np.float32], window: Window) -> Image.Image:
-    """Draw a map over an RGB picture: orange where it is highest, pale at zero and below, hatched where it is not.
+    """Draw a map over an RGB picture: orange where it is highest, pale below `PALE` of that, hatched where it is not.
 
     Args:
         picture: the upright picture.
@@ -54,7 +55,8 @@ def draw_heat(picture: Image.Image, values: NDArray[np.float32], window: Window)
     heat = spread(values, window, picture.size)
     unseen = np.isnan(heat)
     peak = float(values.max())
-    strength = np.nan_to_num(heat / peak).clip(0, 1)[..., None] if peak > 0 else np.zeros((*heat.shape, 1), np.float32)
+    part = np.nan_to_num(heat / peak) if peak > 0 else np.zeros_like(heat)
+    strength = ((part - PALE) / (1 - PALE)).clip(0, 1)[..., None]
     pixels = np.asarray(picture, np.float32)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     pale = grey + (_PAPER - grey) * _FADED

@@ -61,7 +61,7 @@ class HeatMap:
         return left + (right - left) * (float(column) + 0.5) / width, top + (bottom - top) * (float(row) + 0.5) / height
 
     def draw(self) -> Image.Image:
-        """Draw the map over `picture`: orange where the words are read most, pale where they are not at all.
+        """Draw the map over `picture`: orange where the words are read most, pale below half of the highest cosine.
 
         What the tower did not see is hatched.
         """
