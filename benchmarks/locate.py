@@ -154,9 +154,7 @@ def show(figures: dict[str, Any]) -> None:
     table = Table("in the right half", *figures["sides"], "chance", title=title)
     for name in ("mean", "peak", "colour"):
         found = [side[name] for side in figures["sides"].values()]
-        table.add_row(
-            f"by the {name}", *(f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found), "0.5"
-        )
+        table.add_row(name, *(f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found), "0.5")
     console.print(table)
 
 

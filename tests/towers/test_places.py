@@ -229,8 +229,13 @@ def test_tower_finds_places_of_images(images: Tensor) -> None:
         assert torch.allclose(whole, tower(images), atol=1e-5)
 
 
-def test_half_precision(images: Tensor) -> None:
-    tower = open_image_tower("timm:test_resnet", weights="random")
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit2", "attention pooling"])
+def test_half_precision(images: Tensor, name: str) -> None:
+    if name == "attention pooling":
+        attending = timm.create_model("test_vit3", num_classes=0, pool_include_prefix=False)
+        tower = open_image_tower(attending, preprocessing=Preprocessing((160, 160), HALF, HALF))
+    else:
+        tower = open_image_tower(f"timm:{name}", weights="random")
     expected = tower.find_places(images).vectors
     found = tower.to(torch.bfloat16).find_places(images).vectors
     assert found.dtype == torch.bfloat16
