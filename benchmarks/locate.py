@@ -151,7 +151,7 @@ def by_caption(right: list[tuple[str, float]]) -> dict[str, float]:
 
 def show(figures: dict[str, Any]) -> None:
     title = f"{figures['title']}: {figures['pictures']} pictures, {figures['captions']} captions"
-    table = Table("in the right half", *figures["sides"], "chance", title=title)
+    table = Table("on the right half", *figures["sides"], "chance", title=title)
     for name in ("mean", "peak", "colour"):
         found = [side[name] for side in figures["sides"].values()]
         table.add_row(name, *(f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found), "0.5")
