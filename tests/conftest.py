@@ -247,6 +247,21 @@ def model_path(
     return path
 
 
+@pytest.fixture(scope="session")
+def places_path(image_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with `model` and `drawings.lance`, as `model_path`, of a ViT that takes the mean of its patches."""
+    folder = tmp_path_factory.mktemp("places")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = open_image_tower("timm:test_vit", weights="random", pool="mean")
+        text_tower = open_text_tower(f"hf:{text_folder}", width=tower.width)
+    embed(image_folder / "pairs.csv", folder / "drawings.lance", image_tower=tower, backend="torch")
+    store = Store(folder / "drawings.lance")
+    fit_head(text_tower, store.vectors(), [texts[0] for texts in store.texts()], None)
+    LiT(text_tower, store.tower, tower).save(folder / "model")
+    return folder
+
+
 @contextmanager
 def interrupted_at(log: Path, lines: int) -> Iterator[None]:
     """Press Ctrl-C as soon as `log` has so many lines, unless what is done is done before."""

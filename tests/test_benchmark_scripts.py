@@ -94,6 +94,17 @@ def test_irrelevant(tmp_path):
         assert side["a true image kept"] > 0.6
 
 
+def test_locate(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    chosen, reported = run("locate", tmp_path, "--folder", str(tmp_path / "locate"), "--sheet", str(sheet))
+    assert chosen["captions"] + reported["captions"] == 125
+    for figures in (chosen, reported):
+        for side in figures["sides"].values():
+            assert side["mean"]["value"] > 0.8
+            assert side["peak"]["value"] > 0.75
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
 def test_search(tmp_path):
     figures = run("search", tmp_path)
     assert len(figures) == 6

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lamplit.publishing.pushing import PushReport, push
     from lamplit.retrieval.contact_sheet import contact_sheet
     from lamplit.retrieval.indexing import IndexReport, build_index
+    from lamplit.retrieval.locating import HeatMap, locate
     from lamplit.retrieval.searcher import Hit, Searcher, search
     from lamplit.store.duplicates import DuplicateGroup, find_duplicates
     from lamplit.store.embed_report import EmbedReport
@@ -70,6 +71,7 @@ _HOMES = {
     "DuplicateGroup": "store.duplicates",
     "EmbedReport": "store.embed_report",
     "ExportReport": "exports.export_report",
+    "HeatMap": "retrieval.locating",
     "Hit": "retrieval.searcher",
     "ImageError": "errors",
     "ImageTower": "towers.images.image_tower",
@@ -119,6 +121,7 @@ _HOMES = {
     "list_published": "towers.published.big_vision",
     "list_recipes": "tuning.settings",
     "load": "model",
+    "locate": "retrieval.locating",
     "make_classes": "zeroshot.class_making",
     "merge_lora": "model",
     "open_image_tower": "towers.images.image_tower",
@@ -146,6 +149,7 @@ __all__ = [
     "DuplicateGroup",
     "EmbedReport",
     "ExportReport",
+    "HeatMap",
     "Hit",
     "ImageError",
     "ImageTower",
@@ -196,6 +200,7 @@ __all__ = [
     "list_published",
     "list_recipes",
     "load",
+    "locate",
     "make_classes",
     "merge_lora",
     "open_image_tower",

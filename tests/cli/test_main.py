@@ -44,6 +44,7 @@ COMMANDS = [
     "classes",
     "classify",
     "search",
+    "locate",
     "index",
     "duplicates",
     "evaluate",

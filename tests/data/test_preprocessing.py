@@ -259,3 +259,49 @@ def test_in_words():
         "2 pixels cut off every side, then resized to 192 x 224, whatever the aspect ratio (bilinear at single points)"
     )
     assert paper.in_words() == words
+
+
+def window_by_pixels(preprocessing, height, width):
+    """Read off a prepared image of ramps which part of the image it shows: left, top, right, bottom."""
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    ramps = torch.stack([(columns + 0 * rows), (rows + 0 * columns), 0 * rows * columns]).to(torch.uint8)
+    across, down = preprocessing.resize(ramps)[:2].double()
+    found = []
+    for line in (across.mean(0), down.mean(1)):
+        inner = slice(len(line) // 4, -(len(line) // 4))  # the ends are smeared
+        places = np.arange(len(line))[inner] + 0.5
+        cut_off = 0 if preprocessing.antialias else 0.5  # of the fractions, in the mean
+        slope, first = np.polyfit(places, line[inner].numpy() + 0.5 + cut_off, 1)
+        found.append((first, first + slope * len(line)))
+    (left, right), (top, bottom) = found
+    return left, top, right, bottom
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 64)])
+@pytest.mark.parametrize(
+    ("options"),
+    [
+        {}, {"crop_fraction": 0.875}, {"crop_fraction": 0.9, "center": "floor"}, {"fit": "squash"},
+        {"fit": "squash", "crop_fraction": 0.8}, {"border": 9}, {"antialias": False},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(200, 250), (250, 131), (64, 64), (97, 97), (20, 250), (17, 40)])
+def test_the_window_is_what_the_tower_sees(shape, options, size):
+    preprocessing = Preprocessing(size, MEAN, STD, "bilinear", **options)
+    found = preprocessing.window(*shape)
+    step = max((found[2] - found[0]) / size[1], (found[3] - found[1]) / size[0], 1)
+    assert found == pytest.approx(window_by_pixels(preprocessing, *shape), abs=0.6 * step)
+    assert -1e-9 <= found[0] < found[2] <= shape[1] + 1e-9
+    assert -1e-9 <= found[1] < found[3] <= shape[0] + 1e-9
+
+
+def test_windows_by_hand():
+    whole = Preprocessing((224, 224), MEAN, STD, fit="squash")
+    assert whole.window(30, 40) == (0, 0, 40, 30)
+    middle = Preprocessing((224, 224), MEAN, STD)
+    assert middle.window(100, 300) == (100, 0, 200, 100)
+    assert middle.window(300, 100) == (0, 100, 100, 200)
+    cropped = Preprocessing((224, 224), MEAN, STD, crop_fraction=0.875)
+    assert cropped.window(256, 256) == (16, 16, 240, 240)
+    framed = Preprocessing((100, 100), MEAN, STD, border=10)
+    assert framed.window(120, 220) == (60, 10, 160, 110)

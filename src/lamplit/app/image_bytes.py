@@ -6,7 +6,9 @@ import io
 import stat
 from pathlib import Path
 
-from lamplit.data.images import read_thumbnail
+from torch import Tensor
+
+from lamplit.data.images import decode_image, open_bytes, read_thumbnail
 from lamplit.errors import ImageError
 
 MAX_FILE = 200 * 2**20  # bytes
@@ -18,6 +20,23 @@ def as_jpeg(file: Path, side: int) -> bytes:
     Raises:
         ImageError: the file cannot be shown; the text is the reason.
     """
+    _require_file(file)
+    encoded = io.BytesIO()
+    read_thumbnail(file, side).save(encoded, "JPEG", quality=88)
+    return encoded.getvalue()
+
+
+def as_pixels(file: Path) -> Tensor:
+    """Read an image to (3, H, W) uint8 RGB, upright, its transparent parts on white.
+
+    Raises:
+        ImageError: the file cannot be shown; the text is the reason.
+    """
+    _require_file(file)
+    return decode_image(open_bytes(file), name=file.name)
+
+
+def _require_file(file: Path) -> None:
     try:
         status = file.stat()
     except (OSError, ValueError) as error:
@@ -26,6 +45,3 @@ def as_jpeg(file: Path, side: int) -> bytes:
         raise ImageError("not a file")
     if status.st_size > MAX_FILE:
         raise ImageError(f"{status.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
-    encoded = io.BytesIO()
-    read_thumbnail(file, side).save(encoded, "JPEG", quality=88)
-    return encoded.getvalue()

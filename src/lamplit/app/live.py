@@ -20,6 +20,7 @@ from lamplit.store.lance_store import Store
 
 logger = logging.getLogger(__name__)
 _KEPT_MAPS = 32  # of some 300 kB each at most
+_KEPT_WHERES = 32  # of some 500 kB each
 _KEPT_THUMBNAILS = 4096  # of some 15 kB each
 CHECK_SECONDS = 5.0  # between two looks at the store
 _REST = 10  # times as long as it took to open the store, before it is opened again: files of search may be made anew
@@ -34,12 +35,14 @@ class Opened:
         described: of it, as JSON.
         maps: answers about the map.
         thumbnails: small images by id.
+        wheres: images with what words read in them, by id and words.
     """
 
     service: Service
     described: str
     maps: KeptAnswers = field(default_factory=lambda: KeptAnswers(_KEPT_MAPS))
     thumbnails: KeptAnswers = field(default_factory=lambda: KeptAnswers(_KEPT_THUMBNAILS))
+    wheres: KeptAnswers = field(default_factory=lambda: KeptAnswers(_KEPT_WHERES))
 
 
 class Live:

@@ -179,6 +179,7 @@ class About(BaseModel):
     example: str | None = Field(description="A text of the store.")
     images: int
     reads_images: bool = Field(description="Whether the model has its image tower, to read images that are sent.")
+    locates: bool = Field(description="Whether the model can show where in an image it reads words.")
     columns: list[Column]
     classes: list[str]
     templates: list[str]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection as Names
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
-THUMBNAIL, IMAGE = 320, 1600  # longest sides, in pixels
+THUMBNAIL, WHERE, IMAGE = 320, 640, 1600  # longest sides, in pixels
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": m.Problem, "description": text}
@@ -58,6 +59,7 @@ _MESSAGES = {
     "Not Found": "there is nothing at this address; the page is at /, and /docs describes the API",
     "Method Not Allowed": "this address does not take this method; see /docs for the API",
 }
+_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 Id = Annotated[str, Query(max_length=4096, description="The id of an image of the store.")]
 SearchBody = Annotated[m.SearchWords | m.SearchImage, Depends(body_of(m.SearchWords, m.SearchImage))]
@@ -141,13 +143,15 @@ def _add_pages(app: FastAPI) -> None:
 
 def _add_images(app: FastAPI, live: Live) -> None:
     def jpeg(service: Service, name: str, side: int) -> bytes:
-        try:
+        with _showing():
             return service.jpeg(_row_of(service, name), side)
-        except ImageError as error:
-            raise HTTPException(404, f"this image cannot be shown: {error}") from error
 
-    def shown(data: bytes) -> Response:
-        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
+    def drawn(service: Service, name: str, query: str) -> bytes:
+        with _showing():
+            return service.where(_row_of(service, name), query, WHERE)
+
+    def shown(data: bytes, kind: str = "jpeg") -> Response:
+        return Response(data, media_type=f"image/{kind}", headers={"cache-control": "private, max-age=600"})
 
     @app.get("/thumbnail", response_class=Response, responses=_JPEG)
     async def thumbnail(id: Id) -> Response:
@@ -160,6 +164,16 @@ def _add_images(app: FastAPI, live: Live) -> None:
         """Return an image of the store as a JPEG of at most 1600 pixels a side."""
         service = live.now.service
         return shown(await run(service.showing, jpeg, service, id, IMAGE))
+
+    @app.get("/where", response_class=Response, responses=_PNG)
+    async def where(
+        id: Id,
+        query: Annotated[str, Query(min_length=1, max_length=1000, description="Words, or a sum of words in quotes.")],
+    ) -> Response:
+        """Return an image of the store as a PNG of at most 640 pixels a side: orange where the words are read most."""
+        service = live.now.service
+        found = await live.now.wheres.get(service.locating, partial(drawn, service), id, query.strip())
+        return shown(found, "png")
 
     @app.get("/item", response_model=m.Item)
     async def item(id: Id) -> Response:
@@ -331,6 +345,15 @@ def _sentence(error: dict[str, Any]) -> str:
     return f"{where}: {message}" if where else message
 
 
+@contextmanager
+def _showing() -> Iterator[None]:
+    """Answer with the reason if an image of the store cannot be read any more."""
+    try:
+        yield
+    except ImageError as error:
+        raise HTTPException(404, f"this image cannot be shown: {error}") from error
+
+
 def _row_of(service: Service, name: str) -> int:
     row = service.row_of(name)
     if row is None:
@@ -356,6 +379,7 @@ def _about(service: Service, name: str | None, text_column: str | None) -> m.Abo
         example=next((found[0] for found in texts if found), None),
         images=len(service.store),
         reads_images=service.model.image_tower is not None,
+        locates=service.locates,
         columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in service.columns],
         classes=[] if classes is None else classes.names,
         templates=list(DEFAULT_TEMPLATES) if classes is None else classes.templates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_left
 from collections.abc import Sequence
 from copy import copy
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lamplit.app.encoding import AT_ONCE, LATER, ImageEncoder, PageReader, pool_of
-from lamplit.app.image_bytes import as_jpeg
+from lamplit.app.image_bytes import as_jpeg, as_pixels
 from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT
+from lamplit.retrieval.locating import can_locate, heat_map
 from lamplit.retrieval.searcher import Searcher
 from lamplit.store.conditions import parse_condition
 from lamplit.store.lance_store import Store
@@ -85,6 +87,7 @@ class Service:
         self._class_lists = lru_cache(_CACHED_CLASS_LISTS)(self._make_class_list)
         self.showing, self.mapping = pool_of(2, "image", AT_ONCE), pool_of(1, "map", AT_ONCE)
         self.searching = pool_of(2, "search", LATER)
+        self.locating = pool_of(1, "where", LATER)
         self.classifying, self.embedding = pool_of(1, "classify", LATER), pool_of(1, "embed", LATER)
         self._open(store)
 
@@ -205,10 +208,31 @@ class Service:
         Raises:
             ImageError: its file cannot be read any more.
         """
+        return as_jpeg(self._file_of(row), side)
+
+    def where(self, row: int, query: str, side: int) -> bytes:
+        """Draw where in an image of the store words, or a sum of them, are read: a PNG of at most `side` x `side`.
+
+        Raises:
+            ImageError: its file cannot be read any more.
+            TowerError: the image tower cannot show places.
+            UsageError: the words cannot be read.
+        """
+        found = heat_map(self.model, as_pixels(self._file_of(row)), self._words(query), side)
+        encoded = io.BytesIO()
+        found.draw().save(encoded, "PNG")
+        return encoded.getvalue()
+
+    @cached_property
+    def locates(self) -> bool:
+        """Whether `where` can be drawn."""
+        return can_locate(self.model)
+
+    def _file_of(self, row: int) -> Path:
         [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
-        return as_jpeg(Path(file_named(path)), side)
+        return Path(file_named(path))
 
     @cached_property
     def sampled(self) -> pa.Table:

@@ -57,6 +57,7 @@ app.command()(classifying.classes)
 app.command()(classifying.classify)
 # Further words are taken, so that an error can say what to do about them.
 app.command(context_settings={"allow_extra_args": True})(searching.search)
+app.command(context_settings={"allow_extra_args": True})(searching.locate)
 app.command()(storing.index)
 app.command()(storing.duplicates)
 app.command()(measuring.evaluate)

@@ -1,4 +1,4 @@
-"""The command `lamplit search`."""
+"""The commands `lamplit search` and `locate`."""
 
 from __future__ import annotations
 
@@ -100,6 +100,43 @@ def search(
         from lamplit.exports.text_graph import write_words
 
         write_words(model)  # the next search by words needs no torch
+
+
+def locate(
+    context: typer.Context,
+    model: ModelName,
+    image: Annotated[Path, typer.Argument(help="Image file to look into.")],
+    words: Annotated[str, typer.Argument(help='Words to look for; or a sum such as \'"beach" - "people"\'.')],
+    out: Annotated[
+        Path | None, typer.Option(help="Image file to draw the heat map into, over the image: .png, .jpg or .webp.")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where in an image words are read: their cosine with each place alone.
+
+    In Python: lamplit.locate.
+    """
+    if context.args:
+        several = " ".join([words, *context.args])
+        raise UsageError(f'put the words in quotes: lamplit locate MODEL IMAGE "{several}"')
+    if out is not None:
+        from lamplit.retrieval.locating import picture_format
+
+        picture_format(out)  # before the model is opened
+    found = lamplit.locate(model, image, words, device=device)
+    (x, y), (width, height) = found.peak, found.size
+    peak = float(found.values.max())
+    if as_json:
+        about = {"x": x, "y": y, "value": peak, "score": found.score, "size": found.size, "window": found.window}
+        print_line(json.dumps(about | {"values": found.values.tolist()}, indent=2))
+    else:
+        print_line(
+            f"most at x {x:.0f}, y {y:.0f} of {width} x {height} pixels ({x / width:.0%} from the left, "
+            f"{y / height:.0%} from the top): {peak:.3f} there, {found.score:.3f} the whole image"
+        )
+    if out is not None:
+        found.save(out)
 
 
 def _lowest_score(asked: str | None, image: Path | None) -> float | Literal["auto"] | None:

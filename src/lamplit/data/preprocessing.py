@@ -87,6 +87,21 @@ class Preprocessing:
         cropped: Tensor = self._crop(image, image.shape[-2], image.shape[-1])
         return cropped
 
+    def window(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Return which part of an image of `height` x `width` pixels `resize` keeps: left, top, right and bottom.
+
+        They are pixels from the outer edge of the first one, so the whole image is (0, 0, width, height).
+        """
+        border = self.border if min(height, width) > 2 * self.border else 0
+        inner = height - 2 * border, width - 2 * border
+        target = self._target_size(*inner)
+        margins = target[0] - self.image_size[0], target[1] - self.image_size[1]
+        starts = [margin // 2 if self.center == "floor" else round(margin / 2) for margin in margins]
+        scales = inner[0] / target[0], inner[1] / target[1]
+        top, left = (border + start * scale for start, scale in zip(starts, scales, strict=True))
+        bottom, right = top + self.image_size[0] * scales[0], left + self.image_size[1] * scales[1]
+        return left, top, right, bottom
+
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise (B, 3, height, width) uint8 images by mean and standard deviation; return float32."""
         import torch

@@ -17,9 +17,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lamplit.errors import UsageError
+from lamplit.retrieval.model_reader import Reader
+from lamplit.unit_vectors import normalize
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 _UNKNOWN = "\U00012000"  # a sign of cuneiform
 _IS_SUM = re.compile(rf'\s*[+-]?\s*(?:{_NUMBER}\s*\*\s*)?"')
 _TOKEN = re.compile(rf'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<number>{_NUMBER})|(?P<mark>[-+*]))', re.DOTALL)
@@ -57,6 +63,33 @@ def parse_query(query: str) -> list[Term]:
             raise _error(query, position, "expected + or -")
         terms.append(_term(query, tokens, sign))
     return terms
+
+
+def encode_words(reader: Reader, query: str) -> NDArray[np.float32]:
+    """Encode words, or a sum of them: (D,) float32 in the joint space, not normalised.
+
+    Raises:
+        UsageError: the query is blank, cannot be read, or the text tower knows no word of it.
+    """
+    terms = parse_query(query)
+    if not all(term.text.strip() for term in terms):
+        raise UsageError("the query is blank; type words to search for")
+    texts = [term.text for term in terms]
+    require_known_words(reader.tokenize, texts)
+    total: NDArray[np.float32] = np.asarray([term.weight for term in terms], np.float32) @ reader.encode_texts(texts)
+    return total
+
+
+def require_unit(total: NDArray[np.float32], query: str | None) -> NDArray[np.float32]:
+    """Return the unit vector of a sum, (D,).
+
+    Raises:
+        UsageError: the parts of the query cancel each other.
+    """
+    if float(np.linalg.norm(total)) < _CANCELLED:
+        raise UsageError(f"the parts of {query!r} cancel each other: nothing is left to search for")
+    unit: NDArray[np.float32] = normalize(total[None])[0]
+    return unit
 
 
 def require_known_words(tokenize: Callable[[list[str]], list[list[int]]], texts: Sequence[str]) -> None:

@@ -16,11 +16,11 @@ from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
 from lamplit.retrieval.nearest import Found, find, rank
-from lamplit.retrieval.queries import parse_query, require_known_words
+from lamplit.retrieval.queries import encode_words, require_unit
 from lamplit.retrieval.relevance import Relevance, open_relevance
 from lamplit.store.derived import SMALL
 from lamplit.store.lance_store import Store, as_store
-from lamplit.unit_vectors import as_array, normalize
+from lamplit.unit_vectors import as_array
 
 if TYPE_CHECKING:  # a model brings torch, and a search by words does without
     import torch
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # a model brings torch, and a search by words does without
 
 FIRST = 100  # hits that are the best of the candidates; all further ones are exact
 _KEPT_CONDITIONS = 16  # a byte for each row and condition
-_CANCELLED = 1e-4  # length of a sum of unit vectors whose parts cancel each other
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,22 +167,10 @@ class Searcher:
         _require_query(query)
         if query is None and image is None:
             raise UsageError("search takes words, an image, or both")
-        vectors, weights = [], []
-        if query is not None:
-            terms = parse_query(query)
-            if not all(term.text.strip() for term in terms):
-                raise UsageError("the query is blank; type words to search for")
-            require_known_words(self.reader.tokenize, [term.text for term in terms])
-            vectors.append(self.reader.encode_texts([term.text for term in terms]))
-            weights += [term.weight for term in terms]
+        total = np.zeros(1, np.float32) if query is None else encode_words(self.reader, query)
         if image is not None:
-            vectors.append(self.reader.encode_images([image]))
-            weights.append(1.0)
-        total: NDArray[np.float32] = np.asarray(weights, np.float32) @ np.concatenate(vectors)
-        if float(np.linalg.norm(total)) < _CANCELLED:
-            raise UsageError(f"the parts of {query!r} cancel each other: nothing is left to search for")
-        unit: NDArray[np.float32] = normalize(total[None])[0]
-        return unit
+            total = total + self.reader.encode_images([image])[0]
+        return require_unit(total, query)
 
     def nearest(
         self, vector: NDArray[np.float32] | Tensor, k: int, *, offset: int = 0, where: str | None = None

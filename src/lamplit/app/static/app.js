@@ -1,5 +1,5 @@
 // The page: which part is shown, and the dialog of one image.
-import { $, address, ask, attempt, facts, make, tiles } from "./common.js";
+import { $, address, ask, askImage, attempt, facts, make, tiles } from "./common.js";
 import { startSearch } from "./search.js";
 import { startClassify } from "./classify.js";
 import { startExplore } from "./explore.js";
@@ -26,10 +26,32 @@ function go(part) {
   if (location.hash === `#${part}`) show(); else location.hash = `#${part}`;
 }
 
+// The button that draws where in the image the words are read, and takes it off again.
+function offerWhere(id, words, turn) {
+  const button = $("detail-where");
+  const say = (isShown) => {
+    button.setAttribute("aria-pressed", isShown);
+    $("detail-legend").textContent = isShown ? "Orange: where the words are read most in this image. Hatched: what the image tower did not see." : "";
+  };
+  const plain = () => { $("detail-image").src = address("image", id); say(false); };
+  plain();
+  button.hidden = !(about.locates && words);
+  button.textContent = `Where is “${words}”?`;
+  button.onclick = () => attempt($("detail-problem"), async () => {
+    if (button.getAttribute("aria-pressed") === "true") return plain();
+    $("detail-legend").textContent = "Looking…";
+    const drawn = await askImage(`${address("where", id)}&query=${encodeURIComponent(words)}`).catch((error) => { if (turn === opened) say(false); throw error; });
+    if (turn !== opened) return URL.revokeObjectURL(drawn);
+    $("detail-image").addEventListener("load", () => URL.revokeObjectURL(drawn), { once: true });
+    $("detail-image").src = drawn;
+    say(true);
+  });
+}
+
 let opened = 0;
-async function openImage(id) {
+async function openImage(id, words = null) { // words that found it, or that found an image like it
   const turn = ++opened;
-  $("detail-image").src = address("image", id);
+  offerWhere(id, words, turn);
   $("neighbours").replaceChildren();
   $("detail-texts").replaceChildren();
   $("detail-few").replaceChildren();
@@ -52,7 +74,7 @@ async function openImage(id) {
     $("detail-more").querySelector("summary").textContent = `${cells.length - FIRST_CELLS} more columns`;
     facts($("detail-more").querySelector("dl"), Object.fromEntries(cells.slice(FIRST_CELLS)));
     const { hits } = await ask("search", { like: id, k: 12 });
-    if (turn === opened) $("neighbours").replaceChildren(...tiles(hits, openImage));
+    if (turn === opened) $("neighbours").replaceChildren(...tiles(hits, (like) => openImage(like, words)));
   });
 }
 $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });

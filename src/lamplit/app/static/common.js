@@ -14,16 +14,25 @@ export async function ask(path, body, signal) {
   const options = body === undefined ? {} : {
     method: "POST", body: isForm ? body : JSON.stringify(body), headers: isForm ? {} : { "Content-Type": "application/json" },
   };
+  return (await answer(path, { ...options, signal })).json();
+}
+
+// Return the address of an image that the server draws, for this page alone.
+export async function askImage(path) {
+  return URL.createObjectURL(await (await answer(path, {})).blob());
+}
+
+async function answer(path, options) {
   let response;
   try {
-    response = await fetch(path, { ...options, signal });
+    response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is lamplit app still running?");
   }
-  const answer = await response.json().catch(() => ({ error: `The server answered with status ${response.status}.` }));
-  if (!response.ok) throw new Error(answer.error ?? `The server answered with status ${response.status}.`);
-  return answer;
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  throw new Error(problem.error ?? `The server answered with status ${response.status}.`);
 }
 
 // Only the last of several requests counts: earlier ones are aborted.

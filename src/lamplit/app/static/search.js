@@ -48,7 +48,8 @@ export function startSearch(about, open) {
         const likely = showsAll || !isLikely || least === null ? hits : hits.filter(({ score }) => score >= least);
         hidden = hits.length - likely.length;
         count = offset + likely.length;
-        $("hits").append(...tiles(likely, open));
+        const words = question.query;
+        $("hits").append(...tiles(likely, (id) => open(id, words)));
         $("more").hidden = hidden > 0 || hits.length < PAGE || count >= about.images;
         $("unlikely").hidden = !hidden;
         $("unlikely").textContent = "Show less likely images too";

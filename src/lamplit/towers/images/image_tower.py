@@ -22,6 +22,7 @@ from lamplit.errors import TowerError, UsageError
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.backbone import Backbone, ClassHead
 from lamplit.towers.images.open_clip_vision import open_vision, take_vision
+from lamplit.towers.images.places import Places, find_places
 from lamplit.towers.images.pooling import find_pools, pool_features, require_pool
 from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_demo, open_timm
 from lamplit.towers.images.transformers_models import build_transformers, open_transformers
@@ -82,11 +83,7 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, width) pooled features, not normalised, of (B, 3, height, width) uint8 images."""
-        pixels = self.preprocessing.normalize(images)
-        weight = next(self.backbone.parameters(), None)
-        if weight is not None:  # of a model in half precision
-            pixels = pixels.to(weight.dtype)
-        features = pool_features(self.backbone, pixels, self.pool)
+        features = pool_features(self.backbone, self._normalized(images), self.pool)
         if features.ndim != 2:
             is_module = self.config["library"] == "module"
             raise TowerError(
@@ -94,6 +91,29 @@ class ImageTower(nn.Module):
                 f"image, shape (B, width): {'pool them in the module' if is_module else 'choose how with --pool'}"
             )
         return features
+
+    @torch.no_grad()
+    def find_places(self, images: Tensor) -> Places:
+        """Return the features of the places of (B, 3, height, width) uint8 images, and those of the images themselves.
+
+        Raises:
+            TowerError: this tower has no features of places.
+        """
+        try:
+            return find_places(self.backbone, self._normalized(images), self.pool)
+        except TowerError as error:
+            offered = self.find_pools()[0] if self.config["library"] != "module" else []
+            other = (
+                "embed with --pool mean, and tune on that store" if "mean" in offered and self.pool != "mean"
+                else "take one whose vector is the mean of its patches or of its last map, such as "
+                "demo:efficientnet-lite0 or a SigLIP"
+            )  # fmt: skip
+            raise TowerError(f"{self.spec} cannot show where it reads words: {error}. For that, {other}") from error
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        pixels = self.preprocessing.normalize(images)
+        weight = next(self.backbone.parameters(), None)
+        return pixels if weight is None else pixels.to(weight.dtype)  # of a model in half precision
 
     @torch.no_grad()
     def find_pools(self) -> tuple[list[str], str | None]:

@@ -31,7 +31,7 @@ def pool_features(backbone: nn.Module, pixels: Tensor, pool: str | None = None) 
     if pool is None or pool == "map":
         output = backbone(pixels)
         return output if isinstance(output, Tensor) else _own_output(backbone, output, pixels)
-    return _pool_tokens(backbone, _tokens(backbone, pixels), pixels, pool)
+    return _pool_tokens(backbone, tokens_of(backbone, pixels), pixels, pool)
 
 
 def find_pools(backbone: nn.Module, pixels: Tensor) -> tuple[list[str], str | None]:
@@ -70,7 +70,8 @@ def require_pool(spec: str, pool: str, offered: list[str]) -> None:
         raise TowerError(f"{spec} cannot pool by {pool} ({POOLS[pool]}); {has}. Leave --pool out for the library's own")
 
 
-def _tokens(backbone: nn.Module, pixels: Tensor) -> Tensor:
+def tokens_of(backbone: nn.Module, pixels: Tensor) -> Tensor:
+    """Return what is pooled: tokens (B, T, C), or a map (B, C, h, w) or (B, h, w, C)."""
     if isinstance(backbone, PreTrainedModel):
         hidden: Tensor = backbone(pixels).last_hidden_state
         return hidden
@@ -80,8 +81,8 @@ def _tokens(backbone: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def _pool_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor, pool: str) -> Tensor:
-    norm = _norm_after_pooling(backbone)
-    num_prefix = _num_prefix_tokens(backbone, tokens, pixels)
+    norm = norm_after_pooling(backbone)
+    num_prefix = count_prefix_tokens(backbone, tokens, pixels)
     parts = [tokens[:, 0] if part == "cls" else tokens[:, num_prefix:].mean(1) for part in pool.split("+")]
     return torch.cat([norm(part) for part in parts], dim=-1)
 
@@ -99,22 +100,22 @@ def _own_output(backbone: nn.Module, output: Any, pixels: Tensor) -> Tensor:
     return _pool_tokens(backbone, tokens, pixels, "cls" if _has_class_token(backbone) else "mean")
 
 
-def _norm_after_pooling(backbone: nn.Module) -> nn.Module:
+def norm_after_pooling(backbone: nn.Module) -> nn.Module:
     """Return the last norm, if the library applies it to the pooled vector instead of to all tokens."""
     norm: nn.Module | None
     if not isinstance(backbone, PreTrainedModel):
         norm = getattr(backbone, "fc_norm", None)
     elif backbone.config.model_type == "clip_vision_model":
-        norm = _vision(backbone).post_layernorm
+        norm = vision_of(backbone).post_layernorm
     else:
         norm = getattr(getattr(backbone, "pooler", None), "layernorm", None)  # BEiT's
     return nn.Identity() if norm is None else norm
 
 
-def _num_prefix_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor) -> int:
+def count_prefix_tokens(backbone: nn.Module, tokens: Tensor, pixels: Tensor) -> int:
     """Count the tokens before the patches: class, distillation and register tokens."""
     if not isinstance(backbone, PreTrainedModel):
-        return int(backbone.num_prefix_tokens)  # type: ignore[arg-type]
+        return int(getattr(backbone, "num_prefix_tokens", 0))
     least = int(_has_class_token(backbone))
     patch = getattr(backbone.config, "patch_size", None)
     if patch is None:
@@ -134,12 +135,12 @@ def _has_class_token(backbone: nn.Module) -> bool:
 def _has_attention_pool(backbone: nn.Module) -> bool:
     if not isinstance(backbone, PreTrainedModel):
         return getattr(backbone, "attn_pool", None) is not None and getattr(backbone, "global_pool", "") == "map"
-    return hasattr(getattr(_vision(backbone), "head", None), "probe")
+    return hasattr(getattr(vision_of(backbone), "head", None), "probe")
 
 
 def _has_plain_tokens(backbone: nn.Module, pixels: Tensor) -> bool:
     """Tell whether a backbone without other tokens gives its patches after the last norm (transformers' do)."""
-    return isinstance(backbone, PreTrainedModel) and _tokens(backbone, pixels).ndim == 3
+    return isinstance(backbone, PreTrainedModel) and tokens_of(backbone, pixels).ndim == 3
 
 
 def _averages(backbone: nn.Module) -> bool:
@@ -151,5 +152,6 @@ def _averages(backbone: nn.Module) -> bool:
     return any(getattr(kind, "pool_type", kind) == "avg" for kind in kinds)
 
 
-def _vision(backbone: Any) -> Any:
+def vision_of(backbone: Any) -> Any:
+    """Return the vision model of transformers inside its wrapper, if it has one."""
     return getattr(backbone, "vision_model", backbone)
