@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -24,6 +23,7 @@ from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, UsageError
+from lamplit.locations.locating import locate
 from lamplit.model import LiT
 from lamplit.retrieval.searcher import Searcher
 from lamplit.store.conditions import parse_condition
@@ -208,7 +208,7 @@ class Service:
         [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
-        return as_jpeg(Path(file_named(path)), side)
+        return as_jpeg(locate(file_named(path)), side)
 
     @cached_property
     def sampled(self) -> pa.Table:

@@ -8,6 +8,7 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -110,22 +111,29 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _open_stream(file: Path) -> IO[bytes]:
+@contextmanager
+def _open_stream(file: Path) -> Iterator[IO[bytes]]:
     """Open a file to be read as it was before it was compressed, whatever its name says."""
     with file.open("rb") as opened:
         start = opened.read(6)
+        opened.seek(0)
+        with _unpacked(opened, start, file) as stream:
+            yield stream
+
+
+def _unpacked(opened: IO[bytes], start: bytes, file: Path) -> IO[bytes]:
     if start.startswith(b"\x1f\x8b"):
-        return cast("IO[bytes]", gzip.open(file))
+        return cast("IO[bytes]", gzip.open(opened))
     if start.startswith(b"BZh"):
-        return cast("IO[bytes]", bz2.open(file))
+        return cast("IO[bytes]", bz2.open(opened))
     if start.startswith(b"\xfd7zXZ"):
-        return cast("IO[bytes]", lzma.open(file))
+        return cast("IO[bytes]", lzma.open(opened))
     if start.startswith(b"\x28\xb5\x2f\xfd"):
         if find_spec("compression") is None:  # new in Python 3.14
             raise CutError(f"compressed by Zstandard, which this Python does not read; type: zstd -d {file}")
         zstd: Any = import_module("compression.zstd")
-        return cast("IO[bytes]", zstd.open(file))
-    return file.open("rb")
+        return cast("IO[bytes]", zstd.open(opened))
+    return opened
 
 
 def _reason(error: Exception) -> str:

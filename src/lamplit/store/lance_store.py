@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import lance
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from lamplit.store.row_order import RowOrder, version_digest
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
+from lamplit.store.table_opening import open_table
 from lamplit.store.text_cells import read_cells
 from lamplit.store.unit_records import UnitRecords
 from lamplit.towers.identity import TowerIdentity
@@ -59,7 +59,7 @@ class Store:
         self.called = str(path)  # in messages
         path = published_stores.fetch(path)
         self.path = str(path)
-        table = _open_table(path)
+        table = open_table(path)
         if table is None:
             raise StoreError(why_no_store(path))
         self._table = table
@@ -69,7 +69,7 @@ class Store:
     @classmethod
     def exists(cls, path: str | Path) -> bool:
         """Tell whether there is a Lance table at `path`; `hf:NAME` is fetched."""
-        return _open_table(published_stores.fetch(path)) is not None
+        return open_table(published_stores.fetch(path)) is not None
 
     @classmethod
     def create(
@@ -389,12 +389,3 @@ def as_store(store: str | Path | Store) -> Store:
     if not isinstance(store, str | Path):
         raise UsageError(f"the store is {kind_of(store)}; expected its path, or an open lamplit.Store")
     return Store(store)
-
-
-def _open_table(path: str | Path) -> Any:
-    if not isinstance(path, str | Path) or Path(path).is_file():  # of a file, Lance would try for seconds
-        return None
-    try:
-        return lance.dataset(str(path))
-    except (ValueError, OSError):
-        return None

@@ -1,0 +1,29 @@
+"""How the table of a store is opened, wherever it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lance
+
+from lamplit.errors import StoreError
+from lamplit.locations.addresses import is_remote
+from lamplit.locations.locating import lance_options
+from lamplit.locations.object_errors import reason_of
+
+
+def open_table(path: str | Path) -> Any:
+    """Open the Lance table at a path or an address; return None if there is none.
+
+    Raises:
+        StoreError: object storage refuses, or cannot be reached.
+    """
+    if not isinstance(path, str | Path) or (not is_remote(path) and Path(path).is_file()):
+        return None  # of a file, Lance would try for seconds
+    try:
+        return lance.dataset(str(path), storage_options=lance_options(path))
+    except (ValueError, OSError) as error:
+        if is_remote(path) and "was not found" not in str(error):
+            raise StoreError(f"{path} cannot be opened: {reason_of(error)}") from error
+        return None
