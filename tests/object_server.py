@@ -1,4 +1,4 @@
-"""Object storage on the loopback: moto's server in a process of its own, behind a proxy that can do what S3 also does."""
+"""Object storage on the loopback: moto's server in a process of its own, behind a proxy that fails as networks do."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
-from typing import Any
+from pathlib import Path
+from threading import Thread
+
+import s3fs
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _HOP = {"connection", "transfer-encoding", "server", "date", "keep-alive"}
 
 
@@ -25,23 +29,45 @@ class ObjectServer:
 
     Attributes:
         endpoint: where clients reach it, through the proxy.
-        fault: says for each request, by its method and path, what is to go wrong: `slow` (503), `drop` (the connection
-            ends before the request is heard), `lose` (it is done, and the answer is lost), `cut` (half of the answer
-            comes), or None.
+        fault: says for each request, by its method and path, what is to go wrong: `slow` (503), `deny` (403), `drop`
+            (the connection ends before the request is heard), `lose` (it is done, and the answer is lost), `cut` (half
+            of the answer comes), or None.
         seen: method and path of each request, with what went wrong.
+        bucket: of the test at hand.
     """
 
     endpoint: str = ""
+    bucket: str = ""
     fault: Callable[[str, str], str | None] = lambda method, path: None
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
-    _lock: Any = field(default_factory=Lock)
+
+    @property
+    def root(self) -> str:
+        """Return the address of the bucket."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def system(self) -> s3fs.S3FileSystem:
+        """Return the file system to look at the bucket with."""
+        return s3fs.S3FileSystem(key="ann", secret="secret", endpoint_url=self.endpoint, use_listings_cache=False)
+
+    def begin(self) -> None:
+        """Make a new bucket, and let nothing go wrong."""
+        self.fault = lambda method, path: None
+        self.bucket = f"test-{uuid.uuid4().hex[:12]}"
+        self.system.mkdir(self.bucket)
+        self.seen.clear()
+
+    def put(self, file: Path, key: str) -> str:
+        """Upload a file; return its address."""
+        self.system.pipe_file(f"{self.bucket}/{key}", file.read_bytes())
+        return f"{self.root}/{key}"
 
     def decide(self, method: str, path: str) -> str | None:
         """Note a request, and say what goes wrong with it."""
-        with self._lock:
-            fault = self.fault(method, path)
-            self.seen.append((method, path, fault))
-            return fault
+        fault = self.fault(method, path)
+        self.seen.append((method, path, fault))
+        return fault
 
 
 @contextmanager
@@ -94,6 +120,8 @@ class _Proxy(BaseHTTPRequestHandler):
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault == "drop":
             return self._hang_up()
+        if fault == "deny":
+            return self._answer(403, {"Content-Type": "application/xml"}, DENIED)
         if fault == "slow":
             return self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -107,7 +135,7 @@ class _Proxy(BaseHTTPRequestHandler):
         if fault == "lose":
             return self._hang_up()
         headers = {name: value for name, value in got.getheaders() if name.lower() not in _HOP}
-        if fault == "cut":
+        if fault == "cut" and body:
             headers["Content-Length"] = str(len(body))
             self._answer(got.status, headers, body[: len(body) // 2])
             return self._hang_up()

@@ -11,8 +11,7 @@ from typing import Any
 from lamplit.data.skipped import Skipped
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError
-from lamplit.locations.addresses import is_remote
-from lamplit.locations.locating import locate
+from lamplit.locations.addresses import RemotePath, is_remote
 
 # Those from .svgz on are listed so that they are skipped with a reason, rather than overlooked; .heic and .heif are
 # read where pillow-heif is installed, .svg where resvg-py is.
@@ -24,6 +23,7 @@ IMAGE_SUFFIXES = frozenset((
 ))  # fmt: skip
 
 MAX_IMAGE_BYTES = 2**31  # of an encoded image; compared before it is read
+_USUAL_BYTES = 2**22  # of one; so many are asked for at once
 
 
 @dataclass
@@ -115,8 +115,7 @@ def read_image_file(name: str) -> bytes:
     """
     try:
         if is_remote(name):
-            _require_few_bytes(locate(name).stat().st_size)
-            return locate(name).read_bytes()
+            return _read_object(RemotePath(name))
         name = file_named(name)
         status = os.stat(name)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
@@ -130,6 +129,14 @@ def read_image_file(name: str) -> bytes:
         raise ImageError(f"file cannot be read ({error.strerror})") from error
     except ValueError as error:  # a path that no system call takes
         raise ImageError("file not found") from error
+
+
+def _read_object(address: RemotePath) -> bytes:
+    start = address.read_start(_USUAL_BYTES)
+    if len(start) < _USUAL_BYTES:
+        return start
+    _require_few_bytes(address.stat().st_size)
+    return address.read_bytes()
 
 
 def _require_few_bytes(size: int) -> None:

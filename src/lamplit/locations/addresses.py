@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Self
 
 from lamplit.errors import MissingExtraError, require
-from lamplit.locations.object_errors import explained
+from lamplit.locations.object_errors import RemoteError, explained
 from lamplit.locations.object_streams import ObjectStream
 
 # What Lance and fsspec both read, with the package and the class that fsspec has for it.
@@ -186,6 +186,16 @@ class RemotePath:
         """Read all of it."""
         with explained():
             return bytes(self.system().cat_file(str(self._pure)))
+
+    def read_start(self, size: int) -> bytes:
+        """Read the first bytes in one request: all of a smaller object."""
+        try:
+            with explained():
+                return bytes(self.system().cat_file(str(self._pure), start=0, end=size))
+        except RemoteError:  # nothing is a range of an empty object
+            if self.stat().st_size:
+                raise
+            return b""
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Read all of it as text."""

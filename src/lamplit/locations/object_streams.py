@@ -61,6 +61,7 @@ class ObjectStream(io.RawIOBase):
         self._begin, self._block = self._position, b""
         with explained():
             self._file.seek(self._position)
-            self._block = self._file.read(min(max(size, self._ahead), self._size - self._position))
-        if not self._block:
-            raise RemoteError("the object ends before its end; it was replaced while it was read")
+            asked = min(max(size, self._ahead), self._size - self._position)
+            self._block = self._file.read(asked)
+        if len(self._block) < asked:
+            raise RemoteError(f"{asked:,} bytes were asked for, and {len(self._block):,} came")

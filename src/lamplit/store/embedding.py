@@ -17,6 +17,7 @@ from lamplit.data.images import MAX_PIXELS
 from lamplit.data.pairs import Pairs, read_pairs
 from lamplit.data.skipped import Skipped
 from lamplit.errors import TowerError, UsageError, kind_of
+from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar
 from lamplit.store.backends import BackendName
 from lamplit.store.cluster import ClusterJob, embed_on_cluster
@@ -144,6 +145,10 @@ def embed(
     pairs = source
     if not isinstance(pairs, Pairs):
         pairs = read_pairs(pairs, image_column=image_column, text_column=text_column, split=split)
+    if prune and is_remote(pairs.root):
+        raise UsageError(
+            f"prune looks for files of this machine that are gone, and {pairs.source} is in object storage; leave it out"
+        )
     chosen_device = _device_for(backend, device)
     with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
         tower = _as_image_tower(image_tower, image_tower_weights, pool)
