@@ -119,8 +119,10 @@ def lance_options(name: str | Path) -> dict[str, str]:
     """
     if not is_remote(name):
         return {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options = {"client_max_retries": "6"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if not str(name).startswith("s3:"):
+        return options
     if endpoint:
         options["aws_endpoint"] = endpoint
     if endpoint.startswith("http://"):

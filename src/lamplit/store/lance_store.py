@@ -51,7 +51,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a store: its path, or `hf:NAME` of one that `lamplit push` put on the hub.
+        """Open a store: its path or address (`s3://bucket/key`), or `hf:NAME` of one that is on the hub.
 
         Raises:
             StoreError: there is none, it is damaged, or a newer lamplit wrote it; or it cannot be fetched.
