@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import lance
 import pyarrow as pa
 import pytest
 from object_server import ObjectServer
 from pyarrow import parquet
 
+from lamplit.data.foreign_vectors import read_vectors
 from lamplit.data.images import open_bytes
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.data.units import pairs_of, plan_units
 from lamplit.errors import ImageError, PairsError, UsageError
+from lamplit.locations.addresses import RemotePath
+from lamplit.locations.locating import lance_options
 
 COUNT = 6
 SOURCES = ("shards/{000..002}.tar", "shards/", "cells.parquet", "paths.parquet", "pairs.csv", "images/")
@@ -114,6 +118,24 @@ def test_what_the_network_does_is_tried_again(objects: ObjectServer, address: st
     objects.fault = lambda method, path: fault if next(numbers) % 3 == 0 else None
     assert content(read_pairs(f"{address}/shards/")) == content(read_pairs(folder / "shards"))
     assert fault in [each for *_, each in objects.seen]
+
+
+@pytest.mark.usefixtures("objects")
+def test_vectors_that_others_made(address: str, tmp_path: Path) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 0.0, 0.0, 1.0], pa.float32()), 2)
+    table = pa.table({"path": ["a.jpg", "b.jpg"], "caption": ["one", "two"], "vector": vectors})
+    parquet.write_table(table, tmp_path / "vectors.parquet")
+    (RemotePath(address) / "vectors/0.parquet").write_bytes((tmp_path / "vectors.parquet").read_bytes())
+    lance.write_dataset(table, f"{address}/vectors.lance", storage_options=lance_options(address))
+    for name in ("vectors/0.parquet", "vectors", "vectors.lance"):
+        [(found, _, described)] = read_vectors(f"{address}/{name}")
+        assert found.tolist() == [[1, 0], [0, 1]]
+        assert described.texts.to_pylist() == [["one"], ["two"]]
+    with pytest.raises(PairsError, match="is a table of Lance"):
+        read_pairs(f"{address}/vectors.lance")
+    (RemotePath(address) / "vectors.npy").write_bytes(b"...")
+    with pytest.raises(UsageError, match="an array of vectors lies in a folder of this machine"):
+        read_vectors(f"{address}/vectors.npy")
 
 
 def test_what_is_not_there(objects: ObjectServer, address: str) -> None:

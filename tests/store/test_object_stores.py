@@ -70,7 +70,13 @@ def test_a_store_is_what_it_is_on_a_disk(objects: ObjectServer, out: str, tmp_pa
     assert store.path == out
     assert store.column("note") == [None] * 10 + ["theirs"] * 20
     assert store.where("note = 'theirs'").sum() == 20
-    store.delete(["0003"])
+    write(out, range(28, 31), note=7)
+    write(out, range(31, 33), year=1999)
+    write(out, range(32, 34), year="unknown")
+    store = Store(out)
+    assert store.column("note")[27:31] == ["theirs", "7", "7", "7"]
+    assert store.column("year")[30:] == [None, "1999", "unknown", "unknown"]
+    store.delete(["0003", "0030", "0031", "0032", "0033"])
     assert len(store) == 29
     report = export_vectors(store, tmp_path / "vectors")
     assert report.images == 29
@@ -160,13 +166,13 @@ def test_two_writers_at_once(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
         except (LamplitError, OSError) as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=run, args=(each,)) for each in (range(40), range(20, 60))]
+    threads = [threading.Thread(target=run, args=(each,)) for each in (range(100), range(50, 160))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert failed == []
-    require_whole(out, range(60))
+    require_whole(out, range(160))
 
 
 def test_one_holds_the_lock(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,25 +217,42 @@ def test_the_lock_of_a_dead_process_ends(out: str, monkeypatch: pytest.MonkeyPat
     ("fault", "said"),
     [
         ("deny", "access is denied; check AWS_ACCESS_KEY_ID"),
-        ("slow", "the server asks for fewer requests"),
+        pytest.param("slow", "the server asks for fewer requests", marks=pytest.mark.slow),
         (None, "there is no such bucket; check its name"),
     ],
 )
-def test_why_a_store_cannot_be_opened(
-    objects: ObjectServer, fault: str | None, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_why_a_store_cannot_be_opened(objects: ObjectServer, fault: str | None, said: str) -> None:
     objects.fault = lambda method, path: fault
     bucket = objects.root if fault else "s3://no-such-bucket-here"
     with pytest.raises(StoreError, match=f"{bucket}/a.lance cannot be opened: {said}"):
         Store(f"{bucket}/a.lance")
 
 
-def test_no_credentials_and_no_server(
-    objects: ObjectServer, out: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_no_server(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="cannot be opened: the server cannot be reached; check AWS_ENDPOINT_URL"):
         Store(out)
+
+
+READS: list[Callable[[Store], object]] = [
+    lambda store: store.column("id"),
+    lambda store: list(store.batches("texts")),
+    lambda store: store.take([0, 1]),
+    lambda store: store.where("id = '0001'"),
+    read_vectors,
+]
+
+
+def test_why_a_store_cannot_be_read(objects: ObjectServer, out: str) -> None:
+    write(out, range(3))
+    objects.fault = lambda method, path: "deny" if "/data/" in path else None
+    for read in READS:
+        with pytest.raises(StoreError, match=f"{out} cannot be read: access is denied"):
+            read(Store(out))
+
+
+def test_no_credentials(objects: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StoreError, match="cannot be opened: no credentials were found; set AWS_ACCESS_KEY_ID"):

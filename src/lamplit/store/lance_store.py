@@ -26,7 +26,7 @@ from lamplit.store.row_order import RowOrder, version_digest
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
-from lamplit.store.table_opening import open_table
+from lamplit.store.table_opening import open_table, reading
 from lamplit.store.text_cells import read_cells
 from lamplit.store.unit_records import UnitRecords
 from lamplit.towers.identity import TowerIdentity
@@ -238,7 +238,8 @@ class Store:
         for name in columns:
             self._require_column(name)
         bounds = {"io_buffer_size": 1 << 24, "batch_readahead": 2}  # it would read up to 2 GiB ahead
-        yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows, **bounds)
+        with reading(self.path):
+            yield from self._table.to_batches(columns=list(dict.fromkeys(columns)), batch_size=rows, **bounds)
 
     def contents(self) -> NDArray[np.int64]:
         """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
@@ -287,7 +288,8 @@ class Store:
 
     def take_at(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Return some columns of the rows at some positions in the table."""
-        return self._table.take(places.tolist(), columns=list(columns))
+        with reading(self.path):
+            return self._table.take(places.tolist(), columns=list(columns))
 
     def vectors_at(self, rows: Sequence[int]) -> Tensor:
         """Return (K, D) float16 vectors of some rows, to the bit as they are stored."""
@@ -374,7 +376,8 @@ class Store:
 
     def _sorted(self, *columns: str) -> pa.Table:
         names = list(dict.fromkeys(["id", *columns]))
-        return self._table.to_table(columns=names).sort_by("id")
+        with reading(self.path):
+            return self._table.to_table(columns=names).sort_by("id")
 
 
 def as_store(store: str | Path | Store) -> Store:

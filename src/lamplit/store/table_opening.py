@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,22 @@ import lance
 from lamplit.errors import StoreError
 from lamplit.locations.addresses import is_remote
 from lamplit.locations.locating import lance_options
-from lamplit.locations.object_errors import reason_of
+from lamplit.locations.object_errors import known_reason, reason_of
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Make one sentence of what object storage has against a read, in the words of Lance.
+
+    Raises:
+        StoreError: it refuses, or cannot be reached.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if is_remote(path) and (reason := known_reason(error)):
+            raise StoreError(f"{path} cannot be read: {reason}") from error
+        raise
 
 
 def open_table(path: str | Path) -> Any:
