@@ -217,7 +217,6 @@ def test_the_lock_of_a_dead_process_ends(out: str, monkeypatch: pytest.MonkeyPat
     ("fault", "said"),
     [
         ("deny", "access is denied; check AWS_ACCESS_KEY_ID"),
-        pytest.param("slow", "the server asks for fewer requests", marks=pytest.mark.slow),
         (None, "there is no such bucket; check its name"),
     ],
 )

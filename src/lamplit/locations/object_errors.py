@@ -24,7 +24,7 @@ _REASONS = (
         "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or type: aws configure",
     ),
     (
-        r"Access ?Denied|necessary privileges|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken",
+        r"Access ?Denied|necessary privileges|Forbidden|InvalidAccessKey|SignatureDoesNot|ExpiredToken|InvalidToken",
         "access is denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, and what they allow",
     ),
     (
@@ -33,7 +33,7 @@ _REASONS = (
     ),
     (
         r"SlowDown|reduce your request rate|503 Service Unavailable|ServiceUnavailable",
-        "the server asks for fewer requests (SlowDown), and went on with that; run it again, it goes on",
+        "the server asks for fewer requests (SlowDown); wait a while and type the same command again",
     ),
 )
 
