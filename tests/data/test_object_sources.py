@@ -24,6 +24,8 @@ from lamplit.data.units import pairs_of, plan_units
 from lamplit.errors import ImageError, PairsError, UsageError
 from lamplit.locations.addresses import RemotePath
 from lamplit.locations.locating import lance_options
+from lamplit.store.embedding import embed
+from lamplit.towers.images.image_tower import ImageTower
 
 COUNT = 6
 SOURCES = ("shards/{000..002}.tar", "shards/", "cells.parquet", "paths.parquet", "pairs.csv", "images/")
@@ -136,6 +138,29 @@ def test_vectors_that_others_made(address: str, tmp_path: Path) -> None:
     (RemotePath(address) / "vectors.npy").write_bytes(b"...")
     with pytest.raises(UsageError, match="an array of vectors lies in a folder of this machine"):
         read_vectors(f"{address}/vectors.npy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["shards/", "cells.parquet", "pairs.csv"])
+def test_what_cannot_be_reached_is_not_given_up(
+    objects: ObjectServer,
+    address: str,
+    source: str,
+    image_tower: ImageTower,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that is gone in the middle ends the run, and the next run has everything."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs tries five times, and botocore each time again
+    objects.system.clear_instance_cache()
+    pairs = read_pairs(f"{address}/{source}")
+    numbers = iter(range(10**6))
+    objects.fault = lambda method, path: "slow" if next(numbers) >= 2 else None
+    with pytest.raises(PairsError, match=r"the server asks for fewer requests \(SlowDown\); wait a while"):
+        embed(pairs, tmp_path / "a.lance", image_tower=image_tower, backend="torch", batch_size=2)
+    objects.fault = lambda method, path: None
+    report = embed(pairs, tmp_path / "a.lance", image_tower=image_tower, backend="torch")
+    assert (report.num_usable, report.skipped) == (COUNT, [])
 
 
 def test_what_is_not_there(objects: ObjectServer, address: str) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from lamplit.locations.object_errors import RemoteError, explained, known_reason, reason_of
+from lamplit.locations.object_errors import RemoteError, explained, known_reason, passes, reason_of
 
 LANCE = "LanceError(IO): Generic S3 error: Error performing GET http://127.0.0.1:1/bucket?list-type=2 in 475.013853ms, "
 
@@ -40,6 +40,12 @@ def test_reasons(error: Exception, said: str) -> None:
 def test_what_is_not_known() -> None:
     assert known_reason(OSError("the moon is full")) is None
     assert reason_of(OSError("the moon is full\nand more")) == "the moon is full"
+
+
+def test_what_passes() -> None:
+    assert passes(RemoteError(reason_of(NoCredentialsError())))
+    assert not passes(RemoteError(reason_of(PermissionError("Forbidden"))))
+    assert not passes(OSError("SlowDown"))
 
 
 def test_what_is_left_as_it_is() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from object_server import ObjectServer
@@ -18,6 +19,7 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
 from lamplit.errors import LamplitError, StoreError
 from lamplit.locations.locating import locate
+from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import build_index
 from lamplit.store import object_lock, store_writer
 from lamplit.store.embed_report import list_skipped
@@ -96,6 +98,8 @@ def test_derived_files_are_kept_here(objects: ObjectServer, out: str) -> None:
     assert not [path for method, path, _ in objects.seen if method == "GET" and "/data/" in path]
     write(out, range(20, 25))
     assert len(read_vectors(Store(out))) == 25
+    found = open_collection(Store(out), lambda zimg: zimg, TOWER.fingerprint).vectors
+    np.testing.assert_allclose(found, Store(out).vectors().numpy(), atol=1e-6)
 
 
 def test_the_list_of_skipped_images_lies_beside_it(out: str) -> None:

@@ -31,6 +31,7 @@ from lamplit.data.readers import READ_ERRORS, TableFile, open_table
 from lamplit.data.skipped import BadRows, Skipped
 from lamplit.errors import PairsError, first_line
 from lamplit.locations.addresses import is_remote
+from lamplit.locations.object_errors import passes
 
 # Rows looked at to find the columns: the first may lack one.
 NUM_FIRST_ROWS = 100
@@ -231,6 +232,8 @@ class _Part:
                 yield row
                 count += 1
         except READ_ERRORS as error:
+            if passes(error):
+                raise
             self.opened.bad.add_file(f"cut off or damaged ({first_line(error)}); rows read before that: {count:,}")
             yield from repeat(None, self.num_rows - count)
 
@@ -242,6 +245,8 @@ class _Part:
                 self.num_rows += 1
                 yield cell
         except READ_ERRORS as error:
+            if passes(error):
+                raise
             reason = f"cut off or damaged ({first_line(error)}); rows read before that: {self.num_rows:,}"
             self.opened.bad.add_file(reason)
 
@@ -264,6 +269,8 @@ def _open(
             if names not in first:
                 first[names] = list(islice(table.rows(), NUM_FIRST_ROWS))
         except READ_ERRORS as error:
+            if passes(error):
+                raise
             each.add_file(f"cannot be read ({first_line(error)})")
             errors.append(error)
             continue

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any, Self, cast
 
 from lamplit.errors import first_line
+from lamplit.locations.object_errors import passes
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, tarfile.TarError)
@@ -71,6 +72,8 @@ class TarMember:
         try:
             return cast("IO[bytes]", self._archive.extractfile(self._header)).read()
         except _DAMAGE as error:
+            if passes(error):
+                raise
             raise CutError(_reason(error), self.name) from error
 
 
@@ -79,6 +82,7 @@ def read_members(file: Path) -> Iterator[TarMember]:
 
     Raises:
         CutError: while iterating, where the tar is damaged, or at its end if that is not marked as tars mark it.
+        RemoteError: it lies in object storage, which cannot be reached any more.
     """
     try:
         with _open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
@@ -90,6 +94,8 @@ def read_members(file: Path) -> Iterator[TarMember]:
                 if rest.count(0) < len(rest):
                     raise CutError("more data is behind the tar's end, as if several were one file")
     except _DAMAGE as error:
+        if passes(error):
+            raise
         raise CutError(_reason(error)) from error
 
 

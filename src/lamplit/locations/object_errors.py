@@ -17,35 +17,54 @@ _FOREIGN_ERRORS = {
     "google.auth.exceptions": ("GoogleAuthError",),
     "azure.core.exceptions": ("AzureError",),
 }
+_NO_CREDENTIALS = (
+    r"NoCredentials|locate credentials|Failed to get AWS credentials|Partial credentials|ExpiredToken",
+    "no credentials were found, or they have expired; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or type: aws "
+    "configure",
+)
+_NO_SERVER = (
+    r"connect to the endpoint|error sending request|Connection refused|dns error|Connection was closed",
+    "the server cannot be reached; check AWS_ENDPOINT_URL, AWS_REGION and the network",
+)
+_SLOW = (
+    r"SlowDown|reduce your request rate|503 Service Unavailable|ServiceUnavailable",
+    "the server asks for fewer requests (SlowDown); wait a while and type the same command again",
+)
 _REASONS = (
     (r"NoSuchBucket|bucket does not exist", "there is no such bucket; check its name"),
+    _NO_CREDENTIALS,
     (
-        r"NoCredentials|locate credentials|Failed to get AWS credentials|Partial credentials",
-        "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or type: aws configure",
-    ),
-    (
-        r"Access ?Denied|necessary privileges|Forbidden|InvalidAccessKey|SignatureDoesNot|ExpiredToken|InvalidToken",
+        r"Access ?Denied|necessary privileges|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken",
         "access is denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, and what they allow",
     ),
-    (
-        r"connect to the endpoint|error sending request|Connection refused|dns error",
-        "the server cannot be reached; check AWS_ENDPOINT_URL, AWS_REGION and the network",
-    ),
-    (
-        r"SlowDown|reduce your request rate|503 Service Unavailable|ServiceUnavailable",
-        "the server asks for fewer requests (SlowDown); wait a while and type the same command again",
-    ),
+    _NO_SERVER,
+    _SLOW,
 )
 
 
 class RemoteError(OSError):
-    """Object storage refuses, or cannot be reached; the text is the reason and what to do."""
+    """Object storage refuses, or cannot be reached; the text is the reason and what to do.
+
+    Attributes:
+        passes: whether what was asked for may be had another time, so that it is not to be given up for good.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EIO, reason)
+        self.passes = will_pass(reason)
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def will_pass(text: str) -> bool:
+    """Tell whether a text has a reason that is not about one object: all others would fail as it did."""
+    return any(reason in text for _, reason in (_NO_CREDENTIALS, _NO_SERVER, _SLOW))
+
+
+def passes(error: BaseException) -> bool:
+    """Tell whether an error is a `RemoteError` that passes."""
+    return isinstance(error, RemoteError) and error.passes
 
 
 def known_reason(error: Exception) -> str | None:
