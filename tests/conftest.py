@@ -19,8 +19,10 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 
 import pytest
+import s3fs
 import torch
 from hypothesis import settings
+from object_server import ObjectServer, object_server
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
@@ -55,6 +57,27 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAMPLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def object_storage() -> Iterator[ObjectServer]:
+    """Run object storage for as long as tests need it; it takes seconds to start."""
+    with object_server() as server:
+        yield server
+
+
+@pytest.fixture
+def objects(object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """Give a test a bucket of its own, and the variables that name the server."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    said = {"ENDPOINT_URL": object_storage.endpoint, "ACCESS_KEY_ID": "ann", "SECRET_ACCESS_KEY": "secret"}
+    for name, value in {**said, "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()  # which have read other variables
+    object_storage.begin()
+    yield object_storage
+    object_storage.fault = lambda method, path: None
 
 
 class FolderHandler(SimpleHTTPRequestHandler):

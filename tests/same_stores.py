@@ -9,7 +9,7 @@ import torch
 from lamplit.store.lance_store import Store
 
 
-def require_equal_stores(out: Path, expected: Path) -> None:
+def require_equal_stores(out: str | Path, expected: Path) -> None:
     """Compare ids, paths, texts, metadata with its types, and vectors, in the order of the ids."""
     made, true = Store(out), Store(expected)
     assert made.column("id") == true.column("id")

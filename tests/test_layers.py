@@ -14,7 +14,7 @@ ROOT = Path(lamplit.__file__).parent
 # From the ground up. A room is a module or a folder at the top of the package.
 FLOORS = [
     {"errors", "files", "garbage", "_version"},
-    {"progress", "unit_vectors", "losses", "metrics"},
+    {"progress", "unit_vectors", "losses", "metrics", "locations"},
     {"data"},
     {"towers"},
     {"store"},

@@ -24,6 +24,7 @@ from lamplit.data.split_record import FILE as SPLIT
 from lamplit.data.split_record import SplitRecord
 from lamplit.errors import TowerError, UsageError, kind_of
 from lamplit.files import replacing, replacing_parts
+from lamplit.locations.paths import require_local
 from lamplit.store.lance_store import Store
 from lamplit.towers.devices import is_same_device, pick_device
 from lamplit.towers.identity import TowerIdentity
@@ -205,6 +206,7 @@ def load(
     where = pick_device(device)
     if towers not in get_args(Towers):
         raise UsageError(f"towers is {towers!r}; expected one of {', '.join(get_args(Towers))}")
+    require_local(name_or_folder, "a model")
     folder = saved_folder(name_or_folder)
     if folder is not None:
         model = _load_folder(folder, towers, copy.deepcopy(image_tower))

@@ -25,6 +25,7 @@ from lamplit.app.kept_rows import KeptRows, plain
 from lamplit.app.map import Projection, project, sample
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, UsageError
+from lamplit.locations.paths import path_of
 from lamplit.model import LiT
 from lamplit.retrieval.locating import can_locate, heat_map
 from lamplit.retrieval.searcher import Searcher
@@ -232,7 +233,7 @@ class Service:
         [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
-        return Path(file_named(path))
+        return path_of(file_named(path))
 
     @cached_property
     def sampled(self) -> pa.Table:

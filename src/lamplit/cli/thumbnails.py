@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,6 +13,7 @@ from lamplit.cli import tables
 from lamplit.cli.terminal import erase_line
 from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError
+from lamplit.locations.paths import path_of
 from lamplit.retrieval.searcher import Hit
 
 _HEIGHT, _HEIGHT_IN_BLOCKS = 6, 10  # rows of cells; a cell is about twice as high as it is wide
@@ -42,7 +42,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 def _thumbnail(hit: Hit, kind: Any) -> Any:
     try:
-        image = _crop_middle(read_thumbnail(Path(hit.path), _MAX_ASPECT * _PIXELS))
+        image = _crop_middle(read_thumbnail(path_of(hit.path), _MAX_ASPECT * _PIXELS))
     except ImageError:
         return ""
     image.thumbnail((_PIXELS, _PIXELS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError
+from lamplit.locations.paths import path_of
 
 AREA = (0.05, 1.0)  # of the image; big_vision's `inception_crop`
 ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -78,7 +78,7 @@ class _Reader(Dataset[Crops]):
         reasons: dict[str, str] = {}
         for number, crop in enumerate(batch):
             try:
-                image = decode_image(open_bytes(Path(crop.path)))
+                image = decode_image(open_bytes(path_of(crop.path)))
             except ImageError as error:
                 reasons[crop.path] = str(error)
                 continue

@@ -8,6 +8,9 @@ import re
 from pathlib import Path, PurePath
 from unicodedata import normalize
 
+from lamplit.locations.addresses import is_remote
+from lamplit.locations.paths import path_of
+
 _UNUSUAL = re.compile(r"\\|//|(^|/)\.(/|$)|/$|^$")  # what a path leaves out when it writes a name
 
 
@@ -19,6 +22,10 @@ class NameFinder:
 
     def find(self, folder: Path, name: str) -> tuple[str, Path]:
         """Return the name with slashes, as it is everywhere, and the file; the file need not be there."""
+        if is_remote(name):
+            return name, path_of(name)
+        if is_remote(folder):  # there, to ask costs a request, and a name is what was written
+            return PurePath(name).as_posix() if _UNUSUAL.search(name) else name, folder / name
         if "\\" in name and os.sep == "/" and not (folder / name).exists():
             name = name.replace("\\", "/")
         file = folder / name
@@ -40,6 +47,8 @@ class NameFinder:
 
 def place_of(name: str) -> str:
     """Return one spelling for all names of one file below a folder: slashes, no `./` or `..`, composed letters."""
+    if is_remote(name):
+        return name
     name = name.replace("\\", "/")
     if not name.isascii():
         name = normalize("NFC", name)

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from lamplit.data.columns import ColumnNames, find_image_column, find_text_columns, metadata_cells
 from lamplit.data.readers import open_parquet, to_rows
 from lamplit.data.text_columns import path_texts, text_lists
 from lamplit.errors import PairsError, UsageError
+from lamplit.locations.paths import lance_options
 
 BLOCK_ROWS = 4096
 # Looked for in this order; else the only column that holds lists of floats is taken.
@@ -59,11 +59,13 @@ class ParquetTable:
     @property
     def schema(self) -> pa.Schema:
         """Its columns, from its footer."""
-        return parquet.read_schema(self.path)
+        with open_parquet(self.path) as opened:
+            return opened.schema_arrow
 
     def count(self) -> int:
         """Count the rows, from its footer."""
-        return int(parquet.read_metadata(self.path).num_rows)
+        with open_parquet(self.path) as opened:
+            return int(opened.metadata.num_rows)
 
     def batches(self, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
         """Read some columns in blocks."""
@@ -87,7 +89,7 @@ class LanceTable:
         """
         import lance  # whoever reads pairs or Parquet does without
 
-        return cls(path, lance.dataset(str(path)))
+        return cls(path, lance.dataset(str(path), storage_options=lance_options(path)))
 
     @property
     def schema(self) -> pa.Schema:

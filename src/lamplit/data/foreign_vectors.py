@@ -5,6 +5,7 @@ They are read in blocks, so that memory does not grow with their number. Nothing
 
 from __future__ import annotations
 
+import os
 import re
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from lamplit.data.pairs import Pair, Pairs, read_pairs, unreadable
 from lamplit.data.readers import READ_ERRORS
 from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.errors import PairsError, UsageError
+from lamplit.locations.paths import path_of, require_local
 
 # What numpy raises on a file that is not a .npy, or a damaged one; its header is Python text.
 _NPY_ERRORS = (OSError, ValueError, OverflowError, tokenize.TokenError)
@@ -84,13 +86,15 @@ def read_vectors(
         PairsError: there are no vectors, they cannot be read, or do not match their metadata.
         UsageError: a named column does not exist, or an option is not for this kind of source.
     """
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), path_of(os.path.expanduser(source))
     wanted = ColumnNames(image_column, text_column, need_images=False)
     is_parts, is_array = (path / "img_emb").is_dir(), path.is_file() and path.suffix.lower() == ".npy"
     if pairs is not None and not is_array:
         raise UsageError(f"{name} brings its own texts or has none; --pairs is for a .npy file")
     if vector_column is not None and (is_parts or is_array):
         raise UsageError(f"{name} has no columns of vectors; --vector-column is for Parquet and Lance")
+    if is_parts or is_array:
+        require_local(name, "an array of vectors")
     try:
         if is_parts:
             return _open_parts(name, path, wanted)
@@ -196,7 +200,9 @@ def _described(pairs: Sequence[Pair | None]) -> Described:
 def _path(pair: Pair | None) -> str:
     if pair is None:
         return ""
-    return str(pair.image) if isinstance(pair.image, Path) else pair.id if pair.image else ""
+    if isinstance(pair.image, bytes):
+        return pair.id if pair.image else ""
+    return str(pair.image)
 
 
 def _shape(file: Path) -> tuple[int, int]:

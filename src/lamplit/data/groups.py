@@ -95,7 +95,7 @@ class Groups:
                 continue
             # By file too: two names may have one hash.
             group = held.setdefault(key, {})
-            file = os.path.normpath(os.fsdecode(row.image))
+            file = os.path.normpath(str(row.image))
             if file in group:
                 group[file].add(row)
             else:

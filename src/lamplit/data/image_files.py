@@ -1,12 +1,17 @@
-"""Which files are images by their names, and the one way in which folders are searched for them."""
+"""Files of images: which they are by their names, how folders are searched for them, and how they are read."""
 
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 from lamplit.data.skipped import Skipped
+from lamplit.data.valid_text import file_named
+from lamplit.errors import ImageError
+from lamplit.locations.addresses import RemotePath, is_remote
 
 # Those from .svgz on are listed so that they are skipped with a reason, rather than overlooked; .heic and .heif are
 # read where pillow-heif is installed, .svg where resvg-py is.
@@ -18,6 +23,7 @@ IMAGE_SUFFIXES = frozenset((
 ))  # fmt: skip
 
 MAX_IMAGE_BYTES = 2**31  # of an encoded image; compared before it is read
+_USUAL_BYTES = 2**22  # of one; so many are asked for at once
 
 
 @dataclass
@@ -69,6 +75,8 @@ def walk(folder: Path, *, most: int | None = None) -> Walk:
         >>> [str(file) for file in walk(Path("photos")).images]
         ['2023/cat.jpg', 'dog.png']
     """
+    if is_remote(folder):
+        return _walk_objects(folder)
     found = Walk()
     visited: set[tuple[int, int]] = set()
     waiting = [PurePath()]
@@ -97,6 +105,51 @@ def walk(folder: Path, *, most: int | None = None) -> Walk:
                 found.problems.append(Skipped(file.as_posix(), str(folder / file), reason))
     found.files.sort()
     return found
+
+
+def read_image_file(name: str) -> bytes:
+    """Read the file or the object of an encoded image; a store names a file whose name is not UTF-8 in another way.
+
+    Raises:
+        ImageError: it cannot be read, or is larger than any image.
+    """
+    try:
+        if is_remote(name):
+            return _read_object(RemotePath(name))
+        name = file_named(name)
+        status = os.stat(name)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ImageError("not a regular file")  # a pipe would be waited for
+        _require_few_bytes(status.st_size)
+        with open(name, "rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("file not found") from error
+    except OSError as error:
+        raise ImageError(f"file cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a path that no system call takes
+        raise ImageError("file not found") from error
+
+
+def _read_object(address: RemotePath) -> bytes:
+    start = address.read_start(_USUAL_BYTES)
+    if len(start) < _USUAL_BYTES:
+        return start
+    _require_few_bytes(address.stat().st_size)
+    return address.read_bytes()
+
+
+def _require_few_bytes(size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(f"{size / 2**20:,.0f} MiB, more than the bound of {MAX_IMAGE_BYTES / 2**20:,.0f}")
+
+
+def _walk_objects(folder: Any) -> Walk:
+    """List what is below a prefix: names of objects, among which are no links."""
+    files = [file for file in folder.below() if not any(part.startswith(".") for part in file.parts)]
+    tables = {file.parent.parent for file in files if file.suffix == ".manifest" and file.parent.name == "_versions"}
+    kept = [file for file in files if tables.isdisjoint(file.parents)] if tables else files
+    return Walk(sorted(map(PurePath, kept)))
 
 
 def _entries(folder: Path, visited: set[tuple[int, int]]) -> list[os.DirEntry[str]] | None:

@@ -30,6 +30,8 @@ from lamplit.data.groups import Groups, ImageRow
 from lamplit.data.readers import READ_ERRORS, TableFile, open_table
 from lamplit.data.skipped import BadRows, Skipped
 from lamplit.errors import PairsError, first_line
+from lamplit.locations.addresses import is_remote
+from lamplit.locations.object_errors import passes
 
 # Rows looked at to find the columns: the first may lack one.
 NUM_FIRST_ROWS = 100
@@ -174,11 +176,11 @@ class Table:
             for cell in part.cells():
                 name = _path_cell(cell, part.image)
                 # A cell without a path stands alone.
-                yield self._key(posixpath.join(prefix, name)) if name else hash((number,))
+                yield self._key(name if is_remote(name) else posixpath.join(prefix, name)) if name else hash((number,))
                 number += 1
 
     def _prefix(self, folder: Path) -> str:
-        return PurePath(os.path.relpath(folder, self.root)).as_posix()
+        return PurePath(os.path.relpath(str(folder), str(self.root))).as_posix()
 
     def _key(self, name: str) -> int:
         """Hash the one spelling of a name that is relative to the root, or absolute; never 0."""
@@ -194,7 +196,7 @@ class Table:
         for folder in folders:
             if any(self._names.find(folder, name)[1].is_file() for name in names):
                 if folder != parent:
-                    self.notes.append(f"the images of {file.name} are in {os.path.relpath(folder, parent)}")
+                    self.notes.append(f"the images of {file.name} are in {os.path.relpath(str(folder), str(parent))}")
                 return folder
         return parent
 
@@ -230,6 +232,8 @@ class _Part:
                 yield row
                 count += 1
         except READ_ERRORS as error:
+            if passes(error):
+                raise
             self.opened.bad.add_file(f"cut off or damaged ({first_line(error)}); rows read before that: {count:,}")
             yield from repeat(None, self.num_rows - count)
 
@@ -241,6 +245,8 @@ class _Part:
                 self.num_rows += 1
                 yield cell
         except READ_ERRORS as error:
+            if passes(error):
+                raise
             reason = f"cut off or damaged ({first_line(error)}); rows read before that: {self.num_rows:,}"
             self.opened.bad.add_file(reason)
 
@@ -263,6 +269,8 @@ def _open(
             if names not in first:
                 first[names] = list(islice(table.rows(), NUM_FIRST_ROWS))
         except READ_ERRORS as error:
+            if passes(error):
+                raise
             each.add_file(f"cannot be read ({first_line(error)})")
             errors.append(error)
             continue
@@ -353,7 +361,7 @@ def image_row(
         name, image = number, cell
     else:
         spelled, image = names.find(folder, cell) if names else (cell, folder / cell)
-        name = spelled if prefix == "." and names else PurePath(prefix, spelled).as_posix()
+        name = spelled if names and (prefix == "." or is_remote(spelled)) else PurePath(prefix, spelled).as_posix()
     captions = tuple(dict.fromkeys(text_cells(row, texts)))
     return ImageRow(name, image, captions, metadata_cells(row, (column, *texts)))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,14 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import to_pil_image
 
-from lamplit.data.image_files import MAX_IMAGE_BYTES
+from lamplit.data.image_files import read_image_file
 from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_reason
 from lamplit.data.pixels import rgb_pixels
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.data.svg import is_svg, svg_to_png
-from lamplit.data.valid_text import file_named
 from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, MissingExtraError, require
 
@@ -196,31 +194,12 @@ def open_bytes(image: Path | bytes) -> bytes:
     Raises:
         ImageError: the file cannot be read, or is larger than any image.
     """
-    return image if isinstance(image, bytes) else _read_file(str(image))
+    return image if isinstance(image, bytes) else read_image_file(str(image))
 
 
 def name_of(image: Path | bytes) -> str:
     """Return the name of an image's file; "" if it has none."""
     return "" if isinstance(image, bytes) else image.name
-
-
-def _read_file(name: str) -> bytes:
-    try:
-        name = file_named(name)
-        status = os.stat(name)
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise ImageError("not a regular file")  # a pipe would be waited for
-        if status.st_size > MAX_IMAGE_BYTES:
-            size, most = status.st_size / 2**20, MAX_IMAGE_BYTES / 2**20
-            raise ImageError(f"{size:,.0f} MiB, more than the bound of {most:,.0f}")
-        with open(name, "rb", buffering=0) as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError("file not found") from error
-    except OSError as error:
-        raise ImageError(f"file cannot be read ({error.strerror})") from error
-    except ValueError as error:  # a path that no system call takes
-        raise ImageError("file not found") from error
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
@@ -340,7 +319,7 @@ class _Images(Dataset[_Result]):
         for image, known in zip(*job, strict=True):
             digest = bytes(_DIGEST_BYTES)
             try:
-                data = image if isinstance(image, bytes) else _read_file(image)
+                data = image if isinstance(image, bytes) else read_image_file(image)
                 content = blake2b(data, digest_size=_DIGEST_BYTES)
                 kind = self._kind(content.hexdigest(), known)
                 if kind == _GOOD:
@@ -390,6 +369,6 @@ def _batch(pairs: list[Pair], result: _Result, no_pixels: Tensor) -> Batch:
             batch.pairs.append(pair)
             batch.hashes.append(content_hash)
         else:
-            path = str(pair.image) if isinstance(pair.image, Path) else pair.id
+            path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
             batch.skipped.append(Skipped(pair.id, path, next(bad)))
     return batch

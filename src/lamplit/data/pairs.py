@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +34,8 @@ from lamplit.data.tars import TarSample, TarSamples, text_names
 from lamplit.data.units import Parts, even_cuts, file_names, tar_cuts
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
+from lamplit.locations.addresses import is_remote
+from lamplit.locations.paths import find_files, path_of
 
 _SAMPLE_BYTES = 2048  # of a tar: two headers, and a text
 
@@ -120,6 +121,7 @@ def read_pairs(
             - a folder that `datasets` saved to disk, or of Parquet files;
             - a webdataset tar, or a folder of them;
             - a glob or brace form of files (`shards/a-{000..099}.tar`);
+            - any of these in object storage (`s3://bucket/shards/`);
             - the id of a data set on the Hugging Face hub (`owner/name`).
         image_column: the column of images or their paths; by default found by its name.
         text_column: the column of texts, or several with commas between; by default found by its name. If there is
@@ -136,7 +138,7 @@ def read_pairs(
     if not isinstance(source, str | Path):
         raise UsageError(f"source is {kind_of(source)}; give a folder or a file of pairs")
     name = str(source)
-    path = Path(name).expanduser()
+    path = path_of(os.path.expanduser(name))
     wanted = ColumnNames(image_column, text_column, need_images)
     try:
         if is_lance(path):
@@ -147,7 +149,7 @@ def read_pairs(
             )
         if path.is_dir():
             return _open_folder(name, path.absolute(), wanted, split)
-        if files := _expand(str(path)):
+        if files := find_files(str(path)):
             return _open_files(name, files, wanted, split)
         is_file = suffix_of(path) in TABLE_SUFFIXES or name.lower().endswith(TAR_SUFFIXES)
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not is_file:
@@ -169,6 +171,7 @@ def _open_folder(name: str, folder: Path, wanted: ColumnNames, split: str | None
 
 def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNames, split: str | None) -> Pairs:
     images = [file for file in files if is_image(file.name)]
+    there = frozenset(map(str, files)) if is_remote(folder) else None
     tars = [file for file in files if is_tar(file)]
     loose = loose_tables(files)
     tables, note = find_tables(name, files, split, has_images=bool(images or tars))
@@ -196,7 +199,7 @@ def _open_found(name: str, folder: Path, files: list[PurePath], wanted: ColumnNa
     refuse_split(name, split)
     notes: list[str] = []
     problems: list[Skipped] = []
-    read = partial(_images, folder, Sidecars(notes, problems))
+    read = partial(_images, folder, Sidecars(notes, problems, folder, there))
     parts = Parts(
         len(images), len(images), partial(even_cuts, len(images)),
         lambda start, stop: [str(folder), *map(str, images[start:stop])],
@@ -286,7 +289,7 @@ def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
     """Make pairs of rows, with ids of their own unless they are unique already."""
     seen: dict[str, int] = {}
     for row in rows:  # a row's number is no other's
-        is_new = unique or not isinstance(row.image, Path)
+        is_new = unique or isinstance(row.image, bytes)
         yield Pair(row.id if is_new else _unique(row.id, seen), row.image, row.texts, row.metadata, row.not_kept)
 
 
@@ -340,21 +343,6 @@ def _image(folder: Path, file: PurePath, sidecars: Sidecars) -> Pair:
     texts, cells = sidecars.read_beside(folder / file)
     metadata = {} if file.parent == PurePath() else {"folder": file.parent.as_posix()}
     return Pair(file.as_posix(), folder / file, texts, metadata | metadata_cells(cells, ()))
-
-
-def _expand(path: str) -> list[Path]:
-    """List the files that a path, a glob or a brace form such as `a-{000..003}.tar` stands for."""
-    if os.path.isfile(path):
-        return [Path(path).absolute()]
-    if braces := re.search(r"\{(\d+)\.\.(\d+)\}", path):
-        start, stop = braces.groups()
-        numbers = [f"{number:0{len(start)}}" for number in range(int(start), int(stop) + 1)]
-        found = {number: _expand(path.replace(braces.group(), number, 1)) for number in numbers}
-        missing = [number for number, files in found.items() if not files]
-        if missing and len(missing) < len(numbers):
-            raise FileNotFoundError(f"there is no file for {', '.join(missing[:10])}")
-        return [file for files in found.values() for file in files]
-    return [Path(file).absolute() for file in sorted(glob.glob(path)) if os.path.isfile(file)]
 
 
 def _unique(name: str, seen: dict[str, int]) -> str:

@@ -26,6 +26,7 @@ from lamplit.data.encodings import Encoding, find_encoding, open_text
 from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import BadRows
 from lamplit.errors import kind_of
+from lamplit.locations.addresses import is_remote
 
 # What a source raises that is damaged, or that may not be read.
 READ_ERRORS = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
@@ -36,6 +37,7 @@ _MAX_BATCH_ROWS = 4096
 _NUM_NAMED_ROWS = 100  # of JSON, whose rows may lack a column each
 _ARROW_ROWS = 64  # these files are mapped, and may hold images
 _BUFFER_BYTES = 2**20  # of each column; without a buffer pyarrow reads a whole row group
+_OBJECT_BUFFER_BYTES = 2**22  # in object storage, where every piece is a request
 
 
 class TableFile(Protocol):
@@ -103,6 +105,8 @@ def open_table(
 
 def open_parquet(file: Path) -> parquet.ParquetFile:
     """Open a Parquet file to be read in small pieces; by itself pyarrow would keep all bytes that it has read."""
+    if is_remote(file):
+        return parquet.ParquetFile(file.open("rb"), buffer_size=_OBJECT_BUFFER_BYTES, pre_buffer=False)
     return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
@@ -121,7 +125,8 @@ class _Parquet:
     notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
-        return list(parquet.read_schema(self.file).names)
+        with open_parquet(self.file) as opened:
+            return list(opened.schema_arrow.names)
 
     def rows(self, start: int = 0) -> Iterator[Cells]:
         with open_parquet(self.file) as opened:
@@ -148,7 +153,8 @@ class _Parquet:
                 yield from (pc.struct_field(cells, "path") if child else cells).to_pylist()
 
     def count(self) -> int:
-        return int(parquet.read_metadata(self.file).num_rows)
+        with open_parquet(self.file) as opened:
+            return int(opened.metadata.num_rows)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ class _Arrow:
         return sum(batch.num_rows for batch in self._batches())
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        with pa.memory_map(str(self.file)) as mapped:
+        with self.file.open("rb") if is_remote(self.file) else pa.memory_map(str(self.file)) as mapped:
             try:
                 batches = iter(pa.ipc.open_stream(mapped))
             except pa.ArrowInvalid:

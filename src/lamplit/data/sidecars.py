@@ -33,10 +33,18 @@ class Sidecars:
     Args:
         notes: plain sentences.
         problems: files that cannot be read; their images are used without them.
+        folder: that `there` is relative to.
+        there: all files of a folder, where it takes long to ask for each.
     """
 
-    def __init__(self, notes: list[str], problems: list[Skipped]) -> None:
-        self._notes, self._problems = notes, problems
+    def __init__(
+        self,
+        notes: list[str],
+        problems: list[Skipped],
+        folder: Path | None = None,
+        there: frozenset[str] | None = None,
+    ) -> None:
+        self._notes, self._problems, self._folder, self._there = notes, problems, folder, there
 
     def cells(self, name: str, content: bytes, *, file: str) -> Cells:
         """Return what a sidecar holds, as cells by name.
@@ -82,11 +90,16 @@ class Sidecars:
         if not any(note.startswith(kind) for note in self._notes):
             self._notes.append(f"{kind}, such as {example}")
 
+    def _is_there(self, file: Path) -> bool:
+        if self._there is None or self._folder is None:
+            return file.is_file()
+        return str(file.relative_to(self._folder)) in self._there
+
     def _read(self, image: Path, suffix: str, most: int, *, is_said: bool) -> Cells | None:
         """Read a file of at most so many bytes; None if there is none. `is_said`: a larger one is a problem."""
         file = image.with_suffix(suffix)
         try:
-            found = next(filter(Path.is_file, _names_beside(image, suffix)), None)
+            found = next(filter(self._is_there, _names_beside(image, suffix)), None)
             if found is None:
                 return None
             file = found

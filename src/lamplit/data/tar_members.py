@@ -8,12 +8,14 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import IO, Any, Self, cast
 
 from lamplit.errors import first_line
+from lamplit.locations.object_errors import passes
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, tarfile.TarError)
@@ -70,6 +72,8 @@ class TarMember:
         try:
             return cast("IO[bytes]", self._archive.extractfile(self._header)).read()
         except _DAMAGE as error:
+            if passes(error):
+                raise
             raise CutError(_reason(error), self.name) from error
 
 
@@ -78,6 +82,7 @@ def read_members(file: Path) -> Iterator[TarMember]:
 
     Raises:
         CutError: while iterating, where the tar is damaged, or at its end if that is not marked as tars mark it.
+        RemoteError: it lies in object storage, which cannot be reached any more.
     """
     try:
         with _open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
@@ -89,6 +94,8 @@ def read_members(file: Path) -> Iterator[TarMember]:
                 if rest.count(0) < len(rest):
                     raise CutError("more data is behind the tar's end, as if several were one file")
     except _DAMAGE as error:
+        if passes(error):
+            raise
         raise CutError(_reason(error)) from error
 
 
@@ -110,22 +117,29 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _open_stream(file: Path) -> IO[bytes]:
+@contextmanager
+def _open_stream(file: Path) -> Iterator[IO[bytes]]:
     """Open a file to be read as it was before it was compressed, whatever its name says."""
     with file.open("rb") as opened:
         start = opened.read(6)
+        opened.seek(0)
+        with _unpacked(opened, start, file) as stream:
+            yield stream
+
+
+def _unpacked(opened: IO[bytes], start: bytes, file: Path) -> IO[bytes]:
     if start.startswith(b"\x1f\x8b"):
-        return cast("IO[bytes]", gzip.open(file))
+        return cast("IO[bytes]", gzip.open(opened))
     if start.startswith(b"BZh"):
-        return cast("IO[bytes]", bz2.open(file))
+        return cast("IO[bytes]", bz2.open(opened))
     if start.startswith(b"\xfd7zXZ"):
-        return cast("IO[bytes]", lzma.open(file))
+        return cast("IO[bytes]", lzma.open(opened))
     if start.startswith(b"\x28\xb5\x2f\xfd"):
         if find_spec("compression") is None:  # new in Python 3.14
             raise CutError(f"compressed by Zstandard, which this Python does not read; type: zstd -d {file}")
         zstd: Any = import_module("compression.zstd")
-        return cast("IO[bytes]", zstd.open(file))
-    return file.open("rb")
+        return cast("IO[bytes]", zstd.open(opened))
+    return opened
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,7 +101,7 @@ def tar_cuts(files: Sequence[Path], sample_bytes: int, rows: int) -> list[int]:
         PairsError: two tars begin with samples of one key, so the second's ids depend on the first.
     """
     _require_own_keys(files)
-    ends = accumulate(os.stat(file).st_size for file in files)
+    ends = accumulate(file.stat().st_size for file in files)
     part_bytes = rows * sample_bytes
     cuts, cut_at = [0], 0
     for place, end in enumerate(ends, start=1):
@@ -116,7 +115,7 @@ def file_names(files: Iterable[Path], *more: int) -> Iterator[str]:
     """Name files with their sizes, and numbers."""
     yield from map(str, more)
     for file in files:
-        yield f"{file} {os.stat(file).st_size}"
+        yield f"{file} {file.stat().st_size}"
 
 
 def _require_own_keys(files: Sequence[Path]) -> None:

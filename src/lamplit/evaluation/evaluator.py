@@ -16,6 +16,7 @@ from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.model_metadata import model_metadata
 from lamplit.evaluation.result_building import Subject, classification_result, retrieval_result
 from lamplit.evaluation.split_choice import Choice, ChosenPairs, Split, choose, no_captions_left
+from lamplit.locations.paths import path_of
 from lamplit.metrics import scoring
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.metrics.results import Result
@@ -208,7 +209,7 @@ class _StoreEvaluation:
         paths = self.store.column("path")
 
         def read_images(chosen: Sequence[int]) -> list[Path | bytes]:
-            return [Path(paths[rows[i]]) for i in chosen]
+            return [path_of(paths[rows[i]]) for i in chosen]
 
         return classification_result(
             subject, answers, labels, list(classes.names), read_images=read_images if thumbnails else None

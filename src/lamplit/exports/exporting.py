@@ -13,6 +13,7 @@ from lamplit.exports import onnx, open_clip, sentence_transformers, transformers
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.sample import take_sample
 from lamplit.files import give_permissions
+from lamplit.locations.paths import require_local
 from lamplit.model import LiT, load
 from lamplit.towers.devices import pick_device
 
@@ -52,6 +53,7 @@ def export(
         TowerError: the other library has no place for what the model does; the text says for what.
         MissingExtraError: the other library is not installed.
     """
+    require_local(out, "an export")
     folder = Path(out)
     if to not in get_args(Target):
         raise UsageError(f"there is no export to {to!r}; expected one of: {', '.join(get_args(Target))}")

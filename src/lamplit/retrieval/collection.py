@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.files import replacing
+from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar
 from lamplit.retrieval.copies import Copies
 from lamplit.retrieval.nearest import BitPlanes, Vectors
@@ -43,6 +44,7 @@ from lamplit.store.row_vectors import read_vectors
 from lamplit.unit_vectors import normalize
 
 logger = logging.getLogger(__name__)
+_BLOCK = 16384
 _FILES, _OWN_FILES = ("bits", "scale", "copies"), ("vectors", "order")
 Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -104,6 +106,11 @@ def prepare(store: Store, *, progress: bool = False) -> None:
 
 
 def _in_memory(store: Store, project: Project) -> Vectors:
+    if is_remote(store.path):  # the vectors are kept here, in the order of the ids
+        halves = read_vectors(store).halves
+        starts = range(0, len(halves), _BLOCK)
+        parts = [project(normalize(halves[start : start + _BLOCK])) for start in starts]
+        return np.concatenate(parts) if parts else np.empty((0, store.tower.width), np.float32)
     parts = [project(block) for block in store.blocks()]
     if not parts:
         return np.empty((0, store.tower.width), np.float32)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError
+from lamplit.locations.paths import path_of
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.duplicates import DuplicateGroup
 
@@ -64,7 +65,7 @@ def duplicates_sheet(groups: Sequence[DuplicateGroup], out: str | Path) -> None:
 
 def _paste(sheet: Image.Image, hit: Hit, left: int, top: int) -> None:
     try:
-        image = read_thumbnail(Path(hit.path), _CELL)
+        image = read_thumbnail(path_of(hit.path), _CELL)
     except ImageError:
         ImageDraw.Draw(sheet).rectangle((left, top, left + _CELL, top + _CELL), fill="lightgray")
         return

@@ -17,6 +17,7 @@ import numpy as np
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
+from lamplit.locations.paths import require_local
 from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.nearest import rank, rank_many
 from lamplit.retrieval.recall import TARGET_RECALL, sample_queries, worst_recall
@@ -61,15 +62,16 @@ def build_index(store: Store | str | Path) -> IndexReport:
         What was measured. The number of partitions is saved beside the store; every search reads it.
 
     Raises:
-        UsageError: the store has fewer than 256 images, or is not a local folder.
+        UsageError: the store has fewer than 256 images, or is in object storage.
         StoreError: there is no store.
 
     Example:
         >>> lamplit.build_index("stamps.lance").recall
     """
     store = as_store(store)
-    if len(store) < 256 or not Path(store.path).is_dir():
-        raise UsageError(f"{store.path} has {len(store)} images; an index needs a local store of at least 256")
+    require_local(store.path, "a store with an index")
+    if len(store) < 256:
+        raise UsageError(f"{store.path} has {len(store)} images; an index needs at least 256")
     if len(store) < MIN_WORTHWHILE:
         logger.info("up to about %d images, search without an index is as quick and finds more", MIN_WORTHWHILE)
     began = time.perf_counter()

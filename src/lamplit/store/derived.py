@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.files import cache_folder, replacing
+from lamplit.locations.addresses import is_remote
 from lamplit.store.lance_store import Store
 from lamplit.unit_vectors import as_array
 
@@ -35,8 +36,9 @@ def search_folders(store: Store) -> list[Path]:
     cannot be written to.
     """
     path = Path(store.path)
-    spare = cache_folder() / "search" / blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
-    return [path / FOLDER, spare] if path.is_dir() else [spare]
+    place = store.path if is_remote(path) else str(path.resolve())
+    spare = cache_folder() / "search" / blake2b(place.encode(), digest_size=8).hexdigest()
+    return [path / FOLDER, spare] if path.is_dir() and not is_remote(path) else [spare]
 
 
 def search_name(store: Store, space: str) -> str:
@@ -134,7 +136,7 @@ def derive(
     Returns:
         The arrays by name: memory-mapped, or in memory if the store is small or no file can be written.
     """
-    if len(store) > SMALL:
+    if len(store) > SMALL or is_remote(store.path):  # from there, they took a while
         for folder in search_folders(store):
             if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
                 return found

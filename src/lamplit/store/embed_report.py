@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lamplit.data.skipped import Skipped
-from lamplit.files import write_text
+from lamplit.locations.paths import path_of, write_whole
 
 
 @dataclass
@@ -76,9 +76,9 @@ _COUNTS = ("embedded", "updated", "unchanged", "moved", "copies", "without_text"
 
 def list_skipped(out: str | Path, skipped: list[Skipped]) -> str | None:
     """Write the list of a run's skipped images beside the store, or remove the last run's; return its path."""
-    file = Path(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
+    file = path_of(f"{str(out).removesuffix('.lance')}.skipped.jsonl")
     if not skipped:
         file.unlink(missing_ok=True)
         return None
-    write_text(file, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
+    write_whole(file, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped))
     return str(file)

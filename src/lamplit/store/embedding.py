@@ -17,6 +17,7 @@ from lamplit.data.images import MAX_PIXELS
 from lamplit.data.pairs import Pairs, read_pairs
 from lamplit.data.skipped import Skipped
 from lamplit.errors import TowerError, UsageError, kind_of
+from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar
 from lamplit.store.backends import BackendName
 from lamplit.store.cluster import ClusterJob, embed_on_cluster
@@ -75,7 +76,7 @@ def embed(
 
     Args:
         source: anything `read_pairs` reads, or the pairs themselves.
-        out: the store to make or to add to.
+        out: the store to make or to add to: a path, or an address such as `s3://bucket/pairs.lance`.
         image_tower: what `open_image_tower` opens, or an open tower. A tower of yours is moved to `device` and locked
             while this runs, and is given back as it was.
         image_tower_weights: weights file for the tower, or `"random"`.
@@ -109,7 +110,7 @@ def embed(
         StoreError: the store belongs to another tower, or no image could be embedded.
         UsageError: there is no such pooling, shard or cluster, the tower is open already, the backend does not run on
             the device, or the source cannot be divided.
-        MissingExtraError: Ray is not installed.
+        MissingExtraError: Ray is not installed, or what reaches object storage is not.
 
     Example:
         >>> report = lamplit.embed("photos/", "photos.lance", image_tower="timm:vit_base_patch16_224")
@@ -144,6 +145,10 @@ def embed(
     pairs = source
     if not isinstance(pairs, Pairs):
         pairs = read_pairs(pairs, image_column=image_column, text_column=text_column, split=split)
+    if prune and is_remote(pairs.root):
+        raise UsageError(
+            f"prune looks for files that are gone from this machine; {pairs.source} is in object storage: leave it out"
+        )
     chosen_device = _device_for(backend, device)
     with borrowed(image_tower) if isinstance(image_tower, nn.Module) else nullcontext():
         tower = _as_image_tower(image_tower, image_tower_weights, pool)

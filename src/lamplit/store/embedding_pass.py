@@ -12,7 +12,9 @@ from torch import Tensor
 from lamplit.data.images import Batch, read_batches
 from lamplit.data.pairs import Pair
 from lamplit.data.skipped import Skipped
+from lamplit.errors import PairsError
 from lamplit.garbage import frozen
+from lamplit.locations.object_errors import will_pass
 from lamplit.store.backends import Backend, BackendName, choose_backend
 from lamplit.store.embed_report import EmbedReport
 from lamplit.store.store_writer import StoreWriter
@@ -91,6 +93,7 @@ def _path(pair: Pair) -> str:
 def _written(batches: Iterable[Batch], runner: Runner, writer: StoreWriter, report: EmbedReport) -> Iterator[Batch]:
     """Embed and write batches, and count what is in them; yield each when that is done."""
     for batch in batches:
+        _require_reached(batch)
         report.skipped += batch.skipped
         if len(batch.images):
             _embed_images(batch, runner, writer, report)
@@ -100,6 +103,13 @@ def _written(batches: Iterable[Batch], runner: Runner, writer: StoreWriter, repo
         report.moved += len(batch.stored)
         report.unchanged += len(batch.unchanged)
         yield batch
+
+
+def _require_reached(batch: Batch) -> None:
+    """Raise if an image is skipped because of what is not about it: the same would be said of all that follow."""
+    for item in batch.skipped:
+        if will_pass(item.reason):
+            raise PairsError(f"{item.path} is left: {item.reason}; what was committed before is kept")
 
 
 def _embed_images(batch: Batch, runner: Runner, writer: StoreWriter, report: EmbedReport) -> None:

@@ -25,6 +25,7 @@ from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.data.text_columns import first_texts
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
+from lamplit.locations.paths import require_local
 from lamplit.progress import Advance, progress_bar
 from lamplit.store.column_types import ColumnType
 from lamplit.store.embed_report import list_skipped
@@ -192,6 +193,7 @@ def export_vectors(
         >>> lamplit.export_vectors("photos.lance", "vectors/").images
         1200
     """
+    require_local(out, "an export")
     store = as_store(store)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import lance
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from lamplit.store.row_order import RowOrder, version_digest
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
+from lamplit.store.table_opening import open_table, reading
 from lamplit.store.text_cells import read_cells
 from lamplit.store.unit_records import UnitRecords
 from lamplit.towers.identity import TowerIdentity
@@ -51,7 +51,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a store: its path, or `hf:NAME` of one that `lamplit push` put on the hub.
+        """Open a store: its path or address (`s3://bucket/key`), or `hf:NAME` of one that is on the hub.
 
         Raises:
             StoreError: there is none, it is damaged, or a newer lamplit wrote it; or it cannot be fetched.
@@ -59,7 +59,7 @@ class Store:
         self.called = str(path)  # in messages
         path = published_stores.fetch(path)
         self.path = str(path)
-        table = _open_table(path)
+        table = open_table(path)
         if table is None:
             raise StoreError(why_no_store(path))
         self._table = table
@@ -69,7 +69,7 @@ class Store:
     @classmethod
     def exists(cls, path: str | Path) -> bool:
         """Tell whether there is a Lance table at `path`; `hf:NAME` is fetched."""
-        return _open_table(published_stores.fetch(path)) is not None
+        return open_table(published_stores.fetch(path)) is not None
 
     @classmethod
     def create(
@@ -238,8 +238,8 @@ class Store:
         for name in columns:
             self._require_column(name)
         how = {"batch_size": rows, "fragments": fragments, "io_buffer_size": 1 << 24, "batch_readahead": 2}
-        # By itself it would read up to 2 GiB ahead.
-        yield from self._table.scanner(columns=list(dict.fromkeys(columns)), **how).to_batches()
+        with reading(self.path):  # by itself it would read up to 2 GiB ahead
+            yield from self._table.scanner(columns=list(dict.fromkeys(columns)), **how).to_batches()
 
     def fragments(self) -> list[Any]:
         """Return Lance's fragments, in the order of the table."""
@@ -292,7 +292,8 @@ class Store:
 
     def take_at(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Return some columns of the rows at some positions in the table."""
-        return self._table.take(places.tolist(), columns=list(columns))
+        with reading(self.path):
+            return self._table.take(places.tolist(), columns=list(columns))
 
     def vectors_at(self, rows: Sequence[int]) -> Tensor:
         """Return (K, D) float16 vectors of some rows, to the bit as they are stored."""
@@ -374,7 +375,8 @@ class Store:
         return halves
 
     def _sorted(self, *columns: str) -> pa.Table:
-        return self._table.to_table(columns=list(dict.fromkeys(["id", *columns]))).sort_by("id")
+        with reading(self.path):
+            return self._table.to_table(columns=list(dict.fromkeys(["id", *columns]))).sort_by("id")
 
 
 def as_store(store: str | Path | Store) -> Store:
@@ -389,12 +391,3 @@ def as_store(store: str | Path | Store) -> Store:
     if not isinstance(store, str | Path):
         raise UsageError(f"the store is {kind_of(store)}; expected its path, or an open lamplit.Store")
     return Store(store)
-
-
-def _open_table(path: str | Path) -> Any:
-    if not isinstance(path, str | Path) or Path(path).is_file():  # of a file, Lance would try for seconds
-        return None
-    try:
-        return lance.dataset(str(path))
-    except (ValueError, OSError):
-        return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lamplit.locations.addresses import is_remote
+
 _LOOKED_AT = 1000  # files of a folder
 _OF_FOLDERS = (".parquet", ".arrow")  # tables that a folder is read by, whatever they are called
 
@@ -15,6 +17,8 @@ def why_no_store(path: str | Path) -> str:
     from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
     from lamplit.data.tar_members import is_tar
 
+    if is_remote(path):
+        return f"no store at {path}; make one with: lamplit embed SOURCE --image-tower TOWER --out {path}"
     folder = Path(path)
     if (folder / "config.json").is_file() or str(path).startswith("lit:"):
         return f"{path} is a model, not a store; the order is MODEL STORE"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lamplit.data.repositories import fetch_repository
 from lamplit.errors import StoreError, UsageError
+from lamplit.locations.addresses import RemotePath, is_remote
 
 FOLDER = "store.lance"
 _PREFIX = "hf:"
@@ -17,11 +18,14 @@ def is_published(path: object) -> bool:
 
 
 def require_writable(path: str | Path) -> None:
-    """Refuse to write into a store on the hub.
+    """Refuse to write into a store on the hub, and where what is needed to write is missing.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is one on the hub.
+        MissingExtraError: it is in object storage, and the package that writes there is not installed.
     """
+    if is_remote(path):  # the lock, and the list of what was skipped
+        RemotePath(str(path)).system()
     if is_published(path):
         raise UsageError(f"{path} is a store on the hub; give a path as --out, and put it there with: lamplit push")
 

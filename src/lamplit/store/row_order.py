@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lamplit.errors import UsageError
+from lamplit.store.table_opening import reading
 
 
 def version_digest(table: Any) -> str:
@@ -41,9 +42,10 @@ class RowOrder:
     @cached_property
     def positions(self) -> NDArray[np.int64]:
         """(N,) position in the table of each row, in the order of the ids."""
-        if self._ascends():
-            return np.arange(self._table.count_rows())
-        found: NDArray[np.uint64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
+        with reading(self._table.uri):
+            if self._ascends():
+                return np.arange(self._table.count_rows())
+            found: NDArray[np.uint64] = pc.sort_indices(self._table.to_table(columns=["id"])["id"]).to_numpy()
         return found.astype(np.int64)  # they are unsigned, and differences would be, too
 
     def _ascends(self) -> bool:
@@ -64,7 +66,9 @@ class RowOrder:
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]], columns: Sequence[str]) -> pa.Table:
         """Return some columns of some rows."""
-        return self._table.take(self.positions[np.asarray(rows, np.int64)].tolist(), columns=list(columns))
+        places = self.positions[np.asarray(rows, np.int64)].tolist()
+        with reading(self._table.uri):
+            return self._table.take(places, columns=list(columns))
 
     def matching(self, sql: str, condition: str) -> NDArray[np.int64]:
         """Return the rows, unsorted, for which an SQL condition holds, which was written as `condition`.
@@ -94,6 +98,7 @@ class RowOrder:
         return lance_ids[ascending], rows[ascending]
 
     def _lance_ids(self, condition: str | None) -> NDArray[np.int64]:
-        found = self._table.to_table(columns=[], filter=condition, with_row_id=True)["_rowid"]
+        with reading(self._table.uri):
+            found = self._table.to_table(columns=[], filter=condition, with_row_id=True)["_rowid"]
         ids: NDArray[np.int64] = found.to_numpy().astype(np.int64)
         return ids

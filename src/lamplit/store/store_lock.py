@@ -13,6 +13,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lamplit.errors import StoreError
+from lamplit.locations.addresses import is_remote
+from lamplit.locations.paths import path_of
+from lamplit.store.object_lock import LockHeldError, object_lock
 
 _FOLDER = "_writers"  # in the store, where Lance leaves it alone
 PATIENCE = 60.0  # seconds; what is done under the lock takes less, but for very large stores
@@ -24,7 +27,7 @@ class StoreBusyError(StoreError):
 
 @contextmanager
 def store_lock(path: str | Path, doing: str, patience: float | None = None) -> Iterator[None]:
-    """Let one process of those that see a store's folder go on at a time; on object storage, all.
+    """Let one process go on at a time, of all that see the store.
 
     Embedding needs no lock: its commits merge.
 
@@ -36,6 +39,14 @@ def store_lock(path: str | Path, doing: str, patience: float | None = None) -> I
     Raises:
         StoreBusyError: another process holds it for longer; the message names it.
     """
+    seconds = PATIENCE if patience is None else patience
+    if is_remote(path):
+        try:
+            with object_lock(path_of(path) / _FOLDER, _said(doing), seconds):
+                yield
+        except LockHeldError as held:
+            raise StoreBusyError(_busy(path, str(held))) from None
+        return
     folder = Path(path) / _FOLDER
     if not folder.parent.is_dir():
         yield
@@ -43,21 +54,33 @@ def store_lock(path: str | Path, doing: str, patience: float | None = None) -> I
     folder.mkdir(exist_ok=True)
     holder = folder / "holder.json"
     try:
-        lock = FileLock(folder / "lock").acquire(timeout=PATIENCE if patience is None else patience)
+        lock = FileLock(folder / "lock").acquire(timeout=seconds)
     except Timeout:
-        raise StoreBusyError(f"{path} is in use: {_described(holder)}; wait for it, or end that process") from None
+        raise StoreBusyError(_busy(path, _read(holder))) from None
     with lock:
-        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since, "doing": doing}))
+        holder.write_text(json.dumps(_said(doing)))
         try:
             yield
         finally:
             holder.unlink(missing_ok=True)
 
 
-def _described(holder: Path) -> str:
+def _read(holder: Path) -> str:
     try:
-        told = json.loads(holder.read_text())
-        return f"process {told['pid']} on {told['host']} {told['doing']} since {told['since']}"
-    except (OSError, ValueError, LookupError, TypeError):  # it has just begun or ended
-        return "another process changes it"
+        return holder.read_text()
+    except OSError:
+        return ""
+
+
+def _said(doing: str) -> dict[str, object]:
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    return {"pid": os.getpid(), "host": platform.node(), "since": since, "doing": doing}
+
+
+def _busy(path: str | Path, told: str) -> str:
+    try:
+        holder = json.loads(told)
+        described = f"process {holder['pid']} on {holder['host']} {holder['doing']} since {holder['since']}"
+    except (ValueError, LookupError, TypeError):  # it has just begun or ended
+        described = "another process changes it"
+    return f"{path} is in use: {described}; wait for it, or end that process"

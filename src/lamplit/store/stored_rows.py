@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lamplit.data.sorted_keys import Keys, SortedKeys, keys_of
 from lamplit.data.valid_text import file_named
+from lamplit.locations.addresses import is_remote
 from lamplit.store.column_types import UnfitError, fitted, is_ours, is_same
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import FIXED_COLUMNS, Row
@@ -123,7 +124,7 @@ class StoredRows:
 
     def missing(self, root: Path | None) -> list[str]:
         """Return the ids of files below `root` that are gone and that the source does not name."""
-        if root is None or self._store is None:
+        if root is None or is_remote(root) or self._store is None:
             return []
         folder = os.path.abspath(root)
 

@@ -21,6 +21,9 @@ from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
 from lamplit.errors import LamplitError, StoreError
+from lamplit.locations.addresses import is_remote
+from lamplit.locations.object_errors import known_reason
+from lamplit.locations.paths import lance_options
 from lamplit.store.rows import FIXED_COLUMNS, Row, to_table
 from lamplit.store.schema_changes import allow_empty_cells, make_room
 from lamplit.store.store_lock import StoreBusyError, store_lock
@@ -65,10 +68,14 @@ def explained(path: str) -> Iterator[None]:
     except OSError as error:
         for number, reason in _REASONS.items():
             if f"(os error {number})" in str(error) or error.errno == number or os.strerror(number) in str(error):
-                raise StoreError(
-                    f"{path} cannot be written: {reason}; what was committed before is kept, and the next run goes on"
-                ) from error
+                raise StoreError(_not_written(path, reason)) from error
+        if is_remote(path) and (said := known_reason(error)):
+            raise StoreError(_not_written(path, said)) from error
         raise
+
+
+def _not_written(path: str, reason: str) -> str:
+    return f"{path} cannot be written: {reason}; what was committed before is kept, and the next run goes on"
 
 
 def create_table(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -109,7 +116,7 @@ def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], mode
     try:
         with explained(path):
             reader = pa.RecordBatchReader.from_batches(schema, passed())
-            lance.write_dataset(reader, path, schema=schema, mode=mode)
+            lance.write_dataset(reader, path, schema=schema, mode=mode, storage_options=lance_options(path))
     except OSError:
         if failures:
             raise failures[0] from None
@@ -164,7 +171,10 @@ def read_staged(table: Any, fragment: FragmentMetadata) -> Iterator[list[Row]]:
     import torch  # not needed to read a store, and slow to import
 
     [file] = fragment.files
-    for batch in LanceFileReader(f"{table.uri}/data/{file.path}").read_all(batch_size=_IDS_TOGETHER).to_batches():
+    name = f"{table.uri}/data/{file.path}"
+    for batch in (
+        LanceFileReader(name, storage_options=lance_options(name)).read_all(batch_size=_IDS_TOGETHER).to_batches()
+    ):
         halves = torch.from_numpy(_halves(batch["vector"]).copy())
         cells = batch.drop_columns(["vector", *FIXED_COLUMNS]).to_pylist()
         fixed = (batch[name].to_pylist() for name in FIXED_COLUMNS)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import lance
 import torch
 from lance.fragment import FragmentMetadata
 
@@ -29,6 +28,7 @@ from lamplit.store.store_lock import StoreBusyError, store_lock
 from lamplit.store.store_metadata import StoreMetadata
 from lamplit.store.store_writer import StoreWriter
 from lamplit.store.stored_rows import StoredRows
+from lamplit.store.table_opening import open_table
 from lamplit.store.table_writing import StoreExistsError, create_table, stage_rows
 from lamplit.store.unit_records import UnitRecord, UnitRecords, commit_units
 from lamplit.towers.images.image_tower import ImageTower
@@ -169,7 +169,7 @@ class UnitWriter(StoreWriter):
         return list(self._fragments)
 
     def _append(self, rows: Sequence[Row]) -> None:
-        self._fragments = [*self._fragments, *stage_rows(lance.dataset(str(self._out)), rows)]
+        self._fragments = [*self._fragments, *stage_rows(open_table(self._out), rows)]
         self._num_new += len(rows)
 
     def _create(self, rows: Sequence[Row]) -> bool:

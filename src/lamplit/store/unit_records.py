@@ -8,21 +8,20 @@ the fragments are in it. Nothing here is needed by who reads a store.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lance
 from lance.fragment import FragmentMetadata
 
 from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError
-from lamplit.files import write_text
+from lamplit.locations.paths import path_of, write_new, write_whole
 from lamplit.store.embed_report import EmbedReport
 from lamplit.store.store_lock import store_lock
+from lamplit.store.table_opening import open_table
 from lamplit.store.table_writing import append_staged, fits, is_conflict, read_staged, stage_rows
 
 _FOLDER = "_units"  # in the store, where Lance leaves it alone
@@ -63,7 +62,7 @@ class UnitRecords:
     """The records of a store, by the names of the units; they are there before the table is, and as long as it is."""
 
     def __init__(self, store: str | Path) -> None:
-        self._folder = Path(store) / _FOLDER
+        self._folder = path_of(store) / _FOLDER
 
     def done(self) -> set[str]:
         """Name the units that were embedded, committed or not."""
@@ -84,28 +83,19 @@ class UnitRecords:
     def put(self, record: UnitRecord) -> bool:
         """Write a record, whole; if another attempt at its unit was first, delete the fragments and return False."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f".{record.name}.{os.getpid()}.{os.urandom(4).hex()}"
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(record.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(partial, self._file(record.name))
-        except FileExistsError:
+        is_first = write_new(self._file(record.name), record.to_json().encode())
+        if not is_first:
             for file in (file for fragment in record.fragments for file in fragment.files):
                 (self._folder.parent / "data" / file.path).unlink(missing_ok=True)
-            return False
-        finally:
-            partial.unlink(missing_ok=True)
-        return True
+        return is_first
 
     def replace(self, record: UnitRecord) -> None:
         """Write a record in the place of that of the same unit."""
-        write_text(self._file(record.name), record.to_json())
+        write_whole(self._file(record.name), record.to_json())
 
     def mark(self, name: str) -> None:
         """Note that a unit is in the table."""
-        self._file(name).with_suffix(_MARK).touch()
+        self._file(name).with_suffix(_MARK).write_bytes(b"")
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget units of which the table has no row, so that they are embedded again."""
@@ -118,7 +108,7 @@ class UnitRecords:
 
     def _named(self, ending: str) -> set[str]:
         try:
-            names = os.listdir(self._folder)
+            names = [file.name for file in self._folder.iterdir()]
         except FileNotFoundError:
             return set()
         return {name.removesuffix(ending) for name in names if name.endswith(ending) and not name.startswith(".")}
@@ -140,7 +130,7 @@ def commit_units(store: str | Path, *, patience: float | None = None) -> None:
     """
     records = UnitRecords(store)
     failures = 0
-    while records.staged() and (table := _table(store)) is not None:
+    while records.staged() and (table := open_table(store)) is not None:
         try:
             with store_lock(store, "commits units", patience):
                 table.checkout_latest()
@@ -172,7 +162,7 @@ def _commit_fitting(table: Any, records: UnitRecords) -> UnitRecord | None:
         files = [file.path for fragment in record.fragments for file in fragment.files]
         if there.issuperset(files):  # a committer ended before it could say so; or there are none
             present.append(name)
-        elif not all(os.path.exists(f"{table.uri}/data/{file}") for file in files):
+        elif not all((path_of(table.uri) / "data" / file).exists() for file in files):
             records.drop([name])
         elif fits(table, record.fragments):
             new.append(record)
@@ -183,10 +173,3 @@ def _commit_fitting(table: Any, records: UnitRecords) -> UnitRecord | None:
     for name in [*present, *(record.name for record in new)]:
         records.mark(name)
     return late
-
-
-def _table(store: str | Path) -> Any:
-    try:
-        return lance.dataset(str(store))
-    except (ValueError, OSError):
-        return None

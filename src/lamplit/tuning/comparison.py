@@ -11,6 +11,7 @@ from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
+from lamplit.locations.paths import require_local
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store, as_store
 from lamplit.tuning.curves import new_figure
@@ -114,6 +115,7 @@ def compare(
         >>> found = lamplit.compare("stamps.lance", "grid", text_towers=["demo:minilm"], modes=["LU", "LL"], seeds=2)
         >>> found.cells[0].mean("image_to_text/recall@1")
     """
+    require_local(out, "a comparison")
     out = Path(out)
     settings = settings or {}
     unknown = settings.keys() - TuneSettings.__dataclass_fields__.keys()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lamplit.errors import UsageError, kind_of
+from lamplit.locations.paths import require_local
 from lamplit.store.lance_store import Store, as_store
 from lamplit.tuning.building import build_run
 from lamplit.tuning.loop import Run
@@ -76,6 +77,7 @@ def tune(
             f"{settings if isinstance(settings, str) else 'demo:minilm'!r}, epochs=5))"
         )
     require_logs(log_to)
+    require_local(out, "a run")
     store = as_store(store)
     out = Path(out)
     with join_ranks() as ranks:

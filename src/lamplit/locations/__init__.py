@@ -1,0 +1,1 @@
+"""Where sources and stores are: on this machine, or in object storage."""
