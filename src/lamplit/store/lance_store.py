@@ -27,7 +27,7 @@ from lamplit.store.row_order import RowOrder, version_digest
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
-from lamplit.store.text_cells import read_cells
+from lamplit.store.text_cells import column_names, read_columns
 from lamplit.store.unit_records import UnitRecords
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
@@ -246,12 +246,13 @@ class Store:
         return numbers
 
     def texts(self, column: str = "texts") -> list[list[str]]:
-        """Return the texts of each image, from the pairs' own text column or a metadata column of text.
+        """Return the texts of each image, from the pairs' own text column or metadata columns (commas between).
 
         Raises:
             StoreError: there is no such column, or it holds something else than text or lists of it.
         """
-        flat, counts = read_cells(self.arrow_column(column), column, self.called)
+        names = column_names(column, self._table.schema.names)
+        flat, counts = read_columns({name: self.arrow_column(name) for name in names}, self.called)
         ends = np.cumsum(counts).tolist()
         return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -361,10 +362,8 @@ class Store:
 
     def _require_column(self, name: str) -> None:
         if name not in self._table.schema.names:
-            raise StoreError(f"{self.called} has no column {name!r}; it has: {self._listed_columns(name)}")
-
-    def _listed_columns(self, wanted: str = "") -> str:
-        return nearest_names(wanted, [*FIXED_COLUMNS, *self.metadata_columns])
+            listed = nearest_names(name, [*FIXED_COLUMNS, *self.metadata_columns])
+            raise StoreError(f"{self.called} has no column {name!r}; it has: {listed}")
 
     def _halves(self, column: Any) -> NDArray[np.float16]:
         if column.null_count:
