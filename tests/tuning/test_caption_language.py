@@ -20,6 +20,14 @@ from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.caption_language import MULTILINGUAL, advise, find_language
 
 GREEK = ["Ένας βάτραχος.", "Μια γάτα και ένας σκύλος.", "Το καπέλο.", "Ένα πλοίο στη θάλασσα.", "Ο ήλιος."] * 4
+UNKNOWN = [  # captions of the stamps in eight languages
+    "Ein Frosch.", "Una rana.", "Лягушка.", "カエル", "Sammakko.", "Bir kurbağa.", "Ixoxo.", "Con ếch.",
+    "Ein Erpel.", "Un pato.", "Селезень.", "おすガモ", "Sinisorsa.", "Bir erkek kaz.", "Inkukhu ensundu.",
+    "Con ngỗng đực.", "Ein Nandu.", "Un ñandú.", "Нанду.", "レア", "Nandu-lintu.", "Bir baykuş.", "Iphengwini.",
+    "Con cú.", "Eine Silbermöve.", "Una gaviota plateada.", "Серебристая чайка.", "ギンカモメ", "Hopealokki.",
+    "Bir tukan.", "umfunda wenhlanzi.", "Chim tucăng.", "Eine Languste aus Hawaii.", "Лангуст с Гавайских островов.",
+    "イセエビ", "Piikkihummeri, Havaijin saarilta.", "Bir denizatı.", "Impukane.", "Cá ngựa.",
+]  # fmt: skip
 
 
 def drawn(image_folder: Path, column: str) -> list[str]:
@@ -44,6 +52,7 @@ def test_language_is_found(image_folder: Path) -> None:
     assert find_language(drawn(image_folder, "caption")) is None
     assert find_language(drawn(image_folder, "german")) == "de"
     assert find_language(GREEK) == "el"
+    assert find_language(UNKNOWN) == "und"
 
 
 def test_what_says_too_little_is_no_language(image_folder: Path) -> None:
@@ -61,6 +70,7 @@ def test_advice_names_a_tower_of_many_languages(image_folder: Path, text_folder:
     assert advice is not None
     assert "they look like de (ISO 639)" in advice
     assert f"--text-tower {MULTILINGUAL}" in advice
+    assert "they are of several languages" in str(advise(UNKNOWN, tower))
     tower.tokenizer.tokenizer.add_tokens([f"word{number}" for number in range(100_000)])
     assert advise(drawn(image_folder, "german"), tower) == advice.partition(".")[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -14,8 +15,10 @@ _LEAST_LETTERS = 200  # fewer say little: of single short captions half are take
 # Of captions looked at one by one, 0.16 and more are found English in each of the English data sets here, keywords
 # among them, and at most 0.03 in each of the stamps' other 75 languages.
 _MOST_ENGLISH = 0.1
+_LEAST_ALONE = 0.1  # of these captions are found in the language that all together have
 _MANY_TOKENS = 100_000  # in vocabularies of many languages; those of one have 20,000 to 60,000
 _NO_LANGUAGE = "zxx"  # numbers, file names
+_UNKNOWN = "und"  # several languages, or one that the detector does not know
 
 
 def find_language(captions: Sequence[str]) -> str | None:
@@ -25,7 +28,8 @@ def find_language(captions: Sequence[str]) -> str | None:
         captions: M captions, of which some at even distances are looked at, together and one by one.
 
     Returns:
-        Its code by ISO 639; None if they are English, in part or all, in no language, or too few to tell.
+        Its code by ISO 639, which is `und` for several languages or an unknown one; None if they are English, in part
+        or all, in no language, or too few to tell.
     """
     step = max(1, len(captions) // SAMPLE)
     sample = [text.lower() for text in captions[::step]][:SAMPLE]  # names in capitals look like German
@@ -36,8 +40,10 @@ def find_language(captions: Sequence[str]) -> str | None:
     language: str = identifier.classify(together)[0]
     if language in ("en", _NO_LANGUAGE):
         return None
-    english = sum(identifier.classify(text)[0] == "en" for text in sample)
-    return None if english > _MOST_ENGLISH * len(sample) else language
+    alone = Counter(identifier.classify(text)[0] for text in sample)
+    if alone["en"] > _MOST_ENGLISH * len(sample):
+        return None
+    return language if alone[language] > _LEAST_ALONE * len(sample) else _UNKNOWN
 
 
 def advise(captions: Sequence[str], tower: TextTower) -> str | None:
@@ -53,10 +59,12 @@ def advise(captions: Sequence[str], tower: TextTower) -> str | None:
     language = find_language(captions)
     if language is None:
         return None
-    found = f"the captions are not English: they look like {language} (ISO 639)"
+    found = "the captions are not English: they are of several languages, or of one that is not known here"
+    if language != _UNKNOWN:
+        found = f"the captions are not English: they look like {language} (ISO 639)"
     if len(tower.tokenizer) >= _MANY_TOKENS:
         return found
     return (
-        f"{found}. If {tower.spec} has not read it, a multilingual text tower needs far fewer pairs: --text-tower "
-        f"{MULTILINGUAL}"
+        f"{found}. If {tower.spec} has not read such texts, a multilingual text tower needs far fewer pairs: "
+        f"--text-tower {MULTILINGUAL}"
     )
