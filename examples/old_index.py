@@ -46,7 +46,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     parts = split(lamplit.Store(QUICKSTART / "stamps.lance"))
     english = OUT / "english"  # the model that is there already
-    lamplit.tune(parts["train"], english, lamplit.TuneSettings("demo:minilm", num_evals=1))
+    lamplit.tune(parts["train"], english, lamplit.TuneSettings(text_tower="demo:minilm", num_evals=1))
     old = {name: as_vectors(part, name) for name, part in parts.items()}
     tower = text_tower.rpartition(":")[2].replace("/", "-")
     models = {
@@ -59,7 +59,9 @@ def main() -> None:
 
 def tune(store: Path, name: str, text_tower: str) -> Path:
     """Tune one text tower on all languages; its encoder stays as it is, and its head learns."""
-    settings = lamplit.TuneSettings(text_tower, mode="LL", text_column=",".join(LANGUAGES.values()), num_evals=1)
+    settings = lamplit.TuneSettings(
+        text_tower=text_tower, mode="LL", text_column=",".join(LANGUAGES.values()), num_evals=1
+    )
     lamplit.tune(store, OUT / name, settings)
     return OUT / name
 
