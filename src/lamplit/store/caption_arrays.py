@@ -117,7 +117,7 @@ class CaptionTexts(Sequence[str]):
     def __getitem__(self, place: int | slice) -> str | list[str]:
         """Return one caption or some."""
         if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
+            return self.take(np.arange(*place.indices(len(self))))
         return self.take(np.array([place]))[0]
 
     def __iter__(self) -> Iterator[str]:

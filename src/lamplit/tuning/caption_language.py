@@ -15,7 +15,6 @@ _LEAST_LETTERS = 200  # fewer say little: of single short captions half are take
 # Of captions looked at one by one, 0.16 and more are found English in each of the English data sets here, keywords
 # among them, and at most 0.03 in each of the stamps' other 75 languages.
 _MOST_ENGLISH = 0.1
-_LEAST_ALONE = 0.1  # of these captions are found in the language that all together have
 _MANY_TOKENS = 100_000  # in vocabularies of many languages; those of one have 20,000 to 60,000
 _NO_LANGUAGE = "zxx"  # numbers, file names
 _UNKNOWN = "und"  # several languages, or one that the detector does not know
@@ -43,7 +42,7 @@ def find_language(captions: Sequence[str]) -> str | None:
     alone = Counter(identifier.classify(text)[0] for text in sample)
     if alone["en"] > _MOST_ENGLISH * len(sample):
         return None
-    return language if alone[language] > _LEAST_ALONE * len(sample) else _UNKNOWN
+    return language if language == alone.most_common(1)[0][0] else _UNKNOWN
 
 
 def advise(captions: Sequence[str], tower: TextTower) -> str | None:
