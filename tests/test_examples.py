@@ -124,6 +124,21 @@ def test_languages(folder):
 
 
 @pytest.mark.slow
+def test_old_index(folder):
+    words = run_short(folder, "old_index")
+    rows = re.findall(r"^│ (\w+) +│ ([\d.]+) +│ ([\d.]+) +│ ([\d.]+) +│ ([\d.]+) +│ (\d+) +│$", words, re.MULTILINE)
+    assert [row[0] for row in rows] == ["English", "German", "Spanish", "Russian", "Hindi", "Japanese", "Arabic"]
+    for _, _, from_vectors, from_texts, chance, pictures in rows:
+        assert int(pictures) > 100
+        assert min(float(from_vectors), float(from_texts)) > 2 * float(chance)
+    parts = [lamplit.Store(folder / f"runs/old_index/{name}.lance") for name in ("train", "held_out")]
+    assert sum(map(len, parts)) == 701
+    for column in ("hash", "texts", "text_de", "text_es", "text_ru", "text_hi", "text_ja", "text_ar"):
+        train, held_out = ({str(value).casefold() for value in part.column(column) if value} for part in parts)
+        assert not train & held_out, column  # no picture and no caption is in both
+
+
+@pytest.mark.slow
 def test_icons(tmp_path):
     words = run_short(tmp_path, "icons")
     recall, chance = re.search(r"recall@5 ([\d.]+), chance ([\d.]+)", words).groups()

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from lamplit.tuning.comparison import Cell, Comparison, compare
     from lamplit.tuning.run import tune
     from lamplit.tuning.settings import TuneSettings, list_recipes, read_recipe
+    from lamplit.tuning.text_teacher import TextsReport, embed_texts
     from lamplit.tuning.tune_report import TuneReport
     from lamplit.zeroshot.calibration_report import CalibrationReport
     from lamplit.zeroshot.class_list import ClassList
@@ -98,6 +99,7 @@ _HOMES = {
     "Store": "store.lance_store",
     "StoreError": "errors",
     "TextTower": "towers.texts.text_tower",
+    "TextsReport": "tuning.text_teacher",
     "TowerError": "errors",
     "TowerIdentity": "towers.identity",
     "TuneError": "errors",
@@ -111,6 +113,7 @@ _HOMES = {
     "contact_sheet": "retrieval.contact_sheet",
     "describe": "inspection",
     "embed": "store.embedding",
+    "embed_texts": "tuning.text_teacher",
     "evaluate": "evaluation.evaluator",
     "export": "exports.exporting",
     "export_vectors": "store.exchange",
@@ -176,6 +179,7 @@ __all__ = [
     "Store",
     "StoreError",
     "TextTower",
+    "TextsReport",
     "TowerError",
     "TowerIdentity",
     "TuneError",
@@ -190,6 +194,7 @@ __all__ = [
     "contact_sheet",
     "describe",
     "embed",
+    "embed_texts",
     "evaluate",
     "export",
     "export_vectors",

@@ -13,6 +13,7 @@ from lamplit.errors import UsageError
 from lamplit.model import LiT, load
 from lamplit.store.derived import is_exact, measured_recall
 from lamplit.store.lance_store import Store
+from lamplit.store.store_metadata import OF_TEXTS
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.published.big_vision import Published
@@ -135,6 +136,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "width": store.tower.width,
         "pooling": _pooling(store.tower.pool),
         "backend": store.backend,
+        **({"vectors": "of texts, by the text tower of a model"} if store.backend == OF_TEXTS else {}),
         "centred": store.centered,
         "image size": "x".join(map(str, preprocessing.image_size)) if preprocessing else "unknown",
         "search": "exact" if is_exact(store) else _recall(measured_recall(store)),

@@ -40,6 +40,7 @@ from lamplit.tuning.settings import TuneSettings
 COMMANDS = [
     "embed",
     "import",
+    "embed-texts",
     "tune",
     "classes",
     "classify",

@@ -1,4 +1,4 @@
-"""The commands about stores: `lamplit data get`, `embed`, `import`, `index`, `duplicates` and `info`."""
+"""The commands about stores: `lamplit data get`, `embed`, `import`, `embed-texts`, `index`, `duplicates` and `info`."""
 
 from __future__ import annotations
 
@@ -164,6 +164,27 @@ def import_(
     show(report, tables.record, as_json)
 
 
+def embed_texts(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or a name such as hf:NAME_OR_FOLDER.")],
+    source: Annotated[str, typer.Argument(help="Table of texts with their translations; images are not opened.")],
+    out: Annotated[str, typer.Option(help="The store to make or to add to, such as taught.lance.")],
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="Column with the texts that the model reads, or several; the others stay for tune to read."),
+    ] = None,
+    split: SplitName = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed texts once with a model's own text tower, to teach another one their translations without images."""
+    report = lamplit.embed_texts(
+        model, source, out, text_column=text_column, split=split, device=device, progress=True
+    )  # fmt: skip
+    _prepare_store(out)
+    _print_notes(report)
+    show(report, tables.record, as_json)
+
+
 def index(
     store: Annotated[str, typer.Argument(help="Store that lamplit embed made.")],
     as_json: AsJson = False,
@@ -211,7 +232,7 @@ def info(
     show(describe(path), tables.description, as_json)
 
 
-def _print_notes(report: lamplit.EmbedReport | lamplit.ImportReport) -> None:
+def _print_notes(report: lamplit.EmbedReport | lamplit.ImportReport | lamplit.TextsReport) -> None:
     for note in report.notes:
         print_note(note)
     for column, count in report.not_kept.items():

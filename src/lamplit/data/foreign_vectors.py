@@ -50,7 +50,7 @@ class ForeignVectors:
     """The vectors of one source; iterating again reads them again, in the same order."""
 
     source: str
-    count: int
+    count: int | None  # None if it cannot be known without reading everything
     width: int
     types: dict[str, pa.DataType | None]  # of the metadata columns that are known before reading
     read: Callable[[], Iterator[Block]] = field(repr=False, compare=False)
@@ -174,7 +174,7 @@ def _open_array(name: str, file: Path, pairs: str | Path | None, wanted: ColumnN
             block = list(islice(rows, stop - start))
             if len(block) < stop - start:
                 raise _other_number(name, count, f"{pairs} has {start + len(block)} rows", described)
-            yield _read_rows(file, start, stop), {}, _described(block)
+            yield _read_rows(file, start, stop), {}, describe_pairs(block)
         if next(rows, _END) is not _END:
             raise PairsError(f"{name} has {count} vectors, but {pairs} has more rows")
 
@@ -187,8 +187,8 @@ def _other_number(name: str, count: int, found: str, described: Pairs | None) ->
     return PairsError(f"{name} has {count} vectors, but {found}{f'; {bad.id}: {bad.reason}' if bad else ''}")
 
 
-def _described(pairs: Sequence[Pair | None]) -> Described:
-    """Make columns of a block of pairs; None for an image of which nothing is known."""
+def describe_pairs(pairs: Sequence[Pair | None]) -> Described:
+    """Make columns of a block of pairs; None for a vector of which nothing is known."""
     names = dict.fromkeys(name for pair in pairs if pair for name in pair.metadata)
     return Described(
         pa.array([valid_id(_path(pair)) for pair in pairs], pa.string()),

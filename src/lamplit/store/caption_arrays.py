@@ -20,7 +20,8 @@ from lamplit.data.caption_hash import hash_captions, hash_names, number
 from lamplit.progress import progress_bar
 from lamplit.store.derived import Draft, derive
 from lamplit.store.lance_store import Store
-from lamplit.store.text_cells import read_cells
+from lamplit.store.rows import FIXED_COLUMNS
+from lamplit.store.text_cells import column_names, read_columns
 
 _NAMES = ("rows", "index", "first", "hashes", "contents", "images", "digest")
 _BLOCK = 8192  # captions that are looked up at once
@@ -33,7 +34,7 @@ class Captions:
 
     Attributes:
         store: the store.
-        column: its column.
+        column: its column, or several with commas between.
         rows: (L,) row of each pair.
         index: (L,) caption of each pair; captions are numbered as they appear.
         first: (M,) the pair in which each caption is first.
@@ -54,16 +55,21 @@ class Captions:
     digest: str
 
     @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return _columns(self.store, self.column)
+
+    @property
     def key(self) -> str:
-        """Part of the names of files that belong to the column."""
+        """Part of the names of files that belong to the columns."""
         return _key(self.column)
 
     def batches(self, *, name: str = "texts", progress: bool = False) -> Iterator[tuple[list[str], NDArray[np.int32]]]:
         """Yield every distinct caption once with its number, some thousands at a time, in the order of the table."""
         row_at, start = self.store.row_at, 0
         with progress_bar(name, len(self.store), shown=progress) as advance:
-            for batch in self.store.batches(self.column):
-                texts, counts = read_cells(batch[self.column], self.column, self.store.path)
+            for batch in self.store.batches(*self.columns):
+                texts, counts = read_columns({name: batch[name] for name in self.columns}, self.store.path)
                 rows = row_at[start : start + len(counts)]
                 pairs = _runs(np.searchsorted(self.rows, rows), counts)
                 numbers = self.index[pairs]
@@ -78,8 +84,9 @@ class Captions:
         for start in range(0, len(numbers), _BLOCK):
             pairs = self.first[numbers[start : start + _BLOCK]]
             rows, place = np.unique(self.rows[pairs], return_inverse=True)
-            column = self.store.take(rows, [self.column])[self.column].combine_chunks()
-            flat, counts = read_cells(column, self.column, self.store.path)
+            table = self.store.take(rows, self.columns)
+            cells_of = {name: table[name].combine_chunks() for name in self.columns}
+            flat, counts = read_columns(cells_of, self.store.path)
             begins = np.cumsum(counts) - counts
             cells = begins[place] + pairs - np.searchsorted(self.rows, rows)[place]
             texts += [flat[cell] for cell in cells.tolist()]
@@ -110,7 +117,7 @@ class CaptionTexts(Sequence[str]):
     def __getitem__(self, place: int | slice) -> str | list[str]:
         """Return one caption or some."""
         if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
+            return self.take(np.arange(*place.indices(len(self))))
         return self.take(np.array([place]))[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -138,12 +145,13 @@ def read_captions(store: Store, column: str = "texts", *, progress: bool = False
 
     Args:
         store: an open store.
-        column: with texts or lists of texts.
+        column: with texts or lists of texts; or several with commas between.
         progress: show a bar on stderr.
 
     Raises:
         StoreError: there is no such column, or it holds something else than text or lists of it.
     """
+    columns = _columns(store, column)
 
     def make(draft: Draft) -> None:
         size, start, row_at = len(store), 0, store.row_at
@@ -151,8 +159,8 @@ def read_captions(store: Store, column: str = "texts", *, progress: bool = False
         counts, digests = np.empty(size, np.int32), np.empty(size, np.uint64)
         parts = [np.empty(0, np.uint64)]  # hashes of the pairs, in the order of the table
         with progress_bar("captions", size, shown=progress) as advance:
-            for batch in store.batches("id", "hash", column):
-                texts, lengths = read_cells(batch[column], column, store.path)
+            for batch in store.batches("id", "hash", *columns):
+                texts, lengths = read_columns({name: batch[name] for name in columns}, store.path)
                 rows = row_at[start : start + len(lengths)]
                 hashes = batch["hash"].to_pylist()
                 counts[rows], contents[rows] = lengths, hash_names(hashes)
@@ -189,6 +197,10 @@ def seeded_hashes(captions: Captions, seed: int, *, progress: bool = False) -> N
 
     kind = f"order-{captions.key}-"
     return derive(captions.store, f"{kind}{seed}", ("hashes",), make, instead_of=kind)["hashes"]
+
+
+def _columns(store: Store, column: str) -> list[str]:
+    return column_names(column, [*FIXED_COLUMNS, *store.metadata_columns])
 
 
 def _key(column: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from lamplit.data.foreign_tables import BLOCK_ROWS, plain_cells
+from lamplit.data.foreign_tables import BLOCK_ROWS, Described, plain_cells
 from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
@@ -34,7 +34,7 @@ from lamplit.store.lance_store import Store, as_store
 from lamplit.store.published_stores import require_writable
 from lamplit.store.rows import COLUMNS, metadata_name
 from lamplit.store.store_lock import store_lock
-from lamplit.store.store_metadata import StoreMetadata
+from lamplit.store.store_metadata import OF_TEXTS, StoreMetadata, require_kind
 from lamplit.store.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
@@ -148,21 +148,70 @@ def import_vectors(
     vectors = read_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column
     )
+    metadata = StoreMetadata(TowerIdentity.of_imported(image_tower, vectors.width), "imported", False)
+    types = {metadata_name(name): kind for name, kind in vectors.types.items()}
+    if pairs is not None or None in types.values():
+        types = find_types((described for *_, described in vectors), types)
     report = ImportReport(str(out), image_tower, vectors.width)
-    tower = TowerIdentity.of_imported(image_tower, vectors.width)
-    types = _metadata_types(vectors, has_table=pairs is not None)
-    with progress_bar("import", vectors.count, shown=progress) as advance:
-        if Store.exists(out):
-            _add(Store(out), tower, vectors, types, report, advance)
-        else:
-            _make(out, StoreMetadata(tower, "imported", False).schema(types), vectors, report, advance)
-    report.notes = list(vectors.notes)
-    report.skipped_file = list_skipped(out, report.skipped)
+    write_vectors(vectors, out, metadata, types, report, name="import", progress=progress)
     report.seconds = time.monotonic() - started
     if not report.imported + report.known:
         listed = f" of {len(report.skipped)}; reasons in {report.skipped_file}" if report.skipped else ""
         raise StoreError(f"nothing to import: no vector of {source} can be used{listed}")
     return report
+
+
+def write_vectors(
+    vectors: ForeignVectors,
+    out: str | Path,
+    metadata: StoreMetadata,
+    types: Mapping[str, pa.DataType],
+    report: ImportReport,
+    *,
+    name: str,
+    progress: bool = False,
+) -> None:
+    """Make a store of vectors, or add to it those that it does not have; count all in a report.
+
+    Args:
+        vectors: and what is known of each.
+        out: the store.
+        metadata: of a new store; one that is there must be of the same tower and kind.
+        types: of the metadata columns.
+        report: where notes and skipped vectors are put, too.
+        name: of what is done, for the bar.
+        progress: show a bar on stderr.
+
+    Raises:
+        PairsError: the source cannot be read.
+        StoreError: the store is of another tower or kind, or another process writes to it.
+    """
+    with progress_bar(name, vectors.count, shown=progress) as advance:
+        if Store.exists(out):
+            _add(Store(out), metadata, vectors, types, report, advance)
+        else:
+            _make(out, metadata.schema(types), vectors, report, advance)
+    report.notes = list(vectors.notes)
+    report.skipped_file = list_skipped(out, report.skipped)
+
+
+def find_types(
+    blocks: Iterable[Described], known: Mapping[str, pa.DataType | None] | None = None
+) -> dict[str, pa.DataType]:
+    """Find the types of metadata columns from all their values, unless they are known.
+
+    The store appears in one commit, so no column can be widened on the way.
+    """
+    types = dict(known or {})
+    found: dict[str, ColumnType] = {}
+    for described in blocks:
+        for name, cells in described.metadata.items():
+            column = metadata_name(name)
+            if types.get(column) is None:
+                seen = found.setdefault(column, ColumnType())
+                for value in plain_cells(cells) if isinstance(cells, pa.Array) else cells:
+                    seen.add(value)
+    return {name: types.get(name) or found.get(name, ColumnType()).settled() for name in [*types, *found]}
 
 
 def export_vectors(
@@ -219,25 +268,6 @@ def _refuse_store(source: str | Path) -> None:
     )
 
 
-def _metadata_types(vectors: ForeignVectors, *, has_table: bool) -> dict[str, pa.DataType]:
-    """Find the types of the metadata columns: from the source if it knows them, else from all its values.
-
-    The store appears in one commit, so no column can be widened on the way.
-    """
-    types = {metadata_name(name): kind for name, kind in vectors.types.items()}
-    if not has_table and None not in types.values():
-        return types
-    found: dict[str, ColumnType] = {}
-    for *_, described in vectors:
-        for name, cells in described.metadata.items():
-            column = metadata_name(name)
-            if types.get(column) is None:
-                seen = found.setdefault(column, ColumnType())
-                for value in plain_cells(cells) if isinstance(cells, pa.Array) else cells:
-                    seen.add(value)
-    return {name: types.get(name) or found.get(name, ColumnType()).settled() for name in [*types, *found]}
-
-
 def _make(out: str | Path, schema: pa.Schema, vectors: ForeignVectors, report: ImportReport, advance: Advance) -> None:
     batches = _batches(vectors, schema, 0, None, report, advance)
     if (first := next(batches, None)) is not None:
@@ -249,13 +279,14 @@ def _make(out: str | Path, schema: pa.Schema, vectors: ForeignVectors, report: I
 
 def _add(
     store: Store,
-    tower: TowerIdentity,
+    metadata: StoreMetadata,
     vectors: ForeignVectors,
-    types: dict[str, pa.DataType],
+    types: Mapping[str, pa.DataType],
     report: ImportReport,
     advance: Advance,
 ) -> None:
-    store.require_tower(tower)
+    store.require_tower(metadata.tower)
+    require_kind(store.backend, store.path, of_texts=metadata.backend == OF_TEXTS)
     with store_lock(store.path, "imports vectors"):
         vectors.notes.extend(store.prepare_to_write())
         schema = store.add_columns(types)

@@ -27,7 +27,7 @@ from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
 from lamplit.store.table_opening import open_table, reading
-from lamplit.store.text_cells import read_cells
+from lamplit.store.text_cells import column_names, read_columns
 from lamplit.store.unit_records import UnitRecords
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
@@ -251,12 +251,13 @@ class Store:
         return numbers
 
     def texts(self, column: str = "texts") -> list[list[str]]:
-        """Return the texts of each image, from the pairs' own text column or a metadata column of text.
+        """Return the texts of each image, from the pairs' own text column or metadata columns (commas between).
 
         Raises:
             StoreError: there is no such column, or it holds something else than text or lists of it.
         """
-        flat, counts = read_cells(self.arrow_column(column), column, self.called)
+        names = column_names(column, self._table.schema.names)
+        flat, counts = read_columns({name: self.arrow_column(name) for name in names}, self.called)
         ends = np.cumsum(counts).tolist()
         return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 

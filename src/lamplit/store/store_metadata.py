@@ -17,6 +17,7 @@ from lamplit.towers.identity import TowerIdentity
 
 FORMAT = 1
 KEY = "lamplit"
+OF_TEXTS = "texts"  # the backend of a store whose vectors a text tower made
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class StoreMetadata:
 
     Attributes:
         tower: the image tower.
-        backend: what ran the tower; `imported` if the vectors were made elsewhere.
+        backend: what ran the tower; `imported` if the vectors were made elsewhere, `texts` if they are those of texts
+            in the space of the tower, which the text tower of a model made.
         centered: whether the mean of the vectors is to be subtracted from each vector that is read.
         center: that mean, (D,); None until it is fixed.
     """
@@ -101,3 +103,19 @@ class StoreMetadata:
         if (kind := schema.field("vector").type) != pa.list_(pa.float16(), tower.width):
             raise StoreError(f"{path} is damaged: its vectors are {kind}, but tower.width is {tower.width}")
         return read
+
+
+def require_kind(backend: str, path: str, *, of_texts: bool) -> None:
+    """Raise if vectors of texts are to be added to a store of images, or the reverse.
+
+    Args:
+        backend: of the store.
+        path: of the store, for the message.
+        of_texts: whether the new vectors are those of texts.
+
+    Raises:
+        StoreError: naming the way out.
+    """
+    if (backend == OF_TEXTS) != of_texts:
+        held, added = ("images", "texts") if of_texts else ("texts", "images")
+        raise StoreError(f"{path} holds vectors of {held}, and these are of {added}; give another --out")

@@ -22,6 +22,7 @@ from lamplit.store.contents import Contents
 from lamplit.store.lance_store import Store
 from lamplit.store.published_stores import require_writable
 from lamplit.store.rows import Row, metadata_name
+from lamplit.store.store_metadata import require_kind
 from lamplit.store.stored_rows import StoredRow, StoredRows, file_exists
 from lamplit.store.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
@@ -162,6 +163,7 @@ class StoreWriter:
     def _open(self, *, prepares: bool = True) -> None:
         self.store = Store(self._out)
         self.store.require_tower(self._tower)
+        require_kind(self.store.backend, self.store.path, of_texts=False)
         if self._centered and not self.store.centered:
             raise StoreError(f"{self._out} was made without --mean-center; give another --out to have a centred store")
         if prepares:

@@ -18,6 +18,7 @@ from lamplit.model import LiT
 from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.lance_store import Store
 from lamplit.store.row_vectors import read_vectors
+from lamplit.store.store_metadata import OF_TEXTS
 from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.model_folder import saved_folder
@@ -25,6 +26,7 @@ from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.towers.texts.tokenizers import warn_of_cut
 from lamplit.tuning.batches import Batches
+from lamplit.tuning.caption_language import advise
 from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
 from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.loop import Run
@@ -81,6 +83,8 @@ def build_run(
         logger.warning("%s", warning)
     train, held_out = split.train, split.held_out
     settings = _fill_in(settings, len(train))
+    if store.backend == OF_TEXTS:
+        logger.info("the vectors are those of texts: held-out recall is of texts by texts, not of images")
     center = None if settings.image_trains else store.center
     zimg = read_vectors(store, center, progress=progress)
     batches = Batches(train, settings)
@@ -88,6 +92,8 @@ def build_run(
         raise UsageError(f"{ranks.size} processes cannot share a batch of {batches.batch_size} pairs; start fewer")
     texts = CaptionTexts(split.captions, split.numbers)
     text_tower = _open_text_tower(store, settings, texts)
+    if ranks.is_first and (advice := advise(texts, text_tower)) is not None:
+        logger.warning("%s", advice)
     tokens = tokenize_captions(split.captions, split.numbers, text_tower, progress=progress)
     if truncated := tokens.count_cut():
         warn_of_cut(truncated, len(tokens), text_tower.context_length)

@@ -36,7 +36,8 @@ class TuneSettings:
             stands on a large one), demo:minilm, or scratch:SIZE with SIZE one of tiny, small, base, large, huge, giant.
         mode: Lock mode: two letters as in the paper (section 3.3), image tower first. L is pre-trained and locked, U
             pre-trained and tuned, u trained from scratch. auto is LU, or Lu if the text tower is a scratch one.
-        text_column: Column of the store with the texts; another column may hold another language.
+        text_column: Column of the store with the texts, or several with commas between; columns may hold the texts in
+            other languages.
         loss: Contrastive loss: softmax as in the paper, or sigmoid as in SigLIP.
         optimizer: Optimizer: adamw, or adafactor as the paper uses it for large towers.
         lr: Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's),
