@@ -155,7 +155,7 @@ def test_what_cannot_be_reached_is_not_given_up(
     objects.system.clear_instance_cache()
     pairs = read_pairs(f"{address}/{source}")
     numbers = iter(range(10**6))
-    objects.fault = lambda method, path: "slow" if next(numbers) >= 2 else None
+    objects.fault = lambda method, path: "slow" if next(numbers) >= 1 else None
     with pytest.raises(PairsError, match=r"the server asks for fewer requests \(SlowDown\); wait a while"):
         embed(pairs, tmp_path / "a.lance", image_tower=image_tower, backend="torch", batch_size=2)
     objects.fault = lambda method, path: None

@@ -27,7 +27,7 @@ _NO_SERVER = (
     "the server cannot be reached; check AWS_ENDPOINT_URL, AWS_REGION and the network",
 )
 _SLOW = (
-    r"SlowDown|reduce your request rate|503 Service Unavailable|ServiceUnavailable",
+    r"SlowDown|reduce your request rate|Service ?Unavailable",
     "the server asks for fewer requests (SlowDown); wait a while and type the same command again",
 )
 _REASONS = (
