@@ -110,6 +110,7 @@ def test_the_list_of_skipped_images_lies_beside_it(out: str) -> None:
     assert not locate(file).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["slow", "drop"])
 def test_what_the_network_does_is_tried_again(
     objects: ObjectServer, out: str, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -258,7 +259,7 @@ def test_why_a_store_cannot_be_read(objects: ObjectServer, out: str) -> None:
 def test_no_credentials(objects: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(StoreError, match="cannot be opened: no credentials were found; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match="cannot be opened: no credentials were found, or they have expired; set AWS_"):
         Store(f"{objects.root}/other.lance")
 
 
