@@ -102,6 +102,7 @@ def test_a_table_that_names_objects(address: str, folder: Path, tmp_path: Path) 
         open_bytes(missing.image)
 
 
+@pytest.mark.slow
 def test_only_what_is_needed_is_read(objects: ObjectServer, tmp_path: Path) -> None:
     """A large tar is read in pieces, and a reader that stops early has not read it whole."""
     image = os.urandom(2**20)

@@ -122,6 +122,7 @@ def test_what_the_network_does_is_tried_again(
     require_whole(out, range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["_versions/", "_transactions/", "data/"])
 def test_an_answer_that_is_lost_doubles_nothing(
     objects: ObjectServer, out: str, part: str, monkeypatch: pytest.MonkeyPatch
@@ -202,6 +203,7 @@ def test_one_holds_the_lock(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list((locate(out) / "_writers").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_ends(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(out, range(3))
     folder = locate(out) / "_writers"
