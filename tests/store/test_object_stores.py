@@ -110,6 +110,7 @@ def test_the_list_of_skipped_images_lies_beside_it(out: str) -> None:
     assert not path_of(file).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["slow", "drop"])
 def test_what_the_network_does_is_tried_again(
     objects: ObjectServer, out: str, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +122,7 @@ def test_what_the_network_does_is_tried_again(
     require_whole(out, range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["_versions/", "_transactions/", "data/"])
 def test_an_answer_that_is_lost_doubles_nothing(
     objects: ObjectServer, out: str, part: str, monkeypatch: pytest.MonkeyPatch
@@ -201,6 +203,7 @@ def test_one_holds_the_lock(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list((path_of(out) / "_writers").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_ends(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(out, range(3))
     folder = path_of(out) / "_writers"
@@ -258,7 +261,7 @@ def test_why_a_store_cannot_be_read(objects: ObjectServer, out: str) -> None:
 def test_no_credentials(objects: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(StoreError, match="cannot be opened: no credentials were found; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match="cannot be opened: no credentials were found, or they have expired; set AWS_"):
         Store(f"{objects.root}/other.lance")
 
 
