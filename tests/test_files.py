@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import FolderHandler, serve
 
+from lamplit.errors import UsageError
 from lamplit.files import cache_folder, download, replacing, replacing_parts, write_text
 
 
@@ -124,3 +125,13 @@ def test_replacing_a_folder(tmp_path: Path) -> None:
         partial.mkdir()
         (partial / "new").touch()
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/report.json", "gs://bucket/run/config.json"])
+def test_an_address_is_not_written_to_a_folder_of_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is an address, and this is written on the disk of this machine"):
+        write_text(Path(name), "{}")
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,8 @@ import lamplit
 ROOT = Path(lamplit.__file__).parent
 # From the ground up. A room is a module or a folder at the top of the package.
 FLOORS = [
-    {"errors", "files", "garbage", "_version"},
+    {"errors", "_version"},
+    {"files", "garbage"},
     {"progress", "unit_vectors", "losses", "metrics", "locations"},
     {"data"},
     {"towers"},

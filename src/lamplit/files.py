@@ -13,6 +13,9 @@ from urllib.request import urlopen
 
 import psutil
 
+from lamplit.errors import UsageError
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9]+:$")  # a drive of Windows has one letter
 TIMEOUT = 60.0  # seconds without a byte
 
 
@@ -131,7 +134,13 @@ def give_permissions(file: Path) -> None:
 
 
 def _beside(target: Path) -> Path:
-    """Return a path beside `target` to write to, and remove what processes that were killed left there."""
+    """Return a path beside `target` to write to, and remove what processes that were killed left there.
+
+    Raises:
+        UsageError: the path was made of an address such as `s3://bucket/key`.
+    """
+    if _ADDRESS.match(target.parts[0] if target.parts else ""):
+        raise UsageError(f"{target} is an address, and this is written on the disk of this machine; give a path")
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         if not psutil.pid_exists(int(left.suffixes[-2][1:])):

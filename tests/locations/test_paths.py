@@ -17,8 +17,9 @@ def test_a_path_is_a_path(tmp_path: Path) -> None:
         assert str(path_of(name)) == str(Path(name))
         assert lance_options(name) == {}
         require_local(name, "a run")
-    with pytest.raises(UsageError, match="a run lies in a folder of this machine, not at s3://bucket/run; give a path"):
-        require_local("s3://bucket/run", "a run")
+    for address in ("s3://bucket/run", Path("s3://bucket/run")):
+        with pytest.raises(UsageError, match="a run lies in a folder of this machine, not at s3://bucket/run; give a"):
+            require_local(address, "a run")
 
 
 @pytest.mark.parametrize(

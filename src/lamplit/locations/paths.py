@@ -107,8 +107,9 @@ def require_local(name: str | Path, what: str) -> None:
     Raises:
         UsageError: it is an address.
     """
-    if is_remote(name):
-        raise UsageError(f"{what} lies in a folder of this machine, not at {name}; give a path, and copy the folder")
+    address = re.sub(r"^(\w+):/+", r"\1://", str(name))  # of two slashes, a Path keeps one
+    if is_remote(address):
+        raise UsageError(f"{what} lies in a folder of this machine, not at {address}; give a path, and copy the folder")
 
 
 def lance_options(name: str | Path) -> dict[str, str]:
