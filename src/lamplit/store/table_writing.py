@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -27,6 +27,7 @@ from lamplit.locations.paths import lance_options
 from lamplit.store.rows import FIXED_COLUMNS, Row, to_table
 from lamplit.store.schema_changes import allow_empty_cells, make_room
 from lamplit.store.store_lock import StoreBusyError, store_lock
+from lamplit.store.table_opening import open_table
 
 # With it, Lance sees that two processes insert the same id at once, and tries the second again.
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
@@ -84,9 +85,15 @@ def create_table(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     Raises:
         StoreExistsError: there is a table.
         LamplitError: `batches` raised it.
+        StoreBusyError: another process has been making it in object storage for more than a minute.
     """
+    # Lance looks whether there is a table before it writes, not when it commits. In object storage that is long after.
+    lock = store_lock(path, "makes the store") if is_remote(path) else nullcontext()
     try:
-        _write(path, schema, batches, "create")
+        with lock:
+            if is_remote(path) and open_table(path) is not None:
+                raise StoreExistsError
+            _write(path, schema, batches, "create")
     except OSError as error:
         if "already exists" in str(error):
             raise StoreExistsError from None
