@@ -113,7 +113,6 @@ class LiT(TwoTowers):
             TowerError: the image tower is not the one that the model reads: what was saved could not be loaded.
             UsageError: `folder` is an address in object storage.
         """
-        require_local(folder, "a model")
         folder = Path(folder)
         tower = None if self.identity.imported else self.unlocked_image_tower
         config: dict[str, Any] = {

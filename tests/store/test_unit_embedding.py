@@ -243,14 +243,20 @@ def test_a_unit_whose_files_are_gone_is_embedded_again(
     assert len(Store(out)) == 60
 
 
-def test_what_the_store_held_is_kept(image_folder: Path, image_tower: ImageTower, tmp_path: Path) -> None:
-    """Rows that are there, that were changed, and contents under other names; another row stays as it is."""
-    source, out = tmp_path / "photos", tmp_path / "parts.lance"
+def twenty_embedded(image_folder: Path, image_tower: ImageTower, folder: Path) -> tuple[Path, Path, list[str]]:
+    """Copy the first twenty drawings and embed them; return the copies, the store, and the names of all drawings."""
+    source, out = folder / "photos", folder / "parts.lance"
     source.mkdir()
     names = sorted(file.name for file in image_folder.glob("*_*.*"))
     for name in names[:20]:
         shutil.copy(image_folder / name, source / name)
     embed(source, out, image_tower=image_tower, **OPTIONS)
+    return source, out, names
+
+
+def test_what_the_store_held_is_kept(image_folder: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    """Rows that are there, that were changed, and contents under other names; another row stays as it is."""
+    source, out, names = twenty_embedded(image_folder, image_tower, tmp_path)
     (source / names[0]).unlink()  # another source's
     (source / names[1]).rename(source / "moved.png")
     shutil.copy(image_folder / names[30], source / names[2])
@@ -272,12 +278,7 @@ def test_what_the_store_held_is_kept(image_folder: Path, image_tower: ImageTower
 
 def test_rows_of_units_are_not_read_again(image_folder: Path, image_tower: ImageTower, tmp_path: Path) -> None:
     """What a process keeps of a store does not grow with what units of the same source have put there."""
-    source, out = tmp_path / "photos", tmp_path / "parts.lance"
-    source.mkdir()
-    names = sorted(file.name for file in image_folder.glob("*_*.*"))
-    for name in names[:20]:
-        shutil.copy(image_folder / name, source / name)
-    embed(source, out, image_tower=image_tower, **OPTIONS)
+    source, out, names = twenty_embedded(image_folder, image_tower, tmp_path)
     for name in names[20:]:
         shutil.copy(image_folder / name, source / name)
     embed(source, out, image_tower=image_tower, shard=(1, 2), unit_rows=16, **OPTIONS)
