@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from lamplit.losses.contrastive import softmax_loss
 from lamplit.towers.images.image_tower import open_image_tower
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning.large_batch import _Saved, backward_in_chunks, cut_texts
+from lamplit.tuning.large_batch import _Saved, backward_in_chunks, cut_texts, sparse_embeddings
 from lamplit.tuning.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        figures = [*locked_step(options, Path(folder)), padding(options, Path(folder))]
+        figures = [*locked_step(options, Path(folder)), *padding(options, Path(folder))]
         figures += [large_batch(options, Path(folder)), accumulation(options, Path(folder))]
     finish(options, figures)
 
@@ -122,10 +123,11 @@ class LamplitStep:
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         texts = cut_texts(self.tower, self.tokens, self.chunk_tokens)
-        backward_in_chunks(
-            [self.zimg, texts], lambda zimg, ztxt: softmax_loss(zimg, ztxt, self.log_scale.exp()), device=CPU,
-            memory_budget=self.memory_budget,
-        )  # fmt: skip
+        with sparse_embeddings(self.tower):
+            backward_in_chunks(
+                [self.zimg, texts], lambda zimg, ztxt: softmax_loss(zimg, ztxt, self.log_scale.exp()), device=CPU,
+                memory_budget=self.memory_budget,
+            )  # fmt: skip
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
 
@@ -191,24 +193,36 @@ def coco_lengths(count: int) -> np.ndarray:
     return np.clip(np.round(drawn), 7, 50).astype(int)
 
 
-def padding(options: Any, folder: Path) -> dict[str, Any]:
-    """Forward and backward of one text tower on captions of COCO-like lengths, without padding and padded to 77."""
+def padding(options: Any, folder: Path) -> list[dict[str, Any]]:
+    """Forward and backward of one text tower on captions of COCO-like lengths, grouped by length and padded."""
     bert = bert_folder(folder, "light", 64 if options.quick else 384, 2 if options.quick else 6)
     tower = text_tower(bert, 64).train()
-    lengths = coco_lengths(32 if options.quick else 256)
+    return [padded(options, tower, batch) for batch in ([8, 32] if options.quick else [16, 64, 256, 1024])]
+
+
+def padded(options: Any, tower: TextTower, batch: int) -> dict[str, Any]:
+    lengths = coco_lengths(batch)
     tokens = captions(lengths)
-    ids = torch.tensor([[*row, *[0] * (77 - len(row))] for row in tokens])
 
-    def packed() -> None:
-        torch.autograd.backward(tower(tokens).sum())
+    def grouped() -> None:
+        tower.zero_grad()
+        with sparse_embeddings(tower):
+            torch.autograd.backward(tower(tokens).sum())
 
-    def padded() -> None:
-        hidden = tower.encoder(input_ids=ids, attention_mask=ids != 0).last_hidden_state
-        torch.autograd.backward(tower.head(hidden[:, 0]).sum())
+    def padded_to(length: int) -> Callable[[], None]:
+        ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in tokens])
+
+        def run() -> None:
+            tower.zero_grad()
+            hidden = tower.encoder(input_ids=ids, attention_mask=ids != 0).last_hidden_state
+            torch.autograd.backward(tower.head(hidden[:, 0]).sum())
+
+        return run
 
     title = f"text tower forward and backward, {len(tokens)} captions, mean {lengths.mean():.1f} tokens"
-    seconds = in_turn({"lamplit, no padding": packed, "padded to 77": padded}, options.turns)
-    return compare(title, seconds, ours="lamplit, no padding", unit=len(tokens))
+    longest = padded_to(int(lengths.max()))
+    sides = {"lamplit": grouped, "padded to the longest of the batch": longest, "padded to 77": padded_to(77)}
+    return compare(title, in_turn(sides, options.turns), ours="lamplit", unit=len(tokens))
 
 
 def large_batch(options: Any, folder: Path) -> dict[str, Any]:

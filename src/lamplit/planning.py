@@ -31,7 +31,7 @@ from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
 from lamplit.tuning.known_names import SHARE, KnownNames
-from lamplit.tuning.large_batch import backward_in_chunks, cut_texts
+from lamplit.tuning.large_batch import backward_in_chunks, cut_texts, sparse_embeddings
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import MAX_HELD_OUT
@@ -297,11 +297,12 @@ def _time_step(
     def step() -> None:
         optimizer.zero_grad()
         texts = [tokens[i % len(tokens)] for i in range(measured)] + held[: round(SHARE * measured)]
-        loss = backward_in_chunks(
-            [vectors(measured), cut_texts(tower, texts)],
-            lambda zimg, ztxt: softmax_loss(zimg, ztxt[:measured], scale),
-            device=device,
-        )
+        with sparse_embeddings(tower):
+            loss = backward_in_chunks(
+                [vectors(measured), cut_texts(tower, texts)],
+                lambda zimg, ztxt: softmax_loss(zimg, ztxt[:measured], scale),
+                device=device,
+            )
         optimizer.step()
         loss.item()
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning.large_batch import Part, backward_in_chunks, cut_texts
+from lamplit.tuning.large_batch import Part, backward_in_chunks, cut_texts, sparse_embeddings
 
 CPU = torch.device("cpu")
 HUGE = 2**50
@@ -202,3 +202,63 @@ def test_gradient_is_added_to_what_is_there(steps: dict[str, Step]) -> None:
     part = cut_texts(step.encode, step.tokens, 100)
     backward_in_chunks([part], step.loss_of, device=CPU, memory_budget=0)
     assert difference(step.gradients(), {name: 2 * value for name, value in once.items()}) < 1e-6
+
+
+class Bag(nn.Module):
+    """Texts as the sums of two large tables and a small one."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.letters = nn.Embedding(5000, D, **options), nn.Embedding(90, D)
+        self.unused = nn.Embedding(5000, D)
+        self.projection = nn.Linear(D, D)
+
+    def forward(self, tokens: list[list[int]]) -> Tensor:
+        sums = [self.words(torch.tensor(ids)).sum(0) + self.letters(torch.tensor(ids) % 90).sum(0) for ids in tokens]
+        return torch.stack([self.projection(total) for total in sums])
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 20, HUGE])
+@pytest.mark.parametrize("memory_budget", [0, HUGE])
+@pytest.mark.parametrize("counts", [False, True])
+def test_sparse_embeddings_leaves_dense_gradients_that_are_the_same(
+    chunk_tokens: int, memory_budget: int, counts: bool
+) -> None:
+    bag = Bag(scale_grad_by_freq=counts)
+    generator = torch.Generator().manual_seed(1)
+    tokens = [torch.randint(0, 5000, (1 + i % 9,), generator=generator).tolist() for i in range(B)]
+    zimg = F.normalize(torch.randn(B, D, generator=generator), dim=-1)
+    kinds: list[bool] = []
+    bag.words.weight.register_post_accumulate_grad_hook(lambda weight: kinds.append(weight.grad.is_sparse))
+
+    def gradients() -> dict[str, Tensor]:
+        bag.zero_grad()
+        part = cut_texts(bag, tokens, chunk_tokens)
+        backward_in_chunks(
+            [part], lambda ztxt: softmax_loss(zimg, ztxt, torch.tensor(10.0)), device=CPU, memory_budget=memory_budget
+        )
+        return {name: weight.grad for name, weight in bag.named_parameters() if weight.grad is not None}
+
+    dense = gradients()
+    kinds.clear()
+    with sparse_embeddings(bag):
+        gradients()
+        assert all(kind != counts for kind in kinds)
+    found = {name: weight.grad for name, weight in bag.named_parameters() if weight.grad is not None}
+    assert "unused.weight" not in found
+    assert not any(gradient.is_sparse for gradient in found.values())
+    assert difference(found, dense) < 1e-6
+    assert not any(table.sparse for table in (bag.words, bag.letters, bag.unused))
+
+
+def test_sparse_embeddings_of_a_tower_go_on_from_gradients_that_are_there() -> None:
+    bag = Bag()
+    for scale in (1.0, 2.0):
+        (bag([[1, 2, 3]]).sum() * scale).backward()
+    expected = bag.words.weight.grad
+    bag.zero_grad()
+    bag([[1, 2, 3]]).sum().backward()
+    with sparse_embeddings(bag):
+        (bag([[1, 2, 3]]).sum() * 2).backward()
+    torch.testing.assert_close(bag.words.weight.grad, expected)

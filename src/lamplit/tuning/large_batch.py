@@ -8,7 +8,8 @@ second time, with the same dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from lamplit.towers.devices import random_states, set_random_states
 
 CHUNK_TOKENS = 8192
+_LARGE_TABLE = 4096  # rows of an embedding from which a gradient of all rows costs more than one of those that are used
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,36 @@ def backward_in_chunks(
         part.backward()
     _set_random_state(device, after)
     return loss.detach()
+
+
+@contextmanager
+def sparse_embeddings(module: nn.Module) -> Iterator[None]:
+    """Let large embeddings of `module` collect the gradients of a step row by row; at the end they are as ever.
+
+    A batch uses a few thousand rows of a table of tens of thousands, in several forward passes, and each of these would
+    write and add a gradient as large as the table. The sums are the same but for the order of the additions. Only
+    on a CPU: elsewhere memory is fast, and MPS has no sparse tensors.
+
+    Example:
+        >>> with sparse_embeddings(tower):
+        ...     loss = backward_in_chunks([zimg, cut_texts(tower, tokens)], loss_of, device=tower.device)
+    """
+    tables = [table for table in module.modules() if isinstance(table, nn.Embedding) and _gains(table)]
+    for table in tables:
+        table.sparse = True
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.sparse = False
+            if table.weight.grad is not None and table.weight.grad.is_sparse:
+                table.weight.grad = table.weight.grad.to_dense()
+
+
+def _gains(table: nn.Embedding) -> bool:
+    counts_rows = table.scale_grad_by_freq  # torch does that with dense gradients alone
+    on_cpu = table.weight.device.type == "cpu"
+    return table.num_embeddings >= _LARGE_TABLE and on_cpu and not table.sparse and not counts_rows
 
 
 class _Encoded:

@@ -30,7 +30,7 @@ from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.interrupts import whole_steps
 from lamplit.tuning.kept_start import fit_or_read, start_key
 from lamplit.tuning.known_names import KnownNames
-from lamplit.tuning.large_batch import Part, backward_in_chunks
+from lamplit.tuning.large_batch import Part, backward_in_chunks, sparse_embeddings
 from lamplit.tuning.optimizers import set_rates
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.ranks import Ranks
@@ -222,10 +222,11 @@ class Run:
             model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device), rows=own,
             exchange=ranks.exchange if ranks.size > 1 else None,
         )  # fmt: skip
-        loss = backward_in_chunks(
-            *self._with_names(images, texts[own], contrast, step), device=self.device, memory_budget=memory_budget,
-            sharers=ranks.local_size if self.device.type == "cpu" else 1,
-        )  # fmt: skip
+        with sparse_embeddings(self.model):
+            loss = backward_in_chunks(
+                *self._with_names(images, texts[own], contrast, step), device=self.device, memory_budget=memory_budget,
+                sharers=ranks.local_size if self.device.type == "cpu" else 1,
+            )  # fmt: skip
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         loss = ranks.add_up(trained, loss)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, self.settings.grad_clip))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # What one more forward pass costs, in tokens of a pass that is already running: the weights are read again.
-PASS_COST = {"cpu": 32, "cuda": 2048}
+PASS_COST = {"cpu": 64, "cuda": 2048}
 OTHER_PASS_COST = 1024  # of every other accelerator, such as MPS
 
 
