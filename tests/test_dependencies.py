@@ -33,6 +33,7 @@ OPTIONAL_MODULES = {
     "app.connections": "app",
     "app.static_file": "app",
     "app.guard": "app",
+    "app.map_routes": "app",
     "app.measures": "app",
     "app.messages": "app",
     "app.server": "app",

@@ -37,7 +37,6 @@ import lamplit
 from lamplit.app import messages as m
 from lamplit.app.kept_rows import plain
 from lamplit.app.launch import address, listen
-from lamplit.app.map import project, sample
 from lamplit.app.server import make_app
 from lamplit.app.service import Service
 from lamplit.cli import main as cli
