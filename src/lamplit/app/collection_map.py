@@ -30,6 +30,7 @@ MOST_VALUES = 12  # of a column that have a colour of their own
 STEPS = 16  # of a scale of colours
 NONE = "none"  # what has no value
 OTHERS = "others"
+_MOST_IMAGES = (5, 99.5)  # percentiles of cosines: a single image that fits far better would pale all others
 _BLOCK = 16384
 _KEPT_AREAS = 32  # of a bit for each image
 
@@ -103,7 +104,7 @@ class CollectionMap:
     def coloured(self, column: str | None, query: str | None) -> Coloured:
         """Colour all images by a column, by their cosine to words, or alike."""
         if query is not None:
-            return _scale(self._cosines(self._searcher.encode(query)))
+            return _scale(self._cosines(self._searcher.encode(query)), _MOST_IMAGES)
         if column is None:
             return Legend("values", []), np.zeros(len(self._store), np.uint8)
         return colour_cells(self._store.arrow_column(column))
@@ -207,10 +208,10 @@ def colour_cells(cells: pa.Array) -> Coloured:
     return Legend("values", entries), place[codes]
 
 
-def _scale(values: NDArray[np.floating[Any]]) -> Coloured:
-    """Put values on a scale; those that are no number are one step above it."""
+def _scale(values: NDArray[np.floating[Any]], ends: tuple[float, float] = (0, 100)) -> Coloured:
+    """Put values on a scale between two percentiles; those that are no number are one step above it."""
     known = np.isfinite(values)
-    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
+    low, high = np.percentile(values[known], ends).tolist() if known.any() else (0.0, 0.0)
     steps = np.full(len(values), STEPS, np.uint8)
     steps[known] = np.clip((values[known] - low) / ((high - low) or 1) * STEPS, 0, STEPS - 1).astype(np.uint8)
     missing = len(values) - int(known.sum())

@@ -68,15 +68,15 @@ export function startExplore(about, open, search) {
     const { legend, numbers, title, isWords } = coloured;
     if (legend.kind === "scale") {
       const colours = Array.from({ length: legend.steps }, (_, step) => onScale(step / (legend.steps - 1)));
-      view.colour(numbers, [...colours, PALE]);
+      view.colour(numbers, [...colours, PALE], true);
       const bar = make("canvas", { width: legend.steps, height: 1 });
       const pen = bar.getContext("2d");
       colours.forEach((each, step) => { pen.fillStyle = each; pen.fillRect(step, 0, 1, 1); });
       const written = (value) => (isWords ? value.toFixed(2) : String(Number(value.toPrecision(4))));
-      $("legend").replaceChildren(make("span", {}, isWords ? `cosine to “${title}”` : title), make("span", {}, written(legend.low), bar, written(legend.high)), ...legend.entries.map((entry) => key(entry, PALE)));
+      $("legend").replaceChildren(make("span", {}, isWords ? `cosine to “${title}”` : title), make("span", {}, `${isWords ? "≤ " : ""}${written(legend.low)}`, bar, `${isWords ? "≥ " : ""}${written(legend.high)}`), ...legend.entries.map((entry) => key(entry, PALE)));
     } else {
       const colourOf = ({ name }, place) => (["others", "none"].includes(name) && place >= legend.entries.length - 2 || place >= COLOURS.length ? PALE : COLOURS[place]);
-      view.colour(numbers, legend.entries.length ? legend.entries.map(colourOf) : [COLOURS[0]]);
+      view.colour(numbers, legend.entries.length ? legend.entries.map(colourOf) : [COLOURS[0]], false);
       $("legend").replaceChildren(...legend.entries.map((entry, place) => key(entry, colourOf(entry, place))));
     }
   }
@@ -138,6 +138,12 @@ export function startExplore(about, open, search) {
 
   $("chosen-search").addEventListener("click", () => search.within(area));
   $("chosen-clear").addEventListener("click", () => view.clear());
+  for (const kind of ["rectangle", "lasso"]) {
+    $(`choose-${kind}`).addEventListener("click", () => {
+      const now = view?.choose(kind);
+      for (const each of ["rectangle", "lasso"]) $(`choose-${each}`).setAttribute("aria-pressed", each === now);
+    });
+  }
   $("zoom-in").addEventListener("click", () => view?.zoomBy(1.6));
   $("zoom-out").addEventListener("click", () => view?.zoomBy(1 / 1.6));
   $("zoom-all").addEventListener("click", () => view?.showAll());

@@ -2,7 +2,7 @@
 import { address, ask, make } from "./common.js";
 
 const SIDE = 54; // of a thumbnail on the map, in pixels
-const FEW = 900; // points in view, up to which thumbnails are shown
+const FEW = 400; // points in view, up to which thumbnails are shown
 const NEAR = 14; // pixels from a point that still mean it
 const KEPT = 4000; // ids and texts of points
 
@@ -32,6 +32,7 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   let category = null;
   let thumbnails = []; // what is shown: {row, x, y}
   let showsImages = true;
+  let isScale = false; // of the colours: then the highest come first
   let under = null; // the point that the keys are on
   let timer = 0;
 
@@ -124,6 +125,7 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   async function chooseThumbnails() {
     const rows = showsImages ? inView(FEW) : null;
     const found = [];
+    if (isScale) rows?.sort((one, other) => category[other] - category[one]);
     const taken = new Map(); // cell to the place in it
     const { width, height } = size();
     for (const row of rows ?? []) {
@@ -189,6 +191,16 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   });
   moved(viewport);
 
+  // Its own status bar is too small for a finger and has no names for a screen reader: our buttons press those in it.
+  const inside = { rectangle: box.querySelector('[title^="Toggle rectangle"]'), lasso: box.querySelector('[title^="Toggle lasso"]') };
+  inside.lasso.closest("#map > div > div").hidden = true;
+  let choosing = null;
+  function choose(kind) {
+    inside[kind].click();
+    choosing = choosing === kind ? null : kind;
+    return choosing;
+  }
+
   function fit() {
     if (!box.clientWidth) return; // another part of the page is shown
     view.update(size());
@@ -240,11 +252,11 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   function clear() { view.update({ rangeSelection: null }); chosen(null); }
 
   return {
-    zoomBy, clear,
+    zoomBy, clear, choose,
     showAll: () => look(whole()),
     goTo: (atX, atY, level) => look({ x: atX, y: atY, scale: whole().scale * 4 * 2 ** level }),
     showImages: (shows) => { showsImages = shows; chooseThumbnails(); },
-    colour: (numbers, colours) => { category = numbers; view.update({ data: { x, y, category }, categoryColors: colours }); },
+    colour: (numbers, colours, scale) => { [category, isScale] = [numbers, scale]; view.update({ data: { x, y, category }, categoryColors: colours }); chooseThumbnails(); },
     label: (labels) => view.update({ labels }),
   };
 }
