@@ -160,7 +160,7 @@ class CollectionMap:
 
 
 def inside(points: NDArray[np.float32], corners: Corners) -> NDArray[np.bool_]:
-    """Tell which of (N, 2) points lie inside a polygon: those from which a ray crosses its sides an odd number of times."""
+    """Tell which of (N, 2) points lie inside a polygon: a ray from these crosses an odd number of its sides."""
     polygon = np.array(corners, np.float32)
     low, high = polygon.min(0), polygon.max(0)
     near = np.flatnonzero(((points >= low) & (points <= high)).all(1))

@@ -1,7 +1,7 @@
-"""All images of a store in two dimensions: a map whose neighbours are neighbours in the store, too, or principal axes.
+"""All images of a store in two dimensions: a map on which neighbours lie together, or principal axes.
 
-The map is made once, by UMAP, and kept beside the files of search. Of more than `WHOLE` images a sample is laid out, and
-each other image is placed among its nearest ones of the sample, so memory does not grow with the store.
+The map is made once, by UMAP, and kept beside the files of search. Of more than `WHOLE` images a sample is laid out,
+and each other image is placed among its nearest ones of the sample, so memory does not grow with the store.
 
 Shapes: N images, D width of the tower, S of the sample, P dimensions in which neighbours are looked for.
 """
@@ -87,7 +87,9 @@ def make_map(store: Store | str | Path, *, progress: bool = False) -> MapReport:
         701
     """
     store = as_store(store)
-    umap = require("umap", "map")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # a part of it that nobody needs here wants another library
+        umap = require("umap", "map")
     was_there = find_map(store) is not None
 
     def make(draft: Draft) -> None:

@@ -191,6 +191,7 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   });
   moved(viewport);
 
+  box.querySelector("canvas").setAttribute("aria-hidden", "true"); // the list of the regions says what it shows
   // Its own status bar is too small for a finger and has no names for a screen reader: our buttons press those in it.
   const inside = { rectangle: box.querySelector('[title^="Toggle rectangle"]'), lasso: box.querySelector('[title^="Toggle lasso"]') };
   inside.lasso.closest("#map > div > div").hidden = true;
