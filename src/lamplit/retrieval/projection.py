@@ -136,7 +136,7 @@ def _lay_out(vectors: RowVectors, umap: Any, *, progress: bool) -> NDArray[np.fl
     sample = torch.cat([block for _, block in _reduced(vectors, axes, center, chosen)])
     laid_out = _umap(umap, sample, progress=progress)
     if len(chosen) == len(vectors):
-        return _scaled(laid_out)
+        return _scaled(_spread(laid_out))
     points = np.empty((len(vectors), 2), np.float32)
     squares, places = sample.square().sum(1), torch.from_numpy(laid_out)
     with progress_bar("placing", len(vectors), shown=progress) as advance:
@@ -146,7 +146,7 @@ def _lay_out(vectors: RowVectors, umap: Any, *, progress: bool) -> NDArray[np.fl
             points[rows] = places[nearest].median(1).values.numpy()
             advance(len(block), "")
     points[chosen] = laid_out
-    return _scaled(points)
+    return _scaled(_spread(points))
 
 
 def _umap(umap: Any, sample: Tensor, *, progress: bool) -> NDArray[np.float32]:
@@ -204,6 +204,21 @@ def _reduced(
         end = min(start + _BLOCK, count)
         rows = np.arange(start, end) if chosen is None else chosen[start:end]
         yield rows, (vectors[torch.from_numpy(rows)] - center) @ axes
+
+
+def _spread(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take room from the sea between islands: half of a coordinate is its place, half its rank among all.
+
+    How far islands lie from each other says nothing, but a few far ones would leave little room for all others. The
+    order along each axis stays.
+    """
+    spread = np.empty_like(points)
+    for axis, values in enumerate(points.T):
+        ranks = np.empty(len(values), np.float32)
+        ranks[np.argsort(values, kind="stable")] = np.linspace(0, 1, len(values), dtype=np.float32)
+        low, high = float(values.min()), float(values.max())
+        spread[:, axis] = (values - low) / max(high - low, 1e-9) + ranks
+    return spread
 
 
 def _scaled(points: NDArray[np.float32]) -> NDArray[np.float32]:

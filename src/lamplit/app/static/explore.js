@@ -41,7 +41,7 @@ export function startExplore(about, open, search) {
       describe();
       await showRegions(missing);
     });
-    if (!$("explore-problem").hidden) [map, $("explore-status").textContent] = [null, ""]; // so that another visit tries again
+    if (!$("explore-problem").hidden && !view) [map, $("explore-status").textContent] = [null, ""]; // so that another visit tries again
   }
 
   function describe() {
