@@ -106,7 +106,7 @@ def shown(model: str, store: Path) -> dict[str, Any]:
             page.click("nav a[href='#explore']")
             page.wait_for_selector("#map[data-drawn]")
             seconds[f"drawn, {turn}"] = time.perf_counter() - began
-            page.wait_for_selector("#regions:not([hidden])", state="attached")
+            page.wait_for_selector("#map[data-named]")
             seconds[f"names, {turn}"] = time.perf_counter() - began
         page.wait_for_timeout(1000)
         moves = moved(page)

@@ -104,11 +104,12 @@ def classify(page: Page) -> None:
 
 def explore(page: Page) -> None:
     page.wait_for_selector("#map[data-drawn]")
-    page.wait_for_selector("#regions:not([hidden])")
+    page.wait_for_selector("#map[data-named]")
     if page.viewport_size["width"] < 500:
         for _ in range(3):
             page.click("#zoom-in")
         page.wait_for_timeout(4000)  # images of the map come one by one
+        page.evaluate("window.scrollTo(0, 0)")
 
 
 def run(page: Page) -> None:

@@ -287,6 +287,43 @@ def test_images_that_are_chosen_on_the_map_are_searched_alone(page: Page) -> Non
 
 @pytest.mark.slow
 @in_a_browser
+def test_map_is_moved_zoomed_and_chosen_from_by_fingers(browser: Browser, running: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    phone = context.new_page()
+    phone.goto(f"{running}#explore")
+    phone.locator("#map[data-named]").wait_for()
+    phone.locator("#map").scroll_into_view_if_needed()
+    box = phone.locator("#map").bounding_box()
+    assert box is not None
+    session, x, y = context.new_cdp_session(phone), box["x"] + box["width"] / 2, box["y"] + box["height"] / 3
+
+    def drag(*ways: tuple[tuple[float, float], tuple[float, float]]) -> None:
+        """Move fingers, each from one place to another, both beside the middle."""
+        for step in range(6):
+            places = [
+                {"x": x + ax + (bx - ax) * step / 5, "y": y + ay + (by - ay) * step / 5, "id": number}
+                for number, ((ax, ay), (bx, by)) in enumerate(ways)
+            ]
+            kind = "touchStart" if step == 0 else "touchMove"
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        phone.wait_for_timeout(300)
+
+    seen = [ink(phone)]
+    for ways in ([((0, 0), (60, 40))], [((-20, 0), (-90, 0)), ((20, 0), (90, 0))]):
+        drag(*ways)
+        seen.append(ink(phone))
+    assert len(set(seen)) == 3
+    phone.click("#zoom-all")
+    phone.click("#choose-rectangle")
+    drag(((-170, -100), (170, 150)))
+    phone.locator("#chosen:not([hidden])").wait_for()
+    assert int(phone.locator("#chosen-text").inner_text().split()[0]) > 0
+    context.close()
+
+
+@pytest.mark.slow
+@in_a_browser
 def test_regions_are_listed_and_shown_on_the_map(page: Page) -> None:
     page.click("nav a[href='#explore']")
     page.locator("#regions:not([hidden]) summary").click()

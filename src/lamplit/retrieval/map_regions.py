@@ -19,7 +19,7 @@ from lamplit.unit_vectors import normalize
 GRID = 512
 _SCALES = (14.0, 7.0, 3.5)  # of the smoothing, in cells; each is a level, and is seen when one looks closer
 _MOST = (24, 60, 120)  # regions of each level, the largest
-_FEWEST, _SHARE = 8, 2000  # images of a region, and the part of all of them: one of so many
+_FEWEST, _SHARE = 4, 2000  # images of a region, and the part of all of them: one of so many
 TOLD_BY = 48  # images that tell what a region shows
 _CANDIDATES = 12  # words of a region that the text tower reads
 _COMMON = 0.2  # part of the regions; a word of more tells nothing

@@ -115,6 +115,7 @@ export function startExplore(about, open, search) {
       });
       return make("li", {}, title, make("div", {}, ...images));
     }));
+    $("map").dataset.named = large.length;
   }
 
   // --- What is chosen on the map

@@ -210,6 +210,35 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   new ResizeObserver(fit).observe(box);
   dark.addEventListener("change", () => view.update({ config: config(), theme: theme() }));
 
+  // --- Fingers, of which the component knows taps alone: one moves the map, two zoom, and one chooses if that is on.
+
+  const fingers = new Map(); // id to where it is
+  const asMouse = (kind, target, { clientX, clientY }) => target.dispatchEvent(new MouseEvent(kind, { clientX, clientY, bubbles: true, cancelable: true, view: window }));
+  box.addEventListener("pointerdown", (event) => {
+    if (event.pointerType !== "touch") return;
+    fingers.set(event.pointerId, event);
+    event.target.setPointerCapture(event.pointerId);
+    if (choosing && fingers.size === 1) asMouse("mousedown", box.querySelector("svg"), event);
+  });
+  box.addEventListener("pointermove", (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    fingers.set(event.pointerId, event);
+    if (choosing) return asMouse("mousemove", window, event);
+    const other = [...fingers.values()].find((each) => each.pointerId !== event.pointerId);
+    const [across, up] = [event.clientX - before.clientX, event.clientY - before.clientY];
+    if (!other) return look({ x: viewport.x - across / unit(), y: viewport.y + up / unit(), scale: viewport.scale });
+    const apart = (each) => Math.hypot(each.clientX - other.clientX, each.clientY - other.clientY) || 1;
+    const frame = box.getBoundingClientRect(); // the middle between both stays where it is
+    const [left, above] = [(event.clientX + other.clientX) / 2 - frame.left - frame.width / 2, (event.clientY + other.clientY) / 2 - frame.top - frame.height / 2];
+    const scale = viewport.scale * apart(event) / apart(before);
+    const part = (1 - viewport.scale / scale) / unit();
+    look({ x: viewport.x + left * part - across / 2 / unit(), y: viewport.y - above * part + up / 2 / unit(), scale });
+  });
+  for (const kind of ["pointerup", "pointercancel"]) box.addEventListener(kind, (event) => {
+    if (fingers.delete(event.pointerId) && choosing) asMouse("mouseup", window, event);
+  });
+
   // --- Keys
 
   const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
