@@ -136,7 +136,7 @@ def _tops(density: NDArray[np.float32]) -> NDArray[np.int32]:
     around = np.stack([padded[y : y + GRID, x : x + GRID] for y in range(3) for x in range(3)])
     steps = np.array([(y - 1) * GRID + x - 1 for y in range(3) for x in range(3)], np.int32)
     around[4] = np.nextafter(density, np.float32(np.inf))  # among equals one stays
-    tops = np.arange(GRID * GRID, dtype=np.int32) + steps[around.argmax(0).reshape(-1)]
+    tops: NDArray[np.int32] = np.arange(GRID * GRID, dtype=np.int32) + steps[around.argmax(0).reshape(-1)]
     while not np.array_equal(further := tops[tops], tops):
         tops = further
     return tops

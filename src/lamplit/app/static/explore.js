@@ -109,9 +109,11 @@ export function startExplore(about, open, search) {
       const title = view ? make("button", { type: "button", className: "link", title: "show it on the map" }, name) : make("strong", {}, name);
       if (view) title.addEventListener("click", () => { view.goTo(region.x, region.y, region.level); $("map").focus(); });
       const images = region.typical.map(({ id, text }) => {
-        const image = make("button", { type: "button", className: "tiny", title: text }, make("img", { src: address("thumbnail", id), alt: text, loading: "lazy" }));
-        image.addEventListener("click", () => open(id));
-        return image;
+        const image = make("img", { src: address("thumbnail", id), alt: text, loading: "lazy" });
+        const button = make("button", { type: "button", className: "tiny", title: text }, image);
+        image.addEventListener("error", () => { button.className = "words"; button.replaceChildren(text); }); // it cannot be shown
+        button.addEventListener("click", () => open(id));
+        return button;
       });
       return make("li", {}, title, make("div", {}, ...images));
     }));

@@ -78,6 +78,7 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
   class Tooltip {
     constructor(node, { tooltip }) {
       this.image = make("img", { alt: "" });
+      this.image.addEventListener("error", () => { this.image.hidden = true; }); // it cannot be shown
       this.text = make("p");
       this.card = make("div", { className: "peek" }, this.image, this.text);
       node.append(this.card);
@@ -88,6 +89,7 @@ export async function drawMap(box, { x, y, tag, open, say, chosen }) {
       const row = this.row = tooltip.identifier;
       const [item] = await items([row]).catch(() => []);
       if (row !== this.row || !item) return;
+      this.image.hidden = false;
       this.image.src = address("thumbnail", item.id);
       this.text.textContent = item.text;
       this.card.classList.add("full");
