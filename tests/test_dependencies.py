@@ -252,6 +252,7 @@ SENTENCES: list[tuple[list[str], str, str]] = [
     (["export", "{model}", "--to", "open-clip", "--out", "{new}"], "open_clip", "export"),
     (["export", "{model}", "--to", "sentence-transformers", "--out", "{new}"], "sentence_transformers", "export"),
     (["app", "{model}", "{store}"], "python_multipart", "app"),
+    (["map", "{store}"], "umap", "map"),
     (["data", "get", "icons", "--folder", "{new}"], "resvg_py", "svg"),
     (["embed", "owner/name", "--image-tower", "timm:test_vit", "--out", "{new}"], "datasets", "hub"),
     (["embed", "{pairs}", "--image-tower", "timm:test_vit", "--out", "{new}", "--cluster", "ray"], "ray", "ray"),

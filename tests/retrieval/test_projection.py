@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from conftest import write_store
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 import lamplit
-from lamplit.errors import MissingExtraError
+from lamplit.cli import main as cli
+from lamplit.errors import MissingExtraError, StoreError
 from lamplit.retrieval import projection
 from lamplit.retrieval.projection import find_map, make_map, principal_axes, sample_rows
 from lamplit.store.lance_store import Store
@@ -117,6 +120,24 @@ def test_few_images_have_a_map(tmp_path: Path, count: int) -> None:
     assert found is not None
     assert found.points.shape == (count, 2)
     assert np.isfinite(found.points).all()
+
+
+@pytest.mark.slow
+def test_map_that_cannot_be_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(tmp_path / "a.lance", clusters(2, 3))
+    (Path(store.path) / "_search").write_text("a file, where a folder would be")
+    monkeypatch.setenv("LAMPLIT_CACHE", str(Path(store.path) / "_search" / "cache"))
+    with pytest.raises(StoreError, match=r"cannot be kept: .* set LAMPLIT_CACHE"):
+        make_map(store)
+
+
+@pytest.mark.slow
+def test_command_says_what_it_did(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "a.lance", clusters(2, 3))
+    for was_there in (False, True):
+        done = CliRunner().invoke(cli.app, ["map", store.path, "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout) == {"store": store.path, "images": 6, "laid_out": 6, "was_there": was_there}
 
 
 def test_missing_extra_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamplit.errors import require
+from lamplit.errors import StoreError, require
+from lamplit.files import cache_folder
 from lamplit.progress import progress_bar
 from lamplit.store.derived import Draft, derive, find_derived
 from lamplit.store.lance_store import Store, as_store
@@ -33,7 +34,7 @@ FEWEST = 20  # images; fewer have no neighbourhoods
 _NEIGHBOURS = 15  # of each image; they hold the map together
 _PLACED_BY = 5  # images of the sample
 _DIMENSIONS = 64  # principal axes in which neighbours are looked for
-_FOR_AXES = 20_000  # images that tell the principal axes
+_FOR_AXES = 10_000  # images that tell the principal axes
 _BLOCK = 2048
 _SEED = 0
 
@@ -80,7 +81,7 @@ def make_map(store: Store | str | Path, *, progress: bool = False) -> MapReport:
 
     Raises:
         MissingExtraError: umap-learn is not installed.
-        StoreError: there is no store, or rows have no vectors.
+        StoreError: there is no store, rows have no vectors, or no folder can be written to.
 
     Example:
         >>> lamplit.make_map("stamps.lance").images
@@ -97,6 +98,11 @@ def make_map(store: Store | str | Path, *, progress: bool = False) -> MapReport:
         draft.create(ARRAY, (len(store), 2), np.float32)[:] = _lay_out(vectors, umap, progress=progress)
 
     derive(store, KIND, (ARRAY,), make, keeps=True)
+    if find_map(store) is None:
+        raise StoreError(
+            f"the map was made, but cannot be kept: neither {store.called} nor {cache_folder()} can be written to; set "
+            "LAMPLIT_CACHE to a folder that can"
+        )
     return MapReport(store.path, len(store), min(len(store), _fitted(len(store))), was_there)
 
 
@@ -184,7 +190,8 @@ def _nearest(block: Tensor, sample: Tensor, squares: Tensor, count: int) -> tupl
 
 def _axes(vectors: RowVectors, count: int) -> tuple[Tensor, Tensor, float]:
     """Return (D, count) principal axes of a sample, its (D,) mean, and the part of the variance that the axes hold."""
-    sample = vectors[torch.from_numpy(sample_rows(len(vectors), _FOR_AXES))]
+    # In float64, because what rounds otherwise from run to run would be another map in the end.
+    sample = vectors[torch.from_numpy(sample_rows(len(vectors), _FOR_AXES))].double()
     mean = sample.mean(0)
     sample -= mean
     with torch.random.fork_rng(devices=[]):
@@ -192,7 +199,7 @@ def _axes(vectors: RowVectors, count: int) -> tuple[Tensor, Tensor, float]:
         _, lengths, axes = torch.pca_lowrank(sample, q=min(count + 6, *sample.shape), center=False, niter=4)
     axes = axes[:, :count] * axes[:, :count].gather(0, axes[:, :count].abs().argmax(0, keepdim=True)).sign()
     total = float(sample.square().sum())
-    return axes, mean, float(lengths[:count].square().sum()) / total if total else 1.0
+    return axes.float(), mean.float(), float(lengths[:count].square().sum()) / total if total else 1.0
 
 
 def _reduced(
