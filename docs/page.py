@@ -109,7 +109,7 @@ def explore(page: Page) -> None:
         for _ in range(3):
             page.click("#zoom-in")
         page.wait_for_timeout(4000)  # images of the map come one by one
-        page.evaluate("window.scrollTo(0, 0)")
+    page.evaluate("window.scrollTo(0, 0)")
 
 
 def run(page: Page) -> None:
