@@ -75,8 +75,10 @@ class Kinds:
     """Nine kinds of requests, each with its own words, images and ids of the store."""
 
     def __init__(self, address: str) -> None:
-        answer = httpx.get(f"{address}map", timeout=120).json()
-        self.ids = [point["id"] for point in answer["points"]]
+        described = httpx.get(f"{address}map", timeout=120).json()
+        asked = {"tag": described["tag"], "rows": list(range(min(described["images"], 200)))}
+        items = httpx.post(f"{address}map/items", json=asked, timeout=120).json()["items"]
+        self.ids = [item["id"] for item in items]
         columns = httpx.get(f"{address}about").json()["columns"]
         chosen = next(((column["name"], column["values"]) for column in columns if column["values"]), None)
         self.conditions = [f"`{chosen[0]}` = '{value}'" for value in chosen[1]] if chosen else ["id > 'a'"]
@@ -98,7 +100,7 @@ class Kinds:
             "image": ("POST", "search", {"files": image, "data": {"k": 24}}),
             "classify": ("POST", "classify", {"files": some, "data": {"classes": ["an animal", "a fruit", "a car"]}}),
             "embed": ("POST", "embed", {"files": some}),
-            "map": ("GET", "map", {}),
+            "map": ("GET", choose(["map", "map/points", "map/colours"]), {}),
             "thumbnail": ("GET", "thumbnail", {"params": {"id": choose(self.ids)}}),
             "about": ("GET", "about", {}),
             "page": ("GET", choose(["", "static/app.js", "static/app.css", "about", "docs"]), {}),

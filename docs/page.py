@@ -103,14 +103,13 @@ def classify(page: Page) -> None:
 
 
 def explore(page: Page) -> None:
-    page.fill("#colour-query", "an animal")
-    page.press("#colour-query", "Enter")
-    page.wait_for_selector("#legend canvas")
-    page.locator("#as-images").set_checked(page.viewport_size["width"] > 500)
-    page.wait_for_timeout(6000)  # images of the map come one by one
-    page.locator("#canvas").focus()
-    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowDown"):
-        page.keyboard.press(key)
+    page.wait_for_selector("#map[data-drawn]")
+    page.wait_for_selector("#map[data-named]")
+    if page.viewport_size["width"] < 500:
+        for _ in range(3):
+            page.click("#zoom-in")
+        page.wait_for_timeout(4000)  # images of the map come one by one
+    page.evaluate("window.scrollTo(0, 0)")
 
 
 def run(page: Page) -> None:

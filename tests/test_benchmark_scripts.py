@@ -195,3 +195,11 @@ def test_page_memory(tmp_path):
     assert found["rows"] == 60_000
     assert list(found["bytes"]) == ["1", "2"]
     assert 1e8 < found["bytes"]["1"] < found["bytes"]["2"]
+
+
+def test_map(tmp_path, model_path, store_path):
+    made, true, shown = run("map", tmp_path, str(model_path), str(store_path))
+    assert made["images"] == made["laid_out"] == 60
+    assert 0 < true["axes"] <= 1
+    assert 0 < true["map"] <= 1
+    assert all(seconds > 0 for seconds in shown.values())

@@ -42,7 +42,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
     for pattern in (
         "py.typed", "zeroshot/facts/*.json", "tuning/paper/*.toml", "evaluation/report/figures.csv",
         "evaluation/report/page.html", "evaluation/report/page.css", "app/static/*.html", "app/static/*.css",
-        "app/static/*.js",
+        "app/static/*.js", "app/static/embedding-atlas/*.js", "app/static/embedding-atlas/LICENSE.txt",
     ):  # fmt: skip
         assert any(SOURCE.glob(pattern)), f"{pattern} matches no file of the source"
     held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lamplit.retrieval.contact_sheet import contact_sheet
     from lamplit.retrieval.indexing import IndexReport, build_index
     from lamplit.retrieval.locating import HeatMap, locate
+    from lamplit.retrieval.projection import MapReport, make_map
     from lamplit.retrieval.searcher import Hit, Searcher, search
     from lamplit.store.duplicates import DuplicateGroup, find_duplicates
     from lamplit.store.embed_report import EmbedReport
@@ -82,6 +83,7 @@ _HOMES = {
     "LiT": "model",
     "LiTOutput": "towers.two_towers",
     "Locked": "towers.lock",
+    "MapReport": "retrieval.projection",
     "Measure": "metrics.results",
     "MissingExtraError": "errors",
     "Pair": "data.pairs",
@@ -126,6 +128,7 @@ _HOMES = {
     "load": "model",
     "locate": "retrieval.locating",
     "make_classes": "zeroshot.class_making",
+    "make_map": "retrieval.projection",
     "merge_lora": "model",
     "open_image_tower": "towers.images.image_tower",
     "open_text_tower": "towers.texts.text_tower",
@@ -162,6 +165,7 @@ __all__ = [
     "LiT",
     "LiTOutput",
     "Locked",
+    "MapReport",
     "Measure",
     "MissingExtraError",
     "Pair",
@@ -207,6 +211,7 @@ __all__ = [
     "load",
     "locate",
     "make_classes",
+    "make_map",
     "merge_lora",
     "open_image_tower",
     "open_text_tower",

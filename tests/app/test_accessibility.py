@@ -66,7 +66,8 @@ def show(page: Page, running: str, part: str, image_file: Path) -> None:
             page.set_input_files("#classify-files", [broken])
             page.get_by_text("This image cannot be used").wait_for()
         case "explore":
-            page.get_by_text("All 60 images").wait_for()
+            page.locator("#map[data-drawn]").wait_for()
+            page.locator("#regions:not([hidden]) summary").click()
             page.fill("#colour-query", "ring")
             page.press("#colour-query", "Enter")
             page.get_by_text("cosine to “ring”").wait_for()

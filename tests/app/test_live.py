@@ -68,7 +68,7 @@ def test_changed_store_is_shown_and_no_request_fails(model: LiT, copied: Path, m
         assert set(search(client, "a picture", len(everything))) == set(everything) - set(gone)
         assert client.get("/item", params={"id": gone[0]}).status_code == 404
         assert client.get("/about").json()["images"] == client.get("/map").json()["images"]
-        assert {point["id"] for point in client.get("/map").json()["points"]} == set(everything) - set(gone)
+        assert len(client.get("/map/points").content) == 8 * (len(everything) - len(gone))
         done.set()
         asking.join()
     assert failed == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -40,9 +40,24 @@ def body_of(of_json: type[J], of_form: type[F]) -> Callable[[Request], AsyncIter
     return read
 
 
-def describe_bodies(of_json: type[BaseModel], of_form: type[BaseModel]) -> dict[str, Any]:
-    """Describe both bodies for the OpenAPI page."""
-    content = {JSON: {"schema": of_json.model_json_schema()}, FORM: {"schema": of_form.model_json_schema()}}
+def json_of(of_json: type[J]) -> Callable[[Request], Awaitable[J]]:
+    """Make a dependency that reads JSON alone."""
+
+    async def read(request: Request) -> J:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+            raise HTTPException(415, f"send {JSON}")
+        body = await _json_of(request)
+        found: J = _checked(lambda: of_json.model_validate_json(body))
+        return found
+
+    return read
+
+
+def describe_bodies(of_json: type[BaseModel], of_form: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Describe both bodies, or JSON alone, for the OpenAPI page."""
+    content = {JSON: {"schema": of_json.model_json_schema()}}
+    if of_form is not None:
+        content[FORM] = {"schema": of_form.model_json_schema()}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -56,6 +56,12 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": name, "name": Path(path or name).name, "texts": texts or [], "metadata": metadata}
 
 
+def typical_text(texts: Sequence[str]) -> str | None:
+    """Return the text of median length among those of several words, or among all; None if there is none."""
+    several = [text for text in texts if len(text.split()) > 2] or [t for t in texts if len(t.split()) > 1] or texts
+    return sorted(several, key=lambda text: (len(text), text))[len(several) // 2] if several else None
+
+
 def plain(value: Any, max_length: int = 2000) -> Any:
     """Turn a cell of a store into a value that JSON has; long texts are cut."""
     if isinstance(value, bool) or value is None:

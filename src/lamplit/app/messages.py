@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
@@ -19,6 +20,26 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Place = Annotated[float, Field(allow_inf_nan=False)]
+MapTag = Annotated[str, StringConstraints(max_length=100)]
+
+
+class Area(_Request):
+    """A polygon on the map."""
+
+    tag: MapTag = Field(description="Of the map that it was drawn on.")
+    corners: list[tuple[Place, Place]] = Field(min_length=3, max_length=100, description="Its corners, in turn.")
+
+
+class MapRows(_Request):
+    """Points of the map."""
+
+    tag: MapTag = Field(description="Of the map.")
+    rows: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        max_length=200, description="Their places in the arrays of the map."
+    )
+
+
 class _Page(_Request):
     """A part of the hits."""
 
@@ -27,6 +48,13 @@ class _Page(_Request):
     where: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] | None = Field(
         None, description="A condition on the metadata, such as: category = 'animals' and year > 2019. No functions."
     )
+
+    area: Area | None = Field(None, description="Only images inside this area of the map; in a form, as JSON.")
+
+    @field_validator("area", mode="before")
+    @classmethod
+    def _of_form(cls, area: object) -> object:
+        return json.loads(area) if isinstance(area, str) else area
 
     @field_validator("where")
     @classmethod
@@ -165,6 +193,7 @@ class Column(BaseModel):
 
     name: str
     kind: str = Field(description="text, number or other.")
+    colours: bool = Field(description="Whether its values tell the images of the map apart.")
     values: list[str | int | float | bool] = Field(
         description="All values in the sample; none if there are too many to list."
     )
@@ -194,22 +223,72 @@ class Health(BaseModel):
     images: int = Field(description="Images of the store as it is open now.")
 
 
-class Point(BaseModel):
-    """An image on the map; both axes run from -1 to 1."""
+class MapAnswer(BaseModel):
+    """The store in two dimensions; both axes run from -1 to 1."""
 
+    tag: str = Field(description="Of this map; its points are at /map/points.")
+    images: int
+    explained: float | None = Field(
+        description="Part of the variance of the vectors that the two axes hold; None for a map of neighbours."
+    )
+    advice: str | None = Field(description="How to get a map of neighbours, if this is none.")
+
+
+class MapEntry(BaseModel):
+    """A value that points have."""
+
+    name: str
+    images: int
+
+
+class MapLegend(BaseModel):
+    """What the numbers of /map/colours mean."""
+
+    kind: Literal["values", "scale"]
+    entries: list[MapEntry] = Field(
+        description="Values by their number; of a scale, what has no value, numbered after its last step."
+    )
+    steps: int = Field(description="Of the scale.")
+    low: float | None
+    high: float | None
+
+
+class MapItem(BaseModel):
+    """A point of the map."""
+
+    row: int
     id: str
+    text: str
+
+
+class MapRegion(BaseModel):
+    """Where the points of the map lie dense."""
+
     x: float
     y: float
-    text: str
-    value: str | int | float | bool | None = Field(description="Colour of the point: a cell of a column, or a cosine.")
+    level: int = Field(description="0 for the whole map; each further level is for a map seen at half the width.")
+    images: int
+    name: str = Field(description="The words of its captions that fit it best; empty if there are none.")
+    typical: list[MapItem] = Field(description="Its most typical images.")
 
 
-class MapAnswer(BaseModel):
-    """A sample of the store in two dimensions."""
+class MapRegions(BaseModel):
+    """The dense regions of the map, the largest of each level first."""
 
-    images: int = Field(description="In the whole store.")
-    explained: float = Field(description="Part of the variance of the vectors that the two axes hold.")
-    points: list[Point]
+    tag: str
+    regions: list[MapRegion]
+
+
+class MapItems(BaseModel):
+    """Points of the map, in the order of the request."""
+
+    items: list[MapItem]
+
+
+class MapCount(BaseModel):
+    """The images in an area of the map."""
+
+    images: int
 
 
 class RunAnswer(BaseModel):

@@ -25,11 +25,12 @@ from lamplit.app import messages as m
 from lamplit.app.bodies import body_of, describe_bodies
 from lamplit.app.encoding import run
 from lamplit.app.guard import Guard
-from lamplit.app.kept_rows import plain
+from lamplit.app.kept_rows import typical_text
 from lamplit.app.live import Live
+from lamplit.app.map_routes import add_map
 from lamplit.app.measures import Measures
 from lamplit.app.run_view import read_run
-from lamplit.app.service import Service
+from lamplit.app.service import Among, Service
 from lamplit.app.static_file import StaticFile
 from lamplit.errors import ImageError, LamplitError
 from lamplit.inspection import describe
@@ -107,7 +108,7 @@ def make_app(
     folder = None if name is None else saved_folder(name)
     run_shown = None if folder is None else read_run(folder)
     text_column = None if run_shown is None else run_shown["settings"].get("text_column")
-    service = Service(model, store, classes, words)
+    service = Service(model, store, classes, words, text_column)
     if relevance:
         service.measure_relevance()
     live = Live(service, lambda service: _about(service, name, text_column).model_dump_json())
@@ -116,6 +117,7 @@ def make_app(
     _add_questions(app, live)
     _add_descriptions(app, live, run_shown)
     _add_images(app, live)
+    add_map(app, live)
     _add_errors(app)
     _add_health(app, live)
     app.add_middleware(Guard, hosts=hosts, allow_hosts=allow_hosts, root_path=root_path, max_body=max_body)
@@ -124,7 +126,10 @@ def make_app(
 
 def _add_pages(app: FastAPI) -> None:
     """Answer the page and its files from memory, without a thread that might wait behind a search."""
-    files = {file.name: StaticFile(file) for file in STATIC.iterdir()}
+    kinds = (".css", ".html", ".js", ".svg", ".txt")
+    files = {
+        file.relative_to(STATIC).as_posix(): StaticFile(file) for file in STATIC.rglob("*") if file.suffix in kinds
+    }
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
@@ -134,7 +139,7 @@ def _add_pages(app: FastAPI) -> None:
     async def docs(request: Request) -> Response:  # FastAPI's own pages load their scripts from elsewhere
         return files["docs.html"].answer(request.headers)
 
-    @app.get("/static/{name}", include_in_schema=False)
+    @app.get("/static/{name:path}", include_in_schema=False)
     async def static(name: str, request: Request) -> Response:
         if name not in files:
             raise HTTPException(404)
@@ -187,7 +192,8 @@ def _add_questions(app: FastAPI, live: Live) -> None:
     async def search(body: SearchBody) -> Response:
         """Find images by words, by an image of the store, or by an image that is sent."""
         service = live.now.service
-        part = (body.k, body.offset, body.where)
+        area = None if body.area is None else (body.area.tag, tuple(body.area.corners))
+        part = (body.k, body.offset, Among(body.where, area))
         vector = await service.embed_image(body.image.file) if isinstance(body, m.SearchImage) else None
 
         def answer() -> Response:
@@ -255,31 +261,6 @@ def _add_descriptions(app: FastAPI, live: Live, run_shown: dict[str, Any] | None
     async def about() -> Response:
         """Describe the open model and store."""
         return Response(live.now.described, media_type="application/json")
-
-    def drawn(service: Service, column: str | None, query: str | None) -> bytes:
-        points, explained = service.projection
-        values = service.values(column, query)
-        rows = service.sampled.select(["id", "texts"]).to_pylist()
-        shown = [
-            m.Point(id=row["id"], x=x, y=y, text=plain(" ".join(row["texts"][:1]), 200), value=_cell(value))
-            for row, (x, y), value in zip(rows, points.tolist(), values, strict=True)
-        ]
-        return bytes(_answer(m.MapAnswer(images=len(service.store), explained=explained, points=shown)).body)
-
-    @app.get("/map", response_model=m.MapAnswer)
-    async def map_(
-        column: Annotated[str | None, Query(max_length=1000, description="Column to colour by.")] = None,
-        query: Annotated[
-            str | None, Query(max_length=1000, description="Words to colour by: their cosine with each image.")
-        ] = None,
-    ) -> Response:
-        """Return a sample of the store in two dimensions."""
-        service = live.now.service
-        if column is not None and column not in service.store.metadata_columns:
-            raise HTTPException(404, f"the store has no column {column[:100]!r}")
-        question = (column, (query or "").strip() or None)
-        content = await live.now.maps.get(service.mapping, partial(drawn, service), *question)
-        return Response(content, media_type="application/json")
 
     @app.get("/run")
     async def run_() -> m.RunAnswer:
@@ -361,10 +342,6 @@ def _row_of(service: Service, name: str) -> int:
     return row
 
 
-def _cell(value: Any) -> Any:
-    return plain(str(value), 80) if isinstance(value, list) else value
-
-
 def _about(service: Service, name: str | None, text_column: str | None) -> m.About:
     classes, texts = service.classes, service.sampled["texts"].to_pylist()
     hidden = {"model", "store", "file", "files", "some pairs"}  # paths of this machine among them
@@ -376,11 +353,14 @@ def _about(service: Service, name: str | None, text_column: str | None) -> m.Abo
         model=service.model.name if name is None or is_name else Path(name).resolve().name,
         store=Path(service.store.path).name,
         text_column=text_column,
-        example=next((found[0] for found in texts if found), None),
+        example=typical_text([found[0] for found in texts if found and found[0]]),
         images=len(service.store),
         reads_images=service.model.image_tower is not None,
         locates=service.locates,
-        columns=[m.Column(name=name, kind=kind, values=values) for name, kind, values in service.columns],
+        columns=[
+            m.Column(name=name, kind=kind, values=values, colours=colours)
+            for name, kind, values, colours in service.columns
+        ],
         classes=[] if classes is None else classes.names,
         templates=list(DEFAULT_TEMPLATES) if classes is None else classes.templates,
         calibrated=classes is not None and classes.thresholds is not None,

@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lamplit.app.collection_map import CollectionMap, Corners, can_colour
 from lamplit.app.encoding import AT_ONCE, LATER, ImageEncoder, PageReader, pool_of
 from lamplit.app.image_bytes import as_jpeg, as_pixels
 from lamplit.app.kept_rows import KeptRows, plain
-from lamplit.app.map import Projection, project, sample
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, UsageError
 from lamplit.locations.paths import path_of
 from lamplit.model import LiT
 from lamplit.retrieval.locating import can_locate, heat_map
+from lamplit.retrieval.nearest import Found as Rows
+from lamplit.retrieval.projection import sample_rows
 from lamplit.retrieval.searcher import Searcher
 from lamplit.store.conditions import parse_condition
 from lamplit.store.lance_store import Store
@@ -37,12 +39,25 @@ from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
-ON_MAP = 2000  # images
+SAMPLED = 2000  # images, which tell what the columns hold
 MAX_LISTED_VALUES = 30  # of a column; one with more is typed, not chosen from
 Shown = dict[str, Any]  # id, name, texts and metadata of an image
 Found = tuple[float, Shown]  # and its cosine
 _CACHED_CLASS_LISTS = 16
 _CACHED_QUERIES = 1024  # of some 5 kB each
+
+
+@dataclass(frozen=True)
+class Among:
+    """Which images of the store are searched; by default all.
+
+    Attributes:
+        where: a condition on what the page shows.
+        area: the tag of a map, and the corners of a polygon on it.
+    """
+
+    where: str | None = None
+    area: tuple[str, Corners] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ class Service:
         store: embedded with the image tower that the model reads.
         classes: what the page begins with: names of classes, or a class list, which keeps its calibration.
         words: the model's text tower for ONNX Runtime, if it has one.
+        text_column: column with the texts that the model was tuned on, if known.
 
     Raises:
         StoreError: another tower embedded the store than the model reads.
@@ -78,13 +94,14 @@ class Service:
         store: Store,
         classes: ClassList | Sequence[str] | None = None,
         words: WordReader | None = None,
+        text_column: str | None = None,
     ) -> None:
         self.model = model
+        self._text_column = text_column
         self.classes = _given_classes(model, classes)
         self._reader = PageReader(model, words)
         self._images = ImageEncoder(model)
         self._class_lock = Lock()
-        self._map_lock = Lock()
         self._class_lists = lru_cache(_CACHED_CLASS_LISTS)(self._make_class_list)
         self.showing, self.mapping = pool_of(2, "image", AT_ONCE), pool_of(1, "map", AT_ONCE)
         self.searching = pool_of(2, "search", LATER)
@@ -99,7 +116,7 @@ class Service:
             StoreError: another tower embedded it than the model reads.
         """
         other = copy(self)
-        for name in ("sampled", "columns", "_on_map", "_sampled_vectors"):  # of the store as it was
+        for name in ("sampled", "columns"):  # of the store as it was
             vars(other).pop(name, None)
         other._open(store)
         if self._is_measured:
@@ -115,7 +132,7 @@ class Service:
         # A condition on `path` would tell, letter by letter, where the images are on this machine.
         self._shown = pa.schema({name: FIXED_COLUMNS[name] for name in ("id", "texts")} | store.column_types)
         self._is_measured = False
-        self._projection: Projection | None = None
+        self.map = CollectionMap(store, self._searcher, self._captions)
 
     def row_of(self, name: str) -> int | None:
         """Return the row of the image with this id, in the order of the ids; None if there is none."""
@@ -126,9 +143,13 @@ class Service:
         """Return what the page shows of an image of the store."""
         return self._rows.take([row])[0]
 
-    def by_words(self, query: str, k: int, offset: int, where: str | None) -> list[Found]:
+    def items(self, rows: Sequence[int]) -> list[Shown]:
+        """Return what the page shows of some images of the store."""
+        return self._rows.take(rows)
+
+    def by_words(self, query: str, k: int, offset: int, among: Among) -> list[Found]:
         """Find images by words, or by a sum of words; return their cosines and what is shown of them."""
-        return self.by_vector(self._words(query), k, offset, where)
+        return self.by_vector(self._words(query), k, offset, among)
 
     def measure_relevance(self) -> None:
         """Measure what score is an answer to words, or read what was measured before; until then `least` knows none."""
@@ -140,25 +161,24 @@ class Service:
         """Return the cosine below which an image is probably no answer to words; None if that was not measured."""
         return self._searcher.min_score(self._words(query)) if self._is_measured else None
 
-    def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, where: str | None) -> list[Found]:
+    def by_vector(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, among: Among) -> list[Found]:
         """Find images by a (D,) unit vector."""
-        self._require_shown(where)
-        found = self._searcher.find(vector, k, offset=offset, where=where)
+        found = self._find(vector, k, offset, among)
         return list(zip(found.scores.tolist(), self._rows.take(found.rows.tolist()), strict=True))
 
-    def neighbours(self, row: int, k: int, offset: int, where: str | None) -> list[Found]:
+    def neighbours(self, row: int, k: int, offset: int, among: Among) -> list[Found]:
         """Find images by one of the store, which is left out itself."""
         [vector] = self.vectors([row])
         others = {row, *self._searcher.collection.copies.of_rows(np.array([row]))[0].tolist()}
-        self._require_shown(where)
-        found = self._searcher.find(vector, offset + k + 1, where=where)
+        found = self._find(vector, offset + k + 1, 0, among)
         kept = np.flatnonzero(~np.isin(found.rows, list(others)))[offset : offset + k]
         return list(zip(found.scores[kept].tolist(), self._rows.take(found.rows[kept].tolist()), strict=True))
 
-    def _require_shown(self, where: str | None) -> None:
-        """Raise if a condition names what the page does not show."""
-        if where is not None:
-            parse_condition(where, self._shown)
+    def _find(self, vector: NDArray[np.float32] | Tensor, k: int, offset: int, among: Among) -> Rows:
+        if among.where is not None:  # or it may name what the page does not show
+            parse_condition(among.where, self._shown)
+        inside = None if among.area is None else self.map.inside(*among.area)
+        return self._searcher.find(vector, k, offset=offset, where=among.where, among=inside)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) unit vectors of texts."""
@@ -237,29 +257,24 @@ class Service:
 
     @cached_property
     def sampled(self) -> pa.Table:
-        """All columns but the vectors of the images on the map."""
-        return self.store.take(self._on_map, [*COLUMNS[:-1], *self.store.metadata_columns])
+        """All columns but the vectors of some images, always the same ones."""
+        rows = sample_rows(len(self._ids), SAMPLED)
+        return self.store.take(rows, [*COLUMNS[:-1], *self.store.metadata_columns])
 
-    @property
-    def projection(self) -> Projection:
-        """The sample of the store in two dimensions."""
-        with self._map_lock:  # it draws random numbers, whose generator all threads share
-            if self._projection is None:
-                self._projection = project(self._sampled_vectors)
-            return self._projection
-
-    def values(self, column: str | None, query: str | None) -> list[Any]:
-        """Return what the map is coloured by: cells of a column, cosines to words, or None for each image."""
-        if query is not None:
-            cosines: list[Any] = (self._sampled_vectors.numpy() @ self._words(query)).tolist()
-            return cosines
-        if column is not None:
-            return [plain(value, 80) for value in self.sampled[column].to_pylist()]
-        return [None] * len(self.sampled)
+    def _captions(self, rows: NDArray[np.int64]) -> list[list[str]]:
+        """Return the texts of some images in the language of the model; none if it reads no words."""
+        if self.model.text_tower is None:
+            return [[] for _ in rows]
+        column = self._text_column if self._text_column in self.store.metadata_columns else "texts"
+        cells = self.store.take(rows, [column])[column].to_pylist()
+        return [[cell] if isinstance(cell, str) else [str(text) for text in cell or ()] for cell in cells]
 
     @cached_property
-    def columns(self) -> list[tuple[str, str, list[Any]]]:
-        """Name, kind and values of each metadata column in the sample; no values if there are too many to list."""
+    def columns(self) -> list[tuple[str, str, list[Any], bool]]:
+        """Name, kind and values of each metadata column in the sample, and whether the map is coloured by it.
+
+        There are no values if they are too many to list.
+        """
         described = []
         for name in self.store.metadata_columns:
             kind = self.sampled.schema.field(name).type
@@ -267,16 +282,9 @@ class Service:
             word = "number" if is_number else "text" if pa.types.is_string(kind) else "other"
             cells = [plain(value) for value in self.sampled[name].to_pylist()] if word != "other" else []
             values = sorted({value for value in cells if value is not None})
-            described.append((name, word, values if len(values) <= MAX_LISTED_VALUES else []))
+            tells = can_colour(kind) and (is_number or 1 < len(values) <= len(self.sampled) / 2)
+            described.append((name, word, values if len(values) <= MAX_LISTED_VALUES else [], tells))
         return described
-
-    @cached_property
-    def _on_map(self) -> list[int]:
-        return sample(len(self._ids), ON_MAP)
-
-    @cached_property
-    def _sampled_vectors(self) -> Tensor:
-        return self.vectors(self._on_map)
 
     def _classes_for(self, names: list[str], templates: list[str] | None) -> ClassList:
         classes = self.classes

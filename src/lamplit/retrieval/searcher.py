@@ -188,10 +188,22 @@ class Searcher:
             for score, row, same in zip(found.scores.tolist(), rows, others, strict=True)
         ]
 
-    def find(self, vector: NDArray[np.float32] | Tensor, k: int, *, offset: int = 0, where: str | None = None) -> Found:
-        """Do what `nearest` does, for rows of the store and their scores alone."""
+    def find(
+        self,
+        vector: NDArray[np.float32] | Tensor,
+        k: int,
+        *,
+        offset: int = 0,
+        where: str | None = None,
+        among: NDArray[np.bool_] | None = None,
+    ) -> Found:
+        """Do what `nearest` does, for rows of the store and their scores alone; `among` marks the rows to look at."""
         _require_query(None, k, offset)
-        return self._page(as_array(vector), k, offset, self._allowed(where), where)
+        if among is None:
+            return self._page(as_array(vector), k, offset, self._allowed(where), where)
+        holds = among if where is None else among & self.store.where(where)
+        allowed = self.collection.copies.first_only(len(holds), holds)
+        return self._page(as_array(vector), k, offset, allowed, where, by_index=False)
 
     def _first_copies(self, where: str | None) -> NDArray[np.bool_] | None:
         """Mark of each content the first row that meets a condition, (N,); None if that is every row."""
@@ -199,13 +211,20 @@ class Searcher:
         return self.collection.copies.first_only(len(self.collection.vectors), holds)
 
     def _page(
-        self, vector: NDArray[np.float32], k: int, offset: int, allowed: NDArray[np.bool_] | None, where: str | None
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        offset: int,
+        allowed: NDArray[np.bool_] | None,
+        where: str | None,
+        *,
+        by_index: bool = True,  # it knows conditions on columns alone
     ) -> Found:
         vectors, depth = self.collection.vectors, offset + k
         is_exact = self.exact or (self.collection.planes is None and self.probes is None)
         if is_exact or (offset == 0 and depth > FIRST):  # no earlier page was of candidates
             return rank(vectors, vector, depth, None if allowed is None else np.flatnonzero(allowed))[offset:]
-        first = self._candidates(vector, allowed, where)
+        first = self._candidates(vector, allowed, where, by_index=by_index)
         if depth <= len(first):
             return first[offset:depth]
         # Hits that the candidates missed come after the first ones: pages have no gaps and no repeats.
@@ -214,10 +233,12 @@ class Searcher:
         rest = rank(vectors, vector, depth - len(first), np.flatnonzero(others))
         return (first + rest)[offset:depth].by_score()
 
-    def _candidates(self, vector: NDArray[np.float32], allowed: NDArray[np.bool_] | None, where: str | None) -> Found:
+    def _candidates(
+        self, vector: NDArray[np.float32], allowed: NDArray[np.bool_] | None, where: str | None, *, by_index: bool
+    ) -> Found:
         """Find the best 100 candidates of the index, if there is one, or of the bits."""
         vectors, planes = self.collection.vectors, self.collection.planes
-        if self.probes is not None:
+        if self.probes is not None and by_index:
             rows = self.store.near(vector, CANDIDATES, self.probes, where)
             return rank(vectors, vector, FIRST, rows if allowed is None else rows[allowed[rows]])
         assert planes is not None, "without planes and index the search is exact"

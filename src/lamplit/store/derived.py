@@ -2,7 +2,7 @@
 
 They lie in the folder `_search` of the store, which Lance leaves alone, or in the user's cache if the store cannot be
 written to. The name of a folder begins with the digest of the rows that it was made from: when a store has changed, all
-are made again. They may be deleted at any time. A small store has none: its arrays are made in memory.
+are made again. They may be deleted at any time. A small store has none but its map: its arrays are made in memory.
 """
 
 from __future__ import annotations
@@ -121,8 +121,22 @@ class Draft:
         return self._arrays
 
 
+def find_derived(store: Store, kind: str, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+    """Open arrays that were derived from a store as it is now, memory-mapped; None if they were not made."""
+    for folder in search_folders(store):
+        if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
+            return found
+    return None
+
+
 def derive(
-    store: Store, kind: str, names: Sequence[str], make: Callable[[Draft], None], *, instead_of: str | None = None
+    store: Store,
+    kind: str,
+    names: Sequence[str],
+    make: Callable[[Draft], None],
+    *,
+    instead_of: str | None = None,
+    keeps: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Open arrays that are derived from a store; make them first if they are not there.
 
@@ -132,14 +146,14 @@ def derive(
         names: of the arrays.
         make: makes them.
         instead_of: how the kinds of arrays begin that are not needed any more once these are made.
+        keeps: write files for a small store, too: they take long to make.
 
     Returns:
         The arrays by name: memory-mapped, or in memory if the store is small or no file can be written.
     """
-    if len(store) > SMALL or is_remote(store.path):  # from there, they took a while
-        for folder in search_folders(store):
-            if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
-                return found
+    if keeps or len(store) > SMALL or is_remote(store.path):  # from there, they took a while
+        if (found := find_derived(store, kind, names)) is not None:
+            return found
         for folder in search_folders(store):
             try:
                 with replacing(folder / search_name(store, kind)) as partial:

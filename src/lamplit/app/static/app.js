@@ -91,7 +91,7 @@ $("about").textContent = `${about.store} · ${about.images.toLocaleString("en")}
 const informative = new Set(about.columns.filter(({ kind, values, name }) => kind === "number" || values.length || name === about.text_column).map(({ name }) => name));
 const search = startSearch(about, openImage);
 const classify = startClassify(about);
-shown.explore = startExplore(about, openImage);
+shown.explore = startExplore(about, openImage, { within: (area) => { go("search"); search.within(area); } });
 shown.run = startRun(about);
 window.addEventListener("hashchange", show);
 show();

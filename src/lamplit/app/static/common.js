@@ -22,6 +22,11 @@ export async function askImage(path) {
   return URL.createObjectURL(await (await answer(path, {})).blob());
 }
 
+// Return the bytes of an array.
+export async function askArray(path, signal) {
+  return (await answer(path, { signal })).arrayBuffer();
+}
+
 async function answer(path, options) {
   let response;
   try {

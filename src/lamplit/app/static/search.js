@@ -16,6 +16,7 @@ export function startSearch(about, open) {
   let isLikely = true; // of the best one; if not even that is, all are shown
   let showsAll = false;
   let where = null;
+  let area = null; // chosen on the map: tag, corners and the number of images
   const signal = latest();
 
   const language = languageOf(about.text_column);
@@ -28,11 +29,11 @@ export function startSearch(about, open) {
   if (!about.reads_images) $("search-drop").textContent = "This model has no image tower, so it cannot search by your own images.";
 
   function body(offset) {
-    const common = { k: PAGE, offset, ...(where ? { where } : {}) };
+    const common = { k: PAGE, offset, ...(where ? { where } : {}), ...(area ? { area: { tag: area.tag, corners: area.corners } } : {}) };
     if (!question.file) return { ...common, ...question };
     const form = new FormData();
     form.append("image", question.file);
-    for (const [name, value] of Object.entries(common)) form.append(name, value);
+    for (const [name, value] of Object.entries(common)) form.append(name, name === "area" ? JSON.stringify(value) : value);
     return form;
   }
 
@@ -117,5 +118,14 @@ export function startSearch(about, open) {
   $("filter-form").addEventListener("submit", (event) => { event.preventDefault(); filter($("filter-value").value ? condition() : null); });
   $("filter-clear").addEventListener("click", () => { $("filter-value").value = ""; filter(null); });
 
-  return { like: (id) => byImage({ like: id }, address("thumbnail", id), "Images like this one") };
+  function within(next) {
+    area = next;
+    $("within").hidden = !area;
+    if (area) $("within-text").textContent = `Only the ${area.images.toLocaleString("en")} images chosen on the map`;
+    if (question) find(); else $("search-status").textContent = area ? "Type words, or drop an image: it is searched among the images that you chose." : "";
+    $("query").focus();
+  }
+  $("within-clear").addEventListener("click", () => within(null));
+
+  return { within, like: (id) => byImage({ like: id }, address("thumbnail", id), "Images like this one") };
 }
