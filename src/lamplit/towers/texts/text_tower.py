@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from lamplit.errors import TowerError, UsageError, first_line, require
+from lamplit.errors import TowerError, UsageError, require
 from lamplit.towers.images.image_tower import open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config, saved_folder
-from lamplit.towers.open_clip_models import build_text
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
-from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
+from lamplit.towers.texts.encoder_building import build_from
+from lamplit.towers.texts.encoders import Pooling, open_encoder
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups
@@ -29,12 +27,6 @@ from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
-
-# What the code of timm and transformers raises if a setting is not of the kind that it was written for.
-_BUILD_ERRORS = (
-    TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError, MemoryError,
-    StrictDataclassError,
-)  # fmt: skip
 
 
 class TextTower(nn.Module):
@@ -266,7 +258,7 @@ def open_published_text_tower(
     text, head_plan = published.layout.text, published.layout.head_plan
     tower = TextTower(
         published.spec,
-        _build_from(text.config),
+        build_from(text.config),
         published.open_tokenizer(),
         pooling=text.pooling,
         context_length=min(context_length or CONTEXT_LENGTH, text.num_positions),
@@ -291,7 +283,7 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     # Models that the first lamplit saved do not describe their tokenizer.
     tokenizer = load_tokenizer(description.get("tokenizer", {"kind": "transformers"}), tokenizer_folder)
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
-    encoder = _build_from(description["config"])
+    encoder = build_from(description["config"])
     tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
     if description.get("lora") is not None:
         tower.add_lora(description["lora"])
@@ -327,24 +319,6 @@ def _open_saved(folder: Path, width: int, context_length: int | None, pretrained
         tower.carried = tower.head.known()
     tower.head = linear_head(tower.head.in_features, width)
     return tower
-
-
-def _build_from(config: dict[str, Any]) -> nn.Module:
-    """Build an encoder without its weights, from `TextTower.config`.
-
-    Raises:
-        TowerError: no encoder has these settings.
-    """
-    options = {key: value for key, value in config.items() if key != "library"}
-    try:
-        if config["library"] == "scratch":
-            return ScratchEncoder(**options)
-        if config["library"] == "open_clip":
-            return build_text(options)
-        encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
-    except _BUILD_ERRORS as error:
-        raise TowerError(f"the text tower that config.json describes cannot be built: {first_line(error)}") from error
-    return encoder
 
 
 def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, context_length: int) -> TextTower:
