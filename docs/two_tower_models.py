@@ -116,7 +116,7 @@ def of_transformers(family: Any, folder: Path) -> Owner:
         F.normalize(family.images(model, folder, IMAGES), dim=-1),
         F.normalize(family.texts(model, folder, SENTENCES), dim=-1),
         torch.as_tensor(processor(images=IMAGES, return_tensors="pt")["pixel_values"]),
-        float(model.logit_scale.exp()),
+        family.multiplier(model),
         None if bias is None else float(bias),
     )
 
@@ -171,8 +171,8 @@ def render(seen: dict[str, Any]) -> str:
         "",
         "Each model is tiny and has random weights. Its own library built and saved it, and opened it to compare.",
         "Meta's code of dino.txt is no library: it was run once, on such weights, and its numbers are kept in",
-        "`tests/fixtures/dinotxt`. What follows are the largest differences of any number of a unit vector (of a pixel,",
-        f"of a scalar) between that library and lamplit; {ALLOWED:.0e} is allowed.",
+        "`tests/fixtures/dinotxt`. What follows are the largest differences of any number of a unit vector (of a",
+        f"pixel, of a scalar) between that library and lamplit; {ALLOWED:.0e} is allowed.",
         "",
         *(f"- **{name}**: {words}." for name, words in WORDS.items()),
         "",

@@ -25,6 +25,14 @@ TEXT = {
 }  # fmt: skip
 WIDTH = 16
 CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+ALIGN_VISION = {
+    "image_size": 32, "width_coefficient": 0.1, "depth_coefficient": 0.2, "hidden_dim": 64,
+    "in_channels": [32, 16, 24, 40, 80, 112, 192],
+}  # fmt: skip
+ALIGN_IMAGES: dict[str, Any] = {
+    "size": {"height": 38, "width": 38}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True,
+    "rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False, "do_normalize": False, "resample": 2,
+}  # fmt: skip
 SQUARE = {"size": {"height": 32, "width": 32}}
 
 
@@ -57,6 +65,10 @@ class Family:
         if self.padding == "max_length":
             ids.pop("attention_mask", None)
         return model.get_text_features(**ids).pooler_output
+
+    def multiplier(self, model: Any) -> float:
+        """What the library multiplies cosines by; ALIGN divides by a temperature."""
+        return 1 / float(model.temperature) if self.name == "ALIGN" else float(model.logit_scale.exp())
 
     def images(self, model: Any, folder: Path, images: list[Any]) -> Tensor:
         """What the library gives for images, which its own processor prepares."""
@@ -127,6 +139,8 @@ def families() -> list[Family]:
                xlm_unigram),
         Family("BLIP", built("Blip", text=sized(wordpiece), projection_dim=WIDTH), image_processor("Blip", **SQUARE),
                wordpiece),
+        Family("ALIGN", built("Align", ALIGN_VISION, text=sized(wordpiece), projection_dim=32),
+               image_processor("EfficientNet", **ALIGN_IMAGES), wordpiece),
         Family("Dual encoder, ViT and BERT", dual(hf.ViTConfig(**VISION), bert), vit, wordpiece),
         Family("Dual encoder, CLIP and RoBERTa",
                dual(hf.CLIPVisionConfig(**VISION), hf.XLMRobertaConfig(**sized(xlm_unigram))), clip, xlm_unigram),

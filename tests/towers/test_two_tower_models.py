@@ -85,7 +85,7 @@ def test_features_and_scalars_are_the_owners(saved: tuple[Family, Any, Path]) ->
     assert (model.encode_texts(SENTENCES) - ztxt).abs().max() <= ALLOWED
     assert (F.normalize(pool_features(tower.backbone, pixels), dim=-1) - zimg).abs().max() <= ALLOWED
     assert (model.encode_images(IMAGES) - zimg).abs().max() <= 1e-3  # resized by torchvision instead of PIL
-    assert math.isclose(float(model.logit_multiplier), float(owner.logit_scale.exp()), rel_tol=1e-6)
+    assert math.isclose(float(model.logit_multiplier), family.multiplier(owner), rel_tol=1e-6)
     bias = getattr(owner, "logit_bias", None)
     assert (model.logit_bias is None) == (bias is None)
     assert bias is None or float(model.logit_bias) == float(bias)
@@ -286,3 +286,16 @@ def test_text_features_that_nothing_explains(tmp_path: Path) -> None:
     wordpiece().save_pretrained(tmp_path)
     with pytest.raises(TowerError, match="reads texts in a way that lamplit does not know"):
         load(f"hf:{tmp_path}")
+
+
+def test_two_widths_are_no_model(tmp_path: Path) -> None:
+    FAMILIES["ALIGN"].save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["projection_dim"] = 24  # ALIGN projects its texts alone
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(tmp_path / "model.safetensors")
+    for key in ("text_projection.weight", "text_projection.bias"):
+        state[key] = state[key][:24].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TowerError, match="32 numbers for images and 24 for texts"):
+        load(f"hf:{tmp_path}", device="cpu")

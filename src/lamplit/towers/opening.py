@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamplit.errors import UsageError
+from lamplit.errors import TowerError, UsageError
 from lamplit.towers.dinotxt_models import open_dinotxt
 from lamplit.towers.images.image_tower import (
     ImageTower,
@@ -32,6 +32,13 @@ class OpenedModel:
     text: TextTower | None
     logit_multiplier: float = 10.0
     logit_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.text.width != self.image.width:
+            raise TowerError(
+                f"{self.image.spec} gives vectors of {self.image.width} numbers for images and {self.text.width} for "
+                "texts; a model has one width"
+            )
 
 
 def open_model(spec: str, *, text: bool = True) -> OpenedModel:
