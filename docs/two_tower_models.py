@@ -122,6 +122,15 @@ def of_transformers(family: Any, folder: Path) -> Owner:
 
 
 @torch.no_grad()
+def of_sentence_transformers(family: Any, folder: Path) -> Owner:
+    """Save a CLIP by sentence-transformers into `folder`; return what sentence-transformers gives."""
+    owner = family.save_sentences(folder)
+    pixels = owner.preprocess([image.convert("RGB") for image in IMAGES])["pixel_values"]
+    both = [owner.encode(given, convert_to_tensor=True, normalize_embeddings=True) for given in (IMAGES, SENTENCES)]
+    return Owner(both[0], both[1], pixels, float(owner[0].auto_model.logit_scale.exp()), None)
+
+
+@torch.no_grad()
 def of_open_clip(family: Any, folder: Path) -> Owner:
     """Save a model of open_clip into `folder`; return what open_clip gives."""
     opened = family.save(folder)
@@ -147,6 +156,7 @@ def measure_all() -> list[Row]:
     """Measure every family."""
     rows = []
     makers = [*((each, "hf", of_transformers) for each in families())]
+    makers += [(each, "st", of_sentence_transformers) for each in families() if each.name == "CLIP"]
     makers += [*((each, "open_clip", of_open_clip) for each in open_clip_families())]
     makers += [*((name, "dinotxt", of_dinotxt) for name in NAMES)]
     for family, library, make in makers:
@@ -199,7 +209,7 @@ def main() -> None:
     data, page = FOLDER / "two-tower-models.json", FOLDER / "two-tower-models.md"
     if not parser.parse_args().render:
         warnings.simplefilter("ignore")
-        names = ("torch", "transformers", "open_clip_torch", "timm")
+        names = ("torch", "transformers", "open_clip_torch", "sentence-transformers", "timm")
         rows = [asdict(row) for row in measure_all()]
         versions = {name: metadata.version(name) for name in names}
         data.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from sentence_transformers import SentenceTransformer
 from text_families import clip_pairs, unigram, wordpiece, xlm_unigram
 from torch import Tensor
 
@@ -55,6 +56,15 @@ class Family:
         self.image_processor().save_pretrained(folder)
         self.tokenizer().save_pretrained(folder)
         return model
+
+    def save_sentences(self, folder: Path) -> Any:
+        """Save a model by sentence-transformers; return what it opens."""
+        clip = self.save(folder / "clip")
+        tokenizer = self.tokenizer()
+        tokenizer.model_max_length = clip.config.text_config.max_position_embeddings
+        hf.CLIPProcessor(self.image_processor(), tokenizer).save_pretrained(folder / "clip")
+        SentenceTransformer(str(folder / "clip"), device="cpu").save(str(folder), create_model_card=False)
+        return SentenceTransformer(str(folder), device="cpu")
 
     def texts(self, model: Any, folder: Path, texts: list[str]) -> Tensor:
         """What the library gives for texts, all in one batch."""

@@ -247,6 +247,9 @@ def test_sentence_transformers_folders_that_are_no_clip(clip: Path, tmp_path: Pa
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(TowerError, match="has Pooling behind its model"):
         load(f"st:{tmp_path}")
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "a.Router", "path": ""}]))
+    with pytest.raises(TowerError, match="begins with Router; lamplit opens folders that begin with one model"):
+        load(f"st:{tmp_path}")
 
 
 def test_one_tower_alone_is_no_model(text_folder: Path) -> None:

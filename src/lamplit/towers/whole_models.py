@@ -81,6 +81,11 @@ def name_in_sentence_transformers(spec: str) -> str:
         path = modules[0]["path"]
         if any(kind != "Normalize" for kind in kinds[1:]):
             raise TowerError(f"{spec} has {', '.join(kinds[1:])} behind its model; lamplit opens a CLIP alone")
+        if kinds[0] not in ("Transformer", "CLIPModel"):
+            raise TowerError(
+                f"{spec} begins with {kinds[0]}; lamplit opens folders that begin with one model for texts and images, "
+                "as sentence-transformers saves a CLIP (Transformer or CLIPModel)"
+            )
         if not path:
             return name
         return str(Path(name if Path(name).is_dir() else snapshot_download(name)) / path)
