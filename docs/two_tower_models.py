@@ -127,7 +127,7 @@ def of_sentence_transformers(family: Any, folder: Path) -> Owner:
     owner = family.save_sentences(folder)
     pixels = owner.preprocess([image.convert("RGB") for image in IMAGES])["pixel_values"]
     both = [owner.encode(given, convert_to_tensor=True, normalize_embeddings=True) for given in (IMAGES, SENTENCES)]
-    return Owner(both[0], both[1], pixels, float(owner[0].auto_model.logit_scale.exp()), None)
+    return Owner(both[0], both[1], pixels, float(owner[0].auto_model.logit_scale.exp()), None, resizes_tensors=True)
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def of_dinotxt(name: str, folder: Path) -> Owner:
     assert [str(text) for text in seen["texts"]] == SENTENCES
     pixels = torch.stack([prepare(name, image) for image in IMAGES])
     zimg, ztxt = torch.as_tensor(seen["zimg"]), torch.as_tensor(seen["ztxt"])
-    return Owner(zimg, ztxt, pixels, float(seen["multiplier"]), None, name == "dinov3")
+    return Owner(zimg, ztxt, pixels, float(seen["multiplier"]), None, resizes_tensors=name == "dinov3")
 
 
 def measure_all() -> list[Row]:
