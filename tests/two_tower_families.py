@@ -52,9 +52,8 @@ class Family:
         torch.manual_seed(0)
         model = self.make().eval()
         shake(model)
-        if self.name == "ALIGN":  # else it gives every image one vector: its norms have statistics of nothing
-            model.train().get_image_features(torch.rand(16, 3, 32, 32))
-            model.eval()
+        if self.name == "ALIGN":
+            wake(model)
         model.save_pretrained(folder)
         self.image_processor().save_pretrained(folder)
         self.tokenizer().save_pretrained(folder)
@@ -97,6 +96,17 @@ def shake(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape) * 0.05)
             else:
                 parameter.add_(0.25)
+
+
+@torch.no_grad()
+def wake(model: Any) -> None:
+    """Make a random EfficientNet tell images apart: larger weights, and norms that have seen some images."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight)
+    for _ in range(4):
+        model.train().get_image_features(torch.rand(16, 3, 32, 32))
+    model.eval()
 
 
 def built(kind: str, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT, **config: Any) -> Callable[[], Any]:
