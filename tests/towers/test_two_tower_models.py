@@ -84,7 +84,7 @@ def test_features_and_scalars_are_the_owners(saved: tuple[Family, Any, Path]) ->
     pixels = torch.stack([tower.preprocessing.reference(image) for image in IMAGES])
     assert (model.encode_texts(SENTENCES) - ztxt).abs().max() <= ALLOWED
     assert (F.normalize(pool_features(tower.backbone, pixels), dim=-1) - zimg).abs().max() <= ALLOWED
-    assert (model.encode_images(IMAGES) - zimg).abs().max() <= 1e-3  # resized by torchvision instead of PIL
+    assert (model.encode_images(IMAGES) - zimg).abs().max() <= 5e-3  # resized by torchvision instead of PIL
     assert math.isclose(float(model.logit_multiplier), family.multiplier(owner), rel_tol=1e-6)
     bias = getattr(owner, "logit_bias", None)
     assert (model.logit_bias is None) == (bias is None)
