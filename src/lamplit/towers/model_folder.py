@@ -127,17 +127,20 @@ def _check(fields: Fields, identity: TowerIdentity) -> None:
         layers.integer("hidden_width", least=1, most=_MOST)
         layers.choice("activation", ("gelu", "tanh"))
     if text.has("tokenizer"):
-        kinds = ("transformers", "sentencepiece", "wordpiece", "open_clip", "open_clip_pairs")
+        kinds = ("transformers", "sentencepiece", "wordpiece", "open_clip", "open_clip_pairs", "static")
         if text.inside("tokenizer").choice("kind", kinds) != "wordpiece" and text.inside("tokenizer").has("fill"):
             text.inside("tokenizer").choice("fill", ("left", "right"))
 
 
 def _check_encoder(config: Fields) -> None:
-    library = config.choice("library", ("scratch", "transformers", "open_clip", "dinotxt"))
+    library = config.choice("library", ("scratch", "transformers", "open_clip", "dinotxt", "static"))
     if library in ("scratch", "dinotxt"):
         config.integer("num_layers", least=1, most=_MOST_LAYERS)
         sizes = ["vocab_size", "width", "context_length"] + ["num_heads"] * (library == "scratch")
         for key in sizes + ["mlp_width"] * (library == "dinotxt" or config.has("mlp_width")):
+            config.integer(key, least=1, most=_MOST)
+    elif library == "static":
+        for key in ("vocab_size", "width"):
             config.integer(key, least=1, most=_MOST)
     elif library == "transformers":
         settings = config.inside("config")

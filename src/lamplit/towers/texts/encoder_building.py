@@ -13,6 +13,7 @@ from lamplit.towers.dinotxt_models import build_text as build_dinotxt
 from lamplit.towers.open_clip_models import build_text
 from lamplit.towers.texts.encoders import build_encoder
 from lamplit.towers.texts.scratch import ScratchEncoder
+from lamplit.towers.texts.static_texts import StaticEncoder
 
 # What the code of timm and transformers raises if a setting is not of the kind that it was written for.
 _BUILD_ERRORS = (
@@ -33,6 +34,8 @@ def build_from(config: dict[str, Any]) -> nn.Module:
             return ScratchEncoder(**options)
         if config["library"] == "open_clip":
             return build_text(options)
+        if config["library"] == "static":
+            return StaticEncoder(**options)
         if config["library"] == "dinotxt":
             return build_dinotxt(options)
         encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))

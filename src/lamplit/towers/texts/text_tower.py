@@ -26,6 +26,7 @@ from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, lengt
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
+from lamplit.towers.texts.static_texts import MOST_TOKENS, OpenedStatic, StaticEncoder, find_static, open_static
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
 
 
@@ -97,6 +98,8 @@ class TextTower(nn.Module):
 
     def features(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the (B, feature width) pooled features before the head, of B lists of token ids."""
+        if isinstance(self.encoder, StaticEncoder):
+            return self.encoder.mean(tokens)
         lengths = [len(ids) for ids in tokens]
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.device
@@ -195,7 +198,8 @@ def open_text_tower(
 ) -> TextTower:
     """Open a text tower whose head ends in `width` (the image tower's) and, but for one case, is new.
 
-    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`. A decoder is read
+    Encoders, the encoders of encoder-decoders, decoders, sentence-transformers and static embeddings (model2vec's, or
+    a `StaticEmbedding`) all come by `hf:`. A decoder is read
     at its last token, and its texts get an end token; an encoder is read at its class token if its tokenizer begins
     texts with one, else over the mean of its tokens; a sentence-transformers folder says itself how. Code that comes
     with a model is never run.
@@ -344,6 +348,8 @@ def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, contex
 
 
 def _open_transformers(spec: str, name: str, width: int, context_length: int | None, pretrained: bool) -> TextTower:
+    if (static := find_static(spec, name)) is not None:
+        return _open_static(spec, open_static(spec, name, static, pretrained=pretrained), width, context_length)
     opened = open_encoder(spec, name, pretrained=pretrained)
     return TextTower(
         spec,
@@ -354,4 +360,17 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
         feature_width=opened.feature_width,
         width=width,
         config={"library": "transformers", "config": opened.config},
+    )
+
+
+def _open_static(spec: str, opened: OpenedStatic, width: int, context_length: int | None) -> TextTower:
+    return TextTower(
+        spec,
+        opened.encoder,
+        opened.tokenizer,
+        pooling="mean",
+        context_length=context_length or MOST_TOKENS,
+        feature_width=opened.config["width"],
+        width=width,
+        config=opened.config,
     )
