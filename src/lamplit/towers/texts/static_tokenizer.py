@@ -75,6 +75,10 @@ class StaticTokenizer:
         tokens = self.encode(texts, context_length)
         return tokens, are_cut(self, texts, tokens, context_length)
 
+    def keeping_unknown(self) -> Self:
+        """Return the same tokenizer, which reads unknown tokens."""
+        return type(self)(self._backend.to_str(), keeps_unknown=True)
+
     def save(self, folder: Path) -> None:
         """Write its file."""
         folder.mkdir(parents=True, exist_ok=True)
