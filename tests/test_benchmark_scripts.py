@@ -195,3 +195,10 @@ def test_page_memory(tmp_path):
     assert found["rows"] == 60_000
     assert list(found["bytes"]) == ["1", "2"]
     assert 1e8 < found["bytes"]["1"] < found["bytes"]["2"]
+
+
+def test_static_texts(store_path, tmp_path):
+    runs, speed = run("static_texts", tmp_path, str(store_path))
+    assert [row["mode"] for row in runs["runs"]] == ["LU", "LL", "LU", "LL"]
+    assert set(speed["sides"]) == {"static", "demo:minilm"}
+    assert all(row["held_out"] for row in runs["runs"])
