@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from text_families import TEXTS
 from torch.nn import functional as F
-from two_tower_families import SQUARE, VISION, Family, families, sized, wordpiece
+from two_tower_families import SQUARE, VISION, Family, families, image_processor, sized, wordpiece
 
 import lamplit
 from lamplit.app.server import make_app
@@ -289,6 +289,14 @@ def test_text_features_that_nothing_explains(tmp_path: Path) -> None:
     wordpiece().save_pretrained(tmp_path)
     with pytest.raises(TowerError, match="reads texts in a way that lamplit does not know"):
         load(f"hf:{tmp_path}")
+
+
+def test_segmentation_and_detection_are_refused(tmp_path: Path) -> None:
+    for kind in ("CLIPSeg", "GroupViT", "OwlViT"):
+        getattr(hf, f"{kind}Config")().save_pretrained(tmp_path)
+        image_processor("CLIP")().save_pretrained(tmp_path)
+        with pytest.raises(TowerError, match="finds things inside an image; lamplit opens models that compare whole"):
+            load(f"hf:{tmp_path}", device="cpu")
 
 
 def test_two_widths_are_no_model(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from lamplit.errors import TowerError
 from lamplit.towers.loading import opening, quiet_transformers, read_model_json, require_whole
 
+_OTHER_TASKS = ("clipseg", "groupvit", "owlvit", "owlv2")  # two towers of transformers, for segmentation or detection
 MAX_DIFFERENCE = 1e-5  # of a side's features from the whole model's, relative to the largest of them
 
 
@@ -46,6 +47,11 @@ def open_whole(spec: str, name: str) -> Any:
         TowerError: it cannot be opened, lacks weights, or is no two-tower model.
     """
     config = read_whole_config(spec, name)
+    if config.model_type in _OTHER_TASKS:
+        raise TowerError(
+            f"{spec} ({config.model_type}) finds things inside an image; lamplit opens models that compare whole "
+            "images with texts, such as clip and siglip"
+        )
     kind = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
         raise TowerError(
