@@ -202,3 +202,10 @@ def test_static_texts(store_path, tmp_path):
     assert [row["mode"] for row in runs["runs"]] == ["LU", "LL", "LU", "LL"]
     assert set(speed["sides"]) == {"static", "demo:minilm"}
     assert all(row["held_out"] for row in runs["runs"])
+
+
+def test_new_scripts(store_path, tmp_path):
+    [figures] = run("new_scripts", tmp_path, str(store_path), "texts")
+    assert figures["column"] == "texts"
+    assert figures["unknown"] == 0, "English captions can be written"
+    assert figures["with"] == figures["without"]

@@ -12,10 +12,12 @@ from dinotxt_files import FILES, IMAGES, NAMES, expected, prepare, states, write
 from torch.nn import functional as F
 
 from lamplit.errors import TowerError, UsageError
+from lamplit.exports.text_graph import write_words
 from lamplit.model import load
 from lamplit.towers.dinotxt_models import open_dinotxt
 from lamplit.towers.images.image_tower import open_image_tower
 from lamplit.towers.images.pooling import pool_features
+from lamplit.towers.texts.word_reader import WordReader
 
 ALLOWED = 1e-5  # largest difference of any number of a unit vector from Meta's code
 
@@ -76,6 +78,15 @@ def test_saved_model_is_the_same(name: str, folders: dict[str, Path], tmp_path: 
     assert torch.equal(again.encode_texts(texts), model.encode_texts(texts))
     assert torch.equal(again.encode_images(IMAGES), model.encode_images(IMAGES))
     assert again.space == open_image_tower(f"dinotxt:{folders[name]}").identity().fingerprint
+
+
+def test_words_are_read_by_onnx_runtime(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = load(f"dinotxt:{folders['dinov2']}", device="cpu")
+    model.save(tmp_path)
+    assert write_words(tmp_path)
+    texts = ["a dog", "red green " * 60, ""]
+    found = torch.as_tensor(WordReader(tmp_path).encode_texts(texts))
+    assert (found - model.encode_texts(texts)).abs().max() <= 1e-4
 
 
 def test_positions_are_those_of_the_file(folders: dict[str, Path]) -> None:

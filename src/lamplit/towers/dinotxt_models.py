@@ -220,16 +220,14 @@ class DinoTxtText(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = norm(width)
-        hidden = torch.full((context_length, context_length), -torch.inf).triu(1)
-        self.register_buffer("mask", hidden, persistent=False)
-        self.mask: Tensor
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> _Hidden:
         """Encode texts. The mask is not needed: what fills a row comes after its end."""
-        length = input_ids.shape[1]
-        hidden = self.token_embedding(input_ids) + self.position_embedding[:length]
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.token_embedding(input_ids) + self.position_embedding[places]
+        sees = places[None] <= places[:, None]  # each token itself and those before
         for block in self.blocks:
-            hidden = block(hidden, attn_mask=self.mask[:length, :length])
+            hidden = block(hidden, attn_mask=sees)
         return _Hidden(self.norm(hidden))
 
 
