@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent / "tests"))
 
 import torch
+from dinotxt_files import IMAGES, NAMES, expected, prepare, write_files
 from open_clip_families import open_clip_families, owners_images, owners_texts
 from text_families import TEXTS
 from torch import Tensor
@@ -32,23 +33,22 @@ from transformers import AutoImageProcessor
 from two_tower_families import families
 
 import lamplit
-from lamplit.exports.sample import _pattern
 from lamplit.model import LiT
 from lamplit.towers.images.pooling import pool_features
 
 ALLOWED = 1e-5
 SENTENCES = [*TEXTS, "red green " * 40, "a “quoted”  &amp; spaced\ttext"]
-IMAGES = [_pattern(number) for number in range(6)]
 WORDS = {
     "image vectors": "of images that the library's own processor prepared",
     "text vectors": "of texts, one of them too long and one empty",
-    "preprocessing": "of an image's normalised pixels, resized by Pillow as the library does",
+    "preprocessing": "of an image's normalised pixels, resized by Pillow if the library does",
     "multiplier": "of the logit multiplier, relative to it",
     "bias": "of the logit bias, if the model has one",
     "saved and loaded": "after `model.save` and `lamplit.load`",
     "resized by torchvision": "of image vectors as `encode_images` gives them; for information, and not bounded",
 }
 UNBOUNDED = "resized by torchvision"
+DINOTXT_TITLES = {"dinov2": "dino.txt of DINOv2", "dinov3": "dino.txt of DINOv3"}
 
 
 @dataclass
@@ -74,13 +74,15 @@ class Owner:
     pixels: Tensor
     multiplier: float
     bias: float | None
+    resizes_tensors: bool = False  # with torchvision, as lamplit itself
 
 
 def measure(family: str, spec: str, owner: Owner, folder: Path) -> Row:
     """Open the model as `spec`, and compare."""
     model = lamplit.load(spec, device="cpu")
     tower: Any = model.unlocked_image_tower
-    pixels = torch.stack([tower.preprocessing.reference(image) for image in IMAGES])
+    prepare_one = model.preprocess if owner.resizes_tensors else tower.preprocessing.reference
+    pixels = torch.stack([prepare_one(image) for image in IMAGES])
     with torch.no_grad():
         zimg = F.normalize(pool_features(tower.backbone, owner.pixels), dim=-1)
     differences: dict[str, float | None] = {
@@ -114,9 +116,18 @@ def of_transformers(family: Any, folder: Path) -> Owner:
         F.normalize(family.images(model, folder, IMAGES), dim=-1),
         F.normalize(family.texts(model, folder, SENTENCES), dim=-1),
         torch.as_tensor(processor(images=IMAGES, return_tensors="pt")["pixel_values"]),
-        float(model.logit_scale.exp()),
+        family.multiplier(model),
         None if bias is None else float(bias),
     )
+
+
+@torch.no_grad()
+def of_sentence_transformers(family: Any, folder: Path) -> Owner:
+    """Save a CLIP by sentence-transformers into `folder`; return what sentence-transformers gives."""
+    owner = family.save_sentences(folder)
+    pixels = owner.preprocess([image.convert("RGB") for image in IMAGES])["pixel_values"]
+    both = [owner.encode(given, convert_to_tensor=True, normalize_embeddings=True) for given in (IMAGES, SENTENCES)]
+    return Owner(both[0], both[1], pixels, float(owner[0].auto_model.logit_scale.exp()), None, resizes_tensors=True)
 
 
 @torch.no_grad()
@@ -131,17 +142,30 @@ def of_open_clip(family: Any, folder: Path) -> Owner:
     )
 
 
+def of_dinotxt(name: str, folder: Path) -> Owner:
+    """Write files of dino.txt into `folder`; return what Meta's code gave, which was run once."""
+    write_files(name, folder)
+    seen = expected(name)
+    assert [str(text) for text in seen["texts"]] == SENTENCES
+    pixels = torch.stack([prepare(name, image) for image in IMAGES])
+    zimg, ztxt = torch.as_tensor(seen["zimg"]), torch.as_tensor(seen["ztxt"])
+    return Owner(zimg, ztxt, pixels, float(seen["multiplier"]), None, resizes_tensors=name == "dinov3")
+
+
 def measure_all() -> list[Row]:
     """Measure every family."""
     rows = []
     makers = [*((each, "hf", of_transformers) for each in families())]
+    makers += [(each, "st", of_sentence_transformers) for each in families() if each.name == "CLIP"]
     makers += [*((each, "open_clip", of_open_clip) for each in open_clip_families())]
+    makers += [*((name, "dinotxt", of_dinotxt) for name in NAMES)]
     for family, library, make in makers:
+        title = DINOTXT_TITLES[family] if library == "dinotxt" else family.name
         with tempfile.TemporaryDirectory() as name:
             owner, saved = Path(name) / "owner", Path(name) / "saved"
             owner.mkdir()
-            rows.append(measure(family.name, f"{library}:{owner}", make(family, owner), saved))
-        print(f"{library}: {family.name}: {rows[-1].failures() or 'ok'}", flush=True)
+            rows.append(measure(title, f"{library}:{owner}", make(family, owner), saved))
+        print(f"{library}: {title}: {rows[-1].failures() or 'ok'}", flush=True)
     return rows
 
 
@@ -156,8 +180,9 @@ def render(seen: dict[str, Any]) -> str:
         f"It ran with {versions}. What these names are for is told in [published models](published.md).",
         "",
         "Each model is tiny and has random weights. Its own library built and saved it, and opened it to compare.",
-        "The numbers are the largest differences of any number of a unit vector (of a pixel, of a scalar) between that",
-        f"library and lamplit; {ALLOWED:.0e} is allowed.",
+        "Meta's code of dino.txt is no library: it was run once, on such weights, and its numbers are kept in",
+        "`tests/fixtures/dinotxt`. What follows are the largest differences of any number of a unit vector (of a",
+        f"pixel, of a scalar) between that library and lamplit; {ALLOWED:.0e} is allowed.",
         "",
         *(f"- **{name}**: {words}." for name, words in WORDS.items()),
         "",
@@ -184,7 +209,7 @@ def main() -> None:
     data, page = FOLDER / "two-tower-models.json", FOLDER / "two-tower-models.md"
     if not parser.parse_args().render:
         warnings.simplefilter("ignore")
-        names = ("torch", "transformers", "open_clip_torch", "timm")
+        names = ("torch", "transformers", "open_clip_torch", "sentence-transformers", "timm")
         rows = [asdict(row) for row in measure_all()]
         versions = {name: metadata.version(name) for name in names}
         data.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")

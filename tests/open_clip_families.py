@@ -12,7 +12,7 @@ import open_clip
 import torch
 import transformers as hf
 from safetensors.torch import save_file
-from text_families import LONGEST, SMALL, clip_pairs, wordpiece, xlm_unigram
+from text_families import LONGEST, SMALL, clip_pairs, t5_unigram, wordpiece, xlm_unigram
 from torch import Tensor
 from two_tower_families import WIDTH, shake, siglip_pieces
 
@@ -22,6 +22,7 @@ VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_s
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
 TIMM = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 160}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
+POOLED = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
 SQUASHED = {"resize_mode": "squash", "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
@@ -96,6 +97,11 @@ def bert_config() -> Any:
     return hf.BertConfig(**SMALL, max_position_embeddings=LONGEST, vocab_size=len(wordpiece()), pad_token_id=0)
 
 
+def mt5_config() -> Any:
+    """mT5, tiny."""
+    return hf.MT5Config(d_model=32, d_ff=48, d_kv=16, num_layers=2, num_heads=2, vocab_size=len(t5_unigram()))
+
+
 def open_clip_families() -> list[OpenClipFamily]:
     """All kinds."""
     frozen = {"context_length": 30, "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
@@ -103,6 +109,8 @@ def open_clip_families() -> list[OpenClipFamily]:
         "vocab_size": len(siglip_pieces()), "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
         "pad_id": 1, "tokenizer_kwargs": {"clean": "canonicalize"},
     }  # fmt: skip
+    decoder = {"context_length": 20, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1, "attn_pooler_heads": 2}
+    coca = {"custom_text": True, "multimodal_cfg": decoder}
     return [
         OpenClipFamily("ViT, OpenAI's GELU", VISION, TEXT, more={"quick_gelu": True}, pickled=True),
         OpenClipFamily("ResNet", RESNET, TEXT),
@@ -117,4 +125,11 @@ def open_clip_families() -> list[OpenClipFamily]:
                        xlm_unigram),
         OpenClipFamily("BERT, pooler", VISION, frozen | {"hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"},
                        bert_config, wordpiece),
+        OpenClipFamily("mT5, mean", VISION, frozen | {"hf_proj_type": "mlp"}, mt5_config, t5_unigram),
+        OpenClipFamily("CLIPA", VISION | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+                       TEXT | {"vocab_size": len(wordpiece()), "no_causal_mask": True, "pool_type": "last",
+                               "tokenizer_kwargs": {"strip_sep_token": True}}, tokenizer=wordpiece),
+        OpenClipFamily("CoCa", VISION | POOLED, TEXT | {"embed_cls": True, "output_tokens": True}, more=coca),
+        OpenClipFamily("CoCa, RoBERTa", VISION | {"output_tokens": True},
+                       frozen | {"hf_proj_type": "linear", "output_tokens": True}, xlm_config, xlm_unigram, more=coca),
     ]  # fmt: skip

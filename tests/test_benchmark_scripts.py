@@ -203,3 +203,17 @@ def test_map(tmp_path, model_path, store_path):
     assert 0 < true["axes"] <= 1
     assert 0 < true["map"] <= 1
     assert all(seconds > 0 for seconds in shown.values())
+
+
+def test_static_texts(store_path, tmp_path):
+    runs, speed = run("static_texts", tmp_path, str(store_path))
+    assert [row["mode"] for row in runs["runs"]] == ["LU", "LL", "LU", "LL"]
+    assert set(speed["sides"]) == {"static", "demo:minilm"}
+    assert all(row["held_out"] for row in runs["runs"])
+
+
+def test_new_scripts(store_path, tmp_path):
+    [figures] = run("new_scripts", tmp_path, str(store_path), "texts")
+    assert figures["column"] == "texts"
+    assert figures["unknown"] == 0, "English captions can be written"
+    assert figures["with"] == figures["without"]

@@ -35,7 +35,12 @@ def test_page_is_what_the_script_renders() -> None:
 
 
 def test_every_family_was_measured() -> None:
-    names = [*(("hf", each.name) for each in families()), *(("open_clip", each.name) for each in open_clip_families())]
+    names = [
+        *(("hf", each.name) for each in families()),
+        ("st", "CLIP"),
+        *(("open_clip", each.name) for each in open_clip_families()),
+    ]
+    names += [("dinotxt", title) for title in page.DINOTXT_TITLES.values()]
     assert [(row.spec, row.family) for row in ROWS] == names
     for row in ROWS:
         assert row.failures() == [], row.family

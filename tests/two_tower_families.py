@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from sentence_transformers import SentenceTransformer
 from text_families import clip_pairs, unigram, wordpiece, xlm_unigram
 from torch import Tensor
 
@@ -25,6 +26,14 @@ TEXT = {
 }  # fmt: skip
 WIDTH = 16
 CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+ALIGN_VISION = {
+    "image_size": 32, "width_coefficient": 0.1, "depth_coefficient": 0.2, "hidden_dim": 64,
+    "in_channels": [32, 16, 24, 40, 80, 112, 192],
+}  # fmt: skip
+ALIGN_IMAGES: dict[str, Any] = {
+    "size": {"height": 38, "width": 38}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True,
+    "rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False, "do_normalize": False, "resample": 2,
+}  # fmt: skip
 SQUARE = {"size": {"height": 32, "width": 32}}
 
 
@@ -43,10 +52,21 @@ class Family:
         torch.manual_seed(0)
         model = self.make().eval()
         shake(model)
+        if self.name == "ALIGN":
+            wake(model)
         model.save_pretrained(folder)
         self.image_processor().save_pretrained(folder)
         self.tokenizer().save_pretrained(folder)
         return model
+
+    def save_sentences(self, folder: Path) -> Any:
+        """Save a model by sentence-transformers; return what it opens."""
+        clip = self.save(folder / "clip")
+        tokenizer = self.tokenizer()
+        tokenizer.model_max_length = clip.config.text_config.max_position_embeddings
+        hf.CLIPProcessor(self.image_processor(), tokenizer).save_pretrained(folder / "clip")
+        SentenceTransformer(str(folder / "clip"), device="cpu").save(str(folder), create_model_card=False)
+        return SentenceTransformer(str(folder), device="cpu")
 
     def texts(self, model: Any, folder: Path, texts: list[str]) -> Tensor:
         """What the library gives for texts, all in one batch."""
@@ -57,6 +77,10 @@ class Family:
         if self.padding == "max_length":
             ids.pop("attention_mask", None)
         return model.get_text_features(**ids).pooler_output
+
+    def multiplier(self, model: Any) -> float:
+        """What the library multiplies cosines by; ALIGN divides by a temperature."""
+        return 1 / float(model.temperature) if self.name == "ALIGN" else float(model.logit_scale.exp())
 
     def images(self, model: Any, folder: Path, images: list[Any]) -> Tensor:
         """What the library gives for images, which its own processor prepares."""
@@ -72,6 +96,17 @@ def shake(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape) * 0.05)
             else:
                 parameter.add_(0.25)
+
+
+@torch.no_grad()
+def wake(model: Any) -> None:
+    """Make a random EfficientNet tell images apart: larger weights, and norms that have seen some images."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight)
+    for _ in range(4):
+        model.train().get_image_features(torch.rand(16, 3, 32, 32))
+    model.eval()
 
 
 def built(kind: str, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT, **config: Any) -> Callable[[], Any]:
@@ -127,6 +162,8 @@ def families() -> list[Family]:
                xlm_unigram),
         Family("BLIP", built("Blip", text=sized(wordpiece), projection_dim=WIDTH), image_processor("Blip", **SQUARE),
                wordpiece),
+        Family("ALIGN", built("Align", ALIGN_VISION, text=sized(wordpiece), projection_dim=32),
+               image_processor("EfficientNet", **ALIGN_IMAGES), wordpiece),
         Family("Dual encoder, ViT and BERT", dual(hf.ViTConfig(**VISION), bert), vit, wordpiece),
         Family("Dual encoder, CLIP and RoBERTa",
                dual(hf.CLIPVisionConfig(**VISION), hf.XLMRobertaConfig(**sized(xlm_unigram))), clip, xlm_unigram),

@@ -185,7 +185,8 @@ def load(
             paper's authors published (`lit:B16B_2`; `list_published` names them), from its own .npz file;
             `hf:NAME_OR_FOLDER`, a model that `lamplit push` put on the hub, or a two-tower model of transformers (CLIP,
             SigLIP, Chinese-CLIP and others);
-            `open_clip:NAME/PRETRAINED` or `open_clip:FOLDER`; `st:NAME_OR_FOLDER`, a CLIP of sentence-transformers.
+            `open_clip:NAME/PRETRAINED` or `open_clip:FOLDER`; `st:NAME_OR_FOLDER`, a CLIP of sentence-transformers;
+            `dinotxt:FOLDER`, Meta's files of dino.txt.
         device: torch device; by default the accelerator, if there is one.
         towers: load one alone to search (`text`) or embed (`image`) with less memory.
         image_tower: the module itself, for a model whose tower was given as one; for a model of imported vectors an

@@ -28,6 +28,7 @@ from lamplit.store.embedding import embed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.more_tokens import add_pieces
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
 from lamplit.tuning.known_names import SHARE, KnownNames
@@ -245,6 +246,8 @@ def _open_text_tower(
         pretrained=settings.pretrained_text,
         reads=None if settings.mode[0] == "u" else image_tower.identity().fingerprint,
     )  # fmt: skip
+    if settings.train_tokenizer:
+        add_pieces(tower, texts, settings.seed)
     if settings.lora is not None:
         tower.add_lora(settings.lora)
     if settings.has_kernel_head and tower.trained_scale is None:

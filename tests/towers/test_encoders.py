@@ -11,7 +11,10 @@ import pytest
 import torch
 import transformers as hf
 from conftest import wordpiece_tokenizer
-from text_families import DECODER, SMALL, byte_pairs, clip_pairs, llama_pairs, qwen_pairs
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from text_families import DECODER, SMALL, TEXTS, byte_pairs, clip_pairs, llama_pairs, make, qwen_pairs
+from torch.nn import functional as F
 
 import lamplit
 from lamplit.errors import TowerError
@@ -235,3 +238,25 @@ def test_end_token_is_added_once(tmp_path: Path) -> None:
     tower.save_tokenizer(tmp_path / "two")
     save(tmp_path / "two", tower.encoder, hf.AutoTokenizer.from_pretrained(tmp_path / "two"))
     assert open_text_tower(f"hf:{tmp_path / 'two'}", width=16).tokenize(["red"]) == [ids]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_a_decoder_of_sentence_transformers_is_read_at_its_last_token(side: str, tmp_path: Path) -> None:
+    """As Qwen3-Embedding and its like are saved: padded on the left there, on the right here."""
+    make("Qwen3", tmp_path / "decoder")
+    described = tmp_path / "decoder" / "tokenizer_config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"padding_side": side}))
+    transformer = Transformer(str(tmp_path / "decoder"))
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu").save(str(tmp_path / "saved"))
+    owner = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert owner.tokenizer.padding_side == side
+    tower = open_text_tower(f"hf:{tmp_path / 'saved'}", width=16).eval()
+    texts = [text for text in TEXTS if text]
+    expected = owner.encode(texts, convert_to_tensor=True)
+    found = F.normalize(tower.features(tower.tokenize(texts)), dim=-1)
+    assert tower.pooling == "last"
+    assert (found - expected).abs().max() <= 1e-5
+    tower.add_lora(2)
+    assert (F.normalize(tower.features(tower.tokenize(texts)), dim=-1) - expected).abs().max() <= 1e-5

@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from lamplit.errors import TowerError
 from lamplit.towers.published.big_vision import build_backbone
 from lamplit.towers.published.layout import Layout, Piece, canonical_names, read_layout
+from lamplit.towers.texts.encoder_building import build_from
 from lamplit.towers.texts.scratch import ScratchEncoder
-from lamplit.towers.texts.text_tower import _build_from
 
 Shapes = dict[str, tuple[int, ...]]
 LARGE, BASE = (1024, 24, 16), (768, 12, 12)  # width, layers, heads; an MLP is four times as wide, a head 64
@@ -95,7 +95,7 @@ def made(piece: Piece) -> Tensor:
 def modules(layout: Layout) -> list[tuple[nn.Module, dict[str, Piece]]]:
     """The layout's towers without memory for their weights, each with its plan."""
     with torch.device("meta"):
-        backbone, encoder = build_backbone(**layout.image.config), _build_from(layout.text.config)
+        backbone, encoder = build_backbone(**layout.image.config), build_from(layout.text.config)
         head = nn.Linear(layout.text.width, layout.image.width)
     return [(backbone, layout.image.plan), (encoder, layout.text.plan), (head, layout.head_plan)]
 

@@ -163,7 +163,7 @@ def test_no_such_model(name: str, error: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     ("vision", "text", "preprocess", "message"),
     [
-        ({}, {"embed_cls": True}, {}, "a token of its own behind the text"),
+        ({}, {"pool_type": "none"}, {}, "reads the token 'none' of a text; expected one of argmax"),
         ({}, {}, {"resize_mode": "longest"}, "brings images to their size by 'longest'; expected shortest or squash"),
         ({"output_tokens": True}, {}, {}, "makes image features in a way that lamplit does not know"),
     ],

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from text_families import TEXTS
 from torch.nn import functional as F
-from two_tower_families import SQUARE, VISION, Family, families, sized, wordpiece
+from two_tower_families import SQUARE, VISION, Family, families, image_processor, sized, wordpiece
 
 import lamplit
 from lamplit.app.server import make_app
@@ -84,8 +84,8 @@ def test_features_and_scalars_are_the_owners(saved: tuple[Family, Any, Path]) ->
     pixels = torch.stack([tower.preprocessing.reference(image) for image in IMAGES])
     assert (model.encode_texts(SENTENCES) - ztxt).abs().max() <= ALLOWED
     assert (F.normalize(pool_features(tower.backbone, pixels), dim=-1) - zimg).abs().max() <= ALLOWED
-    assert (model.encode_images(IMAGES) - zimg).abs().max() <= 1e-3  # resized by torchvision instead of PIL
-    assert math.isclose(float(model.logit_multiplier), float(owner.logit_scale.exp()), rel_tol=1e-6)
+    assert (model.encode_images(IMAGES) - zimg).abs().max() <= 5e-3  # resized by torchvision instead of PIL
+    assert math.isclose(float(model.logit_multiplier), family.multiplier(owner), rel_tol=1e-6)
     bias = getattr(owner, "logit_bias", None)
     assert (model.logit_bias is None) == (bias is None)
     assert bias is None or float(model.logit_bias) == float(bias)
@@ -247,6 +247,9 @@ def test_sentence_transformers_folders_that_are_no_clip(clip: Path, tmp_path: Pa
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(TowerError, match="has Pooling behind its model"):
         load(f"st:{tmp_path}")
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "a.Router", "path": ""}]))
+    with pytest.raises(TowerError, match="begins with Router; lamplit opens folders that begin with one model"):
+        load(f"st:{tmp_path}")
 
 
 def test_one_tower_alone_is_no_model(text_folder: Path) -> None:
@@ -286,3 +289,24 @@ def test_text_features_that_nothing_explains(tmp_path: Path) -> None:
     wordpiece().save_pretrained(tmp_path)
     with pytest.raises(TowerError, match="reads texts in a way that lamplit does not know"):
         load(f"hf:{tmp_path}")
+
+
+def test_segmentation_and_detection_are_refused(tmp_path: Path) -> None:
+    for kind in ("CLIPSeg", "GroupViT", "OwlViT"):
+        getattr(hf, f"{kind}Config")().save_pretrained(tmp_path)
+        image_processor("CLIP")().save_pretrained(tmp_path)
+        with pytest.raises(TowerError, match="finds things inside an image; lamplit opens models that compare whole"):
+            load(f"hf:{tmp_path}", device="cpu")
+
+
+def test_two_widths_are_no_model(tmp_path: Path) -> None:
+    FAMILIES["ALIGN"].save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["projection_dim"] = 24  # ALIGN projects its texts alone
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(tmp_path / "model.safetensors")
+    for key in ("text_projection.weight", "text_projection.bias"):
+        state[key] = state[key][:24].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TowerError, match="32 numbers for images and 24 for texts"):
+        load(f"hf:{tmp_path}", device="cpu")

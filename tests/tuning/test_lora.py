@@ -35,7 +35,7 @@ def disturb(tower: TextTower) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
 
 
-@pytest.fixture(scope="module", params=["BERT", "T5", "GPT-2"])
+@pytest.fixture(scope="module", params=["BERT", "T5", "GPT-2", "Llama", "Qwen3", "Gemma 3"])
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("family") / "folder"
     make(request.param, folder)

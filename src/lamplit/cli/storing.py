@@ -60,7 +60,8 @@ def embed(
     image_tower: Annotated[
         str,
         typer.Option(
-            help="timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME/PRETRAINED, lit:NAME or demo:efficientnet-lite0."
+            help="timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME/PRETRAINED, lit:NAME, dinotxt:FOLDER or "
+            "demo:efficientnet-lite0."
         ),
     ],
     out: Annotated[str, typer.Option(help="The store to make or to add to, such as pairs.lance.")],

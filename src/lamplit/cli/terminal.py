@@ -38,7 +38,7 @@ ModelName = Annotated[
     typer.Argument(
         help="Folder of a model, or hf:NAME of one on the hub; or one of another library: hf:NAME_OR_FOLDER (CLIP, "
         "SigLIP and the like of transformers), open_clip:NAME/PRETRAINED or open_clip:FOLDER, st:NAME_OR_FOLDER "
-        "(sentence-transformers), lit:NAME (published by the paper's authors)."
+        "(sentence-transformers), dinotxt:FOLDER (Meta's files), lit:NAME (published by the paper's authors)."
     ),
 ]
 Device = Annotated[

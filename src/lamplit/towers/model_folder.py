@@ -16,7 +16,7 @@ TEXT_TOWER = "text_tower.safetensors"
 TEXT_GRAPH = "text_tower.onnx"
 IMAGE_HEAD = "image_head.safetensors"
 TOKENIZER = "tokenizer"
-LIBRARIES = ("lit", "hf", "open_clip", "st")  # whose models are opened as LIBRARY:NAME
+LIBRARIES = ("lit", "hf", "open_clip", "st", "dinotxt")  # whose models are opened as LIBRARY:NAME
 
 
 def names_model(name_or_folder: object) -> bool:
@@ -88,7 +88,7 @@ def _why_no_model(folder: Path) -> str:
         )
     if (folder / "_versions").is_dir():  # Lance's
         return f"{name} is a store, not a model; the model comes first: MODEL STORE"
-    expected = "expected a folder that lamplit tune wrote, or a name: hf:, open_clip:, st: or lit:"
+    expected = "expected a folder that lamplit tune wrote, or a name: hf:, open_clip:, st:, dinotxt: or lit:"
     if not folder.exists():
         return f"there is no folder {name}; {expected}"
     return f"no model at {name}: it has no config.json; {expected}"
@@ -127,16 +127,20 @@ def _check(fields: Fields, identity: TowerIdentity) -> None:
         layers.integer("hidden_width", least=1, most=_MOST)
         layers.choice("activation", ("gelu", "tanh"))
     if text.has("tokenizer"):
-        kinds = ("transformers", "sentencepiece", "wordpiece", "open_clip", "open_clip_pairs")
+        kinds = ("transformers", "sentencepiece", "wordpiece", "open_clip", "open_clip_pairs", "static")
         if text.inside("tokenizer").choice("kind", kinds) != "wordpiece" and text.inside("tokenizer").has("fill"):
             text.inside("tokenizer").choice("fill", ("left", "right"))
 
 
 def _check_encoder(config: Fields) -> None:
-    library = config.choice("library", ("scratch", "transformers", "open_clip"))
-    if library == "scratch":
+    library = config.choice("library", ("scratch", "transformers", "open_clip", "dinotxt", "static"))
+    if library in ("scratch", "dinotxt"):
         config.integer("num_layers", least=1, most=_MOST_LAYERS)
-        for key in ("vocab_size", "width", "num_heads", "context_length", *(["mlp_width"] * config.has("mlp_width"))):
+        sizes = ["vocab_size", "width", "context_length"] + ["num_heads"] * (library == "scratch")
+        for key in sizes + ["mlp_width"] * (library == "dinotxt" or config.has("mlp_width")):
+            config.integer(key, least=1, most=_MOST)
+    elif library == "static":
+        for key in ("vocab_size", "width"):
             config.integer(key, least=1, most=_MOST)
     elif library == "transformers":
         settings = config.inside("config")

@@ -101,7 +101,7 @@ class OpenClipVision(nn.Module):
 
 def vision_config(opened: OpenClipModel) -> dict[str, Any]:
     """Return what builds the image tower again without its weights."""
-    vision = opened.config["vision_cfg"] | {"timm_model_pretrained": False}
+    vision = opened.config["vision_cfg"] | {"timm_model_pretrained": False, "output_tokens": False}
     return {"library": "open_clip", "vision_cfg": vision, **_shared(opened.config)}
 
 
@@ -133,12 +133,14 @@ class OpenClipText(nn.Module):
         hidden, mask = self.text._embeds(input_ids)
         if mask is not None:
             mask = mask[..., : hidden.shape[1], : hidden.shape[1]]
-        return _Hidden(self.text.ln_final(self.text.transformer(hidden, attn_mask=mask)))
+        hidden = self.text.ln_final(self.text.transformer(hidden, attn_mask=mask))
+        # CoCa reads a token of its own behind the filled row; here it is in the last one's place.
+        return _Hidden(hidden if self.text.cls_emb is None else hidden[:, 1:])
 
 
 def text_config(opened: OpenClipModel) -> dict[str, Any]:
     """Return what builds a text tower of open_clip's own kind again without its weights and its projection."""
-    text = opened.config["text_cfg"] | {"proj_type": "none"}
+    text = opened.config["text_cfg"] | {"proj_type": "none", "output_tokens": False}
     return {"library": "open_clip", "text_cfg": text, **_shared(opened.config)}
 
 

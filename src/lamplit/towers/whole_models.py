@@ -19,6 +19,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from lamplit.errors import TowerError
 from lamplit.towers.loading import opening, quiet_transformers, read_model_json, require_whole
 
+_OTHER_TASKS = ("clipseg", "groupvit", "owlvit", "owlv2")  # two towers of transformers, for segmentation or detection
 MAX_DIFFERENCE = 1e-5  # of a side's features from the whole model's, relative to the largest of them
 
 
@@ -46,6 +47,11 @@ def open_whole(spec: str, name: str) -> Any:
         TowerError: it cannot be opened, lacks weights, or is no two-tower model.
     """
     config = read_whole_config(spec, name)
+    if config.model_type in _OTHER_TASKS:
+        raise TowerError(
+            f"{spec} ({config.model_type}) finds things inside an image; lamplit opens models that compare whole "
+            "images with texts, such as clip and siglip"
+        )
     kind = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
         raise TowerError(
@@ -81,6 +87,11 @@ def name_in_sentence_transformers(spec: str) -> str:
         path = modules[0]["path"]
         if any(kind != "Normalize" for kind in kinds[1:]):
             raise TowerError(f"{spec} has {', '.join(kinds[1:])} behind its model; lamplit opens a CLIP alone")
+        if kinds[0] not in ("Transformer", "CLIPModel"):
+            raise TowerError(
+                f"{spec} begins with {kinds[0]}; lamplit opens folders that begin with one model for texts and images, "
+                "as sentence-transformers saves a CLIP (Transformer or CLIPModel)"
+            )
         if not path:
             return name
         return str(Path(name if Path(name).is_dir() else snapshot_download(name)) / path)

@@ -23,10 +23,11 @@ from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.texts.kernel_head import KernelHead
+from lamplit.towers.texts.more_tokens import add_pieces
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.towers.texts.tokenizers import warn_of_cut
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.caption_language import advise
+from lamplit.tuning.caption_tokens import advise_length, advise_pieces
 from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
 from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.loop import Run
@@ -92,11 +93,12 @@ def build_run(
         raise UsageError(f"{ranks.size} processes cannot share a batch of {batches.batch_size} pairs; start fewer")
     texts = CaptionTexts(split.captions, split.numbers)
     text_tower = _open_text_tower(store, settings, texts)
-    if ranks.is_first and (advice := advise(texts, text_tower)) is not None:
-        logger.warning("%s", advice)
     tokens = tokenize_captions(split.captions, split.numbers, text_tower, progress=progress)
-    if truncated := tokens.count_cut():
-        warn_of_cut(truncated, len(tokens), text_tower.context_length)
+    if ranks.is_first:
+        may_be_longer = settings.context_length == text_tower.context_length or not settings.pretrained_text
+        length = advise_length(tokens, texts, text_tower, settings.text_column, may_be_longer=may_be_longer)
+        for advice in filter(None, (advise(texts, text_tower), advise_pieces(texts, text_tower), length)):
+            logger.warning("%s", advice)
     image_tower = _open_image_tower(store, settings)
     if settings.has_kernel_head and text_tower.trained_scale is None:
         class_head = None if image_tower is None else image_tower.class_head
@@ -143,7 +145,7 @@ def build_run(
         dropped_pairs=split.dropped,
         warnings=split.warnings,
         trains=what_trains(model, image_tower),
-        truncated_texts=truncated,
+        truncated_texts=tokens.count_cut(),
         fingerprint_before=image_side.fingerprint(),
     )
     return Run(
@@ -197,6 +199,9 @@ def _open_text_tower(store: Store, settings: TuneSettings, texts: CaptionTexts) 
         pretrained=settings.pretrained_text,
         reads=store.tower.fingerprint if keeps_head else None,
     )
+    if settings.train_tokenizer:
+        added = add_pieces(tower, texts, settings.seed)
+        logger.info("%s was given %d pieces of words that it could not write", settings.text_tower, added)
     if settings.lora is not None:
         tower.add_lora(settings.lora)
     if tower.carried is not None:

@@ -62,6 +62,9 @@ class TuneSettings:
         augment: Augmentation of images for an image tower that trains: the paper's Inception crop (5 % to 100 % of the
             area), or none. A locked image tower reads the store's vectors, which are of whole images.
         context_length: Longest text in tokens. By default what the text tower was made for.
+        train_tokenizer: Give the text tower's vocabulary pieces of those words of the captions that it cannot write, as
+            in a script that it has never read; their vectors begin at random. A tower from scratch makes a vocabulary
+            anyway.
         val_fraction: Fraction of the distinct captions that is held out to measure recall, by which the best checkpoint
             is chosen; at most 5,000 captions. Captions and images that belong together are held out together.
         test_fraction: Fraction of the distinct captions that is kept apart from these, never looked at in tuning, and
@@ -103,6 +106,7 @@ class TuneSettings:
     image_head: bool = False
     augment: Literal["none", "inception"] = "none"
     context_length: int | None = None
+    train_tokenizer: bool = False
     val_fraction: float = 0.2
     test_fraction: float = 0.0
     closed_form: bool = True
@@ -172,6 +176,11 @@ class TuneSettings:
         if self.lora is not None and not (self.pretrained_text and self.text_trains):
             raise UsageError(
                 f"lora needs a pre-trained text tower that trains, and {self.text_tower} is none in mode {self.mode}"
+            )
+        if self.train_tokenizer and not self.pretrained_text:
+            raise UsageError(
+                f"train_tokenizer is for a pre-trained text tower; {self.text_tower} in mode {self.mode_used} has "
+                "nothing pre-trained (scratch: makes a vocabulary of the captions anyway)"
             )
         if self.head == "kernel" and not self.starts_in_closed_form:
             raise UsageError(

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from lamplit.data.fields import FieldError, Fields
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
+from lamplit.towers.dinotxt_models import SIDE, DinoTxt, open_dinotxt
+from lamplit.towers.dinotxt_models import build_vision as build_dinotxt
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.backbone import Backbone, ClassHead
 from lamplit.towers.images.open_clip_vision import open_vision, take_vision
@@ -141,7 +144,8 @@ def open_image_tower(
         tower: `timm:NAME`, `timm:local-dir:FOLDER`, `timm:hf-hub:ORG/NAME`, `hf:NAME_OR_FOLDER`, `lit:NAME_OR_FILE`
             (that of a published model), `model:FOLDER` (that of a saved model, tuned or not),
             `open_clip:NAME/PRETRAINED` or `open_clip:FOLDER` (that of a model of open_clip, with its projection),
-            `st:NAME_OR_FOLDER` (that of a CLIP of sentence-transformers),
+            `st:NAME_OR_FOLDER` (that of a CLIP of sentence-transformers), `dinotxt:FOLDER` (a DINO with the head of its
+            dino.txt),
             `demo:efficientnet-lite0` (or 1, 2), or a module that maps (B, 3, height, width) float images to
             (B, width) features. An `hf:` checkpoint of a whole CLIP or SigLIP
             opens as its vision tower and gives what transformers calls its image features (CLIP's are projected);
@@ -200,18 +204,27 @@ def _open_backbone(tower: str, weights: str | Path | None, preprocessing: Prepro
         if weights is not None:
             raise UsageError(f"{tower} brings its own weights; for others, open timm:{DEMO_TOWERS[name]}")
         return open_demo(name)
-    if library not in ("lit", "open_clip") or not name:
+    if library not in ("lit", "open_clip", "dinotxt") or not name:
         demos = ", ".join(f"demo:{demo}" for demo in DEMO_TOWERS)
-        kinds = f"timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME_OR_FOLDER, lit:NAME, model:FOLDER or {demos}"
+        kinds = (
+            f"timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME_OR_FOLDER, lit:NAME, dinotxt:FOLDER, model:FOLDER or {demos}"
+        )
         raise UsageError(f"{tower!r} is not an image tower; expected {kinds}")
     if weights is not None:
         raise UsageError(f"{tower} brings its own weights")
+    if library == "dinotxt":
+        return _dinotxt_backbone(open_dinotxt(tower))
     return open_vision(tower) if library == "open_clip" else _published_backbone(Published(tower))
 
 
 def open_clip_image_tower(spec: str, opened: OpenClipModel) -> ImageTower:
     """Open the image tower of a model of open_clip that is open already."""
     return _tower(spec, take_vision(spec, opened), None)
+
+
+def dinotxt_image_tower(spec: str, opened: DinoTxt) -> ImageTower:
+    """Open the image tower of a dino.txt that is open already."""
+    return _tower(spec, _dinotxt_backbone(opened), None)
 
 
 def build_image_tower(identity: TowerIdentity) -> ImageTower:
@@ -232,6 +245,10 @@ def build_image_tower(identity: TowerIdentity) -> ImageTower:
         elif library == "open_clip":
             config.inside("vision_cfg"), config.integer("embed_dim"), config.flag("quick_gelu")
             backbone = build_vision(identity.config)
+        elif library == "dinotxt":
+            config.text("backbone"), config.inside("args").integer("embed_dim", least=1)
+            config.integer("num_layers", most=100), config.integer("mlp_width", least=1)
+            backbone = build_dinotxt(identity.config)
         elif library == "lit":
             sizes = {
                 key: config.integer(key) if config.has(key) else None
@@ -284,6 +301,13 @@ def _open_saved(
 
 def _tower(spec: str, opened: Backbone, weights: str | None) -> ImageTower:
     return ImageTower(spec, opened.module, opened.preprocessing, opened.config, opened.class_head, weights)
+
+
+def _dinotxt_backbone(opened: DinoTxt) -> Backbone:
+    preprocessing = Preprocessing(
+        (SIDE, SIDE), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, interpolation="bicubic", crop_fraction=SIDE / 256
+    )
+    return Backbone(opened.vision, preprocessing, opened.vision_config)
 
 
 def _published_backbone(published: Published) -> Backbone:

@@ -36,9 +36,9 @@ def take_vision(spec: str, opened: OpenClipModel) -> Backbone:
     backbone.load_state_dict(OpenClipVision(opened.model.visual).state_dict())
     image = smooth_image()
     pixels = prepare(opened, image)[None]
-    expected = opened.model.encode_image(pixels)
+    expected = opened.model.encode_image(pixels, normalize=False)
     found = backbone(pixels)
-    if not isinstance(found, torch.Tensor) or not is_near(found, expected):
+    if not isinstance(expected, torch.Tensor) or not is_near(found, expected):
         raise TowerError(f"{spec} makes image features in a way that lamplit does not know; it opens CLIP and SigLIP")
     if (preprocessing.reference(image) - pixels[0]).abs().mean() > _MAX_DIFFERENCE:
         raise TowerError(f"{spec} prepares images in a way that lamplit does not know: {preprocess_config(opened)}")

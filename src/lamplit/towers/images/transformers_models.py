@@ -206,12 +206,25 @@ def _preprocessing(processor: dict[str, Any]) -> Preprocessing:
         crop_fraction = height / side
     if processor.get("crop_pct"):  # ConvNeXt's and PoolFormer's: the image is scaled to more than `size`
         fit, crop_fraction = ("crop", processor["crop_pct"]) if side < 384 else ("squash", 1.0)
+    mean, std = _normalization(processor)
     return Preprocessing(
         image_size=(height, width),
-        mean=tuple(processor["image_mean"]),
-        std=tuple(processor["image_std"]),
+        mean=mean,
+        std=std,
         interpolation=_PIL_INTERPOLATION[int(processor["resample"])],  # type: ignore[arg-type]
         crop_fraction=crop_fraction,
         fit=fit,
         center="floor" if is_cropped or fit == "crop" else "round",
     )
+
+
+def _normalization(processor: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of values from 0 to 1: EfficientNet's may be from -1 to 1, and be divided twice."""
+    mean, std = processor["image_mean"], processor["image_std"]
+    scale = 255 * processor.get("rescale_factor", 1 / 255)
+    offset = 1.0 if processor.get("rescale_offset") else 0.0
+    again = std if processor.get("include_top") else [1.0] * len(std)
+    if not processor.get("do_normalize", True):
+        mean, std = [0.0] * len(mean), [1.0] * len(std)
+    means = tuple((offset + value) / scale for value in mean)
+    return means, tuple(value * more / scale for value, more in zip(std, again, strict=True))

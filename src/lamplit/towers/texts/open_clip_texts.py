@@ -38,7 +38,7 @@ def take_text(spec: str, opened: OpenClipModel) -> TextTower:
     else:
         tower = _take_own_text(spec, opened, opened.model if text is None else text)
     tower.eval()
-    expected = opened.model.encode_text(opened.tokenizer(_PROBES))
+    expected = opened.model.encode_text(opened.tokenizer(_PROBES), normalize=False)
     if not is_near(tower(tower.tokenize(_PROBES)), expected):
         raise TowerError(f"{spec} makes text features in a way that lamplit does not know; it opens CLIP and SigLIP")
     tower.trained_scale = opened.logit_multiplier
@@ -51,7 +51,8 @@ def _take_transformers_text(spec: str, opened: OpenClipModel, text: Any) -> Text
         raise TowerError(f"{spec} pools texts by {kind}; lamplit does by {', '.join(_HF_POOLINGS)}")
     encoder = build_encoder(copy.deepcopy(text.config))
     state = {key: value for key, value in text.transformer.state_dict().items() if not unread_part(key)}
-    load_strictly(encoder, state, f"the text encoder of {spec}")
+    reads = encoder if isinstance(encoder, type(text.transformer)) else encoder.get_encoder()  # T5's has a wrapper
+    load_strictly(reads, state, f"the text encoder of {spec}")
     pooler = getattr(text.transformer, "pooler", None) if kind == "ClsPooler" else None
     head = _head(spec, text.proj, getattr(pooler, "dense", None), text.config.hidden_size)
     return _tower(
@@ -61,9 +62,10 @@ def _take_transformers_text(spec: str, opened: OpenClipModel, text: Any) -> Text
 
 
 def _take_own_text(spec: str, opened: OpenClipModel, text: Any) -> TextTower:
-    pool = getattr(text, "pool_type", None) or text.text_pool_type
-    if getattr(text, "cls_emb", None) is not None or pool not in _POOLINGS:
-        raise TowerError(f"{spec} reads a token of its own behind the text (as CoCa does), which lamplit does not know")
+    reads_own_token = getattr(text, "cls_emb", None) is not None  # CoCa's, behind the filled row
+    pool = "last" if reads_own_token else getattr(text, "pool_type", None) or text.text_pool_type
+    if pool not in _POOLINGS:
+        raise TowerError(f"{spec} reads the token {pool!r} of a text; expected one of {', '.join(_POOLINGS)}")
     config = text_config(opened)
     encoder = build_text(config)
     own = {f"text.{key}" for key in encoder.text.state_dict()}

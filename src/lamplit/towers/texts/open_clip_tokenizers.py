@@ -84,6 +84,11 @@ class OpenClipPairs:
         """The id that rows are filled with."""
         return 0
 
+    @property
+    def unknown_id(self) -> int | None:
+        """None: it writes all, by bytes."""
+        return None
+
     def __len__(self) -> int:
         """Return the number of ids."""
         return int(self._pairs.vocab_size)

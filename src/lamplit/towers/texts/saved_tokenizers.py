@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.towers.texts.open_clip_tokenizers import OpenClipPairs, OpenClipTokenizer
+from lamplit.towers.texts.static_tokenizer import StaticTokenizer
 from lamplit.towers.texts.tokenizers import SENTENCEPIECE_FILE, PretrainedTokenizer, SentencePiece, Tokenizer
 from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
 
@@ -22,6 +23,8 @@ def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:
         return OpenClipTokenizer.load(folder, **options)
     if description["kind"] == "open_clip_pairs":
         return OpenClipPairs(**options)
+    if description["kind"] == "static":
+        return StaticTokenizer.read(folder, **options)
     if description["kind"] == "wordpiece":
         return WordPiece.read(folder / VOCABULARY_FILE, **options)
     if description["kind"] == "sentencepiece":

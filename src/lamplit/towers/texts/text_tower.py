@@ -11,30 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from lamplit.errors import TowerError, UsageError, first_line, require
+from lamplit.errors import TowerError, UsageError, require
 from lamplit.towers.images.image_tower import open_published_image_tower
 from lamplit.towers.loading import load_whole
 from lamplit.towers.model_folder import TEXT_TOWER, TOKENIZER, read_config, saved_folder
-from lamplit.towers.open_clip_models import build_text
 from lamplit.towers.published.big_vision import CONTEXT_LENGTH, Published
-from lamplit.towers.texts.encoders import Pooling, build_encoder, open_encoder
+from lamplit.towers.texts.encoder_building import build_from
+from lamplit.towers.texts.encoders import Pooling, open_encoder
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
+from lamplit.towers.texts.static_texts import MOST_TOKENS, OpenedStatic, StaticEncoder, find_static, open_static
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
-
-# What the code of timm and transformers raises if a setting is not of the kind that it was written for.
-_BUILD_ERRORS = (
-    TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError, MemoryError,
-    StrictDataclassError,
-)  # fmt: skip
 
 
 class TextTower(nn.Module):
@@ -105,6 +98,8 @@ class TextTower(nn.Module):
 
     def features(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the (B, feature width) pooled features before the head, of B lists of token ids."""
+        if isinstance(self.encoder, StaticEncoder):
+            return self.encoder.mean(tokens)
         lengths = [len(ids) for ids in tokens]
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.device
@@ -203,7 +198,8 @@ def open_text_tower(
 ) -> TextTower:
     """Open a text tower whose head ends in `width` (the image tower's) and, but for one case, is new.
 
-    Encoders, the encoders of encoder-decoders, decoders and sentence-transformers all come by `hf:`. A decoder is read
+    Encoders, the encoders of encoder-decoders, decoders, sentence-transformers and static embeddings (model2vec's, or
+    a `StaticEmbedding`) all come by `hf:`. A decoder is read
     at its last token, and its texts get an end token; an encoder is read at its class token if its tokenizer begins
     texts with one, else over the mean of its tokens; a sentence-transformers folder says itself how. Code that comes
     with a model is never run.
@@ -266,7 +262,7 @@ def open_published_text_tower(
     text, head_plan = published.layout.text, published.layout.head_plan
     tower = TextTower(
         published.spec,
-        _build_from(text.config),
+        build_from(text.config),
         published.open_tokenizer(),
         pooling=text.pooling,
         context_length=min(context_length or CONTEXT_LENGTH, text.num_positions),
@@ -291,7 +287,7 @@ def build_text_tower(description: dict[str, Any], tokenizer_folder: Path) -> Tex
     # Models that the first lamplit saved do not describe their tokenizer.
     tokenizer = load_tokenizer(description.get("tokenizer", {"kind": "transformers"}), tokenizer_folder)
     keys = ("spec", "pooling", "context_length", "feature_width", "width", "config")
-    encoder = _build_from(description["config"])
+    encoder = build_from(description["config"])
     tower = TextTower(encoder=encoder, tokenizer=tokenizer, **{key: description[key] for key in keys})
     if description.get("lora") is not None:
         tower.add_lora(description["lora"])
@@ -329,24 +325,6 @@ def _open_saved(folder: Path, width: int, context_length: int | None, pretrained
     return tower
 
 
-def _build_from(config: dict[str, Any]) -> nn.Module:
-    """Build an encoder without its weights, from `TextTower.config`.
-
-    Raises:
-        TowerError: no encoder has these settings.
-    """
-    options = {key: value for key, value in config.items() if key != "library"}
-    try:
-        if config["library"] == "scratch":
-            return ScratchEncoder(**options)
-        if config["library"] == "open_clip":
-            return build_text(options)
-        encoder: nn.Module = build_encoder(AutoConfig.for_model(**options["config"]))
-    except _BUILD_ERRORS as error:
-        raise TowerError(f"the text tower that config.json describes cannot be built: {first_line(error)}") from error
-    return encoder
-
-
 def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, context_length: int) -> TextTower:
     feature_width, num_layers, num_heads, mlp_width = SIZES[size]
     config = {
@@ -370,6 +348,8 @@ def _open_scratch(spec: str, size: str, width: int, tokenizer: Tokenizer, contex
 
 
 def _open_transformers(spec: str, name: str, width: int, context_length: int | None, pretrained: bool) -> TextTower:
+    if (static := find_static(spec, name)) is not None:
+        return _open_static(spec, open_static(spec, name, static, pretrained=pretrained), width, context_length)
     opened = open_encoder(spec, name, pretrained=pretrained)
     return TextTower(
         spec,
@@ -380,4 +360,17 @@ def _open_transformers(spec: str, name: str, width: int, context_length: int | N
         feature_width=opened.feature_width,
         width=width,
         config={"library": "transformers", "config": opened.config},
+    )
+
+
+def _open_static(spec: str, opened: OpenedStatic, width: int, context_length: int | None) -> TextTower:
+    return TextTower(
+        spec,
+        opened.encoder,
+        opened.tokenizer,
+        pooling="mean",
+        context_length=context_length or MOST_TOKENS,
+        feature_width=opened.config["width"],
+        width=width,
+        config=opened.config,
     )

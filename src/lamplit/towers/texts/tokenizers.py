@@ -26,6 +26,10 @@ class Tokenizer(Protocol):
     def pad_id(self) -> int:
         """The id that fills a row that is shorter than its batch; its vector is never read."""
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of whatever the vocabulary cannot write; None if it writes all."""
+
     def __len__(self) -> int:
         """Return the number of ids."""
 
@@ -78,6 +82,12 @@ class PretrainedTokenizer:
     def pad_id(self) -> int:
         """The id that fills a row that is shorter than its batch; unless rows are filled, its vector is never read."""
         return self.tokenizer.pad_token_id or 0
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of whatever the vocabulary cannot write; None if there is none (CLIP's is its end token)."""
+        unknown: int | None = self.tokenizer.unk_token_id
+        return None if unknown in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id) else unknown
 
     def __len__(self) -> int:
         """Return the number of ids."""
@@ -169,6 +179,12 @@ class SentencePiece:
     def pad_id(self) -> int:
         """The id that rows are filled with: `</s>`."""
         return int(self._processor.eos_id())
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of whatever the vocabulary cannot write; a vocabulary with bytes never uses it."""
+        unknown = int(self._processor.unk_id())
+        return None if unknown < 0 else unknown
 
     def __len__(self) -> int:
         """Return the number of ids."""

@@ -88,6 +88,11 @@ class WordPiece:
         """The id that fills a row that is shorter than its batch."""
         return self._ids[PAD]
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of a word that the vocabulary cannot write."""
+        return self._ids[UNKNOWN]
+
     def __len__(self) -> int:
         """Return the number of ids."""
         return len(self.tokens)
