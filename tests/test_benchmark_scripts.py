@@ -45,7 +45,12 @@ def test_tune(tmp_path):
 def test_distributed(tmp_path):
     if sys.platform != "linux":
         pytest.skip("bytes are counted on Linux")
-    [figures] = run("distributed", tmp_path)
+    for options in ([], ["--link", "100"]):
+        [figures] = run("distributed", tmp_path, *options)
+        check_distributed(figures)
+
+
+def check_distributed(figures):
     check_sides(figures, 3)
     ours, *theirs = figures["sides"].values()
     assert ours["error"] < 1e-6
