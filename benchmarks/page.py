@@ -76,7 +76,7 @@ def main() -> None:
         with server(options.model, options.store, count) as (address, process, memory):
             kinds = Kinds(address)
             found = [asyncio.run(parts[part](address, kinds)) for part in options.parts.split(",")]
-            found += [report("memory", {"peak of the server, MB": (memory.peak / MiB, 2048.0)})]
+            found += [report("memory", {"peak of the server, MB": (memory.peak / MiB, 2048.0 * count)})]
             assert process.poll() is None, "the server ended"
         figures += [each | {"processes": count} for each in found]
     if options.json:

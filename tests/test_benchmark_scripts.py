@@ -200,3 +200,4 @@ def test_page_memory(tmp_path):
     assert found["rows"] == 60_000
     assert list(found["bytes"]) == ["1", "2"]
     assert 1e8 < found["bytes"]["1"] < found["bytes"]["2"]
+    assert all(1e8 < found["of_no_file"][count] < found["bytes"][count] for count in ("1", "2"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 
 from lamplit.app.connections import server_of
@@ -56,10 +58,17 @@ def serve_on(
             allow_hosts=allow_hosts, root_path=root_path, relevance=True,
         )  # fmt: skip
         ready()
-        gc.collect()  # to look at all objects would hold up a request
-        import ctypes; ctypes.CDLL(None).malloc_trim(0)
+        _give_back_memory()
         with frozen():
             server_of(app).run(sockets=[listener])
+
+
+def _give_back_memory() -> None:
+    """Give the system back what was needed to open the model and the store; later it would hold up a request."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @contextmanager
