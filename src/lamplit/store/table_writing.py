@@ -95,7 +95,12 @@ def create_table(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
         with store_lock(path, "makes the store"):
             if open_table(path) is not None:
                 raise StoreExistsError
-            _write(path, schema, batches, "create")
+            try:
+                _write(path, schema, batches, "create")
+            except OSError as error:
+                if "already exists" in str(error):  # by other software, which knows no lock
+                    raise StoreExistsError from None
+                raise
 
 
 def append_batches(table: Any, batches: Iterable[pa.RecordBatch]) -> None:
