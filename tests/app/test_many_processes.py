@@ -125,3 +125,10 @@ def test_an_open_model_is_for_one_process(model_path: Path, store_path: Path) ->
         lamplit.serve(lamplit.load(model_path), store_path, port=0, processes=2)
     with pytest.raises(UsageError, match=r"the store is .*several processes open their own"):
         lamplit.serve(model_path, Store(store_path), port=0, processes=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed on Linux")
+def test_what_is_imported_before_the_fork_starts_no_thread() -> None:
+    code = "import os, lamplit.app.shared_libraries; print(len(os.listdir('/proc/self/task')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 from lance.optimize import Compaction
+from pyarrow import parquet
 from torch.nn import functional as F
 
 from lamplit.data.pairs import Pair
@@ -25,9 +26,11 @@ from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError
 from lamplit.store import store_lock as locking
 from lamplit.store import store_writer, table_writing
+from lamplit.store.exchange import import_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.rows import Row, to_table
 from lamplit.store.store_lock import store_lock
+from lamplit.store.store_metadata import StoreMetadata
 from lamplit.store.store_writer import StoreWriter
 from lamplit.towers.identity import TowerIdentity
 
@@ -164,6 +167,58 @@ def test_lock_of_threads(out: Path) -> None:
     for thread in threads:
         thread.join()
     assert inside == [os.getpid()] * 4
+
+
+def make_slowly(out: Path, tower: TowerIdentity, backend: str, is_making: Any, begins: Any, is_done: Any) -> None:
+    """Make a store of ten rows in one commit, which takes until the other is done, or two seconds."""
+    schema = StoreMetadata(tower, backend, False).schema({})
+    rows = [
+        Row(f"{n:04}", f"{n:04}", f"{n:032x}", [f"text {n}"], vector, {}) for n, vector in enumerate(vectors(range(10)))
+    ]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from to_table(rows[:5], schema).to_batches()
+        is_making.set()
+        assert begins.wait(60)
+        is_done.wait(2)
+        yield from to_table(rows[5:], schema).to_batches()
+
+    Store.write(out, schema, batches())
+
+
+def write_meanwhile(out: Path, source: Path | None, begins: Any, is_done: Any) -> None:
+    """Write rows 10 to 19 to the store."""
+    begins.set()
+    if source is None:
+        write_all(out, 10, 20, 1)
+    else:
+        report = import_vectors(source, out, image_tower="acme:v3")
+        assert (report.imported, report.known) == (10, 0)
+    is_done.set()
+
+
+@pytest.mark.parametrize("command", ["embed", "import"])
+def test_another_process_makes_the_store_at_the_same_time(command: str, out: Path) -> None:
+    """What it commits is not written over, and it does not write over what was committed meanwhile."""
+    tower, source = (TOWER, None) if command == "embed" else (TowerIdentity.of_imported("acme:v3", 4), out.parent / "a")
+    if source is not None:
+        texts = [[f"text {n}"] for n in range(10, 20)]
+        table = pa.table({"vector": vectors(range(10, 20)).tolist(), "texts": texts})
+        parquet.write_table(table, source := source.with_suffix(".parquet"))
+    context = multiprocessing.get_context("spawn")
+    is_making, begins, is_done = (context.Event() for _ in range(3))
+    backend = "torch" if command == "embed" else "imported"
+    first = context.Process(target=make_slowly, args=(out, tower, backend, is_making, begins, is_done))
+    second = context.Process(target=write_meanwhile, args=(out, source, begins, is_done))
+    first.start()
+    assert is_making.wait(60)
+    second.start()
+    for process in (first, second):
+        process.join(60)
+        assert process.exitcode == 0
+    store = Store(out)
+    assert sorted(text for [text] in store.texts()) == sorted(f"text {number}" for number in range(20))
+    assert len(set(store.column("id"))) == 20
 
 
 @pytest.mark.slow

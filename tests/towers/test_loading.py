@@ -4,13 +4,14 @@ import contextlib
 import os
 import pickle
 import random
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from transformers import BertConfig
 
@@ -19,6 +20,7 @@ from lamplit.towers.loading import (
     key_difference,
     load_strictly,
     load_whole,
+    map_parameters,
     plain_config,
     read_checkpoint,
     read_weights,
@@ -197,3 +199,53 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, name: str) -> None:
     for read in (read_checkpoint, lambda file: load_whole(nn.Linear(1, 1), file)):
         with pytest.raises(TowerError, match=said):
             read(tmp_path / name)
+
+
+def lies_in(tensor: torch.Tensor, file: Path) -> bool:
+    """Tell whether the numbers of a tensor lie in a file that is mapped into memory."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return line.endswith(str(file))
+    raise AssertionError
+
+
+class Tied(nn.Module):
+    """Two names for one matrix, as in an encoder whose output reads its embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output, self.small = nn.Embedding(300, 40), nn.Linear(40, 300), nn.Linear(8, 8)
+        self.output.weight = self.embedding.weight
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are listed on Linux")
+def test_mapped_parameters_are_those_of_the_file(tmp_path: Path) -> None:
+    file, module = tmp_path / "a.safetensors", Tied()
+    save_model(module, str(file))
+    expected = {name: value.clone() for name, value in module.state_dict().items()}
+    loaded = Tied()
+    load_whole(loaded, file)
+    assert not lies_in(loaded.embedding.weight, file)
+    loaded.small.to(torch.float16)
+    map_parameters(loaded, file)
+    assert lies_in(loaded.embedding.weight, file)
+    assert lies_in(loaded.output.bias, file)
+    assert loaded.output.weight is loaded.embedding.weight
+    assert loaded.small.weight.dtype == torch.float16, "of another type than in the file"
+    save_model(Tied(), str(tmp_path / "b.safetensors"))
+    (tmp_path / "b.safetensors").replace(file)  # as a run does that saves a better model
+    found = loaded.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected if "small" not in name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are listed on Linux")
+def test_mapped_parameters_are_written_to_in_this_process_alone(tmp_path: Path) -> None:
+    file, module = tmp_path / "a.safetensors", nn.Linear(400, 30)
+    save_model(module, str(file))
+    expected = load_file(file)["weight"].clone()
+    map_parameters(module, file)
+    with torch.no_grad():
+        module.weight.add_(1)
+    assert torch.equal(module.weight, expected + 1)
+    assert torch.equal(load_file(file)["weight"], expected)

@@ -80,13 +80,25 @@ def make_cases(text_folder: Path, size: int) -> list[dict[str, Any]]:
     for loss, count, num_ids in (("softmax", 37, 20), ("sigmoid", 36, None), ("softmax", size, None)):  # images, too
         pixels = torch.randn(count, 12, generator=torch.Generator().manual_seed(count))
         cases.append(make_case(text_folder, loss, count, 60, num_ids) | {"pixels": pixels})
+    generator = torch.Generator().manual_seed(0)
+    tower = open_text_tower(f"hf:{text_folder}", width=D)
+    tower.add_lora(3)  # whose second matrices are not zero any more, so that the first ones get gradients
+    lora = {
+        name: 0.2 * torch.randn(value.shape, generator=generator)
+        for name, value in tower.named_parameters() if "lora" in name
+    }  # fmt: skip
+    cases += [make_case(text_folder, loss, 37, 60, 20) | {"lora": lora} for loss in ("softmax", "sigmoid")]
     return cases
 
 
 def taken_alone(case: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
     """The same step as one graph in one process, in float64."""
     torch.manual_seed(0)
-    tower = open_text_tower(case["text_tower"], width=D).eval().double()
+    tower = open_text_tower(case["text_tower"], width=D)
+    if "lora" in case:
+        tower.add_lora(3)
+        tower.load_state_dict(case["lora"], strict=False)
+    tower = tower.eval().double()
     scale, bias = (torch.tensor(case[name]).double().requires_grad_() for name in ("scale", "bias"))
     ztxt = F.normalize(tower(case["tokens"]), dim=-1)
     zimg, of_images = case["zimg"].double(), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -13,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 
 from lamplit.app.connections import server_of
 from lamplit.app.server import make_app
 from lamplit.garbage import frozen
-from lamplit.model import LiT, as_model
+from lamplit.model import LiT, as_model, map_text_tower
 from lamplit.store.lance_store import Store, as_store
 from lamplit.towers.model_folder import TEXT_GRAPH, read_config, saved_folder
 from lamplit.towers.texts.word_reader import WordReader, open_words
@@ -46,15 +48,27 @@ def serve_on(
     """Do what `serve` does in this process, on a socket that listens; `ready` is called as soon as it answers."""
     opened, name = as_model(model, device=device), None if isinstance(model, LiT) else str(model)
     words = _open_words(name, device)
+    if words is not None and name is not None and opened.device.type == "cpu":
+        folder = saved_folder(name)
+        assert folder is not None, "the words are read from it"
+        map_text_tower(opened, folder)  # only names of classes go through torch
     with _one_thread():
         app = make_app(
             opened, as_store(store), name=name, words=words, classes=classes, hosts=hosts,
             allow_hosts=allow_hosts, root_path=root_path, relevance=True,
         )  # fmt: skip
         ready()
-        gc.collect()  # to look at all objects would hold up a request
+        _give_back_memory()
         with frozen():
             server_of(app).run(sockets=[listener])
+
+
+def _give_back_memory() -> None:
+    """Give the system back what was needed to open the model and the store; later it would hold up a request."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def run_in_processes(count: int) -> None:
                     each[1].timestamp,
                 ),
             )
-            if rank > 0:
+            was_killed = failure.exitcode not in (1, 2, -signal.SIGTERM)
+            if rank > 0 and (was_killed or 0 not in error.failures):  # else the first one has said it, too
                 _tell(rank, count, failure.exitcode, Path(folder))
             raise typer.Exit(failure.exitcode if failure.exitcode > 0 else 1) from error
         except SignalException as error:  # Ctrl-C, which the others got, too

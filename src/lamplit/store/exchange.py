@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -186,11 +186,13 @@ def write_vectors(
         PairsError: the source cannot be read.
         StoreError: the store is of another tower or kind, or another process writes to it.
     """
-    with progress_bar(name, vectors.count, shown=progress) as advance:
-        if Store.exists(out):
+    is_done = False
+    if not Store.exists(out):
+        with progress_bar(name, vectors.count, shown=progress) as advance:
+            is_done = _make(out, metadata.schema(types), vectors, report, advance)
+    if not is_done:
+        with progress_bar(name, vectors.count, shown=progress) as advance:
             _add(Store(out), metadata, vectors, types, report, advance)
-        else:
-            _make(out, metadata.schema(types), vectors, report, advance)
     report.notes = list(vectors.notes)
     report.skipped_file = list_skipped(out, report.skipped)
 
@@ -268,13 +270,17 @@ def _refuse_store(source: str | Path) -> None:
     )
 
 
-def _make(out: str | Path, schema: pa.Schema, vectors: ForeignVectors, report: ImportReport, advance: Advance) -> None:
+def _make(out: str | Path, schema: pa.Schema, vectors: ForeignVectors, report: ImportReport, advance: Advance) -> bool:
+    """Make the store; return False, with nothing counted, if another process has made it meanwhile."""
+    before = replace(report, skipped=list(report.skipped))
     batches = _batches(vectors, schema, 0, None, report, advance)
     if (first := next(batches, None)) is not None:
         try:
             Store.write(out, schema, chain([first], batches))
         except StoreExistsError:
-            raise StoreError(f"another process has just made {out}; run it again to add to it") from None
+            vars(report).update(vars(before))
+            return False
+    return True
 
 
 def _add(

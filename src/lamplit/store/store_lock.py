@@ -1,4 +1,4 @@
-"""A lock that a process holds for the short time in which it deletes from a store, or changes its columns."""
+"""A lock that a process holds while it makes a store, deletes from one, or changes its columns."""
 
 from __future__ import annotations
 

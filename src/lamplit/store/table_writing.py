@@ -6,10 +6,11 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lance
@@ -85,19 +86,21 @@ def create_table(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     Raises:
         StoreExistsError: there is a table.
         LamplitError: `batches` raised it.
-        StoreBusyError: another process has been making it in object storage for more than a minute.
+        StoreBusyError: another process has been making it for more than a minute.
     """
-    # Lance looks whether there is a table before it writes, not when it commits. In object storage that is long after.
-    lock = store_lock(path, "makes the store") if is_remote(path) else nullcontext()
-    try:
-        with lock:
-            if is_remote(path) and open_table(path) is not None:
+    # Lance looks whether there is a table before it writes, not when it commits, and that may be long after.
+    with explained(path):
+        if not is_remote(path):
+            Path(path).mkdir(parents=True, exist_ok=True)  # where the lock is
+        with store_lock(path, "makes the store"):
+            if open_table(path) is not None:
                 raise StoreExistsError
-            _write(path, schema, batches, "create")
-    except OSError as error:
-        if "already exists" in str(error):
-            raise StoreExistsError from None
-        raise
+            try:
+                _write(path, schema, batches, "create")
+            except OSError as error:
+                if "already exists" in str(error):  # by other software, which knows no lock
+                    raise StoreExistsError from None
+                raise
 
 
 def append_batches(table: Any, batches: Iterable[pa.RecordBatch]) -> None:

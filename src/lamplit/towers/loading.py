@@ -151,6 +151,23 @@ def load_whole(module: nn.Module, file: Path) -> None:
         raise TowerError(f"{file} does not fit its config.json: {error}") from error
 
 
+def map_parameters(module: nn.Module, file: Path) -> None:
+    """Let the parameters of a module that was loaded from a file lie in that file, mapped into memory.
+
+    What is not used is not read, and several processes have it in memory once. A parameter that the file has under
+    another name or in another type stays as it is.
+
+    Args:
+        module: on the CPU, with the values that the file has.
+        file: a safetensors file, which nobody writes to; another may take its place.
+    """
+    stored = load_file(file)  # maps it
+    for name, parameter in module.named_parameters():
+        found = stored.get(name)
+        if found is not None and (found.shape, found.dtype) == (parameter.shape, parameter.dtype):
+            parameter.data = found
+
+
 def require_whole(name: str, missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:
     """Raise if transformers' loading report says that some of the tower stayed random.
 

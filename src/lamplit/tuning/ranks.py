@@ -7,13 +7,14 @@ CPU go through gloo, those on GPUs through nccl.
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +25,15 @@ from torch import Tensor
 
 from lamplit.errors import LamplitError, TuneError, UsageError
 from lamplit.towers.devices import pick_device
+from lamplit.tuning.rank_failures import LostRankError, RankFailures
 
 Made = TypeVar("Made")
 # A rank waits while the first reads a large store or measures. One that has died is noticed at once: its socket closes.
 _PATIENCE = timedelta(days=1)
 _MEETING = timedelta(minutes=30)  # machines of a cluster do not start at once
 _A_TRY = timedelta(seconds=2)
+_meetings = itertools.count()
+_failures: RankFailures | None = None  # of the group that this process has opened
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Ranks:
         size: how many there are, W.
         local_rank: number of this process on its machine.
         local_size: how many there are on this machine.
+        failures: what those that fail tell the others; None for one alone, or in a process group of the caller's.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    failures: RankFailures | None = field(default=None, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -82,7 +88,7 @@ class Ranks:
                 said = [(make(), None)]
             except (LamplitError, OSError) as error:
                 said = [(None, error)]
-        with _talking():
+        with self.talking():
             dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
         made, raised = said[0]
         if raised is not None:
@@ -106,7 +112,7 @@ class Ranks:
         file = folder / "ranks.txt"
         word = self.first(lambda: _write_word(file))
         sees: list[Any] = [None] * self.size
-        with _talking():
+        with self.talking():
             dist.all_gather_object(sees, file.is_file() and file.read_text(encoding="utf-8") == word)
         self.first(file.unlink)
         if not all(sees):
@@ -135,7 +141,7 @@ class Ranks:
         if self.size == 1:
             return values.new_empty(0, len(values))
         parts = [torch.empty_like(values) for _ in range(self.size)]
-        with _talking():
+        with self.talking():
             dist.all_gather(parts, values.contiguous())
         return torch.stack(parts[: self.rank] + parts[self.rank + 1 :])
 
@@ -162,7 +168,7 @@ class Ranks:
         if self.size == 1:
             return own
         notes: list[Any] = [None] * self.size
-        with _talking():
+        with self.talking():
             dist.all_gather_object(notes, own)
         return {name: reason for each in notes for name, reason in each.items()}
 
@@ -175,7 +181,7 @@ class Ranks:
         used = torch.tensor([float(gradient is not None) for gradient in gradients], device=loss.device)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
         flat = torch.cat([*(part.flatten().float() for part in parts), used, loss.reshape(1).float()])
-        with _talking():
+        with self.talking():
             dist.all_reduce(flat)
         *sums, used, total = torch.split(flat, [*(part.numel() for part in parts), len(parts), 1])
         for parameter, part, is_used in zip(parameters, sums, used.tolist(), strict=True):
@@ -188,7 +194,7 @@ class Ranks:
             return
         for tensor in tensors:
             sent = tensor.detach().contiguous()
-            with _talking():
+            with self.talking():
                 dist.broadcast(sent, src=0)
             if sent.data_ptr() != tensor.data_ptr():
                 tensor.detach().copy_(sent)
@@ -204,9 +210,22 @@ class Ranks:
         if vectors is not None:
             part[: len(own)] = vectors.cpu()
         parts = [torch.empty_like(part) for _ in range(self.size)]
-        with _talking():
+        with self.talking():
             dist.all_gather(parts, part)
         return torch.stack(parts, 1).flatten(0, 1)[: len(texts)].to(device)
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """Raise TuneError if another process does not take part: with its own reason, if it has given one."""
+        try:
+            yield
+        except RuntimeError as error:  # gloo's, and torch's DistError
+            goes_on = "The same command goes on from the last checkpoint"
+            if self.failures is not None and (reason := self.failures.heard()) is not None:
+                raise TuneError(f"{reason}. {goes_on}") from error
+            raise LostRankError(
+                f"another process of this run does not answer: see what it said itself. {goes_on}"
+            ) from error
 
 
 class _Gathered(torch.autograd.Function):
@@ -218,7 +237,7 @@ class _Gathered(torch.autograd.Function):
         own = torch.zeros(max(counts), vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
         own[: counts[ranks.rank]] = vectors[: counts[ranks.rank]]
         parts = [torch.empty_like(own) for _ in counts]
-        with _talking():
+        with ranks.talking():
             dist.all_gather(parts, own)
         rows = vectors.new_empty(len(owners), vectors.shape[1])
         for rank, part in enumerate(parts):
@@ -229,7 +248,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         total = gradients[0].contiguous()
-        with _talking():
+        with ctx.ranks.talking():
             dist.all_reduce(total)
         own = total[ctx.is_own.to(total.device)]
         if len(own) < ctx.size:  # a process without a row of its own
@@ -247,21 +266,19 @@ def join_ranks() -> Iterator[Ranks]:
         yield Ranks()
         return
     if not dist.is_initialized():
-        has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        store, rank, size = _meet()
-        backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-        atexit.register(dist.destroy_process_group)  # it serves all runs of this process
+        _open_group()
+    failures = None if _failures is None or _failures.has_left else _failures
     rank, size = dist.get_rank(), dist.get_world_size()
     logger = logging.getLogger("lamplit")
     level = logger.level
     if rank > 0:
         logger.setLevel(logging.CRITICAL)
     try:
-        here = (
+        local_rank, local_size = (
             int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", size))
         )
-        yield Ranks(rank, size, *here)
+        with failures or nullcontext():
+            yield Ranks(rank, size, local_rank, local_size, failures)
     finally:
         logger.setLevel(level)
 
@@ -282,7 +299,28 @@ def _write_word(file: Path) -> str:
     return word
 
 
-def _meet() -> tuple[Any, int, int]:
+def _open_group() -> None:
+    """Open a group of processes, which serves all runs of this process until one fails."""
+    global _failures
+    if _failures is not None:
+        _failures.end()
+    _failures = None  # and with it the store of an earlier group
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    store, rank, size = _meet(f"lamplit {next(_meetings)}")
+    backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    _failures = RankFailures(store, rank, size)
+    atexit.register(_close_group)
+
+
+def _close_group() -> None:
+    if _failures is not None:
+        _failures.end()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet(key: str) -> tuple[Any, int, int]:
     """Open a store of this start's own; return it with the number of this process, and how many there are.
 
     That of torchrun keeps what was written before it started all processes again (seen with torch 2.14), and gloo would
@@ -293,12 +331,12 @@ def _meet() -> tuple[Any, int, int]:
     host = os.environ["MASTER_ADDR"]
     if rank == 0:
         store = open_store(host, 0, is_master=True, wait_for_workers=False, timeout=_MEETING)
-        shared.set("lamplit", str(store.port))
+        shared.set(key, str(store.port))
         # `shared` may be this process's own, and end when it is left.
         store.wait([str(other) for other in range(1, size)], _MEETING)
         return store, rank, size
     while True:
-        port = int(shared.get("lamplit"))
+        port = int(shared.get(key))
         try:
             store = open_store(host, port, is_master=False, timeout=_A_TRY)
         except dist.DistError:  # of an earlier start
@@ -307,14 +345,3 @@ def _meet() -> tuple[Any, int, int]:
             store.set_timeout(_MEETING)
             store.set(str(rank), "here")
             return store, rank, size
-
-
-@contextmanager
-def _talking() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # gloo's, and torch's DistError
-        raise TuneError(
-            "another process of this run does not answer: see what it said itself. The same command goes on from the "
-            "last checkpoint"
-        ) from error
