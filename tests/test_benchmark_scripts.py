@@ -32,9 +32,11 @@ def check_sides(figures, num_sides):
 
 
 def test_tune(tmp_path):
-    step, whole, padding, large, accumulation = run("tune", tmp_path)
+    step, whole, *padded, large, accumulation = run("tune", tmp_path)
     check_sides(step, 5)
-    check_sides(padding, 2)
+    assert len(padded) == 2
+    for batch in padded:
+        check_sides(batch, 3)
     check_sides(large, 4)
     check_sides(accumulation, 2)
     assert list(whole["epochs"]) == ["1", "3", "10", "50"]
@@ -223,3 +225,9 @@ def test_new_scripts(store_path, tmp_path):
     assert figures["column"] == "texts"
     assert figures["unknown"] == 0, "English captions can be written"
     assert figures["with"] == figures["without"]
+
+
+def test_together(tmp_path):
+    [found] = run("together", tmp_path)
+    assert set(found["pairs_per_second"]) == {"one", "two at once", "two at once, threads that do not sleep"}
+    assert all(value > 0 for values in found["pairs_per_second"].values() for value in values)

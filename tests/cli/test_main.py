@@ -120,6 +120,18 @@ def test_help_brings_no_torch() -> None:
     assert all(command in done.stdout for command in COMMANDS)
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_one_says_otherwise(given: dict[str, str], expected: str) -> None:
+    code = (
+        "import os, sys; sys.argv[1:] = ['--version']; from lamplit.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.splitlines()[-1] == expected, done.stderr
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "data get"])
 def test_every_command_has_help(lamplit: Lamplit, command: str) -> None:
     code, out, _ = lamplit(*command.split(), "--help")

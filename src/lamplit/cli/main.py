@@ -86,6 +86,8 @@ def main() -> None:
     if options[:1] != ["push"]:  # which may send for an hour
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # torch's threads keep their cores for a while after each product, so two commands at once would take turns badly.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(options + arguments[end:], prog_name="lamplit")
     except UsageError as error:
