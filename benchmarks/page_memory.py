@@ -2,11 +2,10 @@
 
     python benchmarks/page_memory.py [--rows 1000000] [--folder runs/page-memory] [--quick]
 
-The store has made-up vectors of width 512. The model's text tower is MiniLM, which the page runs in ONNX Runtime. Every
-process is asked for words until all have answered some, and then their proportional set sizes are added up: a page of a
-file that several of them map counts once. What is of no file is shown apart: with more processes more words are asked
-for, so more of the file of vectors is in memory. Goal: that of one process, and 400 MB for each further one. Linux
-alone.
+The store has made-up vectors of width 512. The model's text tower is MiniLM, which the page runs in ONNX Runtime. The
+same words are asked for each time, so many that all processes answer some and that the same part of the file of vectors
+is in memory. Then their proportional set sizes are added up: a page of a file that several of them map counts once. What
+is of no file is shown apart. Goal: that of one process, and 400 MB for each further one. Linux alone.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import lamplit
 
 MB = 1e6
 MORE = 400 * MB  # for each further process
-WIDTH, ROUNDS, CLIENTS = 512, 40, 16
+WIDTH, WORDS, CLIENTS = 512, 160, 16
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def measured(model: Path, store: Path, processes: int) -> tuple[int, int]:
         assert server.stdout is not None
         address = json.loads(server.stdout.readline())["address"]
         with ThreadPoolExecutor(CLIENTS) as pool:
-            list(pool.map(lambda number: ask(address, f"words {number}"), range(ROUNDS * processes)))
+            list(pool.map(lambda number: ask(address, f"words {number}"), range(WORDS)))
         time.sleep(2)
         parent = psutil.Process(server.pid)
         sizes = [proportional(process.pid) for process in [parent, *parent.children(recursive=True)]]
