@@ -46,6 +46,7 @@ benchmarks: $(INSTALLED) quickstart  ## the figures that the README quotes; take
 	$(BIN)/python benchmarks/recall.py stamps
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/together.py
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/locate.py
 

@@ -22,6 +22,7 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import open_clip
@@ -96,7 +97,25 @@ def text_part(options: Any, made_model: Models, context_length: int, names: list
     figures = compare(title, in_turn(sides, min(options.turns, 3), warm_up=False), ours="lamplit")
     figures["largest_difference"] = float((made["ours"] - made["theirs"]).abs().max())
     console.print(f"largest difference of the class vectors: {figures['largest_difference']:.1e}")
+    prompts = [prompt.format(name) for name in names for prompt in PROMPTS]
+    figures["limit"] = open_clip_median(figures) / least_seconds(model, prompts)
+    console.print(f"limit, if all of our time were products at this machine's speed: {figures['limit']:.2f}x")
     return figures
+
+
+def open_clip_median(figures: dict[str, Any]) -> float:
+    return next(side["median"] for name, side in figures["sides"].items() if name.startswith("open_clip"))
+
+
+def least_seconds(model: LiT, prompts: list[str]) -> float:
+    """Time that the products of the text tower's matrices take at the speed of a large product."""
+    assert model.text_tower is not None
+    tokens = sum(map(len, model.text_tower.tokenize(prompts)))
+    layers = [part for part in model.text_tower.encoder.modules() if isinstance(part, torch.nn.Linear)]
+    size = 2048
+    square = torch.randn(size, size)
+    seconds = in_turn({"product": lambda: square @ square}, 5)["product"]
+    return 2 * tokens * sum(layer.weight.numel() for layer in layers) / (2 * size**3 / median(seconds))
 
 
 def whole(options: Any, folder: Path, made_model: Models, names: list[str], num_images: int) -> dict[str, Any]:

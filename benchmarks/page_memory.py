@@ -3,9 +3,9 @@
     python benchmarks/page_memory.py [--rows 1000000] [--folder runs/page-memory] [--quick]
 
 The store has made-up vectors of width 512. The model's text tower is MiniLM, which the page runs in ONNX Runtime. The
-same words are asked for each time, so many that all processes answer some and that the same part of the file of vectors
-is in memory. Then their proportional set sizes are added up: a page of a file that several of them map counts once. What
-is of no file is shown apart. Goal: that of one process, and 400 MB for each further one. Linux alone.
+same words are asked for each time, so many that all processes answer some, and that the same part of the file of
+vectors is in memory. Then their proportional set sizes are added up: a page of a file that several of them map counts
+once. What is of no file is shown apart. Goal: that of one process, and 400 MB for each further one. Linux alone.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def test_evaluate(tmp_path):
     for text in (long, short):
         check_sides(text, 2)
         assert text["largest_difference"] < 1e-5, "the same class vectors on both sides"
+        assert text["limit"] > 1
     check_sides(whole, 3)
     check_sides(cached, 1)
     assert cached["encoding_the_prompts_once"] > 0
