@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from lamplit.losses.contrastive import softmax_loss
-from lamplit.towers.images.image_tower import open_image_tower
+from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.large_batch import _Saved, backward_in_chunks, cut_texts, sparse_embeddings
 from lamplit.tuning.optimizers import build_optimizer
@@ -39,7 +39,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        figures = [*locked_step(options, Path(folder)), *padding(options, Path(folder))]
+        figures = [*locked_steps(options, Path(folder)), *padding(options, Path(folder))]
         figures += [large_batch(options, Path(folder)), accumulation(options, Path(folder))]
     finish(options, figures)
 
@@ -144,11 +144,21 @@ def vectors(count: int, width: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, width), dim=-1)
 
 
-def locked_step(options: Any, folder: Path) -> list[dict[str, Any]]:
+def locked_steps(options: Any, folder: Path) -> list[dict[str, Any]]:
     """Per pair: our step at 16 tokens, open_clip's at 16 and at its default 77, and the one-time embedding."""
-    batch, image_tower, image_size = (4, "test_vit", 160) if options.quick else (16, "vit_base_patch16_224", 224)
+    image_tower, image_size = ("test_vit", 160) if options.quick else ("vit_base_patch16_224", 224)
     bert = bert_folder(folder, "step", 64 if options.quick else 768, 2 if options.quick else 12, dropout=0.1)
     tower = open_image_tower(f"timm:{image_tower}", weights="random")
+    first, *others = (
+        locked_step(options, tower, image_tower, image_size, bert, batch)
+        for batch in ((4, 8) if options.quick else (16, 64, 256))
+    )
+    return [first, *others, whole_run(first)]
+
+
+def locked_step(
+    options: Any, tower: ImageTower, image_tower: str, image_size: int, bert: Path, batch: int
+) -> dict[str, Any]:
     width = tower.width
     images = torch.randn(batch, 3, image_size, image_size)
     pixels = torch.randint(0, 256, (batch, 3, image_size, image_size), dtype=torch.uint8)
@@ -171,12 +181,16 @@ def locked_step(options: Any, folder: Path) -> list[dict[str, Any]]:
             "open_clip --lock-image, padded to 77 (its default)": OpenClipStep(theirs, images, at_77),
             "lamplit, embedding an image (once)": embed,
         },
-        options.turns,
+        options.turns if batch <= 64 else min(options.turns, 3),
     )
     mean = sum(map(len, real)) / batch
     towers = f"{image_tower} locked, text tower {bert_size(options)}"
     name = f"a pair's step in a batch of {batch}, {towers}, {mean:.1f} tokens on average"
-    figures = compare(name, seconds, ours=first, unit=batch)
+    return compare(name, seconds, ours=first, unit=batch)
+
+
+def whole_run(figures: dict[str, Any]) -> dict[str, Any]:
+    """Reckon a whole run, with the one-time embedding, from the figures of a step."""
     step, _, same, default, once = (side["median"] for side in figures["sides"].values())
     whole: dict[str, Any] = {"title": "whole run with the one-time embedding, open_clip's time over ours", "epochs": {}}
     console.print(whole["title"])
@@ -184,7 +198,7 @@ def locked_step(options: Any, folder: Path) -> list[dict[str, Any]]:
         mine = once + epochs * step
         whole["epochs"][epochs] = {"16 tokens": epochs * same / mine, "77 tokens": epochs * default / mine}
         console.print(f"  {epochs:3} epochs: {epochs * same / mine:5.2f}x at 16, {epochs * default / mine:5.2f}x at 77")
-    return [figures, whole]
+    return whole
 
 
 def coco_lengths(count: int) -> np.ndarray:

@@ -32,8 +32,9 @@ def check_sides(figures, num_sides):
 
 
 def test_tune(tmp_path):
-    step, whole, *padded, large, accumulation = run("tune", tmp_path)
+    step, larger, whole, *padded, large, accumulation = run("tune", tmp_path)
     check_sides(step, 5)
+    check_sides(larger, 5)
     assert len(padded) == 2
     for batch in padded:
         check_sides(batch, 3)

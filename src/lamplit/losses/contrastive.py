@@ -31,7 +31,7 @@ from lamplit.losses.positives import Peers, Positives, PositiveSums, find_positi
 from lamplit.losses.tiles import Gradients, Tiles, add_up
 
 _LN2 = math.log(2)  # tiles hold logits in units of it
-_KEPT_BYTES = 150 * 2**20  # gradient and kept tiles together: all tiles at B = 4096, one in 45 at 32768
+_KEPT_BYTES = 165 * 2**20  # kept tiles, sums and twice the gradient: all tiles at B = 4096, one in 190 at 32768
 _LINEAR_FROM = 115.0  # 2 ** 115 is a float32, and log2(1 + 2 ** 115) is 115 even in float64
 
 
@@ -167,7 +167,7 @@ class SoftmaxLoss(torch.autograd.Function):
     ) -> Tensor:
         """Compute the loss, or the share of the texts that are here."""
         tiles = Tiles(zimg, ztxt, scale)
-        kept_bytes = _KEPT_BYTES - ztxt.nbytes if any(ctx.needs_input_grad) else 0
+        kept_bytes = _KEPT_BYTES - 2 * ztxt.nbytes if any(ctx.needs_input_grad) else 0
         sums, others, shift, kept = _log_sums(tiles, positives, kept_bytes)
         if peers is not None:
             others[1] = sums.join(others[1], peers)
@@ -208,7 +208,7 @@ def _log_sums(tiles: Tiles, positives: Positives | None, kept_bytes: int) -> _Lo
     of_positives = PositiveSums(tiles.own_logits(), tiles.size, positives)
     parts = tiles.ztxt.new_zeros(2, len(tiles.blocks), tiles.size)  # one from each tile
     kept = {}
-    num_kept = kept_bytes // (parts.element_size() * tiles.side**2)
+    num_kept = (kept_bytes - parts.nbytes) // (parts.element_size() * tiles.side**2)
 
     def sum_powers(spares: list[Tensor], j: int, i: int) -> None:
         tile = tiles.logits(j, i, out=spares[0]).sub_(shift).exp2_()
