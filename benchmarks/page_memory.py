@@ -38,7 +38,10 @@ def main() -> None:
     options.turns = 1
     rows = 60_000 if options.quick else options.rows
     model, store = made(options.folder, rows)
-    found = {count: measured(model, store, count) for count in ((1, 2) if options.quick else (1, 2, 4))}
+    found = {
+        count: measured(model, store, count, 40 if options.quick else WORDS)
+        for count in ((1, 2) if options.quick else (1, 2, 4))
+    }
     table = Table(
         "processes", "MB", "a further one", "of no file, MB", "a further one", title=f"the page over {rows:,} images"
     )
@@ -67,14 +70,14 @@ def made(folder: Path, rows: int) -> tuple[Path, Path]:
     return model, store
 
 
-def measured(model: Path, store: Path, processes: int) -> tuple[int, int]:
+def measured(model: Path, store: Path, processes: int, words: int) -> tuple[int, int]:
     """Start the page, ask it, and return the bytes that its processes take together, and those of no file."""
     command = [sys.executable, "-m", "lamplit", "app", model, store, "--port", "0", "--json", "--processes", processes]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         address = json.loads(server.stdout.readline())["address"]
         with ThreadPoolExecutor(CLIENTS) as pool:
-            list(pool.map(lambda number: ask(address, f"words {number}"), range(WORDS)))
+            list(pool.map(lambda number: ask(address, f"words {number}"), range(words)))
         time.sleep(2)
         parent = psutil.Process(server.pid)
         sizes = [proportional(process.pid) for process in [parent, *parent.children(recursive=True)]]

@@ -24,24 +24,25 @@ import lamplit
 from lamplit.store.rows import Row
 from lamplit.towers.identity import TowerIdentity
 
-WIDTH, BATCH = 512, 64
+WIDTH = 512
 AS_TORCH_WAITS = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own count, which goes before OMP_WAIT_POLICY
 
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    steps = 4 if options.quick else 40
+    steps, batch = (4, 8) if options.quick else (40, 64)
     pairs_per_second: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         store = make_store(Path(temporary), 200)
+        sides = [
+            ("one", 1, {}),
+            ("two at once", 2, {}),
+            ("two at once, threads that do not sleep", 2, AS_TORCH_WAITS),
+        ]
         for turn in range(min(options.turns, 3)):
-            for name, count, environment in (
-                ("one", 1, {}),
-                ("two at once", 2, {}),
-                ("two at once, threads that do not sleep", 2, AS_TORCH_WAITS),
-            ):
+            for name, count, environment in sides[:2] if options.quick else sides:
                 folder = Path(temporary) / f"{turn}-{name}"
-                pairs_per_second.setdefault(name, []).append(tune(store, folder, count, steps, environment))
+                pairs_per_second.setdefault(name, []).append(tune(store, folder, count, steps, batch, environment))
     found = {name: median(values) for name, values in pairs_per_second.items()}
     for name, value in found.items():
         console.print(f"{name}: {value:.1f} pairs a second together, {value / found['one']:.2f} of one alone")
@@ -60,14 +61,14 @@ def make_store(folder: Path, images: int) -> Path:
     return folder / "some.lance"
 
 
-def tune(store: Path, folder: Path, count: int, steps: int, environment: dict[str, str]) -> float:
+def tune(store: Path, folder: Path, count: int, steps: int, batch: int, environment: dict[str, str]) -> float:
     """Run `lamplit tune` `count` times at once, a thread for each core; return their pairs a second together."""
     outs = [folder / str(number) for number in range(count)]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | environment
     begun = [
         subprocess.Popen(
             [sys.executable, "-m", "lamplit", "tune", str(store), "--text-tower", "demo:minilm", "--out", str(out),
-             "--steps", str(steps), "--batch-size", str(BATCH), "--val-fraction", "0"],
+             "--steps", str(steps), "--batch-size", str(batch), "--val-fraction", "0"],
             env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         for out in outs

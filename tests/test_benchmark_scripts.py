@@ -231,5 +231,5 @@ def test_new_scripts(store_path, tmp_path):
 
 def test_together(tmp_path):
     [found] = run("together", tmp_path)
-    assert set(found["pairs_per_second"]) == {"one", "two at once", "two at once, threads that do not sleep"}
+    assert set(found["pairs_per_second"]) == {"one", "two at once"}, "the third takes minutes by its nature"
     assert all(value > 0 for values in found["pairs_per_second"].values() for value in values)
