@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from page import server
 from playwright.sync_api import Page, sync_playwright
 
 from lamplit.retrieval.projection import find_map, principal_axes, sample_rows
@@ -94,7 +92,7 @@ def _nearest(scores: torch.Tensor, rows: torch.Tensor, count: int) -> list[list[
 def shown(model: str, store: Path) -> dict[str, Any]:
     """Open the page in Chromium, and time what somebody waits for."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with served(model, str(store)) as address, sync_playwright() as playwright:
+    with server(model, str(store), 1) as (address, *_), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         seconds = {}
         for turn in ("first", "again"):
@@ -149,20 +147,6 @@ def chosen(page: Page) -> float:
     began = time.perf_counter()
     page.wait_for_selector("#chosen:not([hidden])")
     return time.perf_counter() - began
-
-
-@contextmanager
-def served(model: str, store: str) -> Iterator[str]:
-    """Run `lamplit app` on a free port; yield its address."""
-    command = [sys.executable, "-m", "lamplit", "app", model, store, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            found = re.search(r"http://\S+", line)
-            assert found, f"lamplit app said: {line!r}"
-            yield found.group()
-        finally:
-            process.terminate()
 
 
 if __name__ == "__main__":

@@ -363,9 +363,11 @@ def server(model: str, store: str, processes: int) -> Iterator[tuple[str, subpro
         address = json.loads(process.stdout.readline())["address"]
         memory = Memory(process.pid)
         memory.start()
-        yield address, process, memory
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        try:
+            yield address, process, memory
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
 
 
 def raise_own_limit() -> None:

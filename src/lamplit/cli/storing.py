@@ -205,8 +205,8 @@ def map_(
 ) -> None:
     """Lay out all images of a store so that likely neighbours lie together, for the map of `lamplit app`.
 
-    It takes a minute for 40,000 images on two cores, and is kept with the store until its images change. Needs the
-    extra `map`. In Python: lamplit.make_map.
+    It takes about a minute for 36,000 images on two cores, and is kept with the store until its images change. Needs
+    the extra `map`. In Python: lamplit.make_map.
     """
     from lamplit.retrieval.projection import make_map
 

@@ -72,8 +72,8 @@ class MapReport:
 def make_map(store: Store | str | Path, *, progress: bool = False) -> MapReport:
     """Lay out all images of a store so that likely neighbours lie together, for the page; made once for a store.
 
-    On the command line: `lamplit map`. It takes a minute for 40,000 images on two cores, and is the same in each run on
-    the same machine. When the store has changed, it can be made again.
+    On the command line: `lamplit map`. It takes about a minute for 36,000 images on two cores, and is the same in each
+    run on the same machine. When the store has changed, it can be made again.
 
     Args:
         store: an open store or its path.
