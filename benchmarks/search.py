@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.retrieval.nearest import BitPlanes, find, find_all, num_threads, rank_many
+from lamplit.retrieval.bit_planes import BitPlanes
+from lamplit.retrieval.nearest import num_threads, rank_many
 from lamplit.retrieval.recall import KINDS, choose_kept, sample_queries
 
 WIDTH, BATCH, SAMPLE = 512, 100, 64
@@ -142,9 +143,7 @@ def lamplit_bits(vectors: np.ndarray) -> tuple[Answer, float]:
     console.print(f"lamplit: of {len(halves)} rows {kept[0]} are looked at closer, {kept[1]} multiplied")
 
     def answer(queries: np.ndarray) -> np.ndarray:
-        if len(queries) == 1:
-            return find(halves, planes, queries[0], 10, kept).rows[None]
-        return np.stack([found.rows for found in find_all(halves, planes, queries, 10, kept)])
+        return np.stack([found.rows for found in planes.find_all(halves, queries, 10, kept)])
 
     return answer, (planes.signs.nbytes + planes.seconds.nbytes + halves.nbytes) / 1e6
 

@@ -26,6 +26,7 @@ import lamplit
 from lamplit.data.preprocessing import Preprocessing
 from lamplit.model import LiT
 from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.texts.shared_rows import row_inputs, share_rows
 from lamplit.towers.texts.text_tower import PASS_COST, TextTower, length_groups, open_text_tower
 
 WIDTH = 16
@@ -311,6 +312,25 @@ def prove_batches(member: Member) -> None:
     assert distance(vectors(member.tower, TEXTS[::-1]).flip(0), together) < 1e-6
 
 
+READ_ALONE = ("BART", "CLIP's text model", "Gemma 3")  # the last one here sees a window of four tokens
+
+
+def prove_rows(member: Member) -> None:
+    """Texts that share rows have the vectors that they have alone, to 1e-6; some families cannot read such rows."""
+    tower = member.tower
+    assert (tower._sight is None) == (member.family in [FAMILIES[name] for name in READ_ALONE])
+    if tower._sight is None:
+        return
+    tokens = tower.tokenize([*TEXTS, *TEXTS[::-1]])
+    rows = share_rows(list(map(len, tokens)))
+    assert len(rows.texts) < len(tokens)
+    with torch.no_grad():
+        given = row_inputs(tokens, rows, tower.encoder, sight=tower._sight, pad_id=tower.tokenizer.pad_id)
+        shared = given.pool(given.read(tower.encoder), tower.pooling)
+        alone = torch.cat([tower.features([ids]) for ids in tokens])
+    assert distance(shared, alone) < 1e-6 * float(alone.abs().max().clamp(min=1))
+
+
 def prove_end(member: Member) -> None:
     """A decoder reads an end token behind every text, its own or one that lamplit adds; other tokenizers are left."""
     before, tower = member.family.tokenizer(), member.tower
@@ -368,6 +388,7 @@ PROOFS: dict[str, Callable[[Member], None]] = {
     "pooling by hand": prove_pooling,
     "padding": prove_padding,
     "batch and order": prove_batches,
+    "shared rows": prove_rows,
     "end token": prove_end,
     "truncation": prove_truncation,
     "gradients": prove_gradients,

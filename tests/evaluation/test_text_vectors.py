@@ -22,7 +22,7 @@ def model(model_path: Path) -> LiT:
 def test_same_vectors_as_the_model_s_and_each_text_once(model: LiT, tmp_path: Path) -> None:
     kept = TextVectors(model, tmp_path)
     expected = model.encode_texts(TEXTS)
-    assert torch.allclose(kept.encode(TEXTS), expected, atol=1e-6)
+    assert torch.allclose(kept.encode(TEXTS), expected, atol=1e-5)  # other texts share their rows
     assert lance.dataset(str(kept.path)).count_rows() == 4
     assert torch.equal(kept.encode(["a cross", "a blue ring"])[0], kept.encode(["a cross"])[0])
     assert lance.dataset(str(kept.path)).count_rows() == 5

@@ -15,7 +15,7 @@ import lamplit
 from lamplit.inspection import describe
 from lamplit.model import LiT
 from lamplit.retrieval.collection import open_collection, prepare
-from lamplit.retrieval.nearest import find_all, rank_many
+from lamplit.retrieval.nearest import rank_many
 from lamplit.retrieval.recall import recall_of, sample_queries
 from lamplit.store.derived import FOLDER, SMALL, measured_recall
 from lamplit.store.lance_store import Store
@@ -62,7 +62,7 @@ def test_large_store_gets_files_that_are_read_again(store: Store, caplog: pytest
     assert first.planes is not None
     queries = sample_queries(store.vectors().numpy(), 100, seed=7)  # not those that it was measured with
     true = rank_many(store.vectors().numpy(), queries, 10)
-    assert recall_of(find_all(first.vectors, first.planes, queries, 10, first.kept), true) > 0.95
+    assert recall_of(first.planes.find_all(first.vectors, queries, 10, first.kept), true) > 0.95
     assert first.kept[1] < SIZE, "some rows need no exact product"
     caplog.clear()
     again = open_collection(Store(store.path), plain, "plain", small=0)

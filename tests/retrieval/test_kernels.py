@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lamplit.retrieval.kernels as compiled
-from lamplit.retrieval.kernels import count_values, look_closer, products, rows_within, scan, widen
+from lamplit.retrieval.kernels import look_closer, products, scan, sift, widen
 
 
 def words(*shape: int, seed: int = 0) -> np.ndarray:
@@ -33,18 +33,34 @@ def test_scan_and_look_closer(width: int, kind: type) -> None:
     assert distances.tolist() == weighed(first, signs, weights).tolist()
     rows = np.array([0, 7, 332])
     closer = np.empty(3, np.uint32)
-    look_closer(distances, second, rows, signs, weights, closer)
+    look_closer(distances[rows], second, rows, signs, weights, closer)
     assert closer.tolist() == (2 * weighed(first, signs, weights) + weighed(second, signs, weights))[rows].tolist()
 
 
-def test_counts_and_rows() -> None:
-    values = np.random.default_rng(0).integers(0, 50, 999).astype(np.uint16)
-    counts = np.zeros(51, np.int64)
-    count_values(values, counts)
-    assert counts.tolist() == np.bincount(values, minlength=51).tolist()
-    rows = np.empty(999, np.int64)
-    found = rows_within(values, 7, rows)
-    assert rows[:found].tolist() == np.flatnonzero(values <= 7).tolist()
+@pytest.mark.parametrize("size", [3, 512, 513, 4000])
+@pytest.mark.parametrize("count", [1, 40, 5000])
+@pytest.mark.parametrize("some", [True, False])
+def test_sift(size: int, count: int, some: bool) -> None:
+    rows_words, signs, weights = words(size, 2), words(5, 2, seed=1), words(5, 3, 2, seed=2)
+    allowed = np.random.default_rng(3).random(size) < 0.5 if some else np.empty(0, bool)
+    rows, sums = np.empty((2, 5, 512 + 8 * count), np.uint32)
+    found = np.empty(5, np.int64)
+    assert sift(rows_words, allowed, signs, weights, count, rows, sums, found)
+    for query in range(5):
+        true = weighed(rows_words, signs[query], weights[query])
+        those = np.flatnonzero(allowed) if some else np.arange(size)
+        if len(those) > count:
+            those = those[true[those] <= np.sort(true[those])[count - 1]]
+        assert rows[query, : found[query]].tolist() == those.tolist()
+        assert sums[query, : found[query]].tolist() == true[those].tolist()
+
+
+def test_sift_without_room() -> None:
+    """All rows are equal, so none may be left out."""
+    rows, sums = np.empty((2, 1, 600), np.uint32)
+    equal = np.zeros((1000, 1), np.uint64)
+    signs, weights = np.zeros((1, 1), np.uint64), words(1, 3, 1)
+    assert not sift(equal, np.empty(0, bool), signs, weights, 5, rows, sums, np.empty(1, np.int64))
 
 
 def test_every_half_is_widened_to_the_bit() -> None:
@@ -73,10 +89,11 @@ def test_they_run_where_nothing_can_be_kept(tmp_path: Path) -> None:
     (package / "loops.py").write_text(Path(compiled.__file__).read_text())
     (package / "__pycache__").write_text("in the way")
     code = (
-        "import numpy as np, loops; found = np.zeros(3, int); loops.count_values(np.array([2, 2]), found); print(found)"
+        "import numpy as np, loops; found = np.zeros(1, np.float32); "
+        "loops.products(np.ones((1, 2), np.uint16), np.ones(2, np.float32), found); print(found > 0)"
     )
     environment = {"PYTHONPATH": str(package), "HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "PATH": ""}
     run = subprocess.run(
         [sys.executable, "-B", "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert run.stdout == "[0 0 2]\n", run.stderr
+    assert run.stdout == "[ True]\n", run.stderr

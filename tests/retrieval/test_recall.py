@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from unit_rows import unit, unit_rows
 
-from lamplit.retrieval.nearest import BitPlanes, Found, find_all, rank_many
+from lamplit.retrieval.bit_planes import BitPlanes
+from lamplit.retrieval.nearest import Found, rank_many
 from lamplit.retrieval.recall import TARGET_RECALL, choose_kept, recall_of, sample_queries, worst_recall
 
 
@@ -17,8 +18,8 @@ def test_chosen_numbers_keep_their_recall_on_queries_not_seen(groups: int) -> No
     assert kept[1] < kept[0] < 5_000
     queries = unit(unit_rows(100, 128, seed=8, groups=groups) + vectors[:100].astype(np.float32))
     true = rank_many(vectors, queries, 10)
-    assert recall_of(find_all(vectors, planes, queries, 10, kept), true) > TARGET_RECALL - 0.02
-    assert recall_of(find_all(vectors, planes, queries, 10, (50, 20)), true) < recall  # the bits alone would not do
+    assert recall_of(planes.find_all(vectors, queries, 10, kept), true) > TARGET_RECALL - 0.02
+    assert recall_of(planes.find_all(vectors, queries, 10, (50, 20)), true) < recall  # the bits alone would not do
 
 
 def test_unequal_components_count_by_their_deviation() -> None:
@@ -40,7 +41,7 @@ def test_near_copies_are_found_by_words_that_lean_to_several_of_them() -> None:
     queries = unit(0.25 * unit(leaning) + (1 - 0.25**2) ** 0.5 * unit_rows(200, 256, seed=2))
     true = rank_many(frames, queries, 10)
     assert recall >= TARGET_RECALL
-    assert recall_of(find_all(frames, BitPlanes.of(frames), queries, 10, kept), true) > TARGET_RECALL - 0.02
+    assert recall_of(BitPlanes.of(frames).find_all(frames, queries, 10, kept), true) > TARGET_RECALL - 0.02
 
 
 def test_queries_are_of_three_kinds() -> None:

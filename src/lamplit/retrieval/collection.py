@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from lamplit.files import replacing
 from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar
+from lamplit.retrieval.bit_planes import BitPlanes
 from lamplit.retrieval.copies import Copies
-from lamplit.retrieval.nearest import BitPlanes, Vectors
+from lamplit.retrieval.nearest import Vectors
 from lamplit.retrieval.recall import choose_kept
 from lamplit.store.derived import (
     DESCRIPTION,

@@ -14,6 +14,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_BLOCK = 512  # rows whose turned words stay in a core's first cache
+_1, _2 = np.uint64(1), np.uint64(2)
 _TO_HALF = np.float32(2.0**112)  # between the exponents of a float16's bits inside a float32, and its own
 
 
@@ -48,37 +50,62 @@ def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
 
     (N, W) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
     """
-    for row in range(words.shape[0]):
-        out[row] = _weigh(words, row, signs, weights)
+    turned, sums = np.empty((words.shape[1], _BLOCK), np.uint64), np.empty(_BLOCK, np.uint64)
+    for start in range(0, words.shape[0], _BLOCK):
+        size = min(_BLOCK, words.shape[0] - start)
+        _turn(words, start, size, turned)
+        _add_up(turned, size, signs, weights, sums)
+        for i in range(size):
+            out[start + i] = sums[i]
 
 
 @_compile()
-def look_closer(distances: Any, finer: Any, rows: Any, signs: Any, weights: Any, out: Any) -> None:
+def sift(words: Any, allowed: Any, signs: Any, weights: Any, count: int, rows: Any, sums: Any, found: Any) -> bool:
+    """Find the rows with the `count` smallest sums of `scan`, and all that equal the last of them, for several queries.
+
+    A block of rows is read once for all queries. A query's room is emptied of what is not among the smallest so far
+    whenever it is full.
+
+    (N, W) words, (N,) flags of the rows to look at or none for all, (Q, W) signs and (Q, 3, W) weights in; (Q, room)
+    rows, ascending, their sums, and (Q,) how many there are out. Returns whether there was room for all.
+    """
+    turned, block_sums = np.empty((words.shape[1], _BLOCK), np.uint64), np.empty(_BLOCK, np.uint64)
+    limits, room = np.full(len(signs), 2**62, np.uint64), rows.shape[1]
+    found[:] = 0
+    for start in range(0, words.shape[0], _BLOCK):
+        size = min(_BLOCK, words.shape[0] - start)
+        _turn(words, start, size, turned)
+        for query in range(len(signs)):
+            if found[query] + size > room:
+                found[query], limits[query] = _smallest(rows[query], sums[query], found[query], count, limits[query])
+                if found[query] + size > room:
+                    return False
+            _add_up(turned, size, signs[query], weights[query], block_sums)
+            number, limit = found[query], limits[query]
+            for i in range(size):
+                if block_sums[i] <= limit and (len(allowed) == 0 or allowed[start + i]):
+                    rows[query, number], sums[query, number] = start + i, block_sums[i]
+                    number += 1
+            found[query] = number
+    for query in range(len(signs)):
+        found[query], _ = _smallest(rows[query], sums[query], found[query], count, limits[query])
+    return True
+
+
+@_compile()
+def look_closer(sums: Any, finer: Any, rows: Any, signs: Any, weights: Any, out: Any) -> None:
     """Add the same sum over the second bits of some rows to twice what `scan` found for them.
 
-    (N,) sums of `scan`, (N, W) words, (n,) rows, signs and weights of `scan` in; (n,) sums out.
+    (n,) sums of `scan`, (N, W) words, (n,) rows, signs and weights of `scan` in; (n,) sums out.
     """
     for i in range(len(rows)):
-        row = rows[i]
-        out[i] = 2 * np.uint64(distances[row]) + _weigh(finer, row, signs, weights)
-
-
-@_compile()
-def count_values(values: Any, counts: Any) -> None:
-    """Count how often each of (N,) small numbers occurs."""
-    for value in values:
-        counts[value] += 1
-
-
-@_compile()
-def rows_within(values: Any, limit: Any, out: Any) -> int:
-    """Write the rows of the values up to `limit` into `out`; return how many there are."""
-    found = 0
-    for row in range(len(values)):
-        if values[row] <= limit:
-            out[found] = row
-            found += 1
-    return found
+        ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
+        for word in range(finer.shape[1]):
+            differ = finer[rows[i], word] ^ signs[word]
+            ones += _count_ones(differ & weights[0, word])
+            twos += _count_ones(differ & weights[1, word])
+            fours += _count_ones(differ & weights[2, word])
+        out[i] = 2 * np.uint64(sums[i]) + ones + 2 * twos + 4 * fours
 
 
 @_compile(fastmath=True)
@@ -100,14 +127,44 @@ def widen(halves: Any, out: Any) -> None:
 
 
 @_compile()
-def _weigh(words: Any, row: int, signs: Any, weights: Any) -> Any:
-    ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
-    for word in range(words.shape[1]):
-        differ = words[row, word] ^ signs[word]
-        ones += _count_ones(differ & weights[0, word])
-        twos += _count_ones(differ & weights[1, word])
-        fours += _count_ones(differ & weights[2, word])
-    return ones + 2 * twos + 4 * fours
+def _turn(words: Any, start: int, size: int, turned: Any) -> None:
+    """Write the words of `size` rows to (W, _BLOCK) words, so that the same word of many rows lies side by side."""
+    for row in range(size):
+        for word in range(words.shape[1]):
+            turned[word, row] = words[start + row, word]
+
+
+@_compile()
+def _add_up(turned: Any, size: int, signs: Any, weights: Any, sums: Any) -> None:
+    """Do what `scan` does for turned words; the compiler makes it work on several rows at once."""
+    sums[:size] = 0
+    for word in range(len(signs)):
+        sign, one, two, four = signs[word], weights[0, word], weights[1, word], weights[2, word]
+        for row in range(size):
+            differ = turned[word, row] ^ sign
+            sums[row] += (
+                _count_ones(differ & one) + (_count_ones(differ & two) << _1) + (_count_ones(differ & four) << _2)
+            )
+
+
+@_compile()
+def _smallest(rows: Any, sums: Any, number: int, count: int, limit: Any) -> Any:
+    """Keep of `number` rows those with the `count` smallest sums; return how many are left, and the largest sum."""
+    if number <= count:
+        return number, limit
+    counts = np.zeros(sums[:number].max() + 1, np.int64)
+    for i in range(number):
+        counts[sums[i]] += 1
+    reached, largest = counts[0], 0
+    while reached < count:
+        largest += 1
+        reached += counts[largest]
+    left = 0
+    for i in range(number):
+        if sums[i] <= largest:
+            rows[left], sums[left] = rows[i], sums[i]
+            left += 1
+    return left, np.uint64(largest)
 
 
 @_compile()

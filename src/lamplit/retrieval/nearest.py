@@ -1,18 +1,6 @@
-"""The nearest of many vectors: by the exact product, or first by few bits of each and then by the product of few rows.
+"""The nearest of many vectors by the product, in any number of threads.
 
-Nothing here is trained. A component, less its mean and by its standard deviation, is rounded to two bits: its sign,
-and a second bit that says whether it is the upper or the lower half of that side (the four levels of the best uniform
-quantiser of normal values). A query goes through three sieves, each of which looks at fewer rows more closely:
-
-1. *All rows*: the sum of the query's components, as weights of 3 bits, whose sign differs from the row's: a XOR, three
-   ANDs and population counts for 64 dimensions. Its correlation with the inner product is 0.79 on normal vectors.
-2. *Some thousand rows*: the same for both bits, 0.93.
-3. *Some hundred rows*: the exact product.
-
-How many rows each sieve lets through is measured on the collection, see `recall.choose_kept`. The query is not centred,
-because its inner product with the mean is the same for all rows.
-
-Shapes: N rows, D width, Q queries, W words of 64 bits.
+Shapes: N rows, D width, Q queries.
 """
 
 from __future__ import annotations
@@ -23,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from threading import local
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +22,7 @@ from lamplit.unit_vectors import normalize
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Vectors = NDArray[Any]  # (N, D) unit vectors, float32 or rounded to float16; perhaps a memory map
-_WEIGHT_BITS = 3
-_CLIP_RMS = 2.7  # components of a query beyond so many root mean squares have the largest weight
-_STEP = 0.9957  # of the quantiser, in standard deviations
-_BLOCK = 32768  # rows that are unpacked or compared at once
+_BLOCK = 32768  # rows that are compared at once
 _PRODUCT_ROWS = 1024  # whose float32 copies stay in a core's cache
 # Rounding to float16 moves a component by 2^-11 of itself at most, so a length and a cosine move no more.
 _ROUNDING = 2**-10 + 1e-5
@@ -89,140 +74,6 @@ def rank(vectors: Vectors, query: Floats, k: int, rows: Rows | None = None) -> F
         if np.isfinite(exact).all():
             return Found(chosen.astype(np.int64), exact).by_score()[:k]
         scores[near[~np.isfinite(exact)]] = -np.inf  # zeros in the query hid what the row holds
-
-
-class BitPlanes:
-    """Two bits of each component of N vectors.
-
-    Args:
-        words: (2, N, W) words of signs and of second bits; word w of a row has its dimensions 64 w to 64 w + 63.
-        scale: (D,) standard deviation of each component.
-    """
-
-    def __init__(self, words: NDArray[np.uint64], scale: Floats) -> None:
-        self.signs, self.seconds = words
-        self.scale = scale
-
-    @classmethod
-    def of(cls, vectors: Vectors, words: NDArray[np.uint64] | None = None, *, progress: bool = False) -> Self:
-        """Take the bits of (N, D) vectors; `words`, such as a memory map, receives them if it is given."""
-        size, width = vectors.shape
-        words = np.empty((2, size, _num_words(width)), np.uint64) if words is None else words
-        mean, square = np.zeros(width), np.zeros(width)
-        with progress_bar("deviations", size, shown=progress) as advance:
-            for start in range(0, size, _BLOCK):
-                rows = to_floats(vectors[start : start + _BLOCK])
-                mean += rows.sum(0, dtype=np.float64)
-                square += np.einsum("nd,nd->d", rows, rows, dtype=np.float64)
-                advance(len(rows), "")
-        mean /= max(1, size)
-        scale = np.sqrt(np.maximum(square / max(1, size) - mean**2, 0)).astype(np.float32)
-        center, step = mean.astype(np.float32), np.maximum(_STEP * scale, np.finfo(np.float32).tiny)
-
-        def pack(start: int, stop: int) -> None:
-            for first in range(start, stop, _BLOCK // 8):
-                part = slice(first, min(first + _BLOCK // 8, stop))
-                rows = to_floats(vectors[part]) - center
-                words[0, part] = _pack(rows >= 0)
-                words[1, part] = _pack((rows >= step) | ((rows < 0) & (rows >= -step)))
-                advance(len(rows), "")
-
-        with progress_bar("bits", size, shown=progress) as advance:
-            in_threads(pack, size)
-        return cls(words, scale)
-
-    def candidates(self, query: Floats, kept: tuple[int, int], allowed: NDArray[np.bool_] | None = None) -> Rows:
-        """Find rows that are likely to be near a query.
-
-        Args:
-            query: (D,) unit vector.
-            kept: about how many rows the first and the second sieve let through; equal rows come through together.
-            allowed: (N,) the rows to choose from; by default all.
-
-        Returns:
-            Rows, ascending.
-        """
-        signs, weights, total = self._prepare(query)
-        distances = self._distances(signs, weights, total)
-        if allowed is not None:
-            distances[~allowed] = total + 1
-        rows = _nearest(distances, kept[0], total)
-        if len(rows) <= kept[1]:
-            return rows
-        closer = self._look_closer(distances, rows, signs, weights)
-        passed: Rows = rows[closer <= np.partition(closer, kept[1] - 1)[kept[1] - 1]]
-        return passed
-
-    def ranks(self, query: Floats, true: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Count the rows that are as near as each of the `true` ones: by the first sieve, and by the second."""
-        signs, weights, total = self._prepare(query)
-        distances = self._distances(signs, weights, total)
-        first = np.cumsum(np.bincount(distances))[distances[true]]
-        closer = np.sort(self._look_closer(distances, _nearest(distances, int(first.max()), total), signs, weights))
-        second = np.searchsorted(closer, self._look_closer(distances, true, signs, weights), side="right")
-        return first, second
-
-    def _prepare(self, query: Floats) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
-        """Return the signs (W,) of a query, its weights as bit planes (3, W), and the sum of the weights."""
-        magnitudes = np.abs(query) * self.scale
-        largest = _CLIP_RMS * float(np.sqrt(np.mean(magnitudes**2))) or 1.0
-        weights = np.rint(np.minimum(magnitudes / largest, 1) * (2**_WEIGHT_BITS - 1)).astype(np.uint8)
-        planes = _pack((weights >> np.arange(_WEIGHT_BITS, dtype=np.uint8)[:, None] & 1) > 0)
-        return _pack(query[None] >= 0)[0], planes, int(weights.sum())
-
-    def _distances(self, signs: NDArray[np.uint64], weights: NDArray[np.uint64], total: int) -> NDArray[Any]:
-        """Sum the weights whose signs differ, for each row (N,)."""
-        from lamplit.retrieval.kernels import scan  # numba takes half a second to import
-
-        distances = np.empty(len(self.signs), np.uint16 if total < 2**16 - 1 else np.uint32)
-
-        def add_up(start: int, stop: int) -> None:
-            scan(self.signs[start:stop], signs, weights, distances[start:stop])
-
-        in_threads(add_up, len(distances))
-        return distances
-
-    def _look_closer(
-        self, distances: NDArray[Any], rows: Rows, signs: NDArray[np.uint64], weights: NDArray[np.uint64]
-    ) -> NDArray[np.uint32]:
-        """Sum the weights whose bits differ, those of signs twice, for the given rows."""
-        from lamplit.retrieval.kernels import look_closer
-
-        closer = np.empty(len(rows), np.uint32)
-
-        def add_up(start: int, stop: int) -> None:
-            look_closer(distances, self.seconds, rows[start:stop], signs, weights, closer[start:stop])
-
-        in_threads(add_up, len(rows), least=4096)
-        return closer
-
-
-def find(
-    vectors: Vectors,
-    planes: BitPlanes,
-    query: Floats,
-    k: int,
-    kept: tuple[int, int],
-    allowed: NDArray[np.bool_] | None = None,
-) -> Found:
-    """Find the k best of the candidates of a (D,) unit vector; `kept` as `recall.choose_kept` measured it."""
-    return rank(vectors, query, k, planes.candidates(query, (max(k, kept[0]), max(k, kept[1])), allowed))
-
-
-def find_all(
-    vectors: Vectors, planes: BitPlanes, queries: Floats, k: int, kept: tuple[int, int], *, progress: bool = False
-) -> list[Found]:
-    """Find the k best of each of (Q, D) queries; threads take whole queries."""
-    found: dict[int, Found] = {}
-
-    def answer(start: int, stop: int) -> None:
-        for number in range(start, stop):
-            found[number] = find(vectors, planes, queries[number], k, kept)
-            advance(1, "")
-
-    with progress_bar("recall", len(queries), shown=progress) as advance:
-        in_threads(answer, len(queries), least=1)
-    return [found[number] for number in range(len(queries))]
 
 
 def rank_many(vectors: Vectors, queries: Floats, k: int, *, progress: bool = False) -> list[Found]:
@@ -291,45 +142,6 @@ def _products(vectors: Vectors, query: Floats, rows: Rows | None) -> Floats:
 
     in_threads(multiply, len(scores), least=2048)
     return scores
-
-
-def _nearest(distances: NDArray[Any], count: int, limit: int) -> Rows:
-    """Return the rows of the `count` smallest of (N,) distances, ascending, and of all that equal the last of them.
-
-    Distances above `limit` are left out.
-    """
-    from lamplit.retrieval.kernels import count_values, rows_within
-
-    counts: dict[int, NDArray[np.int64]] = {}  # of each thread's part, by its start
-    found: dict[int, Rows] = {}
-
-    def count_up(start: int, stop: int) -> None:
-        counts[start] = np.zeros(limit + 2, np.int64)
-        count_values(distances[start:stop], counts[start])
-
-    in_threads(count_up, len(distances))
-    reached = np.cumsum(np.sum(list(counts.values()), axis=0)[:-1])
-    largest = min(int(np.searchsorted(reached, count)), limit)
-
-    def collect(start: int, stop: int) -> None:
-        found[start] = np.empty(counts[start][: largest + 1].sum(), np.int64)
-        rows_within(distances[start:stop], largest, found[start])
-        found[start] += start
-
-    in_threads(collect, len(distances))
-    return np.concatenate([found[start] for start in sorted(found)])
-
-
-def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Pack (n, D) flags into (n, W) words; the last word is filled up with zeros."""
-    packed = np.packbits(flags, axis=1, bitorder="little")
-    padded = np.zeros((len(flags), 8 * _num_words(flags.shape[1])), np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    return padded.view(np.uint64)
-
-
-def _num_words(width: int) -> int:
-    return -(-width // 64)
 
 
 def to_floats(rows: Vectors) -> Floats:

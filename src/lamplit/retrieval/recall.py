@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lamplit.progress import progress_bar
-from lamplit.retrieval.nearest import BitPlanes, Floats, Found, Vectors, find_all, rank_many, to_floats
+from lamplit.retrieval.bit_planes import BitPlanes
+from lamplit.retrieval.nearest import Floats, Found, Vectors, rank_many, to_floats
 from lamplit.unit_vectors import normalize
 
 TARGET_RECALL = 0.99  # @10
@@ -50,7 +51,7 @@ def choose_kept(vectors: Vectors, planes: BitPlanes, *, progress: bool = False) 
 
     first, second = needed(0), needed(1)
     while True:
-        found = find_all(vectors, planes, queries, 10, (first, second), progress=progress)
+        found = planes.find_all(vectors, queries, 10, (first, second), progress=progress)
         recall = worst_recall(found, true)
         if recall >= TARGET_RECALL or second >= len(vectors):
             return (min(first, len(vectors)), min(second, len(vectors))), recall

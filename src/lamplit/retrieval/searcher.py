@@ -15,7 +15,7 @@ from lamplit.errors import UsageError, kind_of
 from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
-from lamplit.retrieval.nearest import Found, find, rank
+from lamplit.retrieval.nearest import Found, rank
 from lamplit.retrieval.queries import encode_words, require_unit
 from lamplit.retrieval.relevance import Relevance, open_relevance
 from lamplit.store.derived import SMALL
@@ -242,7 +242,7 @@ class Searcher:
             rows = self.store.near(vector, CANDIDATES, self.probes, where)
             return rank(vectors, vector, FIRST, rows if allowed is None else rows[allowed[rows]])
         assert planes is not None, "without planes and index the search is exact"
-        return find(vectors, planes, vector, FIRST, self.collection.kept, allowed)
+        return planes.find(vectors, vector, FIRST, self.collection.kept, allowed)
 
     def _ids(self, rows: NDArray[np.int64]) -> list[str]:
         found: list[str] = self.store.take(rows.tolist(), ["id"])["id"].to_pylist() if len(rows) else []

@@ -32,3 +32,12 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[int]:
         sizes.append(sum(counts[cut[end] : end]))
         end = cut[end]
     return sizes[::-1]
+
+
+def padded_tokens(lengths: Sequence[int], sizes: Sequence[int]) -> int:
+    """Count the tokens of texts, padding with them, if their sorted lengths are cut into runs of these sizes."""
+    ordered, total, end = sorted(lengths), 0, 0
+    for size in sizes:
+        end += size
+        total += size * ordered[end - 1]
+    return total

@@ -1,12 +1,13 @@
 """Text towers: an encoder with its tokenizer, its pooling and a linear head to the image tower's width.
 
-Padding is avoided: texts are sorted by length, and texts of (nearly) equal length share a forward pass, so that a
-caption of eight tokens costs eight tokens.
+Padding is avoided: a caption of eight tokens costs eight. Short texts share rows (shared_rows.py), if the encoder can
+read them so; else texts of (nearly) equal length share a forward pass (length_groups.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from lamplit.towers.texts.encoder_building import build_from
 from lamplit.towers.texts.encoders import Pooling, open_encoder
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.layered_head import LayeredHead
-from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups
+from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups, padded_tokens
 from lamplit.towers.texts.lora import add_lora, merge_lora
 from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
+from lamplit.towers.texts.shared_rows import MOST_TOKENS as MOST_SHARING
+from lamplit.towers.texts.shared_rows import SharedRows, Sight, find_sight, row_inputs, share_rows
 from lamplit.towers.texts.static_texts import MOST_TOKENS, OpenedStatic, StaticEncoder, find_static, open_static
 from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
 
@@ -103,13 +106,31 @@ class TextTower(nn.Module):
         lengths = [len(ids) for ids in tokens]
         order = sorted(range(len(tokens)), key=lengths.__getitem__)
         device = self.device
+        pass_cost = PASS_COST.get(device.type, OTHER_PASS_COST)
+        groups = length_groups([lengths[i] for i in order], pass_cost)
+        rows = self._shared_rows(lengths, padded_tokens(lengths, groups) + pass_cost * (len(groups) - 1))
+        if rows is not None and self._sight is not None:
+            given = row_inputs(tokens, rows, self.encoder, sight=self._sight, pad_id=self.tokenizer.pad_id)
+            return given.pool(given.read(self.encoder), self.pooling)
         parts, start = [], 0
-        for size in length_groups([lengths[i] for i in order], PASS_COST.get(device.type, OTHER_PASS_COST)):
+        for size in groups:
             parts.append(self._encode_group([tokens[i] for i in order[start : start + size]], device))
             start += size
         back = torch.empty(len(order), dtype=torch.long, device=device)
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return torch.cat(parts)[back]
+
+    def _shared_rows(self, lengths: Sequence[int], cost: float) -> SharedRows | None:
+        """Deal texts to rows, if the encoder reads such rows and that takes less than `cost`, in tokens."""
+        if sum(lengths) >= cost or max(lengths) > MOST_SHARING:
+            return None
+        rows = share_rows(lengths)
+        return rows if rows.cost < cost else None
+
+    @cached_property
+    def _sight(self) -> Sight | None:
+        """What a token sees of its text where texts share rows; None if this encoder cannot do that."""
+        return find_sight(self.encoder, self.context_length, len(self.tokenizer))
 
     def _encode_group(self, tokens: list[Sequence[int]], device: torch.device) -> Tensor:
         lengths = torch.tensor([len(ids) for ids in tokens])

@@ -1,0 +1,238 @@
+"""Two bits of each component: the sieves before the exact product.
+
+Nothing here is trained. A component, less its mean and by its standard deviation, is rounded to two bits: its sign,
+and a second bit that says whether it is the upper or the lower half of that side (the four levels of the best uniform
+quantiser of normal values). A query goes through three sieves, each of which looks at fewer rows more closely:
+
+1. *All rows*: the sum of the query's components, as weights of 3 bits, whose sign differs from the row's: a XOR, three
+   ANDs and population counts for 64 dimensions. Its correlation with the inner product is 0.79 on normal vectors.
+   Several queries share one pass over the rows.
+2. *Some thousand rows*: the same for both bits, 0.93.
+3. *Some hundred rows*: the exact product.
+
+How many rows each sieve lets through is measured on the collection, see `recall.choose_kept`. The query is not centred,
+because its inner product with the mean is the same for all rows.
+
+Shapes: N rows, D width, Q queries, W words of 64 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamplit.progress import progress_bar
+from lamplit.retrieval.nearest import Floats, Found, Rows, Vectors, in_threads, rank, to_floats
+
+_WEIGHT_BITS = 3
+_CLIP_RMS = 2.7  # components of a query beyond so many root mean squares have the largest weight
+_STEP = 0.9957  # of the quantiser, in standard deviations
+_BLOCK = 32768  # rows that are unpacked at once
+_TOGETHER = 32  # queries that share a pass over the rows; each has some room for rows
+_ROOM = 4  # times the rows that are to be found, at first
+Flags = NDArray[np.bool_]
+
+
+class _Query(NamedTuple):
+    """A query as the bits are compared with it."""
+
+    signs: NDArray[np.uint64]  # (W,)
+    weights: NDArray[np.uint64]  # (3, W)
+    total: int  # the sum of the weights
+
+
+class _Sifted(NamedTuple):
+    """Rows that came through the first sieve, ascending, and their sums."""
+
+    rows: Rows
+    sums: NDArray[np.uint32]
+
+
+class BitPlanes:
+    """Two bits of each component of N vectors.
+
+    Args:
+        words: (2, N, W) words of signs and of second bits; word w of a row has its dimensions 64 w to 64 w + 63.
+        scale: (D,) standard deviation of each component.
+    """
+
+    def __init__(self, words: NDArray[np.uint64], scale: Floats) -> None:
+        self.signs, self.seconds = words
+        self.scale = scale
+
+    @classmethod
+    def of(cls, vectors: Vectors, words: NDArray[np.uint64] | None = None, *, progress: bool = False) -> Self:
+        """Take the bits of (N, D) vectors; `words`, such as a memory map, receives them if it is given."""
+        size, width = vectors.shape
+        words = np.empty((2, size, _num_words(width)), np.uint64) if words is None else words
+        mean, square = np.zeros(width), np.zeros(width)
+        with progress_bar("deviations", size, shown=progress) as advance:
+            for start in range(0, size, _BLOCK):
+                rows = to_floats(vectors[start : start + _BLOCK])
+                mean += rows.sum(0, dtype=np.float64)
+                square += np.einsum("nd,nd->d", rows, rows, dtype=np.float64)
+                advance(len(rows), "")
+        mean /= max(1, size)
+        scale = np.sqrt(np.maximum(square / max(1, size) - mean**2, 0)).astype(np.float32)
+        center, step = mean.astype(np.float32), np.maximum(_STEP * scale, np.finfo(np.float32).tiny)
+
+        def pack(start: int, stop: int) -> None:
+            for first in range(start, stop, _BLOCK // 8):
+                part = slice(first, min(first + _BLOCK // 8, stop))
+                rows = to_floats(vectors[part]) - center
+                words[0, part] = _pack(rows >= 0)
+                words[1, part] = _pack((rows >= step) | ((rows < 0) & (rows >= -step)))
+                advance(len(rows), "")
+
+        with progress_bar("bits", size, shown=progress) as advance:
+            in_threads(pack, size)
+        return cls(words, scale)
+
+    def candidates(self, query: Floats, kept: tuple[int, int], allowed: Flags | None = None) -> Rows:
+        """Find rows that are likely to be near a query.
+
+        Args:
+            query: (D,) unit vector.
+            kept: about how many rows the first and the second sieve let through; equal rows come through together.
+            allowed: (N,) the rows to choose from; by default all.
+
+        Returns:
+            Rows, ascending.
+        """
+        prepared = self._prepare(query)
+        [first] = self._sift([prepared], kept[0], allowed)
+        return self._look_closer(first, prepared, kept[1])
+
+    def ranks(self, query: Floats, true: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Count the rows that are as near as each of the `true` ones: by the first sieve, and by the second."""
+        prepared = self._prepare(query)
+        sums = self._scan(prepared)
+        first = np.cumsum(np.bincount(sums))[sums[true]]
+        rows = np.flatnonzero(sums <= sums[true].max())
+        closer = np.sort(self._closer(_Sifted(rows, sums[rows]), prepared))
+        second = np.searchsorted(closer, self._closer(_Sifted(true, sums[true]), prepared), side="right")
+        return first, second
+
+    def find(
+        self, vectors: Vectors, query: Floats, k: int, kept: tuple[int, int], allowed: Flags | None = None
+    ) -> Found:
+        """Find the k best candidates of a (D,) unit vector; `kept` as `recall.choose_kept` measured it."""
+        [found] = self._find_some(vectors, query[None], k, kept, allowed)
+        return found
+
+    def find_all(
+        self, vectors: Vectors, queries: Floats, k: int, kept: tuple[int, int], *, progress: bool = False
+    ) -> list[Found]:
+        """Do what `find` does for each of (Q, D) queries; many share a pass over the rows."""
+        found: list[Found] = []
+        with progress_bar("recall", len(queries), shown=progress) as advance:
+            for start in range(0, len(queries), _TOGETHER):
+                some = queries[start : start + _TOGETHER]
+                found += self._find_some(vectors, some, k, kept)
+                advance(len(some), "")
+        return found
+
+    def _find_some(
+        self, vectors: Vectors, queries: Floats, k: int, kept: tuple[int, int], allowed: Flags | None = None
+    ) -> list[Found]:
+        prepared = [self._prepare(query) for query in queries]
+        first = self._sift(prepared, max(k, kept[0]), allowed)
+        found: dict[int, Found] = {}
+
+        def answer(start: int, stop: int) -> None:
+            for number in range(start, stop):
+                rows = self._look_closer(first[number], prepared[number], max(k, kept[1]))
+                found[number] = rank(vectors, queries[number], k, rows)
+
+        in_threads(answer, len(queries), least=1)
+        return [found[number] for number in range(len(queries))]
+
+    def _prepare(self, query: Floats) -> _Query:
+        magnitudes = np.abs(query) * self.scale
+        largest = _CLIP_RMS * float(np.sqrt(np.mean(magnitudes**2))) or 1.0
+        weights = np.rint(np.minimum(magnitudes / largest, 1) * (2**_WEIGHT_BITS - 1)).astype(np.uint8)
+        planes = _pack((weights >> np.arange(_WEIGHT_BITS, dtype=np.uint8)[:, None] & 1) > 0)
+        return _Query(_pack(query[None] >= 0)[0], planes, int(weights.sum()))
+
+    def _scan(self, query: _Query) -> NDArray[np.uint32]:
+        """Sum the weights whose signs differ, for each row (N,)."""
+        from lamplit.retrieval.kernels import scan  # numba takes half a second to import
+
+        sums = np.empty(len(self.signs), np.uint32)
+
+        def add_up(start: int, stop: int) -> None:
+            scan(self.signs[start:stop], query.signs, query.weights, sums[start:stop])
+
+        in_threads(add_up, len(sums))
+        return sums
+
+    def _sift(self, queries: Sequence[_Query], count: int, allowed: Flags | None) -> list[_Sifted]:
+        """Find for each query the rows with the `count` smallest sums, and all that equal the last of them."""
+        from lamplit.retrieval.kernels import sift
+
+        signs, weights = np.stack([query.signs for query in queries]), np.stack([query.weights for query in queries])
+        parts: dict[int, list[_Sifted]] = {}  # of each thread's rows, by their start
+
+        def look(start: int, stop: int) -> None:
+            flags = np.empty(0, bool) if allowed is None else allowed[start:stop]
+            room = _ROOM * count + 1024
+            while True:
+                rows = np.empty((len(queries), min(room, stop - start + 1024)), np.uint32)
+                sums, found = np.empty_like(rows), np.empty(len(queries), np.int64)
+                if sift(self.signs[start:stop], flags, signs, weights, count, rows, sums, found):
+                    break
+                room *= 4  # many rows are equal
+            parts[start] = [
+                _Sifted(some[:number].astype(np.int64) + start, its[:number].copy())
+                for some, its, number in zip(rows, sums, found, strict=True)
+            ]
+
+        in_threads(look, len(self.signs))
+        return [_joined([parts[start][number] for start in sorted(parts)], count) for number in range(len(queries))]
+
+    def _look_closer(self, first: _Sifted, query: _Query, count: int) -> Rows:
+        """Keep the rows with the `count` smallest sums of both bits."""
+        if len(first.rows) <= count:
+            return first.rows
+        closer = self._closer(first, query)
+        passed: Rows = first.rows[closer <= np.partition(closer, count - 1)[count - 1]]
+        return passed
+
+    def _closer(self, first: _Sifted, query: _Query) -> NDArray[np.uint32]:
+        """Sum the weights whose bits differ, those of signs twice."""
+        from lamplit.retrieval.kernels import look_closer
+
+        closer = np.empty(len(first.rows), np.uint32)
+
+        def add_up(start: int, stop: int) -> None:
+            some = slice(start, stop)
+            look_closer(first.sums[some], self.seconds, first.rows[some], query.signs, query.weights, closer[some])
+
+        in_threads(add_up, len(closer), least=4096)
+        return closer
+
+
+def _joined(parts: Sequence[_Sifted], count: int) -> _Sifted:
+    """Join what threads found in their parts of the rows."""
+    if not parts:
+        return _Sifted(np.empty(0, np.int64), np.empty(0, np.uint32))
+    rows, sums = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if len(parts) > 1 and len(rows) > count:
+        near = sums <= np.partition(sums, count - 1)[count - 1]
+        rows, sums = rows[near], sums[near]
+    return _Sifted(rows, sums)
+
+
+def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Pack (n, D) flags into (n, W) words; the last word is filled up with zeros."""
+    packed = np.packbits(flags, axis=1, bitorder="little")
+    padded = np.zeros((len(flags), 8 * _num_words(flags.shape[1])), np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view(np.uint64)
+
+
+def _num_words(width: int) -> int:
+    return -(-width // 64)
