@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 import lamplit
 from lamplit.retrieval.bit_planes import BitPlanes
-from lamplit.retrieval.nearest import num_threads, rank_many
+from lamplit.retrieval.kernels import sift
+from lamplit.retrieval.nearest import in_threads, num_threads, rank_many
 from lamplit.retrieval.recall import KINDS, choose_kept, sample_queries
 
 WIDTH, BATCH, SAMPLE = 512, 100, 64
@@ -106,6 +107,13 @@ def measure(options: Any, name: str, vectors: np.ndarray) -> list[dict[str, Any]
         runs = {side: way(answer, asked) for side, answer in sides.items()}
         seconds = in_turn(runs, options.turns)
         timed.append(compare(f"{name}, {title}, {len(vectors)} x {WIDTH}; s a query", seconds, ours=ours, unit=unit))
+    if "flat product (torch)" in sides:
+        alone = first_sieve(vectors, batch, options.turns)
+        flat = timed[-1]["sides"]["flat product (torch)"]["median"]
+        timed[-1]["limit"] = flat / alone
+        console.print(
+            f"limit, if the bits of all signs were counted and nothing else done: {flat / alone:.2f}x of torch"
+        )
     return [figures, *timed]
 
 
@@ -146,6 +154,21 @@ def lamplit_bits(vectors: np.ndarray) -> tuple[Answer, float]:
         return np.stack([found.rows for found in planes.find_all(halves, queries, 10, kept)])
 
     return answer, (planes.signs.nbytes + planes.seconds.nbytes + halves.nbytes) / 1e6
+
+
+def first_sieve(vectors: np.ndarray, queries: np.ndarray, turns: int) -> float:
+    """Seconds a query of the first sieve alone, through which nothing passes."""
+    planes = BitPlanes.of(vectors)
+    random = np.random.default_rng(0)
+    count, words = len(queries), planes.signs.shape[1]
+    signs, weights = (random.integers(0, 2**64, shape, np.uint64) for shape in ((count, words), (count, 3, words)))
+
+    def look(start: int, stop: int) -> None:
+        some, room = slice(start, stop), np.empty((3, count, 1024), np.uint32)
+        nothing, found = np.zeros(count, np.uint64), np.empty(count, np.int64)
+        sift(planes.signs[some], planes.seconds[some], np.empty(0, bool), signs, weights, nothing, *room, found)
+
+    return statistics.median(in_turn({"": lambda: in_threads(look, len(vectors))}, turns)[""]) / count
 
 
 def flat_numpy(vectors: np.ndarray) -> tuple[Answer, float]:

@@ -81,6 +81,19 @@ def test_candidates_by_hand(size: int, width: int, first: int, second: int, seed
     assert planes.candidates(query, (first, second), allowed).tolist() == expected
 
 
+@pytest.mark.parametrize("near_first", [True, False])
+def test_rows_that_the_sample_is_unlike(near_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is near lies in the one block of the sample, or in none of it."""
+    monkeypatch.setattr("lamplit.retrieval.bit_planes._SAMPLE", 512)
+    query = unit_rows(1, 64, seed=7)[0]
+    vectors = unit_rows(6000, 64)
+    vectors[np.arange(100) if near_first else np.arange(3000, 3100)] += query
+    planes = BitPlanes.of(vectors)
+    for kept in ((50, 20), (900, 100), (6000, 3)):
+        expected = slow_candidates(planes, query, kept, np.ones(6000, bool))
+        assert planes.candidates(query, kept).tolist() == expected
+
+
 def test_equal_rows_come_through_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than there is room for at first."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

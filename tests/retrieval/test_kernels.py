@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lamplit.retrieval.kernels as compiled
-from lamplit.retrieval.kernels import look_closer, products, scan, sift, widen
+from lamplit.retrieval.kernels import likely_limits, look_closer, products, scan, sift, smallest, widen
 
 
 def words(*shape: int, seed: int = 0) -> np.ndarray:
@@ -38,29 +38,55 @@ def test_scan_and_look_closer(width: int, kind: type) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 512, 513, 4000])
-@pytest.mark.parametrize("count", [1, 40, 5000])
 @pytest.mark.parametrize("some", [True, False])
-def test_sift(size: int, count: int, some: bool) -> None:
-    rows_words, signs, weights = words(size, 2), words(5, 2, seed=1), words(5, 3, 2, seed=2)
+def test_sift(size: int, some: bool) -> None:
+    (first, second), signs, weights = words(2, size, 2), words(5, 2, seed=1), words(5, 3, 2, seed=2)
     allowed = np.random.default_rng(3).random(size) < 0.5 if some else np.empty(0, bool)
-    rows, sums = np.empty((2, 5, 512 + 8 * count), np.uint32)
+    limits = np.array([0, 150, 200, 250, 900], np.uint64)
+    rows, sums, closer = np.empty((3, 5, size + 512), np.uint32)
     found = np.empty(5, np.int64)
-    assert sift(rows_words, allowed, signs, weights, count, rows, sums, found)
+    assert sift(first, second, allowed, signs, weights, limits, rows, sums, closer, found)
     for query in range(5):
-        true = weighed(rows_words, signs[query], weights[query])
-        those = np.flatnonzero(allowed) if some else np.arange(size)
-        if len(those) > count:
-            those = those[true[those] <= np.sort(true[those])[count - 1]]
+        true = weighed(first, signs[query], weights[query])
+        those = np.flatnonzero((true <= limits[query]) & (allowed if some else True))
+        both = 2 * true + weighed(second, signs[query], weights[query])
         assert rows[query, : found[query]].tolist() == those.tolist()
         assert sums[query, : found[query]].tolist() == true[those].tolist()
+        assert closer[query, : found[query]].tolist() == both[those].tolist()
 
 
 def test_sift_without_room() -> None:
-    """All rows are equal, so none may be left out."""
-    rows, sums = np.empty((2, 1, 600), np.uint32)
-    equal = np.zeros((1000, 1), np.uint64)
-    signs, weights = np.zeros((1, 1), np.uint64), words(1, 3, 1)
-    assert not sift(equal, np.empty(0, bool), signs, weights, 5, rows, sums, np.empty(1, np.int64))
+    rows, sums, closer = np.empty((3, 1, 600), np.uint32)
+    equal, weights = np.zeros((1000, 1), np.uint64), words(1, 3, 1)
+    given = np.empty(0, bool), np.zeros((1, 1), np.uint64), weights, np.zeros(1, np.uint64)
+    assert not sift(equal, equal, *given, rows, sums, closer, np.empty(1, np.int64))
+
+
+@pytest.mark.parametrize(("size", "step"), [(3, 1), (5000, 1), (5000, 3), (5000, 99)])
+@pytest.mark.parametrize("some", [True, False])
+def test_likely_limits(size: int, step: int, some: bool) -> None:
+    rows, signs, weights = words(size, 2), words(4, 2, seed=1), words(4, 3, 2, seed=2)
+    allowed = np.random.default_rng(3).random(size) < 0.5 if some else np.empty(0, bool)
+    blocks = np.arange(size) // 512 % step == 0
+    looked_at = np.flatnonzero(blocks & allowed if some else blocks)
+    for count in (1, 40):
+        limits = np.empty(4, np.uint64)
+        likely_limits(rows, allowed, signs, weights, step, count, limits)
+        for query in range(4):
+            sums = np.sort(weighed(rows, signs[query], weights[query])[looked_at])
+            assert limits[query] == (sums[count - 1] if count <= len(sums) else 2 * 64 * 7)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (300, 20), (300, 400), (900, 900)])
+def test_smallest(first: int, second: int) -> None:
+    random = np.random.default_rng(0)
+    sums, closer = random.integers(0, 40, (2, 800)).astype(np.uint32)
+    rows, those = np.arange(800), np.arange(800)
+    for values, count in ((sums.copy(), first), (closer.copy(), second)):
+        if count < len(those):
+            those = those[values[those] <= np.sort(values[those])[count - 1]]
+    number = smallest(rows, sums, closer, first, second)
+    assert rows[:number].tolist() == those.tolist()
 
 
 def test_every_half_is_widened_to_the_bit() -> None:

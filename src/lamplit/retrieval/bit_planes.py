@@ -32,7 +32,7 @@ _CLIP_RMS = 2.7  # components of a query beyond so many root mean squares have t
 _STEP = 0.9957  # of the quantiser, in standard deviations
 _BLOCK = 32768  # rows that are unpacked at once
 _TOGETHER = 32  # queries that share a pass over the rows; each has some room for rows
-_ROOM = 4  # times the rows that are to be found, at first
+_SAMPLE = 65536  # rows, about, that tell which sums are likely
 Flags = NDArray[np.bool_]
 
 
@@ -45,10 +45,11 @@ class _Query(NamedTuple):
 
 
 class _Sifted(NamedTuple):
-    """Rows that came through the first sieve, ascending, and their sums."""
+    """Rows that came through the first sieve, ascending, their sums, and those of both bits."""
 
     rows: Rows
     sums: NDArray[np.uint32]
+    closer: NDArray[np.uint32]
 
 
 class BitPlanes:
@@ -102,9 +103,8 @@ class BitPlanes:
         Returns:
             Rows, ascending.
         """
-        prepared = self._prepare(query)
-        [first] = self._sift([prepared], kept[0], allowed)
-        return self._look_closer(first, prepared, kept[1])
+        [candidates] = self._candidates([self._prepare(query)], kept, allowed)
+        return candidates
 
     def ranks(self, query: Floats, true: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Count the rows that are as near as each of the `true` ones: by the first sieve, and by the second."""
@@ -112,8 +112,8 @@ class BitPlanes:
         sums = self._scan(prepared)
         first = np.cumsum(np.bincount(sums))[sums[true]]
         rows = np.flatnonzero(sums <= sums[true].max())
-        closer = np.sort(self._closer(_Sifted(rows, sums[rows]), prepared))
-        second = np.searchsorted(closer, self._closer(_Sifted(true, sums[true]), prepared), side="right")
+        closer = np.sort(self._closer(rows, sums, prepared))
+        second = np.searchsorted(closer, self._closer(true, sums, prepared), side="right")
         return first, second
 
     def find(
@@ -139,16 +139,31 @@ class BitPlanes:
         self, vectors: Vectors, queries: Floats, k: int, kept: tuple[int, int], allowed: Flags | None = None
     ) -> list[Found]:
         prepared = [self._prepare(query) for query in queries]
-        first = self._sift(prepared, max(k, kept[0]), allowed)
+        rows = self._candidates(prepared, (max(k, kept[0]), max(k, kept[1])), allowed)
         found: dict[int, Found] = {}
 
         def answer(start: int, stop: int) -> None:
             for number in range(start, stop):
-                rows = self._look_closer(first[number], prepared[number], max(k, kept[1]))
-                found[number] = rank(vectors, queries[number], k, rows)
+                found[number] = rank(vectors, queries[number], k, rows[number])
 
         in_threads(answer, len(queries), least=1)
         return [found[number] for number in range(len(queries))]
+
+    def _candidates(self, queries: Sequence[_Query], kept: tuple[int, int], allowed: Flags | None) -> list[Rows]:
+        """Find for each query the rows that come through both sieves, ascending."""
+        from lamplit.retrieval.kernels import smallest
+
+        available = len(self.signs) if allowed is None else int(np.count_nonzero(allowed))
+        count = min(kept[0], available)
+        step = max(1, len(self.signs) // _SAMPLE)
+        # In all likelihood so many rows of a sample leave enough of all rows.
+        most = count if step == 1 else int(count / step + 6 * (count / step) ** 0.5) + 1
+        while True:
+            limits = self._likely_limits(queries, step, most, allowed)
+            sifted = self._sift(queries, limits, 2 * count / max(1, len(self.signs)), allowed)
+            if all(len(some.rows) >= count for some in sifted):
+                return [some.rows[: smallest(*some, *kept)] for some in sifted]
+            most *= 2
 
     def _prepare(self, query: Floats) -> _Query:
         magnitudes = np.abs(query) * self.scale
@@ -169,61 +184,71 @@ class BitPlanes:
         in_threads(add_up, len(sums))
         return sums
 
-    def _sift(self, queries: Sequence[_Query], count: int, allowed: Flags | None) -> list[_Sifted]:
-        """Find for each query the rows with the `count` smallest sums, and all that equal the last of them."""
+    def _likely_limits(
+        self, queries: Sequence[_Query], step: int, count: int, allowed: Flags | None
+    ) -> NDArray[np.uint64]:
+        """Find for each query the sum that `count` rows of every `step`-th block have at most, (Q,)."""
+        from lamplit.retrieval.kernels import likely_limits
+
+        limits = np.empty(len(queries), np.uint64)
+
+        def look(start: int, stop: int) -> None:
+            signs, weights = _stacked(queries[start:stop])
+            likely_limits(self.signs, _flags(allowed), signs, weights, step, count, limits[start:stop])
+
+        in_threads(look, len(queries), least=1)
+        return limits
+
+    def _sift(
+        self, queries: Sequence[_Query], limits: NDArray[np.uint64], share: float, allowed: Flags | None
+    ) -> list[_Sifted]:
+        """Find for each query the rows whose sums are within its limit; at first there is room for a share of all."""
         from lamplit.retrieval.kernels import sift
 
-        signs, weights = np.stack([query.signs for query in queries]), np.stack([query.weights for query in queries])
+        signs, weights = _stacked(queries)
         parts: dict[int, list[_Sifted]] = {}  # of each thread's rows, by their start
 
         def look(start: int, stop: int) -> None:
-            flags = np.empty(0, bool) if allowed is None else allowed[start:stop]
-            room = _ROOM * count + 1024
+            some, room = slice(start, stop), int(share * (stop - start)) + 1024
+            words = self.signs[some], self.seconds[some], _flags(allowed)[some]
             while True:
-                rows = np.empty((len(queries), min(room, stop - start + 1024)), np.uint32)
-                sums, found = np.empty_like(rows), np.empty(len(queries), np.int64)
-                if sift(self.signs[start:stop], flags, signs, weights, count, rows, sums, found):
+                rows, sums, closer = np.empty((3, len(queries), room), np.uint32)
+                found = np.empty(len(queries), np.int64)
+                if sift(*words, signs, weights, limits, rows, sums, closer, found):
                     break
                 room *= 4  # many rows are equal
             parts[start] = [
-                _Sifted(some[:number].astype(np.int64) + start, its[:number].copy())
-                for some, its, number in zip(rows, sums, found, strict=True)
+                _Sifted(rows[query, :number].astype(np.int64) + start, sums[query, :number], closer[query, :number])
+                for query, number in enumerate(found)
             ]
 
         in_threads(look, len(self.signs))
-        return [_joined([parts[start][number] for start in sorted(parts)], count) for number in range(len(queries))]
+        ordered = [parts[start] for start in sorted(parts)]
+        return [
+            _Sifted(*map(np.concatenate, zip(*(part[query] for part in ordered), strict=True)))
+            for query in range(len(queries))
+        ]
 
-    def _look_closer(self, first: _Sifted, query: _Query, count: int) -> Rows:
-        """Keep the rows with the `count` smallest sums of both bits."""
-        if len(first.rows) <= count:
-            return first.rows
-        closer = self._closer(first, query)
-        passed: Rows = first.rows[closer <= np.partition(closer, count - 1)[count - 1]]
-        return passed
-
-    def _closer(self, first: _Sifted, query: _Query) -> NDArray[np.uint32]:
+    def _closer(self, rows: Rows, sums: NDArray[np.uint32], query: _Query) -> NDArray[np.uint32]:
         """Sum the weights whose bits differ, those of signs twice."""
         from lamplit.retrieval.kernels import look_closer
 
-        closer = np.empty(len(first.rows), np.uint32)
+        closer = np.empty(len(rows), np.uint32)
 
         def add_up(start: int, stop: int) -> None:
-            some = slice(start, stop)
-            look_closer(first.sums[some], self.seconds, first.rows[some], query.signs, query.weights, closer[some])
+            some = rows[start:stop]
+            look_closer(sums[some], self.seconds, some, query.signs, query.weights, closer[start:stop])
 
         in_threads(add_up, len(closer), least=4096)
         return closer
 
 
-def _joined(parts: Sequence[_Sifted], count: int) -> _Sifted:
-    """Join what threads found in their parts of the rows."""
-    if not parts:
-        return _Sifted(np.empty(0, np.int64), np.empty(0, np.uint32))
-    rows, sums = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if len(parts) > 1 and len(rows) > count:
-        near = sums <= np.partition(sums, count - 1)[count - 1]
-        rows, sums = rows[near], sums[near]
-    return _Sifted(rows, sums)
+def _stacked(queries: Sequence[_Query]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    return np.stack([query.signs for query in queries]), np.stack([query.weights for query in queries])
+
+
+def _flags(allowed: Flags | None) -> Flags:
+    return np.empty(0, bool) if allowed is None else allowed
 
 
 def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:

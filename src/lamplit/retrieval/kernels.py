@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _BLOCK = 512  # rows whose turned words stay in a core's first cache
+_STRIDE = _BLOCK + 8  # between them; a power of two would put the same word of all rows into few places of that cache
 _1, _2 = np.uint64(1), np.uint64(2)
 _TO_HALF = np.float32(2.0**112)  # between the exponents of a float16's bits inside a float32, and its own
 
@@ -50,45 +51,67 @@ def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
 
     (N, W) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
     """
-    turned, sums = np.empty((words.shape[1], _BLOCK), np.uint64), np.empty(_BLOCK, np.uint64)
+    turned, sums = np.empty((words.shape[1], _STRIDE), np.uint64), np.empty(_BLOCK, np.uint64)
     for start in range(0, words.shape[0], _BLOCK):
         size = min(_BLOCK, words.shape[0] - start)
         _turn(words, start, size, turned)
         _add_up(turned, size, signs, weights, sums)
+        part = out[start : start + size]
         for i in range(size):
-            out[start + i] = sums[i]
+            part[i] = sums[i]
 
 
 @_compile()
-def sift(words: Any, allowed: Any, signs: Any, weights: Any, count: int, rows: Any, sums: Any, found: Any) -> bool:
-    """Find the rows with the `count` smallest sums of `scan`, and all that equal the last of them, for several queries.
+def likely_limits(words: Any, allowed: Any, signs: Any, weights: Any, step: int, count: int, limits: Any) -> None:
+    """Write for each of several queries the `count`-th smallest sum of `scan` among every `step`-th block of rows.
 
-    A block of rows is read once for all queries. A query's room is emptied of what is not among the smallest so far
-    whenever it is full.
-
-    (N, W) words, (N,) flags of the rows to look at or none for all, (Q, W) signs and (Q, 3, W) weights in; (Q, room)
-    rows, ascending, their sums, and (Q,) how many there are out. Returns whether there was room for all.
+    (N, W) words, (N,) flags of the rows to look at or none for all, (Q, W) signs and (Q, 3, W) weights in; (Q,) out.
     """
-    turned, block_sums = np.empty((words.shape[1], _BLOCK), np.uint64), np.empty(_BLOCK, np.uint64)
-    limits, room = np.full(len(signs), 2**62, np.uint64), rows.shape[1]
+    turned, sums = np.empty((words.shape[1], _STRIDE), np.uint64), np.empty(_BLOCK, np.uint64)
+    counts = np.zeros((len(signs), 64 * 7 * words.shape[1] + 1), np.int64)
+    for start in range(0, words.shape[0], step * _BLOCK):
+        size = min(_BLOCK, words.shape[0] - start)
+        _turn(words, start, size, turned)
+        for query in range(len(signs)):
+            _add_up(turned, size, signs[query], weights[query], sums)
+            its_counts = counts[query]
+            for i in range(size):
+                if len(allowed) == 0 or allowed[start + i]:
+                    its_counts[sums[i]] += 1
+    for query in range(len(signs)):
+        limits[query] = _where_reached(counts[query], count)
+
+
+@_compile()
+def sift(
+    words: Any, finer: Any, allowed: Any, signs: Any, weights: Any, limits: Any, rows: Any, sums: Any, closer: Any,
+    found: Any,
+) -> bool:  # fmt: skip
+    """Find the rows whose sums of `scan` are within the limits of several queries; a block is read once for all.
+
+    (N, W) words of signs and of second bits, (N,) flags of the rows to look at or none for all, (Q, W) signs,
+    (Q, 3, W) weights and (Q,) limits in; (Q, room) rows, ascending, their sums, and those of both bits, as
+    `look_closer` gives them, and (Q,) how many there are out. Returns whether there was room for all.
+    """
+    turned, block_sums = np.empty((words.shape[1], _STRIDE), np.uint64), np.empty(_BLOCK, np.uint64)
+    passing = np.empty(_BLOCK + 1, np.int64)
     found[:] = 0
     for start in range(0, words.shape[0], _BLOCK):
         size = min(_BLOCK, words.shape[0] - start)
         _turn(words, start, size, turned)
         for query in range(len(signs)):
-            if found[query] + size > room:
-                found[query], limits[query] = _smallest(rows[query], sums[query], found[query], count, limits[query])
-                if found[query] + size > room:
-                    return False
-            _add_up(turned, size, signs[query], weights[query], block_sums)
-            number, limit = found[query], limits[query]
-            for i in range(size):
-                if block_sums[i] <= limit and (len(allowed) == 0 or allowed[start + i]):
-                    rows[query, number], sums[query, number] = start + i, block_sums[i]
+            its_signs, its_weights, number = signs[query], weights[query], found[query]
+            if number + size > rows.shape[1]:
+                return False
+            _add_up(turned, size, its_signs, its_weights, block_sums)
+            for k in range(_within(block_sums, size, limits[query], passing)):
+                i = passing[k]
+                row = start + i
+                if len(allowed) == 0 or allowed[row]:
+                    rows[query, number], sums[query, number] = row, block_sums[i]
+                    closer[query, number] = 2 * block_sums[i] + _weigh(finer, row, its_signs, its_weights)
                     number += 1
             found[query] = number
-    for query in range(len(signs)):
-        found[query], _ = _smallest(rows[query], sums[query], found[query], count, limits[query])
     return True
 
 
@@ -99,13 +122,17 @@ def look_closer(sums: Any, finer: Any, rows: Any, signs: Any, weights: Any, out:
     (n,) sums of `scan`, (N, W) words, (n,) rows, signs and weights of `scan` in; (n,) sums out.
     """
     for i in range(len(rows)):
-        ones, twos, fours = np.uint64(0), np.uint64(0), np.uint64(0)
-        for word in range(finer.shape[1]):
-            differ = finer[rows[i], word] ^ signs[word]
-            ones += _count_ones(differ & weights[0, word])
-            twos += _count_ones(differ & weights[1, word])
-            fours += _count_ones(differ & weights[2, word])
-        out[i] = 2 * np.uint64(sums[i]) + ones + 2 * twos + 4 * fours
+        out[i] = 2 * np.uint64(sums[i]) + _weigh(finer, rows[i], signs, weights)
+
+
+@_compile()
+def smallest(rows: Any, sums: Any, closer: Any, first: int, second: int) -> int:
+    """Keep the rows with the `first` smallest sums and, of these, with the `second` smallest closer ones.
+
+    All that equal the last one stay, too. The kept ones of (n,) rows come first, in their order; returns how many.
+    """
+    left = _keep(rows, sums, closer, sums, len(rows), first)
+    return int(_keep(rows, sums, closer, closer, left, second))
 
 
 @_compile(fastmath=True)
@@ -148,23 +175,51 @@ def _add_up(turned: Any, size: int, signs: Any, weights: Any, sums: Any) -> None
 
 
 @_compile()
-def _smallest(rows: Any, sums: Any, number: int, count: int, limit: Any) -> Any:
-    """Keep of `number` rows those with the `count` smallest sums; return how many are left, and the largest sum."""
+def _within(sums: Any, size: int, limit: Any, places: Any) -> Any:
+    """Write the places of the sums up to the limit; return how many there are. Nothing here has to be guessed."""
+    number = np.uint64(0)
+    for i in range(size):
+        places[number] = i
+        number += np.uint64(sums[i] <= limit)
+    return number
+
+
+@_compile()
+def _weigh(words: Any, row: int, signs: Any, weights: Any) -> Any:
+    total = np.uint64(0)
+    for word in range(len(signs)):
+        differ = words[row, word] ^ signs[word]
+        total += _count_ones(differ & weights[0, word])
+        total += _count_ones(differ & weights[1, word]) << _1
+        total += _count_ones(differ & weights[2, word]) << _2
+    return total
+
+
+@_compile()
+def _where_reached(counts: Any, count: int) -> int:
+    """Return the first place where the counts up to it reach `count`, or the last one."""
+    reached = 0
+    for place in range(len(counts)):
+        reached += counts[place]
+        if reached >= count:
+            return place
+    return len(counts) - 1
+
+
+@_compile()
+def _keep(rows: Any, sums: Any, closer: Any, values: Any, number: int, count: int) -> int:
+    """Move the rows with the `count` smallest of `values`, one of the other two, to the front."""
     if number <= count:
-        return number, limit
-    counts = np.zeros(sums[:number].max() + 1, np.int64)
+        return number
+    counts = np.zeros(values[:number].max() + 1, np.int64)
     for i in range(number):
-        counts[sums[i]] += 1
-    reached, largest = counts[0], 0
-    while reached < count:
-        largest += 1
-        reached += counts[largest]
-    left = 0
+        counts[values[i]] += 1
+    largest, left = _where_reached(counts, count), 0
     for i in range(number):
-        if sums[i] <= largest:
-            rows[left], sums[left] = rows[i], sums[i]
+        if values[i] <= largest:
+            rows[left], sums[left], closer[left] = rows[i], sums[i], closer[i]
             left += 1
-    return left, np.uint64(largest)
+    return left
 
 
 @_compile()
