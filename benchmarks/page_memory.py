@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, default=Path("runs/page-memory"), help="store and model")
     options = filled(options.parse_args())
     options.turns = 1
-    rows = 60_000 if options.quick else options.rows
+    rows = 3000 if options.quick else options.rows
     model, store = made(options.folder, rows)
     found = {
         count: measured(model, store, count, 40 if options.quick else WORDS)

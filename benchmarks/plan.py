@@ -33,15 +33,16 @@ def main() -> None:
             pairs = parquet.read_table(lamplit.fetch("icons", workers=1, progress=True))
             parquet.write_table(pairs.take(range(0, len(pairs), len(pairs) // ICONS)).slice(0, ICONS), sources["icons"])
         for name, source in sources.items():
-            turns = [turn(source, Path(folder) / f"{name}{number}") for number in range(options.turns)]
+            settings = lamplit.TuneSettings("demo:minilm", steps=5 if options.quick else None)
+            turns = [turn(source, settings, Path(folder) / f"{name}{number}") for number in range(options.turns)]
             figures.append({"title": name, "turns": turns})
             show(name, turns)
     finish(options, figures)
 
 
-def turn(source: Path, folder: Path) -> dict[str, dict[str, float]]:
+def turn(source: Path, settings: lamplit.TuneSettings, folder: Path) -> dict[str, dict[str, float]]:
     """Plan and run; return what was said and what was taken."""
-    tower, settings = "demo:efficientnet-lite0", lamplit.TuneSettings("demo:minilm")
+    tower = "demo:efficientnet-lite0"
     began = time.perf_counter()
     said = lamplit.plan(source, settings, image_tower=tower, workers=1)
     planned = time.perf_counter()

@@ -20,6 +20,7 @@ CONTROLS = {"button", "link", "textbox", "searchbox", "combobox", "checkbox", "D
 PARTS = ["search", "classify", "explore", "run", "dialog", "docs"]
 
 browser = test_page.browser
+pytestmark = pytest.mark.xdist_group("accessibility")  # twelve parts of the page are opened once, not in each process
 
 
 @pytest.fixture(scope="module")
