@@ -9,6 +9,7 @@ weights, for which the time is the same. open_clip's step is its own model, lock
 from __future__ import annotations
 
 import logging
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,25 @@ def locked_step(
     mean = sum(map(len, real)) / batch
     towers = f"{image_tower} locked, text tower {bert_size(options)}"
     name = f"a pair's step in a batch of {batch}, {towers}, {mean:.1f} tokens on average"
-    return compare(name, seconds, ours=first, unit=batch)
+    figures = compare(name, seconds, ours=first, unit=batch)
+    least = least_seconds(LamplitStep(ours, zimg, real), real) / batch
+    figures["limits"] = {
+        tokens: figures["sides"][side]["median"] / least
+        for tokens, side in zip((16, 77), list(seconds)[2:4], strict=True)
+    }
+    limits = ", ".join(f"{limit:.2f}x at {tokens}" for tokens, limit in figures["limits"].items())
+    console.print(f"limit, if our step were matrix products at this machine's speed and AdamW alone: {limits}")
+    return figures
+
+
+def least_seconds(step: LamplitStep, tokens: list[list[int]]) -> float:
+    """Time of the products of a step, forward and twice backward, at the speed of a large product, and of AdamW."""
+    weights = sum(part.weight.numel() for part in step.tower.encoder.modules() if isinstance(part, nn.Linear))
+    square, size = torch.randn(2048, 2048), 2048
+    step()  # fills the gradients
+    seconds = in_turn({"product": lambda: square @ square, "adamw": step.optimizer.step}, 5)
+    product, adamw = (statistics.median(values) for values in seconds.values())
+    return 6 * sum(map(len, tokens)) * weights / (2 * size**3 / product) + adamw
 
 
 def whole_run(figures: dict[str, Any]) -> dict[str, Any]:
@@ -263,7 +282,10 @@ def large_batch(options: Any, folder: Path) -> dict[str, Any]:
 
 
 def accumulation(options: Any, folder: Path) -> dict[str, Any]:
-    """open_clip's --accum-freq against our chunks, on towers so small that the loss shows."""
+    """open_clip's --accum-freq against our chunks, on towers so small that the loss shows.
+
+    `tune` itself keeps the graphs of chunks as long as half of the free memory holds them, here of all.
+    """
     bert = bert_folder(folder, "small", 128, 2)
     batch, frequency = (64, 4) if options.quick else (4096, 32)
     tokens, zimg = captions(np.full(batch, 13)), vectors(batch, 512)
@@ -271,7 +293,8 @@ def accumulation(options: Any, folder: Path) -> dict[str, Any]:
     theirs.visual = nn.Identity()  # images come as vectors here, too: only the texts and the loss are compared
     seconds = in_turn(
         {
-            "lamplit": LamplitStep(text_tower(bert, 512), zimg, tokens, 13 * batch // frequency, 0),
+            "lamplit": LamplitStep(text_tower(bert, 512), zimg, tokens, 13 * batch // frequency),
+            "lamplit, no graph kept": LamplitStep(text_tower(bert, 512), zimg, tokens, 13 * batch // frequency, 0),
             f"open_clip --accum-freq {frequency}": OpenClipStep(theirs, zimg, torch.tensor(tokens), frequency),
         },
         options.turns,

@@ -38,7 +38,8 @@ def test_tune(tmp_path):
     for batch in padded:
         check_sides(batch, 3)
     check_sides(large, 4)
-    check_sides(accumulation, 2)
+    check_sides(accumulation, 3)
+    assert all(limit > 1 for figures in (step, larger) for limit in figures["limits"].values())
     assert list(whole["epochs"]) == ["1", "3", "10", "50"]
     for ratios in whole["epochs"].values():
         assert all(ratio > 0 for ratio in ratios.values())
