@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import interrupted_at
+from packed_images import drawings, pack, samples, write_tar
 from safetensors.torch import load_file, save_model
 
 import lamplit
@@ -47,12 +48,12 @@ def made(text_folder: Path) -> Settings:
     return settings
 
 
-def embedded(name: str, image_folder: Path, folder: Path) -> Store:
+def embedded(name: str, image_folder: Path, folder: Path, pairs: str = "pairs.csv") -> Store:
     """Embed the drawings with an untrained tower that can be opened again, from a file of weights."""
     torch.manual_seed(0)
     save_model(open_image_tower(f"timm:{name}", weights="random").backbone, str(folder / "tower.safetensors"))
     embed(
-        image_folder / "pairs.csv", folder / "drawings.lance", image_tower=f"timm:{name}",
+        image_folder / pairs, folder / "drawings.lance", image_tower=f"timm:{name}",
         image_tower_weights=folder / "tower.safetensors", backend="torch",
     )  # fmt: skip
     return Store(folder / "drawings.lance")
@@ -248,6 +249,32 @@ def test_unreadable_images_are_skipped_and_listed(
     broken.unlink()
     with pytest.raises(TuneError, match=r"mode UU reads images again in every epoch, and 1 of the store's are not"):
         tune(store, tmp_path / "another", made("UU"))
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "cells.parquet"])
+def test_images_inside_a_file_are_read_as_files_are(
+    image_folder: Path, vit_store: Store, made: Settings, tmp_path: Path, name: str
+) -> None:
+    """The same drawings in another place: every loss is the same, to the last digits."""
+    pack(tmp_path, drawings(image_folder))
+    store = embedded("test_vit", tmp_path, tmp_path, name)
+    losses = [
+        [
+            line["loss"]
+            for line in log_of(tune(each, tmp_path / str(number), made("UU", augment="inception")))
+            if "loss" in line
+        ]
+        for number, each in enumerate((vit_store, store))
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+
+
+def test_images_of_a_compressed_tar_cannot_be_read_again(image_folder: Path, made: Settings, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar.gz", samples(drawings(image_folder)))
+    store = embedded("test_vit", tmp_path, tmp_path, "a.tar.gz")
+    with pytest.raises(TuneError, match=r"are not files here.*; unpack images that are inside a compressed tar into a"):
+        tune(store, tmp_path / "run", made("UU"))
 
 
 def test_image_settings_need_an_image_tower_that_trains(text_folder: Path) -> None:
