@@ -107,3 +107,23 @@ def test_an_image_above_the_bound_is_not_shown_and_said(
     answer = client.get("/thumbnail", params={"id": store.column("id")[0]})
     assert answer.status_code == 404
     assert "a row group of cells.parquet has 0 MiB of images, more than the bound of 0" in answer.json()["error"]
+
+
+def test_an_svg_in_a_table_and_in_a_tar_is_drawn(image_tower: ImageTower, model_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    disc = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><circle cx="12" cy="12" r="9" fill="lime"/></svg>'
+    )
+    pack(tmp_path, [("disc.svg", disc, "A disc.")])
+    for name in ("shard.tar", "cells.parquet"):
+        lamplit.embed(tmp_path / name, tmp_path / f"{name}.lance", image_tower=image_tower, backend="torch")
+        client, [row] = (
+            client_of(model_path, tmp_path / f"{name}.lance"),
+            Store(tmp_path / f"{name}.lance").column("id"),
+        )
+        for path in ("/thumbnail", "/image"):
+            answer = client.get(path, params={"id": row})
+            assert answer.status_code == 200, answer.text
+            with Image.open(io.BytesIO(answer.content)) as image:
+                middle = image.getpixel((image.width // 2, image.height // 2))
+            assert middle == pytest.approx((0, 255, 0), abs=8)
