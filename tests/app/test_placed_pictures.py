@@ -106,7 +106,7 @@ def test_an_image_above_the_bound_is_not_shown_and_said(
     monkeypatch.setattr(placed_images, "MOST_GROUP_BYTES", 100)
     answer = client.get("/thumbnail", params={"id": store.column("id")[0]})
     assert answer.status_code == 404
-    assert "a row group of cells.parquet has 0 MiB of images, more than the bound of 0" in answer.json()["error"]
+    assert "a row group of cells.parquet has 0 MiB, more than the bound of 0" in answer.json()["error"]
 
 
 def test_an_svg_in_a_table_and_in_a_tar_is_drawn(image_tower: ImageTower, model_path: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lamplit.locations.addresses import RemotePath, is_remote
 from lamplit.locations.object_errors import RemoteError
 from lamplit.locations.paths import path_of
 
-MOST_GROUP_BYTES = 2**30  # of the images of a row group, as they lie in the file and unpacked; half are read for one
+MOST_GROUP_BYTES = 2**30  # of a row group, unpacked; half of its images are read for one
 _BATCH_BYTES = 2**24  # of the images that are in memory at once, about, beside the page that they lie in
 _BATCH_ROWS = 1024
 _KEPT_FOOTERS = 8
@@ -113,17 +113,16 @@ def _parquet_cell(file: Path, place: RowPlace) -> pa.Array:
         _require_column(opened.schema_arrow, file, place)
         group, row = _find_row(opened.metadata, file, place)
         described = opened.metadata.row_group(group)
-        size = _size_of(described, place.column)
-        if size > MOST_GROUP_BYTES:
-            raise ImageError(
-                f"a row group of {file.name} has {size / 2**20:,.0f} MiB of images, more than the bound of "
-                f"{MOST_GROUP_BYTES / 2**20:,.0f}; write the table with fewer rows in each"
-            )
+        # Of a single column pyarrow tells the size, too, but ends the process if what the file says of it is damaged.
+        size, read = described.total_byte_size, 0
+        _require_small_group(size, file)
         batch_rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * described.num_rows // max(1, size)))
         for batch in opened.iter_batches(batch_rows, row_groups=[group], columns=[place.column], use_threads=False):
             if row < batch.num_rows:
                 return batch.column(place.column).slice(row, 1)
             row -= batch.num_rows
+            read += batch.nbytes
+            _require_small_group(read, file)  # whatever it has said
     raise _no_such_row(file, place)
 
 
@@ -149,11 +148,12 @@ def _find_row(footer: parquet.FileMetaData, file: Path, place: RowPlace) -> tupl
     raise _no_such_row(file, place)
 
 
-def _size_of(group: parquet.RowGroupMetaData, column: str) -> int:
-    """Return how many bytes a column has in a row group, packed or unpacked, whichever is more."""
-    chunks = map(group.column, range(group.num_columns))
-    found = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
-    return sum(max(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in found)
+def _require_small_group(size: int, file: Path) -> None:
+    if size > MOST_GROUP_BYTES:
+        raise ImageError(
+            f"a row group of {file.name} has {size / 2**20:,.0f} MiB, more than the bound of "
+            f"{MOST_GROUP_BYTES / 2**20:,.0f}; write the table with fewer rows in each"
+        )
 
 
 def _arrow_cell(file: Path, place: RowPlace) -> pa.Array:
