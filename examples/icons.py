@@ -5,12 +5,9 @@ Run with: python examples/icons.py (it needs the extras `demo` and `svg`)
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-
-from pyarrow import parquet
 
 import lamplit
 
@@ -20,11 +17,11 @@ QUERIES = ("something to eat", "a place to sleep", "bad weather", "an animal tha
 
 
 def main() -> None:
-    """Leave the images, the store, the model and a contact sheet in `runs/icons`."""
+    """Leave the store, the model and a contact sheet in `runs/icons`."""
     OUT.mkdir(parents=True, exist_ok=True)
     store, model = OUT / "icons.lance", OUT / "model"
-    unpack(lamplit.fetch("icons", sets=SETS, workers=1, progress=True), OUT)
-    lamplit.embed(OUT / "pairs.jsonl", store, image_tower="demo:efficientnet-lite0", workers=1, progress=True)
+    pairs = lamplit.fetch("icons", sets=SETS, workers=1, progress=True)  # a table that holds the pictures
+    lamplit.embed(pairs, store, image_tower="demo:efficientnet-lite0", workers=1, progress=True)
     report = lamplit.tune(store, model, lamplit.TuneSettings(text_tower="demo:minilm"), progress=True)
     recall, chance = report.best["text_to_image/recall@5"], 5 / report.held_out_captions
     print(f"held-out names find their picture: recall@5 {recall:.3f}, chance {chance:.3f}")
@@ -35,17 +32,6 @@ def main() -> None:
         print(f"{query}: {', '.join(hit.texts[0] for hit in hits)}")
     lamplit.contact_sheet(found, OUT / "searches.png")
     print(f"images: {OUT / 'searches.png'}; on a page: lamplit app {model} {store}")
-
-
-def unpack(pairs: Path, folder: Path) -> None:
-    """Write the images to files: contact sheets and the page do not show images that lie in a table."""
-    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for row in parquet.read_table(pairs).to_pylist():
-            image = folder / "images" / f"{row['id']}.png"
-            image.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(row["image"])
-            columns = {"image": str(image.relative_to(folder)), "text": row["text"], "licence": row["licence"]}
-            file.write(json.dumps(columns) + "\n")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,9 @@ def test_icons(tmp_path):
     assert float(recall) > 5 * float(chance)
     with Image.open(tmp_path / "runs/icons/searches.png") as sheet:
         assert len(sheet.convert("RGB").quantize(64).getcolors()) > 16
+        found = dict((color, count) for count, color in sheet.convert("RGB").getcolors(2**24))
+    assert found.get((211, 211, 211), 0) < 180 * 180  # of a picture that cannot be read, all is so grey
+    assert sorted(file.name for file in (tmp_path / "runs/icons").iterdir()) == ["icons.lance", "model", "searches.png"]
     assert not OUTSIDE.search(words)
 
 

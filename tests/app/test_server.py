@@ -509,7 +509,7 @@ def test_only_images_that_can_be_decoded_are_shown(tmp_path: Path, text_folder: 
     store.replace(rows)
     tower = lamplit.open_text_tower(f"hf:{text_folder}", width=8)
     client = TestClient(make_app(LiT(tower, store.tower), Store(store_path)), base_url="http://127.0.0.1")
-    for name, reason in {"00000": "not an image", "00001": "not a file", "00002": "not found"}.items():
+    for name, reason in {"00000": "not an image", "00001": "not a regular file", "00002": "not found"}.items():
         answer = client.get("/image", params={"id": name})
         assert answer.status_code == 404
         assert reason in said(answer)

@@ -17,11 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from packed_images import drawings, pack
 from PIL import Image, ImageDraw
 
 import lamplit
+from lamplit.data.image_files import read_image
 from lamplit.data.images import decode_image
 from lamplit.exports.text_graph import write_words
+from lamplit.towers.images.image_tower import ImageTower
 
 QUESTION = re.compile(rb"\x1b_G([^;\x1b]*a=q[^;]*);[^\x1b]*\x1b\\|\x1b\[c|\x1b\[16t")
 ATTRIBUTES = {"kitty": b"\x1b[?62;52;c", "sixel": b"\x1b[?62;4;22c", "plain": b"\x1b[?6c"}  # a silent one has none
@@ -203,6 +206,26 @@ def test_search_shows_the_images_of_its_hits(terminal, asked, read, model_path: 
         assert_alike(image_file, hit.path)
         assert f"{hit.score:.3f}" in shown.text
         assert hit.texts[0] in shown.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shard.tar", "cells.parquet"])
+def test_images_inside_a_file_are_shown_too(
+    model_path: Path, image_tower: ImageTower, image_folder: Path, tmp_path: Path, name: str
+) -> None:
+    write_words(model_path)
+    pack(tmp_path, drawings(image_folder, 4))
+    lamplit.embed(tmp_path / name, tmp_path / "a.lance", image_tower=image_tower, backend="torch")
+    hits = lamplit.search(lamplit.load(model_path), lamplit.Store(tmp_path / "a.lance"), "a red ring", k=3)
+    for _ in range(TRIES):
+        shown = run(CLI, "search", model_path, tmp_path / "a.lance", "a red ring", "-k", 3, terminal="kitty")
+        if found := images_in_kitty(shown.text):
+            break
+    assert (shown.code, shown.err) == (0, "")
+    assert len(found) == 3
+    for hit, image_file in zip(hits, found, strict=True):
+        (tmp_path / "alone").write_bytes(read_image(hit.path))
+        assert_alike(image_file, tmp_path / "alone")
 
 
 MANY = """

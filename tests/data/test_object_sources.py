@@ -18,12 +18,13 @@ from object_server import ObjectServer
 from pyarrow import parquet
 
 from lamplit.data.foreign_vectors import read_vectors
+from lamplit.data.image_files import read_image
 from lamplit.data.images import open_bytes
 from lamplit.data.pairs import Pair, Pairs, read_pairs
 from lamplit.data.units import pairs_of, plan_units
 from lamplit.errors import ImageError, PairsError, UsageError
 from lamplit.locations.addresses import RemotePath
-from lamplit.locations.paths import lance_options
+from lamplit.locations.paths import lance_options, path_of
 from lamplit.store.embedding import embed
 from lamplit.towers.images.image_tower import ImageTower
 
@@ -88,6 +89,35 @@ def test_the_same_pairs_as_on_a_disk(address: str, folder: Path, source: str) ->
     assert (len(expected), there.problems) == (COUNT, [])
     units = [pair for unit in plan_units(there, rows=3) for pair in pairs_of(there, unit)]
     assert [(pair.id, pair.texts) for pair in units] == [(pair.id, pair.texts) for pair in expected]
+
+
+def test_an_image_inside_a_tar_or_a_table_is_read_alone(objects: ObjectServer, address: str) -> None:
+    for source in ("shards/{000..002}.tar", "cells.parquet"):
+        pairs = list(read_pairs(f"{address}/{source}"))
+        objects.seen.clear()
+        for pair in pairs:
+            assert pair.path.startswith(f"{address}/{source[:5]}")
+            assert open_bytes(path_of(pair.path)) == pair.image
+        if source.endswith(".tar"):
+            assert [method for method, *_ in objects.seen] == ["GET"] * COUNT
+    for place in ("none.tar#bytes=512-600", "none.parquet#row=1,column=image"):
+        with pytest.raises(ImageError, match=r"^file not found$"):
+            read_image(f"{address}/{place}")
+    for place in (
+        "shards/000.tar#bytes=512-600",
+        "shards/000.tar#bytes=900000-900100",
+        "cells.parquet#row=6,column=image",
+    ):
+        with pytest.raises(ImageError):
+            read_image(f"{address}/{place}")
+
+
+def test_an_object_whose_name_looks_like_a_place_is_an_object(
+    objects: ObjectServer, folder: Path, tmp_path: Path
+) -> None:
+    [image, *_] = sorted((folder / "images").glob("*.png"))
+    path = objects.put(image, "a.tar#bytes=512-600,name=owl.png")
+    assert read_image(path) == image.read_bytes()
 
 
 @pytest.mark.usefixtures("objects")

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import write_store
+from packed_images import drawings, pack
 from PIL import Image
 
 import lamplit
+from lamplit.data.pairs import Pair, read_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.evaluation.result_building import thumbnail
@@ -450,6 +452,18 @@ def test_results_stay_beside_each_other(
         monkeypatch.chdir(folder)
         evaluate(model, other_store.name, out=tmp_path / "near")
     assert {result.source for result in read_results(tmp_path / "near")} == {store.path, str(other_store)}
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "cells.parquet"])
+def test_thumbnail_of_an_image_inside_a_file(image_folder: Path, tmp_path: Path, name: str) -> None:
+    pack(tmp_path, drawings(image_folder, 3))
+    for pair in read_pairs(tmp_path / name):
+        assert thumbnail(Path(pair.path)) == thumbnail(encoded(pair))
+
+
+def encoded(pair: Pair) -> bytes:
+    assert isinstance(pair.image, bytes)
+    return pair.image
 
 
 def test_thumbnail_of_a_image_that_is_gone(tmp_path: Path) -> None:

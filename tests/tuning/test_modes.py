@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import interrupted_at
+from packed_images import drawings, pack, samples, write_tar
 from safetensors.torch import load_file, save_model
 
 import lamplit
 from lamplit.errors import StoreError, TowerError, TuneError, UsageError
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
 from lamplit.towers.texts.text_tower import open_text_tower
@@ -47,12 +49,12 @@ def made(text_folder: Path) -> Settings:
     return settings
 
 
-def embedded(name: str, image_folder: Path, folder: Path) -> Store:
+def embedded(name: str, image_folder: Path, folder: Path, pairs: str = "pairs.csv") -> Store:
     """Embed the drawings with an untrained tower that can be opened again, from a file of weights."""
     torch.manual_seed(0)
     save_model(open_image_tower(f"timm:{name}", weights="random").backbone, str(folder / "tower.safetensors"))
     embed(
-        image_folder / "pairs.csv", folder / "drawings.lance", image_tower=f"timm:{name}",
+        image_folder / pairs, folder / "drawings.lance", image_tower=f"timm:{name}",
         image_tower_weights=folder / "tower.safetensors", backend="torch",
     )  # fmt: skip
     return Store(folder / "drawings.lance")
@@ -248,6 +250,32 @@ def test_unreadable_images_are_skipped_and_listed(
     broken.unlink()
     with pytest.raises(TuneError, match=r"mode UU reads images again in every epoch, and 1 of the store's are not"):
         tune(store, tmp_path / "another", made("UU"))
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "cells.parquet"])
+def test_images_inside_a_file_are_read_as_files_are(
+    image_folder: Path, made: Settings, tmp_path: Path, name: str
+) -> None:
+    """The same store with other paths: every loss is the same to the bit."""
+    pack(tmp_path, drawings(image_folder))
+    store = embedded("test_vit", tmp_path, tmp_path, name)
+    settings = made("UU", augment="inception")
+    inside = log_of(tune(store, tmp_path / "inside", settings))
+    files = {caption: str(image_folder / file) for file, _, caption in drawings(image_folder)}
+    rows = store.rows()
+    assert not {row["path"] for row in rows} & set(files.values())
+    store.replace([Row(row["id"], files[row["texts"][0]], row["hash"], row["texts"], None) for row in rows])
+    beside = log_of(tune(Store(store.path), tmp_path / "beside", settings))
+    losses = [[line["loss"] for line in log if "loss" in line] for log in (inside, beside)]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+
+
+def test_images_of_a_compressed_tar_cannot_be_read_again(image_folder: Path, made: Settings, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar.gz", samples(drawings(image_folder)))
+    store = embedded("test_vit", tmp_path, tmp_path, "a.tar.gz")
+    with pytest.raises(TuneError, match=r"are not files here.*; unpack images that are inside a compressed tar into a"):
+        tune(store, tmp_path / "run", made("UU"))
 
 
 def test_image_settings_need_an_image_tower_that_trains(text_folder: Path) -> None:

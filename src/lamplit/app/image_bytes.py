@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import stat
 from pathlib import Path
 
 from torch import Tensor
 
-from lamplit.data.images import decode_image, open_bytes, read_thumbnail
-from lamplit.errors import ImageError
+from lamplit.data.images import decode_image, name_of, open_bytes, read_thumbnail
 
 MAX_FILE = 200 * 2**20  # bytes
 
@@ -20,9 +18,8 @@ def as_jpeg(file: Path, side: int) -> bytes:
     Raises:
         ImageError: the file cannot be shown; the text is the reason.
     """
-    _require_file(file)
     encoded = io.BytesIO()
-    read_thumbnail(file, side).save(encoded, "JPEG", quality=88)
+    read_thumbnail(file, side, MAX_FILE).save(encoded, "JPEG", quality=88)
     return encoded.getvalue()
 
 
@@ -32,16 +29,4 @@ def as_pixels(file: Path) -> Tensor:
     Raises:
         ImageError: the file cannot be shown; the text is the reason.
     """
-    _require_file(file)
-    return decode_image(open_bytes(file), name=file.name)
-
-
-def _require_file(file: Path) -> None:
-    try:
-        status = file.stat()
-    except (OSError, ValueError) as error:
-        raise ImageError("file not found") from error
-    if not stat.S_ISREG(status.st_mode):  # a device or a pipe would never end
-        raise ImageError("not a file")
-    if status.st_size > MAX_FILE:
-        raise ImageError(f"{status.st_size / 2**20:.0f} MB, more than the bound of {MAX_FILE // 2**20}")
+    return decode_image(open_bytes(file, MAX_FILE), name=name_of(file))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from lamplit.data.image_places import image_name
 from lamplit.store.lance_store import Store
 
 _KEPT = 20_000  # rows, of some kB each
@@ -53,7 +53,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     path, texts = row.pop("path"), row.pop("texts")
     name = row.pop("id")
     metadata = {column: plain(value) for column, value in row.items() if value is not None}
-    return {"id": name, "name": Path(path or name).name, "texts": texts or [], "metadata": metadata}
+    return {"id": name, "name": image_name(path or name), "texts": texts or [], "metadata": metadata}
 
 
 def typical_text(texts: Sequence[str]) -> str | None:

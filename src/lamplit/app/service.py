@@ -23,7 +23,6 @@ from lamplit.app.collection_map import CollectionMap, Corners, can_colour
 from lamplit.app.encoding import AT_ONCE, LATER, ImageEncoder, PageReader, pool_of
 from lamplit.app.image_bytes import as_jpeg, as_pixels
 from lamplit.app.kept_rows import KeptRows, plain
-from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, UsageError
 from lamplit.locations.paths import path_of
 from lamplit.model import LiT
@@ -253,7 +252,7 @@ class Service:
         [path] = self.store.take([row], ["path"])["path"].to_pylist()
         if not path:
             raise ImageError("the store knows no file of it")
-        return path_of(file_named(path))
+        return path_of(path)
 
     @cached_property
     def sampled(self) -> pa.Table:

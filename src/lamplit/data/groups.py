@@ -23,6 +23,7 @@ class ImageRow(NamedTuple):
     texts: tuple[str, ...]
     metadata: dict[str, Any]
     not_kept: tuple[str, ...] = ()  # columns of values that other rows of the image have
+    place: str = ""  # where in the table its bytes lie, if `read_image` can read them there
 
 
 class Groups:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from lamplit.data.image_places import RowPlace, TarPlace, parse_place, require_few_bytes
 from lamplit.data.skipped import Skipped
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError
@@ -107,22 +108,33 @@ def walk(folder: Path, *, most: int | None = None) -> Walk:
     return found
 
 
-def read_image_file(name: str) -> bytes:
-    """Read the file or the object of an encoded image; a store names a file whose name is not UTF-8 in another way.
+def read_image(name: str, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """Read an encoded image by its path in a store: a file, an object, or a place in a tar or a table.
+
+    A name that is that of a file is a file, whatever is in it. A store names a file whose name is not UTF-8 in another
+    way.
+
+    Args:
+        name: a path, an address, or what `image_places` writes.
+        most: bytes of the largest image that is read.
 
     Raises:
-        ImageError: it cannot be read, or is larger than any image.
+        ImageError: it cannot be read, or is larger.
+
+    Example:
+        >>> len(read_image("/data/shard-000.tar#bytes=1536-22015,name=owl.jpg"))
+        20480
     """
     try:
-        if is_remote(name):
-            return _read_object(RemotePath(name))
-        name = file_named(name)
-        status = os.stat(name)
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise ImageError("not a regular file")  # a pipe would be waited for
-        _require_few_bytes(status.st_size)
-        with open(name, "rb", buffering=0) as file:
-            return file.read()
+        if place := _place_of(name):
+            from lamplit.data.placed_images import read_placed  # needs pyarrow; workers that read files do without
+
+            try:
+                return read_placed(place, most)
+            except FileNotFoundError:
+                if not is_remote(name):
+                    raise  # else all of it may be the name of an object
+        return _read_object(RemotePath(name), most) if is_remote(name) else _read_file(file_named(name), most)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("file not found") from error
     except OSError as error:
@@ -131,17 +143,41 @@ def read_image_file(name: str) -> bytes:
         raise ImageError("file not found") from error
 
 
-def _read_object(address: RemotePath) -> bytes:
+def file_holding(path: str) -> str:
+    """Return the file of an image: the tar or the table in which it lies, else what the path names.
+
+    Example:
+        >>> file_holding("/data/pairs.parquet#row=7,column=image"), file_holding("/data/owl.jpg")
+        ('/data/pairs.parquet', '/data/owl.jpg')
+    """
+    place = _place_of(path)
+    return path if place is None else place.file
+
+
+def _place_of(path: str) -> TarPlace | RowPlace | None:
+    """Return the place that a path names, unless all of it is the name of a file."""
+    place = parse_place(path)
+    if place is None or is_remote(path):  # there, to ask costs a request
+        return place
+    return None if os.path.lexists(file_named(path)) else place
+
+
+def _read_file(name: str, most: int) -> bytes:
+    status = os.stat(name)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise ImageError("not a regular file")  # a pipe would be waited for
+    require_few_bytes(status.st_size, most)
+    with open(name, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _read_object(address: RemotePath, most: int) -> bytes:
     start = address.read_start(_USUAL_BYTES)
     if len(start) < _USUAL_BYTES:
+        require_few_bytes(len(start), most)
         return start
-    _require_few_bytes(address.stat().st_size)
+    require_few_bytes(address.stat().st_size, most)
     return address.read_bytes()
-
-
-def _require_few_bytes(size: int) -> None:
-    if size > MAX_IMAGE_BYTES:
-        raise ImageError(f"{size / 2**20:,.0f} MiB, more than the bound of {MAX_IMAGE_BYTES / 2**20:,.0f}")
 
 
 def _walk_objects(folder: Any) -> Walk:

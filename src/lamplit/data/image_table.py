@@ -27,6 +27,7 @@ from lamplit.data.columns import (
 )
 from lamplit.data.file_names import NameFinder, place_of
 from lamplit.data.groups import Groups, ImageRow
+from lamplit.data.image_places import place_in_table
 from lamplit.data.readers import READ_ERRORS, TableFile, open_table
 from lamplit.data.skipped import BadRows, Skipped
 from lamplit.errors import PairsError, first_line
@@ -164,6 +165,8 @@ class Table:
                 try:
                     if cells is not None:
                         row = image_row(cells, part.image, part.texts, str(number), part.folder, prefix, self._names)
+                        if part.image and isinstance(row.image, bytes):
+                            row = row._replace(place=place_in_table(part.opened.table.file, place - 1, part.image))
                 except CellError as error:
                     part.opened.bad.add(place, error.reason, unit="row")
                 yield row

@@ -7,7 +7,6 @@ with its reason in the batch it would have been in.
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import to_pil_image
 
-from lamplit.data.image_files import read_image_file
+from lamplit.data.image_files import MAX_IMAGE_BYTES, read_image
+from lamplit.data.image_places import parse_place
 from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_reason
 from lamplit.data.pixels import rgb_pixels
 from lamplit.data.preprocessing import Preprocessing
@@ -177,29 +177,34 @@ def decoding_cost(data: bytes) -> tuple[int, int]:
             return image.width * image.height, max(1, data.count(b"\xff\xda")) if is_jpeg else 1
 
 
-def read_thumbnail(image: Path | bytes, side: int) -> Image.Image:
+def read_thumbnail(image: Path | bytes, side: int, most: int = MAX_IMAGE_BYTES) -> Image.Image:
     """Read an image and make it small: at most `side` x `side` pixels, RGB, its transparent parts on white.
+
+    Args:
+        image: what `open_bytes` takes.
+        side: in pixels.
+        most: bytes of the largest encoded image that is read.
 
     Raises:
         ImageError: with the reason in a few words.
     """
-    small: Image.Image = to_pil_image(decode_image(open_bytes(image), name=name_of(image)))
+    small: Image.Image = to_pil_image(decode_image(open_bytes(image, most), name=name_of(image)))
     small.thumbnail((side, side))
     return small
 
 
-def open_bytes(image: Path | bytes) -> bytes:
-    """Return the encoded image; a store names a file whose name is not UTF-8 in another way.
+def open_bytes(image: Path | bytes, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """Return the encoded image, which may lie in a tar or a table, as the path of a store says.
 
     Raises:
-        ImageError: the file cannot be read, or is larger than any image.
+        ImageError: it cannot be read, or is larger than `most` bytes.
     """
-    return image if isinstance(image, bytes) else read_image_file(str(image))
+    return image if isinstance(image, bytes) else read_image(str(image), most)
 
 
 def name_of(image: Path | bytes) -> str:
-    """Return the name of an image's file; "" if it has none."""
-    return "" if isinstance(image, bytes) else image.name
+    """Return the name of an image's file; "" if it has none of its own."""
+    return "" if isinstance(image, bytes) or parse_place(str(image)) else image.name
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
@@ -319,11 +324,11 @@ class _Images(Dataset[_Result]):
         for image, known in zip(*job, strict=True):
             digest = bytes(_DIGEST_BYTES)
             try:
-                data = image if isinstance(image, bytes) else read_image_file(image)
+                data = image if isinstance(image, bytes) else read_image(image)
                 content = blake2b(data, digest_size=_DIGEST_BYTES)
                 kind = self._kind(content.hexdigest(), known)
                 if kind == _GOOD:
-                    pixels.append(self._decode(data, "" if isinstance(image, bytes) else os.path.basename(image)))
+                    pixels.append(self._decode(data, name_of(image if isinstance(image, bytes) else Path(image))))
                 digest = content.digest()
             except ImageError as error:
                 kind = _BAD
@@ -369,6 +374,5 @@ def _batch(pairs: list[Pair], result: _Result, no_pixels: Tensor) -> Batch:
             batch.pairs.append(pair)
             batch.hashes.append(content_hash)
         else:
-            path = pair.id if isinstance(pair.image, bytes) else str(pair.image)
-            batch.skipped.append(Skipped(pair.id, path, next(bad)))
+            batch.skipped.append(Skipped(pair.id, pair.path, next(bad)))
     return batch

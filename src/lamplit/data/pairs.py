@@ -44,12 +44,16 @@ _SAMPLE_BYTES = 2048  # of a tar: two headers, and a text
 class Pair:
     """One image and its texts.
 
+    Two are equal if all is equal but where their images lie.
+
     Attributes:
         id: stable between runs: the path as the source writes it, the tar's key, or the row's number.
         image: the file to read, or the encoded image itself.
         texts: empty for an image that is only to be searched.
         metadata: every other column by its name, as values that JSON can hold.
         not_kept: the columns in which a further row of the same image has another value, once for every lost value.
+        place: where the bytes of an encoded image lie in a tar or a table that can be read at random, as
+            `image_places` writes it; else empty.
     """
 
     id: str
@@ -57,6 +61,14 @@ class Pair:
     texts: tuple[str, ...]
     metadata: dict[str, Any]
     not_kept: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+
+    @property
+    def path(self) -> str:
+        """What a store calls the place of the image: its file, or where it lies in one; else the id."""
+        if isinstance(self.image, bytes):
+            return valid_id(self.place) if self.place else self.id
+        return valid_id(str(self.image))
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,8 @@ def _pairs(rows: Iterable[ImageRow], *, unique: bool = False) -> Iterator[Pair]:
     seen: dict[str, int] = {}
     for row in rows:  # a row's number is no other's
         is_new = unique or isinstance(row.image, bytes)
-        yield Pair(row.id if is_new else _unique(row.id, seen), row.image, row.texts, row.metadata, row.not_kept)
+        name = row.id if is_new else _unique(row.id, seen)
+        yield Pair(name, row.image, row.texts, row.metadata, row.not_kept, row.place)
 
 
 def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
@@ -323,7 +336,7 @@ def _open_tars(name: str, files: list[Path], wanted: ColumnNames) -> Pairs:
                 if (problem := Skipped(name, name, error.reason)) not in problems:
                     problems.append(problem)
                 continue
-            yield Pair(name, sample.image, captions, metadata_cells(sample.cells, names))
+            yield Pair(name, sample.image, captions, metadata_cells(sample.cells, names), place=sample.place)
 
     sample_bytes = sum(len(sample.image) + _SAMPLE_BYTES for sample in first) // len(first)
     parts = Parts(
@@ -361,6 +374,7 @@ def _valid(pair: Pair) -> Pair:
         tuple(map(valid_text, pair.texts)),
         {valid_text(name): valid_value(value) for name, value in pair.metadata.items()},
         pair.not_kept,
+        pair.place,
     )
 
 

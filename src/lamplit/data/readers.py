@@ -103,11 +103,24 @@ def open_table(
     return _JsonLines(file, encoding, bad)
 
 
-def open_parquet(file: Path) -> parquet.ParquetFile:
-    """Open a Parquet file to be read in small pieces; by itself pyarrow would keep all bytes that it has read."""
+def open_parquet(file: Path, footer: parquet.FileMetaData | None = None) -> parquet.ParquetFile:
+    """Open a Parquet file to be read in small pieces; by itself pyarrow would keep all bytes that it has read.
+
+    Its footer is read unless it is given.
+    """
     if is_remote(file):
-        return parquet.ParquetFile(file.open("rb"), buffer_size=_OBJECT_BUFFER_BYTES, pre_buffer=False)
-    return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        return parquet.ParquetFile(file.open("rb"), metadata=footer, buffer_size=_OBJECT_BUFFER_BYTES, pre_buffer=False)
+    return parquet.ParquetFile(file, metadata=footer, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def record_batches(opened: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of an open file of Arrow: a stream of them, as `datasets` writes it, or a file."""
+    try:
+        batches = iter(pa.ipc.open_stream(opened))
+    except pa.ArrowInvalid:
+        file = pa.ipc.open_file(opened)
+        batches = (file.get_batch(index) for index in range(file.num_record_batches))
+    yield from batches
 
 
 def to_rows(batch: pa.RecordBatch) -> list[Cells]:
@@ -185,12 +198,7 @@ class _Arrow:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         with self.file.open("rb") if is_remote(self.file) else pa.memory_map(str(self.file)) as mapped:
-            try:
-                batches = iter(pa.ipc.open_stream(mapped))
-            except pa.ArrowInvalid:
-                opened = pa.ipc.open_file(mapped)
-                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
-            for batch in batches:
+            for batch in record_batches(mapped):
                 for start in range(0, batch.num_rows, _ARROW_ROWS):
                     yield batch.slice(start, _ARROW_ROWS)
 

@@ -16,7 +16,7 @@ class Skipped:
 
     Attributes:
         id: of the image in its source; the name of a shard or of a member that could not be read.
-        path: of the image's file; the id again if the image has no file of its own.
+        path: of the image's file, or where it lies in one; the id again if that is not known.
         reason: why it cannot be used, as one sentence.
     """
 

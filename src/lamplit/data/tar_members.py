@@ -55,11 +55,13 @@ class TarMember:
         name: its path in the tar.
         size: in bytes, as it will be read.
         is_link: it has no content of its own.
+        start: its first byte in the tar; None if it does not lie there in one piece, because the tar is compressed.
     """
 
-    def __init__(self, archive: tarfile.TarFile, header: tarfile.TarInfo) -> None:
+    def __init__(self, archive: tarfile.TarFile, header: tarfile.TarInfo, *, is_packed: bool) -> None:
         self.name = header.name.removeprefix("./")
         self.size = header.size
+        self.start = None if is_packed or header.issparse() else header.offset_data
         self.is_link = not header.isfile()
         self._archive, self._header = archive, header
 
@@ -85,11 +87,14 @@ def read_members(file: Path) -> Iterator[TarMember]:
         RemoteError: it lies in object storage, which cannot be reached any more.
     """
     try:
-        with _open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
+        with (
+            _open_stream(file) as (stream, is_packed),
+            tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive,
+        ):
             while (header := archive.next()) is not None:
                 cast("Any", archive).members.clear()  # tarfile would keep every header
                 if not header.isdir():
-                    yield TarMember(archive, header)
+                    yield TarMember(archive, header, is_packed=is_packed)
             while rest := stream.read(2**16):
                 if rest.count(0) < len(rest):
                     raise CutError("more data is behind the tar's end, as if several were one file")
@@ -118,13 +123,13 @@ class _Header(tarfile.TarInfo):
 
 
 @contextmanager
-def _open_stream(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file to be read as it was before it was compressed, whatever its name says."""
+def _open_stream(file: Path) -> Iterator[tuple[IO[bytes], bool]]:
+    """Open a file to be read as it was before it was compressed, whatever its name says; tell whether it was."""
     with file.open("rb") as opened:
         start = opened.read(6)
         opened.seek(0)
         with _unpacked(opened, start, file) as stream:
-            yield stream
+            yield stream, stream is not opened
 
 
 def _unpacked(opened: IO[bytes], start: bytes, file: Path) -> IO[bytes]:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from lamplit.data.columns import Cells
 from lamplit.data.image_files import MAX_IMAGE_BYTES, is_image
+from lamplit.data.image_places import TarPlace
 from lamplit.data.sidecars import MAX_TEXT_BYTES, TEXT_ENDINGS, Sidecars, last_ending
 from lamplit.data.skipped import Skipped
 from lamplit.data.tar_members import CutError, TarMember, read_members
+from lamplit.data.valid_text import valid_id
 
 # Of one key, while it is not known whether more belongs to it.
 _MAX_GROUP_FILES = 200
@@ -19,16 +21,18 @@ _MAX_GROUP_BYTES = 2**26
 
 
 class TarSample(NamedTuple):
-    """A sample: its key, the ending of its image and the image as it is encoded, and its other cells.
+    """A sample: its key, the ending of its image and the image as it is encoded, its other cells, and its place.
 
     Without an image both are empty. A text is a str by its ending, an object in a `.json` gives its own keys, and a
-    file that is neither image nor text is an empty bytes, because it was not read.
+    file that is neither image nor text is an empty bytes, because it was not read. The place is where the image lies in
+    its tar, as `image_places` writes it; empty if that is compressed.
     """
 
     key: str
     ending: str
     image: bytes
     cells: Cells
+    place: str = ""
 
 
 class _Part(NamedTuple):
@@ -38,6 +42,7 @@ class _Part(NamedTuple):
     stem: str  # its path up to the last dot of its name
     ending: str  # what is behind the key, in lower case
     content: bytes | None  # None if it is neither image nor text, and so was not read
+    place: str = ""
 
 
 class TarSamples:
@@ -129,7 +134,7 @@ class TarSamples:
         elif member.size > most:
             reason = f"{member.size / 2**20:,.0f} MiB, more than the bound of {most / 2**20:,.0f}"
         else:
-            return _Part(key, stem, ending, member.read())
+            return _Part(key, stem, ending, member.read(), "" if is_text else _place(member, file, base))
         self._report(member.name, f"{file}/{member.name}", reason)
         return None
 
@@ -189,7 +194,7 @@ class TarSamples:
                 )
         cells = {f"json.{name}" if name in files else name: value for name, value in columns.items()} | files
         return (
-            TarSample(key, images[0].ending, images[0].content or b"", cells)
+            TarSample(key, images[0].ending, images[0].content or b"", cells, images[0].place)
             if images
             else TarSample(key, "", b"", cells)
         )
@@ -218,6 +223,13 @@ def text_names(sample: TarSample, columns: Sequence[str]) -> list[str]:
         alike = [name for name, value in sample.cells.items() if isinstance(value, str) and last_ending(name) == column]
         names += [name for name in alike if name.rpartition(".")[0] == own] or alike
     return names
+
+
+def _place(member: TarMember, file: Path, name: str) -> str:
+    """Write where a file of a tar lies; "" if it cannot be read there."""
+    if member.start is None:
+        return ""
+    return str(TarPlace(str(file), member.start, member.start + member.size - 1, valid_id(name)))
 
 
 def _names(path: str) -> tuple[str, str, str]:

@@ -197,6 +197,11 @@ class RemotePath:
                 raise
             return b""
 
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read the bytes from `start` to `stop` in one request; fewer if the object ends before."""
+        with explained():
+            return bytes(self.system().cat_file(str(self._pure), start=start, end=stop))
+
     def read_text(self, encoding: str = "utf-8") -> str:
         """Read all of it as text."""
         return self.read_bytes().decode(encoding)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub import DatasetCardData
 
+from lamplit.data.image_places import INSIDE
 from lamplit.data.text_columns import count_texts
 from lamplit.publishing.model_card import table
 from lamplit.publishing.private_paths import reduce_paths
@@ -84,7 +85,8 @@ def _private_prefixes(store: Store) -> list[str]:
     """Return the folder that the images with a path of their own lie in, and the user's own."""
     first = last = None
     for batch in store.batches("path"):
-        absolute = batch["path"].filter(pc.match_substring_regex(batch["path"], r"^(/|[A-Za-z]:[\\/])"))
+        files = pc.replace_substring_regex(batch["path"], f"{INSIDE}$", "")  # of the tars and tables, too
+        absolute = files.filter(pc.match_substring_regex(files, r"^(/|[A-Za-z]:[\\/])"))
         if len(absolute):
             found = pc.min_max(absolute).as_py()
             first = found["min"] if first is None else min(first, found["min"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lamplit.data.image_places import image_name
 from lamplit.data.images import read_thumbnail
 from lamplit.errors import ImageError
 from lamplit.locations.paths import path_of
@@ -43,7 +44,7 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], out: str | Path) -> None:
         for column, hit in enumerate(hits):
             left = _MARGIN + column * (_CELL + _MARGIN)
             _paste(sheet, hit, left, top + _TITLE)
-            text = hit.texts[0] if hit.texts else Path(hit.path).name
+            text = hit.texts[0] if hit.texts else image_name(hit.path)
             while draw.textlength(text, font) > _CELL and len(text) > 4:
                 text = text[:-4] + "..."
             draw.text((left, top + _TITLE + _CELL + 2), f"{hit.score:.2f}", fill="dimgray", font=font)

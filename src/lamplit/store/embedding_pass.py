@@ -83,11 +83,7 @@ def _once(pairs: Iterable[Pair], writer: StoreWriter, skipped: list[Skipped], ah
             if is_first:
                 yield pair
             else:
-                skipped.append(Skipped(pair.id, _path(pair), "another image of the source has this id"))
-
-
-def _path(pair: Pair) -> str:
-    return pair.id if isinstance(pair.image, bytes) else str(pair.image)
+                skipped.append(Skipped(pair.id, pair.path, "another image of the source has this id"))
 
 
 def _written(batches: Iterable[Batch], runner: Runner, writer: StoreWriter, report: EmbedReport) -> Iterator[Batch]:
@@ -130,4 +126,4 @@ def _embed_images(batch: Batch, runner: Runner, writer: StoreWriter, report: Emb
     more = writer.add_copies([batch.pairs[place] for place in again], [batch.hashes[place] for place in again])
     report.copies += len(again) - len(more)
     for pair in without + more:
-        report.skipped.append(Skipped(pair.id, _path(pair), "the tower gives no number"))
+        report.skipped.append(Skipped(pair.id, pair.path, "the tower gives no number"))

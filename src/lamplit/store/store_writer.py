@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lamplit.data.image_files import file_holding
 from lamplit.data.pairs import Pair
 from lamplit.data.sorted_keys import KeySet, keys_of
-from lamplit.data.valid_text import valid_id
 from lamplit.errors import StoreError
 from lamplit.store.contents import Contents
 from lamplit.store.lance_store import Store
@@ -174,9 +174,9 @@ class StoreWriter:
         self._rows += map(self._row, pairs, hashes, vectors, stored)
 
     def _row(self, pair: Pair, content_hash: str, vector: Tensor | None, stored: StoredRow | None) -> Row:
-        path = pair.id if isinstance(pair.image, bytes) else valid_id(str(pair.image))
+        path = pair.path
         self.without_text += not pair.texts
-        if stored and stored.hash != content_hash and stored.path != path and _is_there(stored.path):
+        if stored and stored.hash != content_hash and stored.path != path and _is_other(stored.path, path):
             self._num_replaced += 1
             self._first_replaced = self._first_replaced or (stored.path, path)
         return Row(pair.id, path, content_hash, pair.texts, vector, self._metadata(pair))
@@ -254,6 +254,7 @@ class StoreWriter:
         return replace(row, metadata=others | dict(row.metadata)) if others else row
 
 
-def _is_there(path: str) -> bool:
-    """Tell whether a path of a store is that of a file which is there."""
-    return os.path.isabs(path) and file_exists(path)
+def _is_other(stored: str, path: str) -> bool:
+    """Tell whether a path of a store leads into another file than `path` does, which is there."""
+    file = file_holding(stored)
+    return os.path.isabs(file) and file != file_holding(path) and file_exists(file)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from lamplit.data.image_files import file_holding
 from lamplit.data.split_record import SplitRecord
 from lamplit.errors import LamplitError, TuneError, UsageError
 from lamplit.model import LiT
@@ -260,14 +261,14 @@ def _train_image_tower(
 
 
 def _require_images(paths: pa.Array, rows: Tensor, mode: str) -> None:
-    """Raise TuneError if images that are to be read in training are not files here."""
-    files = paths.take(pa.array(torch.unique(rows).numpy()))
-    lost = [file.as_py() for file in files if not Path(file.as_py()).is_file()]
+    """Raise TuneError if images that are to be read in training are neither files here nor in one."""
+    chosen = paths.take(pa.array(torch.unique(rows).numpy()))
+    lost = [path.as_py() for path in chosen if not Path(file_holding(path.as_py())).is_file()]
     if lost:
         raise TuneError(
             f"mode {mode} reads images again in every epoch, and {len(lost)} of the store's are "
-            f"not files here, {lost[0]} among them. Bring them back; unpack images that are inside an archive "
-            "into a folder, and embed them from there"
+            f"not files here, {lost[0]} among them. Bring them back, or embed their source again if it is a tar or a "
+            "table here; unpack images that are inside a compressed tar into a folder, and embed them from there"
         )
 
 
