@@ -29,8 +29,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from lamplit.losses.contrastive import softmax_loss
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning.large_batch import _Saved, backward_in_chunks, cut_texts, sparse_embeddings
-from lamplit.tuning.optimizers import build_optimizer
+from lamplit.tuning.large_batch import SparseEmbeddings, _Saved, backward_in_chunks, cut_texts
+from lamplit.tuning.optimizers import build_optimizer, gradient_norm, step_clipped
 
 CPU = torch.device("cpu")
 
@@ -120,17 +120,17 @@ class LamplitStep:
         named = [*tower.named_parameters(), ("log_scale", self.log_scale)]
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = build_optimizer("adamw", named, lr=1e-4, weight_decay=0.1)
+        self.embeddings = SparseEmbeddings(tower)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         texts = cut_texts(self.tower, self.tokens, self.chunk_tokens)
-        with sparse_embeddings(self.tower):
+        with self.embeddings:
             backward_in_chunks(
                 [self.zimg, texts], lambda zimg, ztxt: softmax_loss(zimg, ztxt, self.log_scale.exp()), device=CPU,
                 memory_budget=self.memory_budget,
             )  # fmt: skip
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        step_clipped(self.optimizer, float(gradient_norm(self.parameters)), 1.0)
 
 
 def text_tower(folder: Path, width: int) -> TextTower:
@@ -236,10 +236,11 @@ def padding(options: Any, folder: Path) -> list[dict[str, Any]]:
 def padded(options: Any, tower: TextTower, batch: int) -> dict[str, Any]:
     lengths = coco_lengths(batch)
     tokens = captions(lengths)
+    embeddings = SparseEmbeddings(tower)
 
     def grouped() -> None:
         tower.zero_grad()
-        with sparse_embeddings(tower):
+        with embeddings:
             torch.autograd.backward(tower(tokens).sum())
 
     def padded_to(length: int) -> Callable[[], None]:
@@ -255,7 +256,8 @@ def padded(options: Any, tower: TextTower, batch: int) -> dict[str, Any]:
     title = f"text tower forward and backward, {len(tokens)} captions, mean {lengths.mean():.1f} tokens"
     longest = padded_to(int(lengths.max()))
     sides = {"lamplit": grouped, "padded to the longest of the batch": longest, "padded to 77": padded_to(77)}
-    return compare(title, in_turn(sides, options.turns), ours="lamplit", unit=len(tokens))
+    turns = options.turns if batch > 64 else 4 * options.turns  # short ones spread more
+    return compare(title, in_turn(sides, turns), ours="lamplit", unit=len(tokens))
 
 
 def large_batch(options: Any, folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from lamplit.towers.texts.more_tokens import add_pieces
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
 from lamplit.tuning.known_names import SHARE, KnownNames
-from lamplit.tuning.large_batch import backward_in_chunks, cut_texts, sparse_embeddings
+from lamplit.tuning.large_batch import SparseEmbeddings, backward_in_chunks, cut_texts
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import MAX_HELD_OUT
@@ -292,6 +292,7 @@ def _time_step(
     """Return the seconds of a step: those of the tower in proportion to `STEP` pairs, those of the loss as they are."""
     measured = min(batch, STEP)
     optimizer = build_optimizer(settings.optimizer, tower, lr=0.0, weight_decay=0.0)
+    embeddings = SparseEmbeddings(tower)
     scale = torch.tensor(10.0, device=device)
 
     def vectors(size: int) -> Tensor:
@@ -300,7 +301,7 @@ def _time_step(
     def step() -> None:
         optimizer.zero_grad()
         texts = [tokens[i % len(tokens)] for i in range(measured)] + held[: round(SHARE * measured)]
-        with sparse_embeddings(tower):
+        with embeddings:
             loss = backward_in_chunks(
                 [vectors(measured), cut_texts(tower, texts)],
                 lambda zimg, ztxt: softmax_loss(zimg, ztxt[:measured], scale),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning.large_batch import Part, backward_in_chunks, cut_texts, sparse_embeddings
+from lamplit.tuning.large_batch import Part, SparseEmbeddings, backward_in_chunks, cut_texts
 
 CPU = torch.device("cpu")
 HUGE = 2**50
@@ -242,7 +242,7 @@ def test_sparse_embeddings_leaves_dense_gradients_that_are_the_same(
 
     dense = gradients()
     kinds.clear()
-    with sparse_embeddings(bag):
+    with SparseEmbeddings(bag):
         gradients()
         assert all(kind != counts for kind in kinds)
     found = {name: weight.grad for name, weight in bag.named_parameters() if weight.grad is not None}
@@ -252,6 +252,20 @@ def test_sparse_embeddings_leaves_dense_gradients_that_are_the_same(
     assert not any(table.sparse for table in (bag.words, bag.letters, bag.unused))
 
 
+def test_sparse_embeddings_are_those_of_the_last_step_alone() -> None:
+    bag = Bag()
+    embeddings = SparseEmbeddings(bag)
+    for tokens in ([1, 2, 3], [3, 4]):
+        bag.zero_grad()
+        with embeddings:
+            bag([tokens]).sum().backward()
+        bag.words.weight.grad.mul_(0.5)  # as clipping does, in place
+    found = 2 * bag.words.weight.grad
+    bag.zero_grad()
+    bag([[3, 4]]).sum().backward()
+    torch.testing.assert_close(found, bag.words.weight.grad)
+
+
 def test_sparse_embeddings_of_a_tower_go_on_from_gradients_that_are_there() -> None:
     bag = Bag()
     for scale in (1.0, 2.0):
@@ -259,6 +273,6 @@ def test_sparse_embeddings_of_a_tower_go_on_from_gradients_that_are_there() -> N
     expected = bag.words.weight.grad
     bag.zero_grad()
     bag([[1, 2, 3]]).sum().backward()
-    with sparse_embeddings(bag):
+    with SparseEmbeddings(bag):
         (bag([[1, 2, 3]]).sum() * 2).backward()
     torch.testing.assert_close(bag.words.weight.grad, expected)

@@ -12,7 +12,14 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 
 from lamplit.errors import TuneError, UsageError
-from lamplit.tuning.optimizers import Adafactor, build_optimizer, parameter_groups, warmup_cosine
+from lamplit.tuning.optimizers import (
+    Adafactor,
+    build_optimizer,
+    gradient_norm,
+    parameter_groups,
+    step_clipped,
+    warmup_cosine,
+)
 
 SHAPES = [(), (5,), (64,), (31, 64), (32, 32), (64, 40), (40, 64), (4, 33, 48), (96, 12, 64), (2, 40, 3, 35)]
 
@@ -258,3 +265,29 @@ def test_build_optimizer_refuses_nonsense():
         build_optimizer("sgd", Tower(), lr=0.1, weight_decay=0)
     with pytest.raises(UsageError, match="frozen"):
         build_optimizer("adamw", Tower().requires_grad_(False), lr=0.1, weight_decay=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("most", [0.5, 1e3])
+def test_clipped_steps_are_those_of_torch(name, most):
+    def run(clipped):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 48), nn.Linear(48, 3))
+        unused = nn.Parameter(torch.ones(2))
+        named = [*model.named_parameters(), ("unused", unused)]
+        parameters = [parameter for _, parameter in named]
+        optimizer = build_optimizer(name, named, lr=0.01, weight_decay=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(5, 40)).square().sum().backward()
+            if clipped:
+                norm = gradient_norm(parameters)
+                step_clipped(optimizer, float(norm), most)
+            else:
+                norm = nn.utils.clip_grad_norm_(parameters, most)
+                optimizer.step()
+            assert 0.5 < float(norm) < 1e3
+        return parameters
+
+    for found, expected in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)

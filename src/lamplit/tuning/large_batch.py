@@ -8,8 +8,7 @@ second time, with the same dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,28 +95,34 @@ def backward_in_chunks(
     return loss.detach()
 
 
-@contextmanager
-def sparse_embeddings(module: nn.Module) -> Iterator[None]:
-    """Let large embeddings of `module` collect the gradients of a step row by row; at the end they are as ever.
+class SparseEmbeddings:
+    """Lets large embeddings of a module collect the gradients of a step row by row; at the end they are as ever.
 
     A batch uses a few thousand rows of a table of tens of thousands, in several forward passes, and each of these would
     write and add a gradient as large as the table. The sums are the same but for the order of the additions. Only
-    on a CPU: elsewhere memory is fast, and MPS has no sparse tensors.
+    on a CPU: elsewhere memory is fast, and MPS has no sparse tensors. The memory of the gradients is used again in
+    the next step.
 
     Example:
-        >>> with sparse_embeddings(tower):
+        >>> embeddings = SparseEmbeddings(tower)
+        >>> with embeddings:
         ...     loss = backward_in_chunks([zimg, cut_texts(tower, tokens)], loss_of, device=tower.device)
     """
-    tables = [table for table in module.modules() if isinstance(table, nn.Embedding) and _gains(table)]
-    for table in tables:
-        table.sparse = True
-    try:
-        yield
-    finally:
-        for table in tables:
+
+    def __init__(self, module: nn.Module) -> None:
+        self.tables = [table for table in module.modules() if isinstance(table, nn.Embedding) and _gains(table)]
+        self.dense: dict[nn.Embedding, Tensor] = {}
+
+    def __enter__(self) -> None:
+        for table in self.tables:
+            table.sparse = True
+
+    def __exit__(self, *_: object) -> None:
+        for table in self.tables:
             table.sparse = False
             if table.weight.grad is not None and table.weight.grad.is_sparse:
-                table.weight.grad = table.weight.grad.to_dense()
+                dense = self.dense.setdefault(table, torch.empty_like(table.weight, requires_grad=False))
+                table.weight.grad = dense.zero_().add_(table.weight.grad)
 
 
 def _gains(table: nn.Embedding) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.interrupts import whole_steps
 from lamplit.tuning.kept_start import fit_or_read, start_key
 from lamplit.tuning.known_names import KnownNames
-from lamplit.tuning.large_batch import Part, backward_in_chunks, sparse_embeddings
-from lamplit.tuning.optimizers import set_rates
+from lamplit.tuning.large_batch import Part, SparseEmbeddings, backward_in_chunks
+from lamplit.tuning.optimizers import gradient_norm, set_rates, step_clipped
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.run_logs import open_run_logs
@@ -97,6 +97,10 @@ class Run:
     def kept(self) -> nn.Module:
         """What a checkpoint holds: the model, and the names with it if there are any."""
         return self.model if self.names is None else nn.ModuleDict({"lit": self.model, "names": self.names})
+
+    @cached_property
+    def _embeddings(self) -> SparseEmbeddings:
+        return SparseEmbeddings(self.model)
 
     def go(self, *, memory_budget: int | None, workers: int, progress: bool, log_to: Sequence[str] = ()) -> TuneReport:
         """Take all steps that are left; return the report."""
@@ -222,14 +226,14 @@ class Run:
             model_loss, self.model, image_ids=image_ids, text_ids=texts.to(self.device), rows=own,
             exchange=ranks.exchange if ranks.size > 1 else None,
         )  # fmt: skip
-        with sparse_embeddings(self.model):
+        with self._embeddings:
             loss = backward_in_chunks(
                 *self._with_names(images, texts[own], contrast, step), device=self.device, memory_budget=memory_budget,
                 sharers=ranks.local_size if self.device.type == "cpu" else 1,
             )  # fmt: skip
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         loss = ranks.add_up(trained, loss)
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.settings.grad_clip))
+        norm = float(gradient_norm(trained))
         value = float(loss)
         if not math.isfinite(value) or not math.isfinite(norm):
             raise TuneError(
@@ -238,7 +242,7 @@ class Run:
                 f"step was kept. Lower --lr (it peaks at {self.settings.lr:.0e}) or give more --warmup-ratio, "
                 "with another --out"
             )
-        self.optimizer.step()
+        step_clipped(self.optimizer, norm, self.settings.grad_clip)
         self._warn_if_guessing(step, value)
         return {
             "step": step + 1,

@@ -225,6 +225,30 @@ def _names_kernel(name: str) -> bool:
     return weight.endswith("weight") and "embed" not in module
 
 
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients that there are, together."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def step_clipped(optimizer: Optimizer, norm: float, most: float) -> None:
+    """Take a step along gradients of this norm, scaled down to the norm `most` if theirs is larger.
+
+    torch's fused AdamW scales them in its own pass over the memory, as it does for gradients that were scaled up for
+    half precision. What `nn.utils.clip_grad_norm_` gives is the same but for the last bit.
+    """
+    scale = (norm + 1e-6) / most  # the summand is torch's own
+    if scale <= 1:
+        optimizer.step()
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.grad_scale  # type: ignore[attr-defined]
+    else:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grads_with_norm_(parameters, most, torch.tensor(norm))
+        optimizer.step()
+
+
 def build_optimizer(
     name: Literal["adamw", "adafactor"],
     parameters: nn.Module | Iterable[tuple[str, nn.Parameter]],
