@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from lamplit.losses.contrastive import softmax_loss
+from lamplit.towers.devices import keep_freed_memory
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.large_batch import SparseEmbeddings, _Saved, backward_in_chunks, cut_texts
@@ -39,6 +40,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     logging.getLogger().setLevel(logging.WARNING)
     torch.manual_seed(0)
+    keep_freed_memory()  # as `lamplit tune` does; both sides gain
     with tempfile.TemporaryDirectory() as folder:
         figures = [*locked_steps(options, Path(folder)), *padding(options, Path(folder))]
         figures += [large_batch(options, Path(folder)), accumulation(options, Path(folder))]

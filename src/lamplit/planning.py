@@ -25,7 +25,7 @@ from lamplit.errors import UsageError
 from lamplit.losses.contrastive import softmax_loss
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.store.embedding import embed
-from lamplit.towers.devices import pick_device
+from lamplit.towers.devices import keep_freed_memory, pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.more_tokens import add_pieces
@@ -293,6 +293,8 @@ def _time_step(
     measured = min(batch, STEP)
     optimizer = build_optimizer(settings.optimizer, tower, lr=0.0, weight_decay=0.0)
     embeddings = SparseEmbeddings(tower)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     scale = torch.tensor(10.0, device=device)
 
     def vectors(size: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 import lamplit
 from lamplit.errors import TowerError
+from lamplit.evaluation.model_metadata import model_metadata
 from lamplit.evaluation.text_vectors import TextVectors
 from lamplit.model import LiT
 
@@ -47,3 +48,14 @@ def test_another_text_tower_has_vectors_of_its_own(model: LiT, tmp_path: Path) -
     assert not torch.allclose(after.encode(TEXTS), first, atol=1e-3)
     model.text_tower.context_length = 2
     assert TextVectors(model, tmp_path).path not in (before.path, after.path)
+
+
+def test_use_of_a_tower_changes_no_fingerprint(model_path: Path, tmp_path: Path) -> None:
+    """Its tokenizer remembers how it cut last."""
+    fresh = lamplit.load(model_path, towers="text")
+    before = TextVectors(fresh, tmp_path).fingerprint
+    assert model_metadata(fresh, before) == model_metadata(fresh)
+    fresh.encode_texts(["a ring", "a small red ring, and a cross"])
+    assert TextVectors(fresh, tmp_path).fingerprint == before
+    fresh.text_tower.count_truncated(["a ring " * 99])
+    assert TextVectors(fresh, tmp_path).fingerprint == before

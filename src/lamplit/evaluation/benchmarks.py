@@ -88,11 +88,12 @@ def run_benchmarks(
     opened = as_model(model, device=device, towers="text")
     folder = Path(cache or cache_folder())
     images = BenchmarkImages(opened, None if isinstance(model, LiT) else model, folder / "stores", workers, progress)
+    texts = TextVectors(opened, folder / "texts")
     run = _Run(
         model=opened,
         images=images,
-        texts=TextVectors(opened, folder / "texts"),
-        metadata=model_metadata(opened),
+        texts=texts,
+        metadata=model_metadata(opened, texts.fingerprint),
         resize_mode=resize_mode,
         templates=templates,
         canonical=canonical,

@@ -13,20 +13,27 @@ from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower
 
 
-def model_metadata(model: LiT) -> dict[str, str]:
-    """Describe a model for its results: names and fingerprints of the model and of its towers."""
+def model_metadata(model: LiT, text: str | None = None) -> dict[str, str]:
+    """Describe a model for its results: names and fingerprints of the model and of its towers.
+
+    `text` is the fingerprint of its text tower, if that is known.
+    """
     return {
         "name": model.name,
-        "fingerprint": model_fingerprint(model),
+        "fingerprint": model_fingerprint(model, text),
         "image_tower": model.identity.spec,
         "image_tower_fingerprint": model.identity.fingerprint,
         "text_tower": "none" if model.text_tower is None else model.text_tower.spec,
     }
 
 
-def model_fingerprint(model: LiT) -> str:
-    """Return 32 hexadecimal digits that cover all that a score depends on: both towers, image head and scale."""
-    text = "none" if model.text_tower is None else text_fingerprint(model.text_tower)
+def model_fingerprint(model: LiT, text: str | None = None) -> str:
+    """Return 32 hexadecimal digits that cover all that a score depends on: both towers, image head and scale.
+
+    `text` is the fingerprint of the text tower, if that is known.
+    """
+    if text is None:
+        text = "none" if model.text_tower is None else text_fingerprint(model.text_tower)
     bias = None if model.logit_bias is None else float(model.logit_bias.detach())
     content = [model.space, text, float(model.log_scale.detach()), bias]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

@@ -27,7 +27,8 @@ class TextVectors:
 
     def __init__(self, model: LiT, folder: Path) -> None:
         self.model = model
-        self.path = folder / f"{text_fingerprint(require_text_tower(model))}.lance"
+        self.fingerprint = text_fingerprint(require_text_tower(model))
+        self.path = folder / f"{self.fingerprint}.lance"
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """M texts in, (M, D) float32 unit vectors out."""

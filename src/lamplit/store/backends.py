@@ -6,12 +6,9 @@ CPU. A backend whose vectors differ from torch's is refused, however fast it is.
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +18,7 @@ from torch.nn import functional as F
 
 from lamplit.errors import TowerError, first_line
 from lamplit.files import cache_folder
+from lamplit.towers.devices import keep_freed_memory
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.images.pooling import pool_features
 from lamplit.towers.lock import Locked
@@ -100,7 +98,7 @@ def _torch_backend(tower: ImageTower, device: torch.device, *, compiled: bool = 
     locked = Locked(tower).to(device).to(memory_format=torch.channels_last)
     function = torch.compile(locked, dynamic=True) if compiled else locked
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
 
     def run(images: Tensor) -> Tensor:
         parts = torch.split(images, CPU_IMAGES) if device.type == "cpu" else [images]
@@ -109,19 +107,6 @@ def _torch_backend(tower: ImageTower, device: torch.device, *, compiled: bool = 
         )
 
     return run
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory that a layer has freed, in this whole process.
-
-    By default it returns every large tensor to the system and gets new, zeroed pages for the next one, which takes half
-    of a convolutional tower's time. Other allocators and other C libraries are left as they are.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-        library.mallopt(map_threshold, 2**30)
-        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 class _Features(nn.Module):

@@ -22,6 +22,7 @@ from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
 from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.row_vectors import RowVectors
+from lamplit.towers.devices import keep_freed_memory
 from lamplit.towers.lock import weights_digest
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors
@@ -111,6 +112,8 @@ class Run:
         else:
             self._start(progress)
         self.batches.in_windows = self.state.in_windows
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.image_side.open(self.batches, self.state.step, workers)
         started, begun = time.monotonic() - seconds, self.state.step
         total_steps = self.batches.total_steps

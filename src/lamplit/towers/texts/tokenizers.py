@@ -110,7 +110,11 @@ class PretrainedTokenizer:
         return tokens, are_cut(self, texts, tokens, context_length)
 
     def save(self, folder: Path) -> None:
-        """Write its own files."""
+        """Write its own files: the same before and after any use."""
+        if self.tokenizer.is_fast:
+            backend = self.tokenizer.backend_tokenizer  # which writes how it cut and padded last
+            backend.no_truncation()
+            backend.no_padding()
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
