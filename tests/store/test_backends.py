@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lamplit.errors import TowerError
 from lamplit.files import cache_folder
 from lamplit.store import backends
 from lamplit.store.backends import TOLERANCE, choose_backend
+from lamplit.store.backends import _onnx_file as onnx_file
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import weights_digest
 
@@ -55,10 +57,6 @@ def start(tower: ImageTower, name: backends.BackendName, num_images: int | None 
     chosen, backend, vectors = choose_backend(tower, name, random_images(4), num_images=num_images, device=CPU)
     assert torch.allclose(vectors, reference(tower, random_images(4)), atol=1e-5)
     return chosen, backend
-
-
-def onnx_file(tower: ImageTower) -> Path:
-    return cache_folder() / "onnx" / f"{tower.identity().fingerprint}.onnx"
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +125,19 @@ def test_onnx_file_is_made_once(exported: ImageTower) -> None:
     start(exported, "onnx")
     assert file.stat().st_mtime_ns == made
     assert file.suffix == ".onnx"
+
+
+def test_towers_that_take_their_images_another_way_share_a_file(exported: ImageTower) -> None:
+    squashed, larger = make_tower(0), make_tower(0)
+    squashed.preprocessing = replace(exported.preprocessing, fit="squash", mean=(0.4,) * 3)
+    larger.preprocessing = replace(exported.preprocessing, image_size=(64, 64))
+    assert squashed.identity().fingerprint != exported.identity().fingerprint
+    assert onnx_file(squashed) == onnx_file(exported)
+    assert onnx_file(larger) != onnx_file(exported) != onnx_file(make_tower(1))
+    name, backend = start(squashed, "onnx")
+    assert name == "onnx"
+    assert (backend(random_images(5)) - reference(squashed, random_images(5))).abs().max() < 1e-5
+    assert len(list((cache_folder() / "onnx").iterdir())) == 1
 
 
 def test_onnx_of_another_tower_is_refused(exported: ImageTower, caplog: pytest.LogCaptureFixture) -> None:

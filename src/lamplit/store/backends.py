@@ -6,6 +6,8 @@ CPU. A backend whose vectors differ from torch's is refused, however fast it is.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from lamplit.files import cache_folder
 from lamplit.towers.devices import keep_freed_memory
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.images.pooling import pool_features
-from lamplit.towers.lock import Locked
+from lamplit.towers.lock import Locked, weights_digest
 from lamplit.towers.onnx_files import onnx_errors, open_onnx, write_onnx
 
 BackendName = Literal["auto", "torch", "compile", "onnx"]
@@ -142,7 +144,10 @@ def _onnx_backend(tower: ImageTower, sample: Tensor) -> Backend:
 
 
 def _onnx_file(tower: ImageTower) -> Path:
-    return cache_folder() / "onnx" / f"{tower.identity().fingerprint}.onnx"
+    """Name the file after what is in it: a tower that brings images to the same size in another way shares it."""
+    content = [weights_digest(tower), tower.preprocessing.image_size, tower.config]
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return cache_folder() / "onnx" / f"{digest}.onnx"
 
 
 def _require_agreement(name: str, vectors: Tensor, expected: Tensor) -> None:
