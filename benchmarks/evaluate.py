@@ -143,7 +143,7 @@ def whole(
     def again(cache: str = "again") -> None:
         lamplit.run_benchmarks(model, {"folder": root}, templates=prompts, cache=folder / cache)
 
-    lamplit.embed(root, folder / "made.lance", image_tower=model.image_tower or TOWER, backend="onnx")
+    lamplit.embed(root, folder / "made.lance", image_tower=TOWER, backend="onnx")
     sides = {"lamplit, the first time": first, "lamplit, again": again, "clip-benchmark": clip_benchmark}
     again()
     title = f"{num_images} images, {len(names)} classes, {len(prompts)} templates: whole evaluation"
