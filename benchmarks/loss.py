@@ -26,7 +26,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,11 @@ def memory_of(name: str, size: int, threads: int) -> float:
     return float(result.stdout)
 
 
-def compare(names: list[str], size: int, turns: int, threads: int) -> dict[str, Any]:
-    """Time and memory of open_clip's loss (the first name) and of ours (the last)."""
+def compare(names: list[str], size: int, turns: int, threads: int, products: int) -> dict[str, Any]:
+    """Time and memory of open_clip's loss (the first name) and of ours (the last).
+
+    `products` is how many products of B × B × D numbers ours takes.
+    """
     seconds = time_sides(names, size, turns)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     sides = {
@@ -128,7 +131,15 @@ def compare(names: list[str], size: int, turns: int, threads: int) -> dict[str, 
         }
         for name in names
     }
-    return {"size": size, "sides": sides}
+    limit = medians[names[0]] / (products * 2 * size**2 * WIDTH / product_rate())
+    return {"size": size, "sides": sides, "limit": limit, "products": products}
+
+
+@cache
+def product_rate() -> float:
+    """Operations a second of a large product of matrices."""
+    square, size = torch.randn(2048, 2048), 2048
+    return 2 * size**3 / statistics.median(in_turn({"": lambda: square @ square}, 9)[""])
 
 
 def exactness_cases(size: int) -> dict[str, tuple[Tensor, Tensor, float]]:
@@ -170,6 +181,9 @@ def show_comparisons(console: Console, title: str, comparisons: list[dict[str, A
             table.add_row(str(comparison["size"]), name, *numbers, f"{side['peak_megabytes']:.0f}")
         table.add_section()
     console.print(table)
+    limits = ", ".join(f"{comparison['limit']:.2f} at {comparison['size']}" for comparison in comparisons)
+    products = comparisons[0]["products"]
+    console.print(f"limit, if ours were {products} products at this machine's speed and nothing else: {limits}\n")
 
 
 def show_exactness(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
@@ -218,8 +232,8 @@ def main() -> None:
     results = {
         "torch": torch.__version__,
         "threads": threads,
-        "softmax": [compare(names, size, turns, threads) for size in arguments.sizes],
-        "sigmoid": [compare(peers, arguments.sigmoid_size, turns, threads)],
+        "softmax": [compare(names, size, turns, threads, products=3) for size in arguments.sizes],
+        "sigmoid": [compare(peers, arguments.sigmoid_size, turns, threads, products=2)],
         "softmax_exactness": measure_exactness(["ClipLoss", "softmax_loss"], exactness_size),
         "sigmoid_exactness": measure_exactness(peers, exactness_size),
     }

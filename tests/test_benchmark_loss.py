@@ -30,6 +30,7 @@ def test_every_figure_is_there(run):
         (comparison,) = results[kind]
         assert comparison["size"] == 256
         assert set(comparison["sides"]) == names
+        assert comparison["limit"] > 0
         for side in comparison["sides"].values():
             assert len(side["seconds"]) == 1
             assert side["median"] == side["seconds"][0] > 0
