@@ -23,14 +23,13 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import open_clip
 import torch
 from clip_benchmark.metrics import zeroshot_classification
 from open_clip import build_zero_shot_classifier
-from timing import arguments, compare, console, finish, in_turn
+from timing import arguments, compare, console, finish, in_turn, product_rate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -116,10 +115,7 @@ def least_seconds(model: LiT, prompts: list[str]) -> float:
     assert model.text_tower is not None
     tokens = sum(map(len, model.text_tower.tokenize(prompts)))
     layers = [part for part in model.text_tower.encoder.modules() if isinstance(part, torch.nn.Linear)]
-    size = 2048
-    square = torch.randn(size, size)
-    seconds = in_turn({"product": lambda: square @ square}, 5)["product"]
-    return 2 * tokens * sum(layer.weight.numel() for layer in layers) / (2 * size**3 / median(seconds))
+    return 2 * tokens * sum(layer.weight.numel() for layer in layers) / product_rate()
 
 
 def whole(

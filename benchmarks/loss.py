@@ -26,7 +26,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from timing import in_turn
+from timing import in_turn, product_rate
 from torch import Tensor
 
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
@@ -133,13 +133,6 @@ def compare(names: list[str], size: int, turns: int, threads: int, products: int
     }
     limit = medians[names[0]] / (products * 2 * size**2 * WIDTH / product_rate())
     return {"size": size, "sides": sides, "limit": limit, "products": products}
-
-
-@cache
-def product_rate() -> float:
-    """Operations a second of a large product of matrices."""
-    square, size = torch.randn(2048, 2048), 2048
-    return 2 * size**3 / statistics.median(in_turn({"": lambda: square @ square}, 9)[""])
 
 
 def exactness_cases(size: int) -> dict[str, tuple[Tensor, Tensor, float]]:

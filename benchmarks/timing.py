@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def compare(title: str, seconds: dict[str, list[float]], *, ours: str, unit: flo
         figures["sides"][name] = {"median": medians[name], "min": low, "max": high, "ratio": ratio}
     console.print(table)
     return figures
+
+
+@cache
+def product_rate() -> float:
+    """Measure the operations a second of a large product of matrices: what bounds a tower, and a loss."""
+    square, size = torch.randn(2048, 2048), 2048
+    return 2 * size**3 / statistics.median(in_turn({"product": lambda: square @ square}, 9)["product"])
 
 
 def finish(options: argparse.Namespace, figures: list[dict[str, Any]]) -> None:

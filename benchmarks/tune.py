@@ -21,7 +21,7 @@ import open_clip
 import torch
 from open_clip.model import CustomTextCLIP
 from open_clip_train.train import train_one_epoch
-from timing import arguments, compare, console, finish, in_turn
+from timing import arguments, compare, console, finish, in_turn, product_rate
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -203,11 +203,9 @@ def locked_step(
 def least_seconds(step: LamplitStep, tokens: list[list[int]]) -> float:
     """Time of the products of a step, forward and twice backward, at the speed of a large product, and of AdamW."""
     weights = sum(part.weight.numel() for part in step.tower.encoder.modules() if isinstance(part, nn.Linear))
-    square, size = torch.randn(2048, 2048), 2048
     step()  # fills the gradients
-    seconds = in_turn({"product": lambda: square @ square, "adamw": step.optimizer.step}, 5)
-    product, adamw = (statistics.median(values) for values in seconds.values())
-    return 6 * sum(map(len, tokens)) * weights / (2 * size**3 / product) + adamw
+    adamw = statistics.median(in_turn({"adamw": step.optimizer.step}, 5)["adamw"])
+    return 6 * sum(map(len, tokens)) * weights / product_rate() + adamw
 
 
 def whole_run(figures: dict[str, Any]) -> dict[str, Any]:
