@@ -322,6 +322,7 @@ def prove_rows(member: Member) -> None:
     if tower._sight is None:
         return
     tokens = tower.tokenize([*TEXTS, *TEXTS[::-1]])
+    tokens[1] = [*tokens[1][:2], tower.tokenizer.pad_id, *tokens[1][2:]]  # as "<pad>" in a caption is read
     rows = share_rows(list(map(len, tokens)))
     assert len(rows.texts) < len(tokens)
     with torch.no_grad():

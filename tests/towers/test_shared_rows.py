@@ -87,7 +87,7 @@ def test_sight_is_found_and_the_modes_stay(attention: str) -> None:
     model.encoder.layer[0].eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    assert find_sight(model, 80, 60) == "all"
+    assert find_sight(model, 80, 60, 0) == "all"
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -111,10 +111,10 @@ class Misled(nn.Module):
 
 
 def test_encoders_that_cannot_are_found_out() -> None:
-    assert find_sight(Misled("nothing"), 40, 60) == "all"
-    assert find_sight(Misled("mask"), 40, 60) is None
-    assert find_sight(Misled("positions"), 40, 60) is None
-    assert find_sight(ScratchEncoder(60, 16, 1, 2, 40), 40, 60) is None, "it takes no positions"
+    assert find_sight(Misled("nothing"), 40, 60, 0) == "all"
+    assert find_sight(Misled("mask"), 40, 60, 0) is None
+    assert find_sight(Misled("positions"), 40, 60, 0) is None
+    assert find_sight(ScratchEncoder(60, 16, 1, 2, 40), 40, 60, 0) is None, "it takes no positions"
 
 
 def test_tower_uses_rows_where_they_cost_less(text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

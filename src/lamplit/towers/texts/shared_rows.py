@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -100,14 +101,14 @@ def row_inputs(
     tokens: Sequence[Sequence[int]], rows: SharedRows, encoder: nn.Module, *, sight: Sight, pad_id: int
 ) -> RowInputs:
     """Lay out B lists of token ids for an encoder, of which some share a row; `pad_id` fills a row up."""
-    shape, offset = (len(rows.texts), rows.length), _first_position(encoder)
+    shape, padding = (len(rows.texts), rows.length), _padding(encoder)
     like = next(encoder.parameters())
-    ids, positions = torch.full(shape, pad_id), torch.full(shape, offset)
+    ids, positions = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
     owners = torch.full(shape, -1)
     first = torch.empty(len(tokens), dtype=torch.long)
     for row, places in enumerate(rows.texts):
         row_ids = [token for place in places for token in tokens[place]]
-        row_positions = [offset + number for place in places for number in range(len(tokens[place]))]
+        row_positions = [number for place in places for number in _positions(tokens[place], padding)]
         row_owners = [place for place in places for _ in tokens[place]]
         used = len(row_ids)
         ids[row, :used] = torch.tensor(row_ids)
@@ -127,26 +128,28 @@ def row_inputs(
 
 
 @torch.no_grad()
-def find_sight(encoder: nn.Module, longest: int, vocabulary: int) -> Sight | None:
+def find_sight(encoder: nn.Module, longest: int, vocabulary: int, pad_id: int) -> Sight | None:
     """Try whether an encoder reads texts that share a row as it reads them alone; None if it does not.
 
     Args:
         encoder: takes `input_ids`, `attention_mask` and `position_ids`, if it can do this at all.
         longest: text that it reads, in tokens.
         vocabulary: number of token ids.
+        pad_id: the id of padding, which a text may hold, too.
     """
     modes = {module: module.training for module in encoder.modules()}
     device = next(encoder.parameters()).device
     size = min(longest, MOST_TOKENS)
     # Ids from the middle of the vocabulary are no special tokens.
     texts = [[vocabulary // 4 + 7 * i % (vocabulary // 2 + 1) for i in range(n)] for n in (size, max(1, size // 2), 1)]
+    texts[0][size // 2] = pad_id
     rows = SharedRows([[1, 0, 2]], sum(map(len, texts)))
     encoder.eval()
     try:
         alone = [encoder(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0] for ids in texts]
         true = torch.cat([alone[place] for place in rows.texts[0]])
         for sight in ("all", "before"):
-            given = row_inputs(texts, rows, encoder, sight=sight, pad_id=0)
+            given = row_inputs(texts, rows, encoder, sight=sight, pad_id=pad_id)
             if _is_close(given.read(encoder), true):
                 return sight
     except (*READ_ERRORS, NotImplementedError):  # it takes no such mask, or no positions
@@ -162,10 +165,18 @@ def _is_close(found: Tensor, true: Tensor) -> bool:
     return found.shape == true.shape and bool((found - true).abs().max() <= tolerance * true.abs().max())
 
 
-def _first_position(encoder: nn.Module) -> int:
-    """Return the position of a text's first token: RoBERTa and its like count from behind the padding's."""
+def _positions(ids: Sequence[int], padding: int | None) -> Sequence[int]:
+    """Number a text's tokens: from 0, or, if there is a position of padding, from behind it, without the padding."""
+    if padding is None:
+        return range(len(ids))
+    count = accumulate(token != padding for token in ids)
+    return [padding if token == padding else padding + number for token, number in zip(ids, count, strict=True)]
+
+
+def _padding(encoder: nn.Module) -> int | None:
+    """Return the position of padding, and its id, in RoBERTa and its like, which count from behind it; else None."""
     for name, part in encoder.named_modules():
         if name.endswith("embeddings.position_embeddings"):
             padding: int | None = getattr(part, "padding_idx", None)
-            return 0 if padding is None else padding + 1
-    return 0
+            return padding
+    return None

@@ -130,7 +130,7 @@ class TextTower(nn.Module):
     @cached_property
     def _sight(self) -> Sight | None:
         """What a token sees of its text where texts share rows; None if this encoder cannot do that."""
-        return find_sight(self.encoder, self.context_length, len(self.tokenizer))
+        return find_sight(self.encoder, self.context_length, len(self.tokenizer), self.tokenizer.pad_id)
 
     def _encode_group(self, tokens: list[Sequence[int]], device: torch.device) -> Tensor:
         lengths = torch.tensor([len(ids) for ids in tokens])
