@@ -41,7 +41,6 @@ class _Query(NamedTuple):
 
     signs: NDArray[np.uint64]  # (W,)
     weights: NDArray[np.uint64]  # (3, W)
-    total: int  # the sum of the weights
 
 
 class _Sifted(NamedTuple):
@@ -170,7 +169,7 @@ class BitPlanes:
         largest = _CLIP_RMS * float(np.sqrt(np.mean(magnitudes**2))) or 1.0
         weights = np.rint(np.minimum(magnitudes / largest, 1) * (2**_WEIGHT_BITS - 1)).astype(np.uint8)
         planes = _pack((weights >> np.arange(_WEIGHT_BITS, dtype=np.uint8)[:, None] & 1) > 0)
-        return _Query(_pack(query[None] >= 0)[0], planes, int(weights.sum()))
+        return _Query(_pack(query[None] >= 0)[0], planes)
 
     def _scan(self, query: _Query) -> NDArray[np.uint32]:
         """Sum the weights whose signs differ, for each row (N,)."""

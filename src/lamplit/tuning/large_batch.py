@@ -121,8 +121,9 @@ class SparseEmbeddings:
         for table in self.tables:
             table.sparse = False
             if table.weight.grad is not None and table.weight.grad.is_sparse:
-                dense = self.dense.setdefault(table, torch.empty_like(table.weight, requires_grad=False))
-                table.weight.grad = dense.zero_().add_(table.weight.grad)
+                if table not in self.dense:
+                    self.dense[table] = torch.empty_like(table.weight, requires_grad=False)
+                table.weight.grad = self.dense[table].zero_().add_(table.weight.grad)
 
 
 def _gains(table: nn.Embedding) -> bool:
