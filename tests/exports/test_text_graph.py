@@ -20,6 +20,7 @@ from lamplit.errors import UsageError
 from lamplit.exports.text_graph import write_words
 from lamplit.model import LiT, load, merge_lora
 from lamplit.towers.identity import TowerIdentity
+from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.towers.texts.word_reader import WordReader, open_words
 
@@ -61,6 +62,36 @@ def test_weights_stay_where_they_are(saved: Path, caplog: pytest.LogCaptureFixtu
     file.write_bytes(b"damaged")
     assert write_words(saved)
     assert agree(saved, load(saved))
+
+
+@pytest.mark.slow
+def test_graph_is_kept_for_towers_that_are_built_alike(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saved(name: str, anchors: int, width: int = WIDTH) -> Path:
+        tower = open_text_tower(f"hf:{text_folder}", width=width)
+        tower.head = KernelHead(tower.head.in_features, width, anchors)
+        for parameter in tower.parameters():  # biases of nothing but 0 would all be one
+            torch.nn.init.normal_(parameter, std=0.2)
+        LiT(tower, TowerIdentity.of_imported("a tower", width)).save(tmp_path / name)
+        return tmp_path / name
+
+    monkeypatch.setenv("LAMPLIT_CACHE", str(tmp_path / "cache"))
+    folders = [saved("first", 5), saved("second", 5), saved("more texts", 9)]
+    assert write_words(folders[0])
+    [kept] = (tmp_path / "cache" / "graphs").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", None)
+        assert all(map(write_words, folders[1:]))
+    assert all(agree(folder, load(folder)) for folder in folders)
+
+    kept.write_bytes(b"damaged")
+    (folders[0] / "text_tower.onnx").unlink()
+    assert write_words(folders[0])
+    assert agree(folders[0], load(folders[0]))
+    assert kept.stat().st_size > 10_000
+    assert write_words(saved("wider", 5, WIDTH + 1))
+    assert len(list(kept.parent.iterdir())) == 2
 
 
 @pytest.mark.slow
@@ -164,6 +195,7 @@ def test_what_differs_is_left_to_torch(
     saved: Path, spoil: Any, told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "lamplit")
+    monkeypatch.setenv("LAMPLIT_CACHE", str(saved.parent / "cache"))  # no graph is kept there
     spoil(saved, monkeypatch)
     assert not write_words(saved)
     assert told in caplog.text

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from hashlib import blake2b
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from google.protobuf.message import DecodeError
 
 from lamplit.errors import TowerError
+from lamplit.exports.kept_graphs import kept_graph, name_weights, place_weights
 from lamplit.exports.onnx import write_text_graph
 from lamplit.exports.sample import SENTENCES
 from lamplit.files import replacing
@@ -23,12 +23,11 @@ from lamplit.model import LiT, load
 from lamplit.store.backends import TOLERANCE
 from lamplit.towers.loading import quiet_logging
 from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config, saved_folder
-from lamplit.towers.texts.word_reader import WordReader, map_weights, open_words, seal
+from lamplit.towers.texts.word_reader import WordReader, open_words, seal
 from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 1_900_000_000  # an ONNX file that still has its weights inside ends at 2 GiB
-_SMALL = 16  # bytes; numbers of the graph, not of the model
 # Texts that tokenizers treat differently; without transformers they must give the same tokens.
 SCRIPTS = (
     "", "   ", "a\tb\nc\r\n d", "قطة على الأريكة", "कुत्ता घास पर", "แมวบนโซฟา", "개와 고양이", "תמונה של בית",
@@ -73,13 +72,27 @@ def write_words(folder: str | Path) -> bool:
 
 
 def _write(model: LiT, folder: Path, file: Path) -> None:
-    assert model.text_tower is not None
-    if (folder / TEXT_TOWER).stat().st_size > MAX_BYTES:
-        raise TowerError(f"{model.text_tower.spec} is too large for one ONNX file")
-    write_text_graph(model.text_tower, file)
-    notes = {"seal": seal(folder, read_config(folder)), "pad_id": str(model.text_tower.tokenizer.pad_id)}
-    _refer_to_weights(file, folder / TEXT_TOWER, notes)
+    tower, weights, config = model.text_tower, folder / TEXT_TOWER, read_config(folder)
+    assert tower is not None
+    if weights.stat().st_size > MAX_BYTES:
+        raise TowerError(f"{tower.spec} is too large for one ONNX file")
+    notes = {"seal": seal(folder, config), "pad_id": str(tower.tokenizer.pad_id)}
+    kept = kept_graph(config["text_tower"], weights)
+    if kept.is_file():
+        try:
+            place_weights(kept.read_bytes(), weights, notes, file)
+            return _compare(model, WordReader(folder, file.name))
+        except (TowerError, DecodeError, LookupError):  # it is damaged, or not as general as was thought
+            kept.unlink(missing_ok=True)
+    write_text_graph(tower, file)
+    graph, is_general = name_weights(file, weights)
+    place_weights(graph, weights, notes, file)
     _compare(model, WordReader(folder, file.name))
+    if is_general:
+        with suppress(OSError):  # a full disk, a cache that belongs to somebody else: the next one is written anew
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as partial:
+                partial.write_bytes(graph)
 
 
 def _compare(model: LiT, reader: WordReader) -> None:
@@ -97,54 +110,3 @@ def _compare(model: LiT, reader: WordReader) -> None:
         difference = float(np.abs(as_array(model.encode_texts(texts)) - reader.encode_texts(texts)).max())
     if not difference <= TOLERANCE or model.space != reader.space:
         raise TowerError(f"ONNX Runtime's vectors of {spec} differ from torch's by {difference:.1e}")
-
-
-def _refer_to_weights(file: Path, weights: Path, notes: dict[str, str]) -> None:
-    """Replace an ONNX file's weights by offsets into a safetensors file, and remove what only serves debugging."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    model = onnx.load(file)
-    stored = _stored(weights)
-    transposed = []
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.nbytes < _SMALL:
-            continue
-        stored_at = stored.get(_digest(values))
-        if stored_at is None and values.ndim == 2 and (stored_at := stored.get(_digest(values.T))) is not None:
-            # The exporter has transposed it; ONNX Runtime does so again when it opens the file.
-            name = tensor.name
-            tensor.name = f"{name}.stored"
-            tensor.dims[:] = values.T.shape
-            transposed.append(helper.make_node("Transpose", [tensor.name], [name], perm=[1, 0]))
-        if stored_at is not None:
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in {"location": weights.name, "offset": stored_at[0], "length": stored_at[1]}.items():
-                tensor.external_data.add(key=key, value=str(value))
-    nodes = [*transposed, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    for node in model.graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    model.graph.ClearField("value_info")
-    model.ClearField("metadata_props")
-    helper.set_model_props(model, notes)
-    onnx.save(model, file)
-
-
-def _stored(weights: Path) -> dict[bytes, tuple[int, int]]:
-    """Return offset and length in bytes of every float32 tensor of a safetensors file, by a digest of its values."""
-    data, tensors = map_weights(weights)
-    begin = weights.stat().st_size - len(data)
-    found = {}
-    for kind, first, last in tensors.values():
-        if kind == "F32":
-            found[_digest(data[first:last])] = (begin + first, last - first)
-    return found
-
-
-def _digest(values: NDArray[Any]) -> bytes:
-    return blake2b(np.ascontiguousarray(values).view(np.uint8).data, digest_size=16).digest()

@@ -12,7 +12,7 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,14 +126,24 @@ def seal(folder: Path, config: dict[str, Any]) -> str:
         TowerError: the weights are missing or damaged.
     """
     data, tensors = map_weights(folder / TEXT_TOWER)
-    digest = blake2b(json.dumps([config["text_tower"], tensors], sort_keys=True).encode(), digest_size=16)
-    for _, first, last in tensors.values():  # to read all of them would take longer than the search
-        digest.update(data[(first + last) // 2 :][:_SAMPLED].tobytes())
+    places = {name: tensor[:3] for name, tensor in tensors.items()}
+    digest = blake2b(json.dumps([config["text_tower"], places], sort_keys=True).encode(), digest_size=16)
+    for tensor in tensors.values():  # to read all of them would take longer than the search
+        digest.update(data[(tensor.begin + tensor.end) // 2 :][:_SAMPLED].tobytes())
     return digest.hexdigest()
 
 
-def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, tuple[str, int, int]]]:
-    """Map a safetensors file; return the bytes after its header, and each tensor's type, begin and end in them.
+class StoredTensor(NamedTuple):
+    """Where a tensor lies: its bytes begin and end so far behind the header of its safetensors file."""
+
+    kind: str
+    begin: int
+    end: int
+    shape: list[int]
+
+
+def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, StoredTensor]]:
+    """Map a safetensors file; return the bytes after its header, and what lies in them by name.
 
     Raises:
         TowerError: it is missing or damaged.
@@ -143,7 +153,11 @@ def map_weights(file: Path) -> tuple[NDArray[np.uint8], dict[str, tuple[str, int
         begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
         header: dict[str, Any] = json.loads(data[8:begin].tobytes())
         header.pop("__metadata__", None)
-        return data[begin:], {name: (entry["dtype"], *entry["data_offsets"]) for name, entry in header.items()}
+        tensors = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            tensors[name] = StoredTensor(entry["dtype"], first, last, entry["shape"])
+        return data[begin:], tensors
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise TowerError(f"{file} is missing or damaged: the model is not whole") from error
 
