@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-gc.set_threshold(20_000, 20, 100)  # as the command line has it
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 
 import pytest
@@ -41,6 +40,7 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.closed_form import fit_head
 
+gc.set_threshold(20_000, 20, 100)  # as the command line has it
 # The same examples in every run, so that a red suite speaks of the change; `--hypothesis-profile explore` seeks others.
 settings.register_profile("suite", derandomize=True)
 settings.register_profile("explore", print_blob=True)
