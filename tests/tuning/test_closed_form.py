@@ -16,7 +16,7 @@ from lamplit.towers.texts.scratch import Encoded
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
 from lamplit.tuning import closed_form
-from lamplit.tuning.closed_form import count_anchors, fit_head
+from lamplit.tuning.closed_form import ClosedForm, count_anchors, fit_head
 
 WORDS, FEATURES, WIDTH = 60, 24, 40
 
@@ -116,6 +116,19 @@ def test_anchors_are_distinct_texts_up_to_a_bound(monkeypatch: pytest.MonkeyPatc
     assert count_anchors(["an owl", "an owl", "a cat"], classes) == 4
     monkeypatch.setattr(closed_form, "MAX_ANCHORS", 3)
     assert count_anchors(["an owl", "an owl", "a cat"], classes) == 3
+
+
+@pytest.mark.parametrize("anchors", [0, 400])
+def test_names_have_the_vectors_that_the_tower_gives_them(anchors: int) -> None:
+    world = World(anchors=anchors) if anchors else World()
+    texts = [[text, f"{text} {text}"] for text in world.texts[200:220]]
+    texts[3].append(texts[5][0])  # a word for two classes
+    fit = ClosedForm(world.tower, world.texts[TRAIN], ClassHead(texts, world.directions[200:220]))
+    fit.fit(world.zimg[TRAIN], torch.arange(len(world.texts[TRAIN])))
+    names = list(dict.fromkeys(text for each in texts for text in each))
+    with torch.no_grad():
+        expected = F.normalize(world.tower.eval()(world.tower.tokenize(names)), dim=-1)
+    assert torch.allclose(fit.name_vectors(), expected, atol=1e-5)
 
 
 def test_class_head_teaches_what_no_image_shows() -> None:

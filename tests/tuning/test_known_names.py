@@ -43,12 +43,8 @@ def test_loss_is_the_mean_distance_in_logits() -> None:
     classes = ClassHead([[f"{text} again", text] for text in world.texts[:30]], torch.randn(30, 40))
     names = KnownNames(world.tower, classes)
     assert len(names.tokens) == 60
-    names.remember(world.tower)
-    assert world.tower.training, "as it was"
-    world.tower.eval()
-    with torch.no_grad():
-        expected = F.normalize(world.tower(names.tokens), dim=-1)
-    assert torch.allclose(names.vectors, expected, atol=1e-6)
+    expected = F.normalize(torch.randn(60, 40), dim=-1)
+    names.vectors.copy_(expected)
     scale = torch.tensor(20.0, requires_grad=True)
     drawn = names.draw(pairs=80, seed=3)
     assert len(drawn) == len(set(drawn.tolist())) == 20
@@ -73,19 +69,20 @@ def test_names_stay_where_they_were(demo_store: Path, text_folder: Path, tmp_pat
     settings = settings_of(text_folder, text_tower="demo:minilm", lr=1e-3)  # to an untrained one dropout is noise
     for holds in (True, False):
         run = run_of(demo_store, tmp_path / str(holds), settings)
-        names = run.names
+        names, tower = run.names, run.model.text_tower
         assert names is not None
+        assert tower is not None
         assert len(names.tokens) > 1000
         if not holds:
             run.names = None
         torch.manual_seed(0)
         run.go(memory_budget=None, workers=0, progress=False)
         if holds:
-            start = names.vectors.clone()
+            start = names.vectors[::8]
             assert torch.allclose(start.norm(dim=-1), torch.ones(len(start)), atol=1e-5)
-        assert run.model.text_tower is not None
-        names.remember(run.model.text_tower)
-        moved[holds] = float((1 - (names.vectors * start).sum(-1)).mean())
+        with torch.no_grad():
+            now = F.normalize(tower.eval()(names.tokens[::8]), dim=-1)
+        moved[holds] = float((1 - (now * start).sum(-1)).mean())
     assert moved[False] > 0.01, "tuning without them moves them"
     assert moved[True] < 0.75 * moved[False]
 

@@ -89,12 +89,16 @@ class ClosedForm:
         self._head, self._carried = text_tower.head, text_tower.carried
         self.features = text_features(text_tower, texts, progress=progress)
         self._classes: list[_Known] = []
+        self._names = self.features[:0]
         if class_head is not None:
-            names = [(text, c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
-            features = text_features(text_tower, [text for text, _ in names])
-            vectors = class_head.vectors.to(features.device)
-            vectors = F.normalize(vectors - vectors.mean(0), dim=-1)[[c for _, c in names]]
-            self._classes = [_Known(features, vectors, features.new_ones(len(names)))]
+            names = class_head.distinct_texts()
+            self._names = text_features(text_tower, names)
+            place = {text: i for i, text in enumerate(names)}
+            texts_of = [(place[text], c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
+            rows, classes = torch.tensor(texts_of, device=self._names.device).T
+            vectors = class_head.vectors.to(self._names.device)
+            vectors = F.normalize(vectors - vectors.mean(0), dim=-1)[classes]
+            self._classes = [_Known(self._names[rows], vectors, self._names.new_ones(len(rows)))]
 
     @torch.no_grad()
     def fit(self, zimg: Tensor, text_index: Tensor) -> None:
@@ -120,6 +124,11 @@ class ClosedForm:
     def ztxt(self, text_index: Tensor) -> Tensor:
         """Return the (n, D) unit vectors that the head gives (n,) texts now."""
         return F.normalize(self._head(self.features[text_index.to(self.features.device)]), dim=-1)
+
+    @torch.no_grad()
+    def name_vectors(self) -> Tensor:
+        """Return the (C, D) unit vectors that the head gives the distinct texts of all classes now."""
+        return F.normalize(self._head(self._names), dim=-1)
 
 
 def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_head: ClassHead | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.images.image_tower import ImageTower
@@ -26,26 +25,15 @@ class KnownNames(nn.Module):
 
     Attributes:
         tokens: token ids of C texts, all that the classifier has for its classes.
-        vectors: (C, D) unit vectors; a buffer, so that checkpoints hold them.
+        vectors: (C, D) unit vectors, 0 until the start is fitted; a buffer, so that checkpoints hold them.
     """
 
     vectors: Tensor
 
     def __init__(self, text_tower: TextTower, class_head: ClassHead) -> None:
         super().__init__()
-        texts = list(dict.fromkeys(text for texts in class_head.texts for text in texts))
-        self.tokens = text_tower.tokenize(texts)
-        self.register_buffer("vectors", torch.zeros(len(texts), class_head.vectors.shape[1]))
-
-    @torch.no_grad()
-    def remember(self, text_tower: TextTower, batch_size: int = 256) -> None:
-        """Keep the vectors that a text tower gives the names now."""
-        was_training = text_tower.training
-        text_tower.eval()
-        for start in range(0, len(self.tokens), batch_size):
-            vectors = text_tower(self.tokens[start : start + batch_size])
-            self.vectors[start : start + batch_size] = F.normalize(vectors.float(), dim=-1)
-        text_tower.train(was_training)
+        self.tokens = text_tower.tokenize(class_head.distinct_texts())
+        self.register_buffer("vectors", torch.zeros(len(self.tokens), class_head.vectors.shape[1]))
 
     @staticmethod
     def of_run(settings: TuneSettings, text_tower: TextTower, image_tower: ImageTower | None) -> KnownNames | None:

@@ -203,13 +203,12 @@ class Run:
         tower = self.image_side.tower
         pairs, used, text_index = sample_pairs(self.train.text_index)
         rows = self.train.image_index[pairs]
-        fit_start(
+        fit = fit_start(
             self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
             None if tower is None else tower.class_head, progress=progress,
         )  # fmt: skip
         if self.names is not None:
-            assert self.model.text_tower is not None
-            self.names.remember(self.model.text_tower)
+            self.names.vectors.copy_(fit.name_vectors())
 
     def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
         """Take one step, counted from 0; return its line of the log."""

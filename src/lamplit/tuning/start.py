@@ -32,8 +32,8 @@ def fit_start(
     class_head: ClassHead | None,
     *,
     progress: bool = False,
-) -> None:
-    """Fit the head of a model's text tower in closed form, and its logit scale and bias.
+) -> ClosedForm:
+    """Fit the head of a model's text tower in closed form, and its logit scale and bias; return the fit.
 
     A head knows the pairs that it was fitted to, and its cosines with others are lower. So the scale is fitted on pairs
     of a tenth of the images, with a head that was fitted to pairs which share no image and no text with them; then the
@@ -63,6 +63,7 @@ def fit_start(
             image_ids[chosen].to(model.device), text_index[chosen].to(model.device),
         )  # fmt: skip
     fit.fit(zimg, text_index)
+    return fit
 
 
 def _by_appearance(values: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ class ClassHead:
     texts: list[list[str]]  # C lists, the usual name first
     vectors: Tensor  # (C, D)
 
+    def distinct_texts(self) -> list[str]:
+        """Return each text once, for several classes may have it."""
+        return list(dict.fromkeys(text for texts in self.texts for text in texts))
+
 
 @dataclass(frozen=True)
 class Backbone:
