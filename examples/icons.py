@@ -1,12 +1,13 @@
 """Icons by what they mean: draw some of Iconify's sets, tune on their names, and search with words that no name has.
 
-Run with: python examples/icons.py (it needs the extras `demo` and `svg`)
+Run with: python examples/icons.py [SET ...] (it needs the extras `demo` and `svg`)
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lamplit
@@ -16,11 +17,11 @@ SETS = ("flat-color-icons", "fxemoji", "glyphs-poly", "icon-park", "streamline-k
 QUERIES = ("something to eat", "a place to sleep", "bad weather", "an animal that lives in water")
 
 
-def main() -> None:
+def main(sets: Sequence[str]) -> None:
     """Leave the store, the model and a contact sheet in `runs/icons`."""
     OUT.mkdir(parents=True, exist_ok=True)
     store, model = OUT / "icons.lance", OUT / "model"
-    pairs = lamplit.fetch("icons", sets=SETS, workers=1, progress=True)  # a table that holds the pictures
+    pairs = lamplit.fetch("icons", sets=sets, workers=1, progress=True)  # a table that holds the pictures
     lamplit.embed(pairs, store, image_tower="demo:efficientnet-lite0", workers=1, progress=True)
     report = lamplit.tune(store, model, lamplit.TuneSettings(text_tower="demo:minilm"), progress=True)
     recall, chance = report.best["text_to_image/recall@5"], 5 / report.held_out_captions
@@ -37,6 +38,6 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        main()
+        main(sys.argv[1:] or SETS)
     except lamplit.LamplitError as error:
         sys.exit(f"error: {error}")

@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "stamps.ipynb"
 OUTSIDE = re.compile(r"/(?:home|root|tmp|Users|work|usr|opt|var)/|[A-Z]:\\")  # where somebody's machine would show
 
-# Runs a script with one epoch wherever it tunes, for the tests have minutes.
+# Runs a script with a few steps wherever it tunes, for the tests have minutes.
 SHORT = """
 import runpy, sys
 import lamplit
 
 settings = lamplit.TuneSettings
-lamplit.TuneSettings = lambda **given: settings(**given | {"epochs": 1, "num_evals": 1})
+lamplit.TuneSettings = lambda **given: settings(**given | {"steps": 6, "num_evals": 1})
 script = sys.argv.pop(1)
 runpy.run_path(script, run_name="__main__")
 """
@@ -140,7 +140,7 @@ def test_old_index(folder):
 
 @pytest.mark.slow
 def test_icons(tmp_path):
-    words = run_short(tmp_path, "icons")
+    words = run_short(tmp_path, "icons", "glyphs-poly", "flat-color-icons")
     recall, chance = re.search(r"recall@5 ([\d.]+), chance ([\d.]+)", words).groups()
     assert float(recall) > 5 * float(chance)
     with Image.open(tmp_path / "runs/icons/searches.png") as sheet:

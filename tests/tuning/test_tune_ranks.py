@@ -123,7 +123,7 @@ def drawings_path(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mode": "UU", "image_head": True}, {"mode": "UU", "loss": "sigmoid", "image_delay": 0.5}, {"mode": "uu"}],
+    [{"mode": "UU", "image_head": True, "loss": "sigmoid", "image_delay": 0.5}, {"mode": "uu"}],
     ids=str,
 )
 def test_two_processes_tune_an_image_tower_as_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -35,7 +36,7 @@ def find_language(captions: Sequence[str]) -> str | None:
     together = "\n".join(sample)
     if sum(map(str.isalpha, together)) < _LEAST_LETTERS:
         return None
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    identifier = _identifier()
     language: str = identifier.classify(together)[0]
     if language in ("en", _NO_LANGUAGE):
         return None
@@ -43,6 +44,11 @@ def find_language(captions: Sequence[str]) -> str | None:
     if alone["en"] > _MOST_ENGLISH * len(sample):
         return None
     return language if language == alone.most_common(1)[0][0] else _UNKNOWN
+
+
+@cache  # reading it takes most of a second, and a comparison has many runs
+def _identifier() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
 
 
 def advise(captions: Sequence[str], tower: TextTower) -> str | None:
