@@ -78,6 +78,7 @@ def test_evaluate(tmp_path):
         assert text["largest_difference"] < 1e-5, "the same class vectors on both sides"
         assert text["limit"] > 1
     check_sides(whole, 3)
+    assert whole["limit"] > 1
     check_sides(cached, 1)
     assert cached["encoding_the_prompts_once"] > 0
 

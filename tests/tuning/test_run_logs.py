@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ctrl_c import pressed_at
 
 from lamplit.errors import UsageError
 from lamplit.tuning.run import tune
-from lamplit.tuning.run_logs import numbers_of, require_logs
+from lamplit.tuning.run_logs import numbers_of, open_run_logs, require_logs
 from lamplit.tuning.settings import TuneSettings
 
 Numbers = list[tuple[int, float]]
@@ -59,6 +60,20 @@ def test_it_has_the_numbers_of_the_log_and_each_step_once(
         assert [value for _, value in found] == pytest.approx([value for _, value in expected]), name
     assert [step for step, _ in read(out, "loss")] == list(range(1, report.steps + 1))
     assert read(out, "held_out/mean_recall")[0][0] == 0
+
+
+def test_events_of_a_run_that_goes_on_at_once_are_read_last(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "log.jsonl").touch()
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    before = folder / f"events.out.tfevents.{int(time.time())}.zz.9.9"
+    before.touch()
+    with open_run_logs(tmp_path, ["tensorboard"], {}) as write:
+        write({"step": 1, "loss": 2.0})
+    first, last = sorted(folder.iterdir())
+    assert first == before
+    assert last.stat().st_size > 0
 
 
 @pytest.mark.parametrize("kind", ["csv", "tensorboard"])

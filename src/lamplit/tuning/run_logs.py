@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -100,6 +101,7 @@ def _open_tensorboard(folder: Path, before: Sequence[tuple[int, dict[str, float]
     is_new = not folder.is_dir() or not any(folder.iterdir())
     # What was logged of steps that are taken again is no longer shown.
     last = before[-1][0] if before and not is_new else None
+    _wait_for_a_name(folder)
     writer = tensorboard.SummaryWriter(str(folder), purge_step=None if last is None else last + 1)
 
     def write(step: int, numbers: dict[str, float]) -> None:
@@ -112,6 +114,13 @@ def _open_tensorboard(folder: Path, before: Sequence[tuple[int, dict[str, float]
         yield write
     finally:
         writer.close()
+
+
+def _wait_for_a_name(folder: Path) -> None:
+    """Let the second of the last file pass: TensorBoard reads files in the order of names, which begin with it."""
+    now = time.time()
+    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
+        time.sleep(1 - now % 1)
 
 
 @contextmanager
