@@ -148,9 +148,7 @@ def whole(
     least = least_seconds(model, [prompt.replace("{}", name) for name in names for prompt in prompts])
     least += num_images * image_operations(model) / product_rate()
     figures["limit"] = figures["sides"]["clip-benchmark"]["median"] / least
-    console.print(
-        f"limit of the first time, if all of it were products at this speed: {figures['limit']:.2f}x"
-    )
+    console.print(f"limit of the first time, if all of it were products at this speed: {figures['limit']:.2f}x")
     return figures
 
 

@@ -11,9 +11,10 @@ from lamplit._version import __version__
 if TYPE_CHECKING:
     from lamplit.app.launch import serve
     from lamplit.data.catalog import fetch
-    from lamplit.data.pairs import Pair, Pairs, read_pairs
+    from lamplit.data.pairs import Pair, Pairs
     from lamplit.data.preprocessing import Preprocessing
     from lamplit.data.skipped import Skipped
+    from lamplit.data.sources import read_pairs
     from lamplit.errors import (
         ImageError,
         LamplitError,
@@ -134,7 +135,7 @@ _HOMES = {
     "open_text_tower": "towers.texts.text_tower",
     "plan": "planning",
     "push": "publishing.pushing",
-    "read_pairs": "data.pairs",
+    "read_pairs": "data.sources",
     "read_recipe": "tuning.settings",
     "run_benchmarks": "evaluation.benchmarks",
     "search": "retrieval.searcher",

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.data.census import SAMPLE, Census
-from lamplit.data.pairs import Pair, Pairs, read_pairs
+from lamplit.data.pairs import Pair, Pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import UsageError
 from lamplit.losses.contrastive import softmax_loss
 from lamplit.metrics.ranking import retrieval_metrics

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError, UsageError
 
 COCO = {

@@ -16,7 +16,7 @@ from lamplit.data import packages
 from lamplit.data.catalog import CATALOG, fetch
 from lamplit.data.images import decode_image, open_bytes
 from lamplit.data.makers import parse_idx, parse_stamp_captions, parse_svg_description, render_svg
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import ImageError, PairsError, UsageError
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.data.file_names import NameFinder, place_of
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take both forms, or backslashes")

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from lamplit.data.folders import choose_files
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.data.splits import split_of
 from lamplit.errors import PairsError, UsageError
 

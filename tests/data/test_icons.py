@@ -19,7 +19,7 @@ from lamplit.data import icons
 from lamplit.data.catalog import fetch
 from lamplit.data.icons import choose_icons, read_icons, svg_of, words
 from lamplit.data.images import decode_image
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.data.svg import draw_svg
 from lamplit.errors import PairsError, UsageError
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from lamplit.data.image_files import walk
-from lamplit.data.pairs import Pair, read_pairs
+from lamplit.data.pairs import Pair
 from lamplit.data.skipped import Skipped
+from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 
 IMAGES = [b"A", b"B", None]  # the last could not be downloaded
 METAS: list[dict[str, Any]] = [

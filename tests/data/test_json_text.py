@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.data.json_text import DEEPEST, parse_json
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('[]{}"\\a')),

@@ -21,7 +21,8 @@ from lamplit.data import placed_images
 from lamplit.data.image_files import file_holding, read_image
 from lamplit.data.images import open_bytes, read_thumbnail
 from lamplit.data.inputs import decode_input
-from lamplit.data.pairs import Pair, read_pairs
+from lamplit.data.pairs import Pair
+from lamplit.data.sources import read_pairs
 from lamplit.errors import ImageError
 
 COUNT = 20

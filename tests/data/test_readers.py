@@ -114,7 +114,7 @@ def test_tables_need_no_home(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment["HOME"] = str(write(tmp_path / "home", ""))  # nothing can be written into a file
     code = (
-        "import sys; from lamplit.data.pairs import read_pairs\n"
+        "import sys; from lamplit.data.sources import read_pairs\n"
         "print([pair.id for name in sys.argv[1:] for pair in read_pairs(name)], 'datasets' in sys.modules)"
     )
     files = [str(tmp_path / f"a.{suffix}") for suffix in ("csv", "jsonl", "parquet")]

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.data import tar_members, tars
-from lamplit.data.pairs import Pair, read_pairs
+from lamplit.data.pairs import Pair
 from lamplit.data.skipped import Skipped
+from lamplit.data.sources import read_pairs
 from lamplit.data.tars import TarSamples
 from lamplit.errors import PairsError
 

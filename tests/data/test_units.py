@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.pairs import Pairs
+from lamplit.data.sources import read_pairs
 from lamplit.data.units import Unit, pairs_of, plan_units
 from lamplit.errors import PairsError, UsageError
 

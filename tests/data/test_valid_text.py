@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.data.images import open_bytes
-from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.pairs import Pairs
 from lamplit.data.skipped import Skipped
+from lamplit.data.sources import read_pairs
 from lamplit.data.valid_text import file_named, valid_id, valid_text, valid_value
 from lamplit.errors import ImageError
 

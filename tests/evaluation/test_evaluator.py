@@ -16,7 +16,8 @@ from packed_images import drawings, pack
 from PIL import Image
 
 import lamplit
-from lamplit.data.pairs import Pair, read_pairs
+from lamplit.data.pairs import Pair
+from lamplit.data.sources import read_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.evaluation.result_building import thumbnail

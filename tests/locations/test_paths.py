@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from object_server import ObjectServer
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import MissingExtraError, UsageError
 from lamplit.locations.paths import find_files, lance_options, path_of, require_local, write_new, write_whole
 

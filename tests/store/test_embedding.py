@@ -33,8 +33,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lamplit.data.images import Skipped, decode_image
-from lamplit.data.pairs import Pair, Pairs, read_pairs
+from lamplit.data.pairs import Pair, Pairs
 from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.store import store_writer

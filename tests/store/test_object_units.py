@@ -10,7 +10,7 @@ import torch
 from object_server import ObjectServer
 from same_stores import require_equal_stores
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.data.units import Unit
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store

@@ -20,7 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 from same_stores import require_equal_stores
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import StoreError, UsageError
 from lamplit.store import table_writing, unit_embedding
 from lamplit.store.embed_report import EmbedReport

@@ -31,8 +31,9 @@ from lamplit.data.foreign_tables import (
     widths,
 )
 from lamplit.data.image_files import is_lance
-from lamplit.data.pairs import Pair, Pairs, read_pairs, unreadable
+from lamplit.data.pairs import Pair, Pairs, unreadable
 from lamplit.data.readers import READ_ERRORS
+from lamplit.data.sources import read_pairs
 from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.errors import PairsError, UsageError
 from lamplit.locations.paths import path_of, require_local

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
 
+from lamplit.data.pairs import Pairs
 from lamplit.data.tar_members import CutError, read_members
 from lamplit.errors import PairsError, UsageError
-
-if TYPE_CHECKING:  # it needs what is here
-    from lamplit.data.pairs import Pair, Pairs
 
 UNIT_ROWS = 250_000  # at most, if nobody asks for another number
 _FEWEST_ROWS = 1024
 _UNITS = 64  # of a source that is not so large
-
-
-@dataclass(frozen=True)
-class Parts:
-    """How to read a source in parts, from one of its places to another: places of files, of rows or of tars.
-
-    Attributes:
-        size: number of places.
-        num_rows: number of rows, about.
-        cuts: gives for a number of rows the places at which parts of about so many begin, ascending, from 0 on.
-        names: gives what a part is made of, as text: another part of any source has other names.
-        read: begins to read a part; the ids are those that its pairs have in the whole source.
-    """
-
-    size: int
-    num_rows: int
-    cuts: Callable[[int], Sequence[int]]
-    names: Callable[[int, int], Iterable[str]]
-    read: Callable[[int, int], Iterator[Pair]]
 
 
 @dataclass(frozen=True)

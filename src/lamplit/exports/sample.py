@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from lamplit.data.images import convert_image, decode_image, open_bytes
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.exports.parts import find_image_tower
 from lamplit.model import LiT

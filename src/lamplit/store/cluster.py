@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import LamplitError, PairsError, StoreError, UsageError, first_line, require
 from lamplit.progress import progress_bar
 from lamplit.store import unit_embedding

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from lamplit.data.images import MAX_PIXELS
-from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.pairs import Pairs
 from lamplit.data.skipped import Skipped
+from lamplit.data.sources import read_pairs
 from lamplit.errors import TowerError, UsageError, kind_of
 from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar

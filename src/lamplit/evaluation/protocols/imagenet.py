@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamplit.data.pairs import read_pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, from_files, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import (

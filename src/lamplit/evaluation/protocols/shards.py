@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from lamplit.data.columns import strip
-from lamplit.data.pairs import Pairs, read_pairs
+from lamplit.data.pairs import Pairs
+from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import zero_shot
 from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Retrieval, Task

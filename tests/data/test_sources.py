@@ -18,8 +18,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from lamplit.data.pairs import Pair, read_pairs
+from lamplit.data.pairs import Pair
 from lamplit.data.skipped import Skipped
+from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError, UsageError
 
 
@@ -296,7 +297,7 @@ def test_wanted_columns_that_do_not_exist_are_listed(tmp_path):
 
 
 def test_a_hub_data_set_that_cannot_be_reached_says_so(tmp_path):
-    code = "from lamplit.data.pairs import read_pairs; read_pairs('nobody/nothing')"
+    code = "from lamplit.data.sources import read_pairs; read_pairs('nobody/nothing')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 1
@@ -309,7 +310,7 @@ def test_reading_leaves_no_cache(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"image": encoded()} for _ in range(2000)]), tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("image\n" + "".join(f"{number}.png\n" for number in range(10_000)))
     code = (
-        "import sys; from lamplit.data.pairs import read_pairs\n"
+        "import sys; from lamplit.data.sources import read_pairs\n"
         "print(sum(1 for name in sys.argv[1:] for pair in read_pairs(name)))"
     )
     home = tmp_path / "home"
