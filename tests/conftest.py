@@ -43,7 +43,7 @@ from lamplit.tuning.closed_form import fit_head
 gc.set_threshold(20_000, 20, 100)  # as the command line has it
 # The same examples in every run, so that a red suite speaks of the change; `--hypothesis-profile explore` seeks others.
 settings.register_profile("suite", derandomize=True, deadline=None)  # a busy machine breaks no test
-settings.register_profile("explore", print_blob=True)
+settings.register_profile("explore", print_blob=True, deadline=None)
 settings.load_profile("suite")
 # Whole files that need what Windows does not have: pseudo-terminals.
 collect_ignore = ["cli/test_thumbnails.py"] if os.name == "nt" else []

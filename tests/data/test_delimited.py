@@ -21,7 +21,7 @@ def opened(path: Path, content: str, name: str = "a.csv") -> DelimitedFile:
     return DelimitedFile.open(file, file.suffix)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from([(".csv", ","), (".csv", ";"), (".csv", "\t"), (".csv", "|"), (".tsv", "\t"), (".tsv", ",")]),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),

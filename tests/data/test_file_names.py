@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from unicodedata import normalize
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.data.file_names import NameFinder, place_of
@@ -56,7 +56,6 @@ def test_one_spelling_for_one_file() -> None:
     assert {place_of(name) for name in names} == {"a/ä.jpg"}
 
 
-@settings(deadline=None)
 @given(st.text("ab./\\é", max_size=8))
 def test_names_are_spelled_as_paths_are(name: str) -> None:
     folder = Path("/nowhere")

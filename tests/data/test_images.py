@@ -412,7 +412,7 @@ def fuzz_files() -> dict[str, bytes]:
 FUZZ_FILES = fuzz_files()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_damage_of_any_kind_decodes_or_is_an_image_error(seed):
     chance = random.Random(seed)
@@ -519,7 +519,7 @@ def test_stored_content_is_not_decoded(tmp_path, workers):
     assert [batch.size for batch in batches] == [3, 3, 2]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(kinds=st.text("uuuncsm", max_size=40), batch_size=st.integers(1, 4), blocks=st.integers(1, 4))
 def test_long_batches_of_known_files_hold_what_short_ones_do(
     tmp_path_factory: pytest.TempPathFactory, kinds: str, batch_size: int, blocks: int

@@ -98,7 +98,7 @@ def test_the_reference_is_torchvision_s_transform(shape):
     assert torch.allclose(preprocessing.reference(image), torchvisions(image), atol=1e-5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
     st.tuples(st.integers(2, 40), st.integers(1, 40)),  # torch 2.14 cannot scale to 1 x 1
@@ -219,7 +219,7 @@ def test_without_antialias_fractions_are_cut_off():
     assert preprocessing.resize(image)[0].tolist() == [[0, 63, 191, 255]]  # not 64: 63.75 and 191.25
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300)), st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_without_antialias_every_image_fills_the_tower_s_input(shape, size):
     preprocessing = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, "bilinear", fit="squash", antialias=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.data import sorted_keys
@@ -18,14 +18,12 @@ def as_keys(keys: list[tuple[int, int]]) -> sorted_keys.Keys:
     return np.array(keys, np.uint64).reshape(-1, 2)
 
 
-@settings(deadline=None)
 @given(KEYS, KEYS)
 def test_find(there: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
     found = SortedKeys.of(as_keys(there)).find(as_keys(asked))
     assert found.tolist() == [there.index(key) if key in there else -1 for key in asked]
 
 
-@settings(deadline=None)
 @given(st.lists(KEYS, max_size=6))
 def test_set_of_blocks(blocks: list[list[tuple[int, int]]]) -> None:
     keys, seen = KeySet(), set()

@@ -106,7 +106,7 @@ SHARD = {f"{n:03}.{end}": f"{n}{end}".encode() * 99 for n in range(4) for end in
 WHOLE = tar_bytes(SHARD)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, len(WHOLE)))
 def test_a_shard_that_was_cut_off_gives_what_is_whole(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     folder = tmp_path_factory.mktemp("cut")

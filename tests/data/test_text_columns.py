@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.data import text_columns
@@ -45,7 +45,6 @@ def test_space_is_what_strip_takes_off() -> None:
     assert sorted(SPACE) == [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(0, 6), st.lists(st.sampled_from(COLUMNS), max_size=3))
 def test_texts_of_columns(data: st.DataObject, num_rows: int, kinds: list[tuple[Any, pa.DataType]]) -> None:
     columns = {
@@ -67,7 +66,6 @@ def test_paths() -> None:
     assert path_texts(pa.array([1, 2])).to_pylist() == ["", ""]
 
 
-@settings(deadline=None)
 @given(st.lists(LISTS, max_size=6), st.integers(0, 2))
 def test_first_and_number_of_texts(lists: list[list[str | None] | None], start: int) -> None:
     cells, rows = pa.array(lists, pa.list_(pa.string())).slice(start), [row or [] for row in lists[start:]]

@@ -54,7 +54,7 @@ def features_of(norm: nn.LayerNorm) -> Tensor:
     st.sampled_from(["plain", "with a zero", "with zeros", "with a tiny one", "negative", "without a constant"]),
     st.integers(0, 2**16),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_folded_head_gives_the_same(width: int, joint_width: int, kind: str, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -118,7 +118,7 @@ def assert_agree(actual, expected, tolerance):
 
 
 @LOSSES
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_as_the_slow_loss(kind, data):
     count = data.draw(st.integers(1, 23), label="B")

@@ -104,7 +104,7 @@ def dealt(draw: st.DrawFn, count: int) -> list[Tensor]:
 
 
 @LOSSES
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_shares_add_up_to_the_loss(kind: str, data: st.DataObject) -> None:
     count, width = data.draw(st.integers(1, 23), label="B"), data.draw(st.integers(1, 9), label="D")

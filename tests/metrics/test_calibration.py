@@ -61,7 +61,7 @@ def test_edges_of_the_bins() -> None:
     assert reliability_bins(numbers(), bools()) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50), st.integers(1, 20))
 def test_error_as_the_slow_one_and_bounded(answers: list[tuple[float, bool]], bins: int) -> None:
     confidences = torch.tensor([confidence for confidence, _ in answers], dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_temperature_that_made_the_labels_is_found_again() -> None:
     assert fit_temperature(cosines, labels) == pytest.approx(20, rel=0.1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 999), st.floats(0.2, 5), st.floats(-1, 1))
 def test_temperature_follows_the_size_of_cosines_and_not_their_offset(seed: int, size: float, offset: float) -> None:
     cosines, labels = random_sample(seed, count=30)
@@ -181,7 +181,7 @@ def test_sigmoid_of_samples_that_say_little() -> None:
 # --- Thresholds
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=60), st.floats(0.01, 1))
 def test_share_is_kept_and_no_higher_threshold_keeps_it(values: list[float], share: float) -> None:
     cosines = torch.tensor(values, dtype=torch.float64)
@@ -211,7 +211,7 @@ def test_none_of_these_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gain", [balanced_accuracy, f1])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_threshold_as_the_slow_one(gain, data) -> None:
     count = data.draw(st.integers(2, 25))

@@ -33,7 +33,7 @@ def data(count, width, classes, seed):
     return numbers.normal(size=(count, width)) + labels[:, None] / 3, labels
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(3, 30), st.integers(1, 30), st.sampled_from([1.0, 32.0, 1024.0]), st.integers(0, 99))
 def test_as_least_squares(count, width, l2, seed):
     (train, labels), (test, truth) = (data(count, width, 3, seed + i) for i in (0, 1000))
@@ -79,7 +79,6 @@ def test_dual_is_primal():
     torch.testing.assert_close(large.weight[[*range(19), 30]], small.weight, atol=1e-12, rtol=0)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 20), st.integers(0, 99))
 def test_draw(shots, classes, more, seed):
     numbers = np.random.default_rng(seed)

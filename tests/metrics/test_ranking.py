@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -73,7 +73,6 @@ def slow_ranks(scores, links):
     return ranks
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_ranks_as_the_slow_ones(data):
     num_queries, num_gallery, width = (data.draw(st.integers(1, 9)) for _ in range(3))
@@ -180,7 +179,6 @@ def slow_class_rank(row, labels):
     return 1 + sum(c not in labels for c in order[: order.index(best)])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
 def test_class_ranks_as_the_slow_ones(count, classes, most, seed):
     numbers = np.random.default_rng(seed)
@@ -197,7 +195,6 @@ def test_class_ranks_as_the_slow_ones(count, classes, most, seed):
     assert (found == 1).tolist() == right, "rank 1 is what argmax calls right"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 9), st.integers(0, 99))
 def test_the_best_entry_of_a_class_counts(count, classes, more, seed):
     numbers = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ def spread_slowly(values: list[list[float]], window: tuple[float, ...], size: tu
     return rows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.tuples(st.integers(1, 12), st.integers(1, 12)),

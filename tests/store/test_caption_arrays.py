@@ -47,7 +47,7 @@ def require_slow_ones(captions: Captions, store: Store) -> None:
 
 
 @given(st.lists(st.lists(WORDS, max_size=3), min_size=1, max_size=12), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_captions_are_the_slow_ones(texts: list[list[str]], random: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = [f"hash{i % 5}" for i in range(len(texts))]

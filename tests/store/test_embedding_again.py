@@ -52,7 +52,7 @@ def usable(report: EmbedReport) -> int:
     return report.embedded + report.moved + report.copies + report.unchanged
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(rows_given, contents_given, rows_given, contents_given, st.integers(1, 5), st.integers(1, 4))
 def test_again_gives_what_a_new_store_has(
     tmp_path_factory: pytest.TempPathFactory,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.data.foreign_tables import Described, plain_cells
@@ -36,7 +36,6 @@ def described(metadata: dict[str, Any], size: int) -> Described:
     return Described(pa.array([""] * size, pa.string()), pa.array([[]] * size, pa.list_(pa.string())), metadata)
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(COLUMNS))
 def test_column_of_metadata(data: st.DataObject, column: tuple[Any, pa.DataType, list[pa.DataType]]) -> None:
     values, have, targets = column
@@ -61,7 +60,6 @@ def test_ids_contents_and_what_is_skipped() -> None:
     assert [item.reason for item in made.skipped] == ["no vector", "the vector has NaN, infinite or missing values"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.9985, 1.0015), min_size=1, max_size=5), st.integers(0, 9))
 def test_unit_float16_alone_or_in_a_block(lengths: list[float], seed: int) -> None:
     """Whether a block is all of unit length decides nothing about any vector in it."""

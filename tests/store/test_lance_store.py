@@ -136,7 +136,7 @@ def test_rows_with_and_without_a_vector_are_one_commit(path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9)), max_size=6), max_size=5))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_any_sequence_of_writes_is_a_dictionary(
     tmp_path_factory: pytest.TempPathFactory, writes: list[list[tuple[str, int]]]
 ) -> None:

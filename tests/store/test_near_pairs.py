@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -28,7 +28,6 @@ def all_pairs(halves: torch.Tensor, limit: float, chunk_size: int) -> dict[tuple
     return found
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 90), st.sampled_from([3, 64, 130, 300]), st.sampled_from([0.05, 0.5, 0.95]),
     st.sampled_from([1, 7, 40, 128]), st.floats(0, 2), st.integers(0, 3), st.sampled_from([1e-3, 1.0, 100.0]),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import write_store
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -61,7 +61,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_store(path, vectors, [row.texts for row in rows], [dict(row.metadata) for row in rows])
 
 
-@settings(deadline=None)
 @given(rows_given)
 def test_what_is_unlike_is_what_row_after_row_says(
     store: Store, given_rows: list[tuple[int, str, list[str] | None, dict[str, Any]]]

@@ -66,7 +66,7 @@ def test_arrays_come_back(save: object, file: Path) -> None:
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_bfloat16_is_read_from_what_numpy_makes_of_it(
     tmp_path_factory: pytest.TempPathFactory, values: list[float]
 ) -> None:
@@ -159,7 +159,7 @@ def test_no_file(file: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # numpy's, of headers that Python 2 might have written
 @given(st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_damaged_files_are_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Whatever is wrong, it is one error or the true values: every member has a checksum."""
     file = tmp_path_factory.getbasetemp() / "damaged.npz"

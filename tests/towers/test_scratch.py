@@ -68,7 +68,7 @@ def test_size_is_bounded() -> None:
 
 
 @given(st.lists(st.text(st.sampled_from("abc дж中,.ßÉ"), min_size=1), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_captions_make_a_vocabulary_that_reads_them(captions: list[str]) -> None:
     if not any(split_words(caption) for caption in captions):
         return

@@ -75,7 +75,7 @@ def test_vectors_do_not_depend_on_padding(tower: TextTower, pass_cost: int, monk
 
 
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_any_order_and_number(tower: TextTower, texts: list[str]) -> None:
     known = dict(zip(TEXTS, vectors(tower, TEXTS), strict=True))
     assert (vectors(tower, texts) - torch.stack([known[text] for text in texts])).abs().max() < 1e-6
@@ -117,7 +117,7 @@ def cost(lengths: Sequence[int], cuts: Sequence[int], pass_cost: int) -> int:
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8).map(sorted), st.integers(0, 60))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_length_groups_are_the_best_of_all_cuts(lengths: list[int], pass_cost: int) -> None:
     places = range(1, len(lengths))
     best = min(

@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.errors import TowerError
@@ -40,7 +40,6 @@ def test_short_texts_are_filled_with_ends_and_long_ones_keep_theirs(tokenizer: S
 
 
 @given(st.text(max_size=40), st.integers(1, 20))
-@settings(deadline=None)
 def test_the_last_token_is_always_the_end(tokenizer: SentencePiece, text: str, context_length: int) -> None:
     row, whole = ids(tokenizer, text, context_length), ids(tokenizer, text, None)
     assert len(row) == context_length

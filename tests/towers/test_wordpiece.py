@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.errors import TowerError
@@ -121,7 +121,6 @@ def slow_pieces(word: str, vocabulary: list[str]) -> list[str]:
 
 
 @given(st.text(st.sampled_from("catsching.дж"), max_size=60))
-@settings(deadline=None)
 def test_longest_match_first(tokenizer: WordPiece, text: str) -> None:
     vocabulary = [token for token in TOKENS if token not in (PAD, UNKNOWN, CLASS)]
     expected = [piece for word in split_words(text) for piece in slow_pieces(word, vocabulary)]
@@ -152,7 +151,6 @@ def test_a_word_of_more_than_100_bytes_is_unknown(tokenizer: WordPiece, letter: 
 
 
 @given(st.text(), st.integers(1, 20))
-@settings(deadline=None)
 def test_rows(tokenizer: WordPiece, text: str, context_length: int) -> None:
     [row], [whole] = tokenizer.encode([text], context_length), tokenizer.encode([text], None)
     assert row == whole[:context_length]
@@ -164,7 +162,6 @@ def test_rows(tokenizer: WordPiece, text: str, context_length: int) -> None:
 
 
 @given(st.text(), st.integers(1, 20))
-@settings(deadline=None)
 def test_filled_rows(tokenizer: WordPiece, text: str, context_length: int) -> None:
     filling = WordPiece(TOKENS, fill=True)
     [row], [plain] = filling.encode([text], context_length), tokenizer.encode([text], context_length)

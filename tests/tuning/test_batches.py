@@ -21,7 +21,7 @@ def made(num_pairs: int, **changes: object) -> Batches:
 
 
 @given(st.integers(2, 60), st.integers(2, 70), st.sampled_from([0.5, 1, 2, 3, 4.7]), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_pair_is_seen_as_often_as_epochs_say(num_pairs: int, batch_size: int, epochs: float, seed: int) -> None:
     batches = made(num_pairs, batch_size=batch_size, seed=seed, epochs=epochs)
     assert batches.batch_size == min(batch_size, num_pairs)

@@ -83,7 +83,7 @@ def steps(text_folder: Path) -> dict[str, Step]:
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @given(chunk_tokens=st.integers(1, 900), memory_budget=st.sampled_from([0, 1, 200_000, 1_000_000, HUGE, None]))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_gradient_is_the_plain_steps(
     steps: dict[str, Step], loss: str, chunk_tokens: int, memory_budget: int | None
 ) -> None:
@@ -103,7 +103,7 @@ def test_gradient_is_the_plain_steps(
     chunk_rows=st.integers(1, B),
     memory_budget=st.sampled_from([0, 1, 200_000, HUGE, None]),
 )
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_gradient_of_two_sides_is_the_plain_steps(
     steps: dict[str, Step], chunk_tokens: int, chunk_rows: int, memory_budget: int | None
 ) -> None:

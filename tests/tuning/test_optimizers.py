@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from timm.models.vision_transformer import Attention
 from torch import nn
@@ -194,7 +194,6 @@ def test_warmup_cosine_by_hand():
     assert warmup_cosine(3, warmup_steps=3, total_steps=3) == 1.0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 100))
 def test_warmup_cosine_rises_then_falls(step, warmup_steps, total_steps):
     now, then = (warmup_cosine(k, warmup_steps=warmup_steps, total_steps=total_steps) for k in (step, step + 1))

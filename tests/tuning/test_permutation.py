@@ -12,14 +12,14 @@ from lamplit.tuning.permutation import BLOCK, WINDOW, blocks_of_window, permute,
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**63 - 1), st.integers(0, 10**6))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_pass_has_each_number_once(size: int, seed: int, number: int) -> None:
     found = stream(number * size, (number + 1) * size, size, seed)
     assert np.array_equal(np.sort(found), np.arange(size))
 
 
 @given(st.integers(50, 300), st.integers(0, 900), st.integers(0, 900), st.integers(0, 5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_part_is_cut_from_one_stream(size: int, start: int, length: int, seed: int) -> None:
     whole = stream(0, start + length, size, seed)
     assert np.array_equal(stream(start, start + length, size, seed), whole[start:])
@@ -51,7 +51,7 @@ def slow_windows(number: int, size: int, seed: int, block: int, window: int) -> 
 
 
 @given(st.integers(1, 700), st.integers(0, 3000), st.integers(0, 900), st.integers(0, 5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_windows_are_blocks_shuffled_and_their_rows_too(size: int, start: int, length: int, seed: int) -> None:
     block, window = 8, 64
     passes = range((start + length) // size + 1)

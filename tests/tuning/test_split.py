@@ -116,7 +116,7 @@ def contents_among(contents: NDArray[np.uint64], links: Links) -> set[int]:
 
 
 @given(collections(), st.sampled_from([0.0, 0.1, 0.2, 0.5]), st.sampled_from([0.0, 0.1, 0.2]), st.integers(0, 9))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_split_leaks_nothing(
     made: tuple[list[list[str]], list[str]], fraction: float, test_fraction: float, seed: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_any_split_leaks_nothing(
 
 
 @given(collections(), collections(), st.sampled_from([0.2, 0.5]), st.integers(0, 9))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_was_tuned_on_before_is_never_held_out(
     first: tuple[list[list[str]], list[str]], second: tuple[list[list[str]], list[str]], fraction: float, seed: int
 ) -> None:
@@ -257,7 +257,7 @@ def test_columns(made_up: Store) -> None:
     links=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=20, unique=True),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_recall_is_the_slow_ones(links: list[tuple[int, int]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     zimg = F.normalize(torch.randn(10, 6, generator=generator), dim=-1)
