@@ -719,7 +719,7 @@ def test_fuzzing_finds_no_server_error_and_no_answer_outside_the_description(fuz
         strategy |= operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
     answered = set()
 
-    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def fuzz(case: Any) -> None:
         response = case.call()
@@ -737,7 +737,7 @@ TOKENS = """
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(TOKENS.split()), min_size=1, max_size=9).map(" ".join) | st.text(max_size=30))
 def test_no_condition_breaks_the_server(client: TestClient, where: str) -> None:
     assert client.post("/search", json={"query": "ring", "where": where}).status_code in (200, 422)

@@ -11,7 +11,7 @@ from lamplit.retrieval.nearest import rank, rank_many
 from lamplit.retrieval.recall import recall_of, sample_queries
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 140), st.integers(0, 5))
 def test_ranks_tell_what_the_sieves_must_keep(size: int, chosen: int, width: int, seed: int) -> None:
     vectors, query = unit_rows(size, width, seed), unit_rows(1, width, seed + 9)[0]
@@ -72,7 +72,7 @@ def slow_candidates(planes: BitPlanes, query: np.ndarray, kept: tuple[int, int],
     return rows.tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5000), st.integers(1, 140), st.integers(1, 900), st.integers(1, 60), st.integers(0, 99))
 def test_candidates_by_hand(size: int, width: int, first: int, second: int, seed: int) -> None:
     vectors, query = unit_rows(size, width, seed), unit_rows(1, width, seed + 9)[0]

@@ -27,7 +27,7 @@ def slow(vectors: np.ndarray, query: np.ndarray, rows: list[int]) -> list[tuple[
     return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(0, 50), st.sampled_from([np.float16, np.float32]), st.data())
 def test_rank_is_the_slow_ranking(size: int, width: int, k: int, kind: type, data: st.DataObject) -> None:
     vectors = unit_rows(size, width, seed=size).astype(kind)

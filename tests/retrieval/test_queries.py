@@ -58,7 +58,7 @@ def test_error_points_at_the_place(query: str, reason: str, place: int) -> None:
 weights = st.floats(0.001, 100).map(lambda value: round(value, 3))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(max_size=8), weights, st.booleans(), st.booleans()), min_size=1, max_size=4))
 def test_what_is_written_is_read(parts: list[tuple[str, float, bool, bool]]) -> None:
     query, terms = "", []

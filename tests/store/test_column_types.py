@@ -94,7 +94,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert fitted({"a": None, "b": None}, pa.struct({"a": pa.int64()})) == {"a": None}
 
 
-@settings(max_examples=int(os.environ.get("EXAMPLES", 12)), deadline=None)
+@settings(max_examples=int(os.environ.get("EXAMPLES", 12)))
 @given(ROWS, st.integers(1, 3))
 @example([{"a": [{"\0": 1, "x\0": 2}]}, {"a": [{"\0": 2.5, "x\0": "y"}], "b": {"\0": "\0"}}], 1)
 def test_what_was_given_comes_back(

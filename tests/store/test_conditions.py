@@ -177,7 +177,7 @@ def rows_of(table: Any, condition: str) -> list[int]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables, st.lists(conditions, min_size=6, max_size=6))
 def test_rows_are_those_of_a_slow_reference(rows: list[Row], asked: list[Condition]) -> None:
     table = lance.write_dataset(pa.Table.from_pylist(rows, SCHEMA), "memory://")
@@ -386,7 +386,7 @@ def test_largest_conditions_are_answered_soon(table: Any) -> None:
     assert time.monotonic() - began < 30
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text(max_size=40)
     | st.lists(st.sampled_from(["whole", "(", ")", "'", "in", "not", ".", "1", "=", "`", "-"])).map(" ".join)

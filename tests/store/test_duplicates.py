@@ -115,7 +115,7 @@ def slow_components(num: int, edges: list[tuple[int, int]]) -> list[int]:
     return lowest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.data())
 def test_join_is_connected_components(num: int, data: st.DataObject) -> None:
     row = st.integers(0, num - 1)
@@ -149,7 +149,7 @@ def slow_duplicates(at: list[int], hashes: list[int]) -> list[list[tuple[str, fl
 NEAR = float(np.cos(np.deg2rad(12.5)))  # no pair of such vectors lies on it
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 71), st.integers(0, 30)), min_size=1, max_size=24), st.integers(1, 30))
 def test_groups_are_those_of_every_pair_by_itself(image_folder: list[tuple[int, int]], chunk_size: int) -> None:
     at, hashes = [place for place, _ in image_folder], [content for _, content in image_folder]

@@ -523,7 +523,7 @@ ROW = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(ROW, min_size=1, max_size=8), st.integers(1, 9))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], part_rows: int) -> None:
     folder = tmp_path_factory.mktemp("round")
@@ -538,7 +538,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[st
     assert after.metadata_columns == before.metadata_columns
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.lists(
         st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats(allow_nan=False, allow_infinity=False)

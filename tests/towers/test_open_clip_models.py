@@ -82,7 +82,7 @@ def test_saved_model_is_the_same(saved: tuple[Owner, Path], tmp_path: Path) -> N
     assert again.space == model.space == open_image_tower(f"open_clip:{folder}").identity().fingerprint
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=4))
 def test_any_text_is_read_as_open_clip_reads_it(vit: tuple[Owner, Path], vit_texts: LiT, texts: list[str]) -> None:
     owner, model = vit[0], vit_texts

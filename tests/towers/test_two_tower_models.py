@@ -123,7 +123,7 @@ def test_words_are_read_without_torch(name: str, tmp_path: Path) -> None:
     assert (torch.as_tensor(found) - model.encode_texts(SENTENCES)).abs().max() <= 1e-4
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=4))
 @torch.no_grad()
 def test_any_text_is_read_as_siglip_reads_it(siglip: tuple[Any, Path, LiT], texts: list[str]) -> None:
