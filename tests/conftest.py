@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gc
 import itertools
 import os
 import re
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lamplit.data.preprocessing import Preprocessing
+from lamplit.garbage import collect_rarely
 from lamplit.model import LiT
 from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
@@ -40,7 +40,7 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.closed_form import fit_head
 
-gc.set_threshold(20_000, 20, 100)  # as the command line has it
+collect_rarely()  # as the command line does
 # The same examples in every run, so that a red suite speaks of the change; `--hypothesis-profile explore` seeks others.
 settings.register_profile("suite", derandomize=True, deadline=None)  # a busy machine breaks no test
 settings.register_profile("explore", print_blob=True, deadline=None)

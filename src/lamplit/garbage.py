@@ -7,6 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def collect_rarely() -> None:
+    """Look for garbage seldom, in a process that is lamplit's own.
+
+    What torch, timm and transformers import stays. Looking through all of it again and again is a third of the time of
+    a short command.
+    """
+    gc.set_threshold(20_000, 20, 100)
+
+
 @contextmanager
 def frozen() -> Iterator[None]:
     """Spare the objects that are there now from garbage collection, which takes long to look at all of them.

@@ -22,6 +22,7 @@ from lamplit.cli import classifying, measuring, searching, serving, storing, tra
 from lamplit.cli.interruption import Commands
 from lamplit.cli.terminal import explain, print_line, stderr
 from lamplit.errors import LamplitError, UsageError
+from lamplit.garbage import collect_rarely
 
 app = typer.Typer(
     cls=Commands,
@@ -90,10 +91,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch's threads keep their cores for a while after each product, so two commands at once would take turns badly.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torch, timm and transformers make a million objects that stay. Looking through them again and again, and once more
-    # at the end, is a third of the time of a short command.
-    gc.set_threshold(20_000, 20, 100)
-    atexit.register(gc.freeze)
+    collect_rarely()
+    atexit.register(gc.freeze)  # the last collection, at the end, would look through all once more
     try:
         app(options + arguments[end:], prog_name="lamplit")
     except UsageError as error:

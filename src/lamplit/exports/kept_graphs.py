@@ -1,7 +1,7 @@
 """Graphs of text towers without their weights: where each weight lies, and a copy that is kept for the next tower.
 
-A graph depends on how a tower is built and not on its weights, and torch takes some ten seconds to write one. So it is
-kept in lamplit's cache, with the names of the weights where `text_tower.onnx` has their places.
+A graph depends on how a tower is built and not on its weights, and torch takes seconds to write one. So it is kept in
+lamplit's cache, with the names of the weights where `text_tower.onnx` has their places.
 """
 
 from __future__ import annotations
