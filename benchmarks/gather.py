@@ -44,7 +44,7 @@ def made(folder: Path, quick: bool) -> Path:
 
 def measure(store: Path, turns: int) -> list[dict[str, object]]:
     scale.python(scale.DERIVE, store)
-    [file] = store.glob("_search/*-rows/vectors.npy")
+    file = max(store.glob("_search/*-vectors/vectors.npy"), key=lambda file: file.stat().st_size)  # of the largest part
     size, width = np.load(file, mmap_mode="r").shape
     some = min(size, MOST)
     steps = max(1, some // BATCH)

@@ -25,6 +25,7 @@ from lamplit.errors import UsageError
 from lamplit.model import LiT
 from lamplit.retrieval import searcher as searching
 from lamplit.retrieval.projection import find_map, make_map, principal_axes
+from lamplit.store import derived
 from lamplit.store.lance_store import Store
 from lamplit.store.row_vectors import read_vectors
 
@@ -202,11 +203,11 @@ def test_area_of_a_large_store_is_searched_by_bits_or_exactly(
     store = write_store(tmp_path / "a.lance", vectors, [["a"]] * 600)
     reader = searching.as_reader(model)
     monkeypatch.setattr(Store, "require_tower", lambda *_: None)
+    monkeypatch.setattr(derived, "SMALL", 10)
     among = np.arange(600) % 3 == 0
     query = read_vectors(store)[torch.tensor([300])][0]
     found = [
-        searching.Searcher(reader, store, exact=is_exact, small=10).find(query, 20, among=among)
-        for is_exact in (True, False)
+        searching.Searcher(reader, store, exact=is_exact).find(query, 20, among=among) for is_exact in (True, False)
     ]
     assert all(row % 3 == 0 for each in found for row in each.rows.tolist())
     assert found[0].rows[0] == found[1].rows[0] == 300

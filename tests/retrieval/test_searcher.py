@@ -20,6 +20,7 @@ from lamplit.model import LiT
 from lamplit.retrieval.indexing import build_index
 from lamplit.retrieval.model_reader import ModelReader, as_reader
 from lamplit.retrieval.searcher import Hit, Searcher, search
+from lamplit.store import derived
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
 from lamplit.towers.model_folder import TEXT_GRAPH
@@ -121,7 +122,7 @@ def test_repr_of_a_hit() -> None:
 
 def test_repr(model: LiT, large: Store, by_bits: Searcher, store: Store) -> None:
     assert repr(Searcher(model, store)) == "<Searcher drawings.lance: 60 × 64, exact>"
-    assert repr(Searcher(model, large, exact=True, small=0)) == "<Searcher large.lance: 1200 × 64, exact>"
+    assert repr(by_files(model, large, exact=True)) == "<Searcher large.lance: 1200 × 64, exact>"
     assert re.fullmatch(r"<Searcher large.lance: 1200 × 64, recall@10 \d\.\d{3}>", repr(by_bits))
 
 
@@ -166,8 +167,9 @@ def test_a_query_of_unknown_words_says_so(model: LiT, store: Store, query: str) 
 
 
 @pytest.mark.parametrize("small", [0, 50_000])
-def test_copies_are_one_hit(text_folder: Path, tmp_path: Path, small: int) -> None:
+def test_copies_are_one_hit(text_folder: Path, tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine images, of which 0, 3 and 7 are one, as 2 and 5 are; two more have no known content."""
+    monkeypatch.setattr(derived, "SMALL", small)
     vectors = torch.randn(11, 8, generator=torch.Generator().manual_seed(0))
     vectors[3] = vectors[7] = vectors[0]
     vectors[5] = vectors[2]
@@ -175,7 +177,7 @@ def test_copies_are_one_hit(text_folder: Path, tmp_path: Path, small: int) -> No
     years = [{"year": year} for year in range(11)]
     store = write_store(tmp_path / "a.lance", vectors, [["ring"]] * 11, years, hashes=hashes)
     model = LiT(open_text_tower(f"hf:{text_folder}", width=8), store.tower)
-    searcher = Searcher(model, store, small=small)
+    searcher = Searcher(model, store)
     found = {int(hit.id): [int(name) for name in hit.copies] for hit in searcher.search("ring", k=11)}
     assert found == {0: [3, 7], 1: [], 2: [5], 4: [], 6: [], 8: [], 9: [], 10: []}
     pages = [searcher.search("ring", k=3, offset=offset) for offset in (0, 3, 6)]
@@ -202,15 +204,22 @@ def large(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.create(path, store.tower, rows, backend="torch", metadata_columns=["year"])
 
 
+def by_files(model: LiT, store: Store, *, exact: bool = False) -> Searcher:
+    """Search a store as one that is large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(derived, "SMALL", 0)
+        return Searcher(model, store, exact=exact)
+
+
 @pytest.fixture(scope="module")
 def by_bits(model: LiT, large: Store) -> Searcher:
-    searcher = Searcher(model, large, small=0)
-    assert searcher.collection.planes is not None
+    searcher = by_files(model, large)
+    assert not searcher.collection.is_exact
     return searcher
 
 
 def test_bits_find_what_the_product_finds(model: LiT, large: Store, by_bits: Searcher, store: Store) -> None:
-    exact = Searcher(model, large, exact=True, small=0)
+    exact = by_files(model, large, exact=True)
     vectors = store.vectors()[::6]
     missed = 0
     for vector in vectors:
@@ -237,9 +246,10 @@ def test_pages_have_no_gaps_and_no_repeats(by_bits: Searcher, where: str | None,
 @pytest.mark.parametrize("k", [101, 200, 5000])
 def test_beyond_the_first_100_hits_are_the_exact_ones(model: LiT, large: Store, k: int, where: str | None) -> None:
     """Candidates alone are kept so few here that a ranking that begins with them would be out of order."""
-    searcher = Searcher(model, large, small=0)
-    searcher.collection = replace(searcher.collection, kept=(130, 101))
-    exact = Searcher(model, large, small=0, exact=True)
+    searcher = by_files(model, large)
+    [part] = searcher.collection.parts
+    searcher.collection = replace(searcher.collection, parts=[replace(part, kept=(130, 101))])
+    exact = by_files(model, large, exact=True)
     for vector in F.normalize(torch.randn(5, 64, generator=torch.Generator().manual_seed(1)), dim=1):
         assert searcher.nearest(vector, k, where=where) == exact.nearest(vector, k, where=where)
 
@@ -320,12 +330,12 @@ def test_image_head_is_searched_in_its_own_space(text_folder: Path, tmp_path: Pa
     model = LiT(open_text_tower(f"hf:{text_folder}", width=5), store.tower, image_head=head)
     [query] = model.encode_texts(["ring"])
     expected = (model.read_store(store) @ query).sort(descending=True)
-    for searcher in (Searcher(model, store), Searcher(model, store, small=0, exact=True)):
+    for searcher in (Searcher(model, store), by_files(model, store, exact=True)):
         hits = searcher.nearest(query, 300)
         assert [hit.score for hit in hits] == pytest.approx(expected.values.tolist(), abs=1e-3)
     with torch.no_grad():
         head.weight += 1
-    assert Searcher(model, store, small=0, exact=True).nearest(query, 3) != hits[:3]
+    assert by_files(model, store, exact=True).nearest(query, 3) != hits[:3]
 
 
 def test_empty_store_finds_nothing(model: LiT, store: Store, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lamplit.exports.sample import SENTENCES
 from lamplit.exports.text_graph import SCRIPTS, write_words
 from lamplit.model import LiT, load
 from lamplit.retrieval.searcher import Searcher
+from lamplit.store import derived
 from lamplit.store.lance_store import Store
 from lamplit.towers.texts import word_reader as words
 from lamplit.towers.texts.text_tower import open_text_tower
@@ -91,10 +92,11 @@ def test_same_projection_of_images(reader: WordReader, model: LiT, store: Store)
 @pytest.mark.parametrize("query", ["ring", '"red" - 0.5 * "ring" + "kreuz" * 2', "ring " * 100])
 @pytest.mark.parametrize("where", [None, "year > 2050"])
 @pytest.mark.parametrize("small", [0, 1000])
-def test_same_hits(folder: Path, model: LiT, store: Store, query: str, where: str | None, small: int) -> None:
-    found, expected = (
-        Searcher(each, store, small=small).search(query, k=40, where=where) for each in (WordReader(folder), model)
-    )
+def test_same_hits(
+    folder: Path, model: LiT, store: Store, query: str, where: str | None, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived, "SMALL", small)
+    found, expected = (Searcher(each, store).search(query, k=40, where=where) for each in (WordReader(folder), model))
     assert [hit.id for hit in found] == [hit.id for hit in expected]
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 

@@ -2,96 +2,141 @@
 
 Up to `SMALL` images they are read into memory, and every search is the exact product. For larger stores, files are
 derived when the store is written, and for other models at their first search: vectors in float16 and two bits of each
-component, both memory-mapped, the order of the rows, which of them are copies, and how many rows the recall needs. A
+component, both memory-mapped, how many rows the recall needs, the order of the rows, and which of them are copies. A
 model whose joint space is the tower's own has no vectors of its own: those of `store.row_vectors` serve it as they
-serve `tune`. The files lie in the folder `_search` of the store, which Lance leaves alone, or in the user's cache if
-the store cannot be written to. Their name says from which rows and for which model they were made: when a store has
-changed, they are made again. They may be deleted.
+serve `tune`. A very large store has them in parts (`store_parts.py`): each is searched, and the best of all are the
+hits. When a store has changed, the files of the parts that have are made again. They may be deleted.
 
-Shapes: N images, E width of the model's joint space.
+Shapes: N images, n of a part, E width of the model's joint space.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.files import replacing
 from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar
-from lamplit.retrieval.bit_planes import BitPlanes
+from lamplit.retrieval.bit_planes import BitPlanes, Flags
 from lamplit.retrieval.copies import Copies
-from lamplit.retrieval.nearest import Vectors
+from lamplit.retrieval.nearest import Floats, Found, Vectors, rank
 from lamplit.retrieval.recall import choose_kept
 from lamplit.store.derived import (
-    DESCRIPTION,
-    SMALL,
+    RECALL,
+    Draft,
     centers,
+    derive,
     is_exact,
-    open_array,
-    remove_stale_files,
-    search_folders,
-    search_name,
+    is_small,
 )
+from lamplit.store.joined_vectors import JoinedVectors, Rows, join
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
+from lamplit.store.row_vectors import places, read_rows, read_vectors
+from lamplit.store.store_parts import Part
 from lamplit.unit_vectors import normalize
 
 logger = logging.getLogger(__name__)
 _BLOCK = 16384
-_FILES, _OWN_FILES = ("bits", "scale", "copies"), ("vectors", "order")
 Project = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
+class CollectionPart:
+    """Vectors that are searched together, and for many of them their bits.
+
+    Attributes:
+        vectors: (n, E).
+        rows: (n,) of the store, ascending; None if they are all of its rows.
+        planes: None if every search is exact.
+        kept: rows that the first and the second sieve let through.
+        recall: @10, as measured on a sample of the part.
+    """
+
+    vectors: Vectors
+    rows: Rows = None
+    planes: BitPlanes | None = None
+    kept: tuple[int, int] = (0, 0)
+    recall: float = 1.0
+
+    def rank(self, query: Floats, k: int, allowed: Flags | None) -> Found:
+        """Find the k nearest rows that are `allowed`, (N,), to a (D,) unit vector."""
+        own = self._own(allowed)
+        return self._in_store(rank(self.vectors, query, k, None if own is None else np.flatnonzero(own)))
+
+    def find(self, query: Floats, k: int, allowed: Flags | None) -> Found:
+        """Do what `rank` does, among candidates by their bits, if there are bits."""
+        if self.planes is None:
+            return self.rank(query, k, allowed)
+        return self._in_store(self.planes.find(self.vectors, query, k, self.kept, self._own(allowed)))
+
+    def _own(self, allowed: Flags | None) -> Flags | None:
+        return allowed if allowed is None or self.rows is None else allowed[self.rows]
+
+    def _in_store(self, found: Found) -> Found:
+        return found if self.rows is None else Found(self.rows[found.rows].astype(np.int64), found.scores)
+
+
+@dataclass(frozen=True)
 class Collection:
-    """The vectors that are searched, which images are copies of each other, and for large stores the vectors' bits."""
+    """The vectors that are searched, in parts, and which images are copies of each other."""
 
-    vectors: Vectors  # (N, E)
+    parts: Sequence[CollectionPart]
     copies: Copies
-    planes: BitPlanes | None = None  # None: every search is exact
-    kept: tuple[int, int] = (0, 0)  # rows that the first and the second sieve let through
-    recall: float = 1.0  # @10, as measured on a sample of the store
+
+    @cached_property
+    def vectors(self) -> Vectors | JoinedVectors:
+        """(N, E) vectors of all parts, in the order of the ids."""
+        return join([part.rows for part in self.parts], [part.vectors for part in self.parts])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no part has bits."""
+        return all(part.planes is None for part in self.parts)
+
+    @property
+    def recall(self) -> float:
+        """The recall@10 of the worst part, and so at least that of all together."""
+        return min(part.recall for part in self.parts)
+
+    def rank(self, query: Floats, k: int, allowed: Flags | None = None) -> Found:
+        """Find the k rows with the highest cosine to a (D,) unit vector, among all or the `allowed` ones, (N,)."""
+        return _best(k, [part.rank(query, k, allowed) for part in self.parts])
+
+    def find(self, query: Floats, k: int, allowed: Flags | None = None) -> Found:
+        """Find the k best candidates of a (D,) unit vector, among all rows or the `allowed` ones, (N,)."""
+        return _best(k, [part.find(query, k, allowed) for part in self.parts])
 
 
-def open_collection(
-    store: Store, project: Project, name: str, small: int = SMALL, *, progress: bool = False
-) -> Collection:
+def open_collection(store: Store, project: Project, name: str, *, progress: bool = False) -> Collection:
     """Open the vectors of a store in the space of a model; see the module for the files.
 
     Args:
         store: an open store.
         project: maps (n, D) float32 unit vectors of the store to (n, E) ones.
         name: fingerprint of the joint space; if it is the tower's own, `project` changes nothing.
-        small: largest number of images up to which no file is written.
         progress: show bars on stderr while files are made.
     """
-    if len(store) <= small:
-        return Collection(_in_memory(store, project), Copies.of(store.contents()))
-    own = None if name == store.tower.fingerprint else project
-    for folder in search_folders(store):
-        opened = _read(folder / search_name(store, name), store, own)
-        if opened is not None:
-            return opened
-    for folder in search_folders(store):
-        try:
-            _write(folder, search_name(store, name), store, own, progress=progress)
-        except OSError as error:  # no permission, or a full disk
-            logger.warning("no files for search in %s: %s", folder, error)
-            continue
-        opened = _read(folder / search_name(store, name), store, own)
-        if opened is not None:
-            return opened
-    vectors = _in_memory(store, project)
-    planes = BitPlanes.of(vectors)
-    return Collection(vectors, Copies.of(store.contents()), planes, *choose_kept(vectors, planes))
+    if is_exact(store):
+        return Collection([CollectionPart(_in_memory(store, project))], Copies.of(store.contents()))
+    rows = read_rows(store)
+    if name == store.tower.fingerprint:
+        stored = read_vectors(store, progress=progress).halves
+        arrays = stored.arrays if isinstance(stored, JoinedVectors) else [stored]
+    else:
+        arrays = [
+            _project(store, part, own, project, name, progress=progress)
+            for part, own in zip(store.parts, rows, strict=True)
+        ]
+    parts = [
+        _sieved(store, part, vectors, name, progress=progress, rows=own)
+        for part, vectors, own in zip(store.parts, arrays, rows, strict=True)
+    ]
+    return Collection(parts, _open_copies(store))
 
 
 def prepare(store: Store, *, progress: bool = False) -> None:
@@ -104,6 +149,14 @@ def prepare(store: Store, *, progress: bool = False) -> None:
         return normalize(zimg - center[0]) if center else zimg
 
     open_collection(store, project, store.tower.space(center), progress=progress)
+
+
+def _best(k: int, found: Sequence[Found]) -> Found:
+    """Return the k best rows of several rankings."""
+    if len(found) == 1:
+        return found[0]
+    joined = Found(np.concatenate([some.rows for some in found]), np.concatenate([some.scores for some in found]))
+    return joined.by_score()[:k]
 
 
 def _in_memory(store: Store, project: Project) -> Vectors:
@@ -119,73 +172,49 @@ def _in_memory(store: Store, project: Project) -> Vectors:
     return vectors
 
 
-def _read(folder: Path, store: Store, own: Project | None) -> Collection | None:
-    """Open derived files; None if they are not whole.
-
-    Args:
-        folder: what they lie in.
-        store: what they were made from.
-        own: maps the store's vectors to those that are searched; None if they are the same.
-    """
-    try:
-        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        first, second = described["kept"]
-        kept, recall = (int(first), int(second)), float(described["recall"])
-        words, scale, copies = (open_array(folder / f"{name}.npy") for name in _FILES)
-        if own is not None:
-            vectors, order = (open_array(folder / f"{name}.npy") for name in _OWN_FILES)
-            store.use_order(order)
-        else:
-            vectors = read_vectors(store).halves
-        width = vectors.shape[1]
-        if words.shape != (2, len(store), -(-width // 64)) or scale.shape != (width,):
-            return None
-        if len(vectors) != len(store) or len(copies) != 2:
-            return None
-        return Collection(vectors, Copies(*copies), BitPlanes(words, scale), kept, recall)
-    except (OSError, ValueError, LookupError, TypeError, EOFError):
-        return None
-
-
-def _write(folder: Path, name: str, store: Store, own: Project | None, *, progress: bool) -> None:
-    """Derive all files of a store, or none."""
-    logger.info("preparing %d images for search, once", len(store))
-    with replacing(folder / name) as partial:
-        partial.mkdir()
-        vectors = (
-            read_vectors(store, progress=progress).halves
-            if own is None
-            else _write_vectors(partial, store, own, progress=progress)
-        )
+def _open_copies(store: Store) -> Copies:
+    def make(draft: Draft) -> None:
         copies = Copies.of(store.contents())
-        np.save(partial / "copies.npy", np.stack([copies.rows, copies.contents]))
-        words = _create(partial / "bits.npy", (2, len(store), -(-vectors.shape[1] // 64)), np.uint64)
+        draft.create("copies", (2, len(copies)), np.int64)[:] = copies.rows, copies.contents
+
+    return Copies(*derive(store, "copies", ("copies",), make)["copies"])
+
+
+def _project(
+    store: Store, part: Part, rows: Rows, project: Project, name: str, *, progress: bool
+) -> NDArray[np.float16]:
+    """Open the (n, E) vectors of a part in a space of their own."""
+
+    def make(draft: Draft) -> None:
+        width = project(np.ones((1, store.tower.width), np.float32)).shape[1]
+        vectors = draft.create("vectors", (len(part), width), np.float16)
+        place, start = places(store, part, rows), 0
+        with progress_bar("vectors", len(part), shown=progress) as advance:
+            for block in store.blocks(part):
+                vectors[place[start : start + len(block)]] = project(block)
+                start += len(block)
+                advance(len(block), "")
+
+    return derive(store, f"vectors-{name}", ("vectors",), make, part=part)["vectors"]
+
+
+def _sieved(store: Store, part: Part, vectors: Vectors, name: str, *, rows: Rows, progress: bool) -> CollectionPart:
+    """Open what is derived from the (n, E) vectors of a part; nothing is from few."""
+    if is_small(len(part)):
+        return CollectionPart(vectors, rows)
+
+    def make(draft: Draft) -> None:
+        logger.info("preparing %d images for search, once", len(part))
+        words = draft.create("bits", (2, len(part), -(-vectors.shape[1] // 64)), np.uint64)
         planes = BitPlanes.of(vectors, words, progress=progress)
-        np.save(partial / "scale.npy", planes.scale)
+        draft.create("scale", planes.scale.shape, np.float32)[:] = planes.scale
         kept, recall = choose_kept(vectors, planes, progress=progress)
-        words.flush()
-        (partial / DESCRIPTION).write_text(json.dumps({"kept": kept, "recall": recall}) + "\n")
-        logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(store))
-    remove_stale_files(folder, store.version_digest)
+        draft.create("kept", (2,), np.int64)[:] = kept
+        draft.create(RECALL, (1,), np.float64)[:] = recall
+        logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(part))
 
-
-def _write_vectors(folder: Path, store: Store, project: Project, *, progress: bool) -> Vectors:
-    """Write the vectors of a space of its own, and the order of the rows."""
-    np.save(folder / "order.npy", store.order)
-    row_at, vectors, start = store.row_at, None, 0
-    with progress_bar("vectors", len(store), shown=progress) as advance:
-        for block in store.blocks():
-            halves = project(block).astype(np.float16)
-            if vectors is None:
-                vectors = _create(folder / "vectors.npy", (len(store), halves.shape[1]), np.float16)
-            vectors[row_at[start : start + len(halves)]] = halves
-            start += len(halves)
-            advance(len(halves), "")
-    assert vectors is not None, "only a store with rows has files"
-    vectors.flush()
-    return vectors
-
-
-def _create(file: Path, shape: tuple[int, ...], kind: Any) -> np.memmap[Any, Any]:
-    made: np.memmap[Any, Any] = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
-    return made
+    found = derive(store, name, ("bits", "scale", "kept", RECALL), make, part=part)
+    first, second = found["kept"].tolist()
+    return CollectionPart(
+        vectors, rows, BitPlanes(found["bits"], found["scale"]), (first, second), float(found[RECALL][0])
+    )

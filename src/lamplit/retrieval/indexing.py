@@ -19,7 +19,7 @@ from lamplit.errors import UsageError
 from lamplit.files import write_text
 from lamplit.locations.paths import require_local
 from lamplit.retrieval.collection import open_collection
-from lamplit.retrieval.nearest import rank, rank_many
+from lamplit.retrieval.nearest import rank_many
 from lamplit.retrieval.recall import TARGET_RECALL, sample_queries, worst_recall
 from lamplit.store.derived import FOLDER
 from lamplit.store.lance_store import Store, as_store
@@ -94,15 +94,17 @@ def index_probes(store: Store) -> int | None:
 
 def _measure(store: Store, partitions: int) -> tuple[int, float, float]:
     # The same files that search will read.
-    vectors = open_collection(store, lambda zimg: zimg, store.tower.fingerprint).vectors
-    queries = sample_queries(vectors)
-    true = rank_many(vectors, queries, 10)
+    collection = open_collection(store, lambda zimg: zimg, store.tower.fingerprint)
+    queries = sample_queries(collection.vectors)
+    true = rank_many(collection.vectors, queries, 10)
     probes = 1
     while True:
         found, seconds = [], []
         for query in queries:
             began = time.perf_counter()
-            found.append(rank(vectors, query, 10, store.near(query, CANDIDATES, probes)))
+            near = np.zeros(len(store), bool)
+            near[store.near(query, CANDIDATES, probes)] = True
+            found.append(collection.rank(query, 10, near))
             seconds.append(time.perf_counter() - began)
         recall = worst_recall(found, true)
         if recall >= TARGET_RECALL or probes >= partitions:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.progress import progress_bar
+from lamplit.store.joined_vectors import JoinedVectors
 from lamplit.unit_vectors import normalize
 
 Rows = NDArray[np.int64]
@@ -76,7 +77,7 @@ def rank(vectors: Vectors, query: Floats, k: int, rows: Rows | None = None) -> F
         scores[near[~np.isfinite(exact)]] = -np.inf  # zeros in the query hid what the row holds
 
 
-def rank_many(vectors: Vectors, queries: Floats, k: int, *, progress: bool = False) -> list[Found]:
+def rank_many(vectors: Vectors | JoinedVectors, queries: Floats, k: int, *, progress: bool = False) -> list[Found]:
     """Rank as `rank` does for (Q, D) queries in one pass over the vectors, with float32 scores."""
     k = min(k, len(vectors))
     best = np.empty((len(queries), 0), np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 from lamplit.progress import progress_bar
 from lamplit.retrieval.bit_planes import BitPlanes
 from lamplit.retrieval.nearest import Floats, Found, Vectors, rank_many, to_floats
+from lamplit.store.joined_vectors import JoinedVectors
 from lamplit.unit_vectors import normalize
 
 TARGET_RECALL = 0.99  # @10
@@ -58,7 +59,7 @@ def choose_kept(vectors: Vectors, planes: BitPlanes, *, progress: bool = False) 
         first, second = first * 5 // 4 + 1, second * 5 // 4 + 1
 
 
-def sample_queries(vectors: Vectors, size: int = _SAMPLE, seed: int = 0) -> Floats:
+def sample_queries(vectors: Vectors | JoinedVectors, size: int = _SAMPLE, seed: int = 0) -> Floats:
     """Draw (Q, D) unit vectors to measure recall with, the kinds in turn, always the same for one seed.
 
     See `choose_kept` for the kinds.

@@ -29,6 +29,7 @@ from lamplit.files import replacing, write_text
 from lamplit.retrieval.model_reader import Reader
 from lamplit.retrieval.nearest import Found, Vectors
 from lamplit.store.derived import search_folders, search_name
+from lamplit.store.joined_vectors import JoinedVectors
 from lamplit.store.lance_store import Store
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Relevance:
         return float(scores.mean() + self.law.deviations * min(float(scores.std()), self.law.largest))
 
 
-def open_relevance(store: Store, reader: Reader, vectors: Vectors, find: Find) -> Relevance:
+def open_relevance(store: Store, reader: Reader, vectors: Vectors | JoinedVectors, find: Find) -> Relevance:
     """Measure what an answer is, or read what was measured of this store and model before.
 
     Args:

@@ -15,10 +15,9 @@ from lamplit.errors import UsageError, kind_of
 from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import CANDIDATES, index_probes
 from lamplit.retrieval.model_reader import Reader, as_reader
-from lamplit.retrieval.nearest import Found, rank
+from lamplit.retrieval.nearest import Found
 from lamplit.retrieval.queries import encode_words, require_unit
 from lamplit.retrieval.relevance import Relevance, open_relevance
-from lamplit.store.derived import SMALL
 from lamplit.store.lance_store import Store, as_store
 from lamplit.unit_vectors import as_array
 
@@ -70,7 +69,6 @@ class Searcher:
         store: an open store or its path, embedded with the image tower that the model reads.
         exact: compare the query with all images, however many there are.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
-        small: largest number of images up to which search is exact anyway.
         progress: show bars on stderr while the files of a large store are made.
 
     Raises:
@@ -89,16 +87,13 @@ class Searcher:
         *,
         exact: bool = False,
         device: str | torch.device | None = None,
-        small: int = SMALL,
         progress: bool = False,
     ) -> None:
         self.store = as_store(store)
         self.reader = as_reader(model, device=device)
         self.store.require_tower(self.reader.identity)
         self.exact = exact
-        self.collection = open_collection(
-            self.store, self.reader.project_rows, self.reader.space, small, progress=progress
-        )
+        self.collection = open_collection(self.store, self.reader.project_rows, self.reader.space, progress=progress)
         self._allowed = lru_cache(_KEPT_CONDITIONS)(self._first_copies)  # like the vectors, as the store is now
         is_own_space = self.reader.space == self.store.tower.fingerprint
         self.probes = index_probes(self.store) if is_own_space and not exact else None
@@ -220,36 +215,38 @@ class Searcher:
         *,
         by_index: bool = True,  # it knows conditions on columns alone
     ) -> Found:
-        vectors, depth = self.collection.vectors, offset + k
-        is_exact = self.exact or (self.collection.planes is None and self.probes is None)
-        if is_exact or (offset == 0 and depth > FIRST):  # no earlier page was of candidates
-            return rank(vectors, vector, depth, None if allowed is None else np.flatnonzero(allowed))[offset:]
+        depth = offset + k
+        if self._is_exact or (offset == 0 and depth > FIRST):  # no earlier page was of candidates
+            return self.collection.rank(vector, depth, allowed)[offset:]
         first = self._candidates(vector, allowed, where, by_index=by_index)
         if depth <= len(first):
             return first[offset:depth]
         # Hits that the candidates missed come after the first ones: pages have no gaps and no repeats.
-        others = np.ones(len(vectors), bool) if allowed is None else allowed.copy()
+        others = np.ones(len(self.store), bool) if allowed is None else allowed.copy()
         others[first.rows] = False
-        rest = rank(vectors, vector, depth - len(first), np.flatnonzero(others))
+        rest = self.collection.rank(vector, depth - len(first), others)
         return (first + rest)[offset:depth].by_score()
 
     def _candidates(
         self, vector: NDArray[np.float32], allowed: NDArray[np.bool_] | None, where: str | None, *, by_index: bool
     ) -> Found:
         """Find the best 100 candidates of the index, if there is one, or of the bits."""
-        vectors, planes = self.collection.vectors, self.collection.planes
-        if self.probes is not None and by_index:
-            rows = self.store.near(vector, CANDIDATES, self.probes, where)
-            return rank(vectors, vector, FIRST, rows if allowed is None else rows[allowed[rows]])
-        assert planes is not None, "without planes and index the search is exact"
-        return planes.find(vectors, vector, FIRST, self.collection.kept, allowed)
+        if self.probes is None or not by_index:
+            return self.collection.find(vector, FIRST, allowed)
+        near = np.zeros(len(self.store), bool)
+        near[self.store.near(vector, CANDIDATES, self.probes, where)] = True
+        return self.collection.rank(vector, FIRST, near if allowed is None else near & allowed)
 
     def _ids(self, rows: NDArray[np.int64]) -> list[str]:
         found: list[str] = self.store.take(rows.tolist(), ["id"])["id"].to_pylist() if len(rows) else []
         return found
 
+    @property
+    def _is_exact(self) -> bool:
+        return self.exact or (self.collection.is_exact and self.probes is None)
+
     def _method(self) -> str:
-        if self.exact or (self.collection.planes is None and self.probes is None):
+        if self._is_exact:
             return "exact"
         return "by the index" if self.probes is not None else f"recall@10 {self.collection.recall:.3f}"
 

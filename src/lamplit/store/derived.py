@@ -1,13 +1,13 @@
 """Files that are derived from a store: where they lie, how they are made, and what they say of search.
 
 They lie in the folder `_search` of the store, which Lance leaves alone, or in the user's cache if the store cannot be
-written to. The name of a folder begins with the digest of the rows that it was made from: when a store has changed, all
-are made again. They may be deleted at any time. A small store has none but its map: its arrays are made in memory.
+written to. The name of a folder begins with the digest of the rows that it was made from, those of the store or of a
+part of it: what was made from rows that have changed is made again. They may be deleted at any time. A small store has
+none but its map: its arrays are made in memory.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from lamplit.files import cache_folder, replacing
 from lamplit.locations.addresses import is_remote
 from lamplit.store.lance_store import Store
+from lamplit.store.store_parts import Part
 from lamplit.unit_vectors import as_array
 
 logger = logging.getLogger(__name__)
 SMALL = 50_000  # images; up to here the product of all rows takes 10 ms on one core, and no file is derived
 FOLDER = "_search"
-DESCRIPTION = "search.json"
+RECALL = "recall"
 
 
 def search_folders(store: Store) -> list[Path]:
@@ -41,9 +42,9 @@ def search_folders(store: Store) -> list[Path]:
     return [path / FOLDER, spare] if path.is_dir() and not is_remote(path) else [spare]
 
 
-def search_name(store: Store, space: str) -> str:
-    """Name the files of search: by the store's rows as they are now, and by the joint space of a model."""
-    return f"{store.version_digest}-{space}"
+def search_name(rows: Store | Part, kind: str) -> str:
+    """Name files by the rows that they are derived from, as they are now, and by what they are."""
+    return f"{rows.version_digest if isinstance(rows, Store) else rows.digest}-{kind}"
 
 
 def centers(store: Store) -> tuple[NDArray[np.float32], ...]:
@@ -53,7 +54,12 @@ def centers(store: Store) -> tuple[NDArray[np.float32], ...]:
 
 def is_exact(store: Store) -> bool:
     """Tell whether every search of the store is exact: it is so small that it has no bit planes."""
-    return len(store) <= SMALL
+    return is_small(len(store))
+
+
+def is_small(size: int) -> bool:
+    """Tell whether so many rows are compared one by one, and nothing is kept of them."""
+    return size <= SMALL
 
 
 def measured_recall(store: Store) -> float | None:
@@ -61,13 +67,10 @@ def measured_recall(store: Store) -> float | None:
 
     It is measured on a sample: 1 does not mean that search is exact, see `is_exact`.
     """
-    name = search_name(store, store.tower.space(centers(store)))
-    for folder in search_folders(store):
-        try:
-            return float(json.loads((folder / name / DESCRIPTION).read_text(encoding="utf-8"))["recall"])
-        except (OSError, ValueError, LookupError, TypeError):  # not made yet, or damaged: a search makes it again
-            continue
-    return None
+    space = store.tower.space(centers(store))
+    parts = [part for part in store.parts if not is_small(len(part))]
+    found = [find_derived(store, space, (RECALL,), part) for part in parts]
+    return min((float(each[RECALL][0]) for each in found if each is not None), default=1.0) if all(found) else None
 
 
 class Draft:
@@ -121,10 +124,12 @@ class Draft:
         return self._arrays
 
 
-def find_derived(store: Store, kind: str, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
-    """Open arrays that were derived from a store as it is now, memory-mapped; None if they were not made."""
+def find_derived(
+    store: Store, kind: str, names: Sequence[str], part: Part | None = None
+) -> dict[str, NDArray[Any]] | None:
+    """Open arrays that were derived from a store, or a part of it, as it is now; None if they were not made."""
     for folder in search_folders(store):
-        if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
+        if (found := _read_arrays(folder / search_name(store if part is None else part, kind), names)) is not None:
             return found
     return None
 
@@ -135,6 +140,7 @@ def derive(
     names: Sequence[str],
     make: Callable[[Draft], None],
     *,
+    part: Part | None = None,
     instead_of: str | None = None,
     keeps: bool = False,
 ) -> dict[str, NDArray[Any]]:
@@ -145,18 +151,21 @@ def derive(
         kind: what they are, as part of a file name.
         names: of the arrays.
         make: makes them.
+        part: the part of the store that they are derived from; None for all of it.
         instead_of: how the kinds of arrays begin that are not needed any more once these are made.
-        keeps: write files for a small store, too: they take long to make.
+        keeps: write files for few rows, too: they take long to make.
 
     Returns:
-        The arrays by name: memory-mapped, or in memory if the store is small or no file can be written.
+        The arrays by name: memory-mapped, or in memory if there are few rows or no file can be written.
     """
-    if keeps or len(store) > SMALL or is_remote(store.path):  # from there, they took a while
-        if (found := find_derived(store, kind, names)) is not None:
+    rows = store if part is None else part
+    if keeps or not is_small(len(rows)) or is_remote(store.path):  # from there, they took a while
+        if (found := find_derived(store, kind, names, part)) is not None:
             return found
         for folder in search_folders(store):
+            target = folder / search_name(rows, kind)
             try:
-                with replacing(folder / search_name(store, kind)) as partial:
+                with replacing(target) as partial:
                     partial.mkdir()
                     draft = Draft(partial)
                     make(draft)
@@ -164,20 +173,21 @@ def derive(
             except OSError as error:  # no permission, or a full disk
                 logger.warning("no files of %s in %s: %s", kind, folder, error)
                 continue
-            remove_stale_files(folder, store.version_digest)
+            remove_stale_files(folder, store)
             if instead_of is not None:
-                _remove_others(folder, search_name(store, kind), search_name(store, instead_of))
-            if (found := _read_arrays(folder / search_name(store, kind), names)) is not None:
+                _remove_others(folder, target.name, search_name(rows, instead_of))
+            if (found := _read_arrays(target, names)) is not None:
                 return found
     draft = Draft(None)
     make(draft)
     return draft.finish()
 
 
-def remove_stale_files(folder: Path, version_digest: str) -> None:
-    """Delete what was derived from other versions of a store. Open memory maps stay valid (POSIX)."""
+def remove_stale_files(folder: Path, store: Store) -> None:
+    """Delete what was derived from rows that a store has no more. Open memory maps stay valid (POSIX)."""
+    current = (".", store.version_digest, *(part.digest for part in store.parts))
     for other in folder.iterdir():
-        if other.is_dir() and not other.name.startswith((".", version_digest)):
+        if other.is_dir() and not other.name.startswith(current):
             shutil.rmtree(other, ignore_errors=True)
 
 

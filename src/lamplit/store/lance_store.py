@@ -22,10 +22,11 @@ from lamplit.store import published_stores, table_writing
 from lamplit.store.column_types import column_type
 from lamplit.store.conditions import parse_condition
 from lamplit.store.no_store import why_no_store, why_no_vectors
-from lamplit.store.row_order import RowOrder, version_digest
+from lamplit.store.row_order import RowOrder
 from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
 from lamplit.store.schema_changes import is_passing
 from lamplit.store.store_metadata import KEY, StoreMetadata
+from lamplit.store.store_parts import Part, split
 from lamplit.store.table_opening import open_table, reading
 from lamplit.store.text_cells import column_names, read_columns
 from lamplit.store.unit_records import UnitRecords
@@ -154,7 +155,12 @@ class Store:
     @property
     def version_digest(self) -> str:
         """Digest of the table's current fragments: any change to the rows changes it."""
-        return version_digest(self._table)
+        return Part.of(self.fragments()).digest
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that files are derived from; a store of less than a million images is one."""
+        return split(self.fragments())
 
     # Writing
 
@@ -270,14 +276,14 @@ class Store:
         vectors = F.normalize(torch.from_numpy(halves.astype(np.float32)), dim=-1)
         return vectors if center is None else F.normalize(vectors - center.detach().to(vectors), dim=-1)
 
-    def blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float32]]:
+    def blocks(self, part: Part | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (n, D) float32 unit vectors in the order of the table; `order` says which row each of them is."""
-        for halves in self.half_blocks(rows):
+        for halves in self.half_blocks(part):
             yield normalize(halves)
 
-    def half_blocks(self, rows: int = 16384) -> Iterator[NDArray[np.float16]]:
-        """Yield (n, D) vectors in the order of the table, to the bit as they are stored."""
-        for batch in self.batches("vector", rows=rows):
+    def half_blocks(self, part: Part | None = None) -> Iterator[NDArray[np.float16]]:
+        """Yield (n, D) vectors in the order of the table or of a part, to the bit as they are stored."""
+        for batch in self.batches("vector", fragments=None if part is None else part.fragments):
             yield self._halves(batch["vector"])
 
     def rows(self, rows: Sequence[int] | None = None) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,6 @@ from numpy.typing import NDArray
 
 from lamplit.errors import UsageError
 from lamplit.store.table_opening import reading
-
-
-def version_digest(table: Any) -> str:
-    """Digest a table's current fragments: any change to the rows changes it."""
-    fragments = [
-        (fragment.fragment_id, [file.path for file in fragment.data_files()], str(fragment.deletion_file()))
-        for fragment in table.get_fragments()
-    ]
-    return blake2b(repr(sorted(fragments)).encode(), digest_size=8).hexdigest()
 
 
 class RowOrder:

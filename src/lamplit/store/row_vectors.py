@@ -1,5 +1,7 @@
 """The vectors of a store as arrays: in the order of the ids, memory-mapped if there are many.
 
+Those of a very large store lie in several files, one for each part, so few are written when it grows.
+
 Shapes: N images, D width of the tower.
 """
 
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 
 from lamplit.progress import progress_bar
 from lamplit.store.derived import Draft, derive
+from lamplit.store.joined_vectors import JoinedVectors, Rows, join
 from lamplit.store.lance_store import Store
+from lamplit.store.store_parts import Part, positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +36,7 @@ class RowVectors:
         center: (D,) to be subtracted from each, or None.
     """
 
-    halves: NDArray[np.float16]
+    halves: NDArray[np.float16] | JoinedVectors
     digest: str
     center: Tensor | None = None
 
@@ -41,22 +45,29 @@ class RowVectors:
         return len(self.halves)
 
     @property
+    def files(self) -> list[tuple[Rows, np.memmap[Any, Any]]]:
+        """The memory-mapped files, each with its rows."""
+        joined = self.halves
+        parts = zip(joined.rows, joined.arrays, strict=True) if isinstance(joined, JoinedVectors) else [(None, joined)]
+        return [(rows, array) for rows, array in parts if isinstance(array, np.memmap)]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files."""
+        return sum(file.nbytes for _, file in self.files)
+
+    @property
     def is_larger_than_memory(self) -> bool:
-        """Whether they lie in a file that does not fit into half of the free memory; the other half is for a step."""
-        return isinstance(self.halves, np.memmap) and self.halves.nbytes > psutil.virtual_memory().available / 2
+        """Whether the files do not fit into half of the free memory; the other half is for a step."""
+        return bool(self.nbytes > psutil.virtual_memory().available / 2)
 
     def expect(self, first: int, last: int) -> None:
-        """Let the system begin to read rows `first` to `last` of a file, so that they are there when asked for."""
-        mapped: Any = self.halves.base
-        if not (
-            isinstance(self.halves, np.memmap) and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")
-        ):
-            return  # in memory, or on Windows
-        # numpy maps a file from the page on in which its values begin.
-        begin = self.halves.offset % mmap.ALLOCATIONGRANULARITY + first * self.halves.strides[0]
-        end = begin + (last + 1 - first) * self.halves.strides[0]
-        begin -= begin % mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+        """Let the system begin to read rows `first` to `last` of the files, so that they are there when asked for."""
+        for rows, file in self.files:
+            ends = np.array([first, last + 1], np.int32)
+            begin, end = (ends if rows is None else np.searchsorted(rows, ends)).tolist()
+            if begin < end:
+                _read_ahead(file, begin, end)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return (n, D) float32 unit vectors of (n,) rows, which may repeat."""
@@ -83,24 +94,75 @@ def read_vectors(store: Store, center: Tensor | None = None, *, progress: bool =
     Raises:
         StoreError: rows have no vectors.
     """
+    rows, parts = read_rows(store), store.parts
+    found = [_read_part(store, part, own, progress=progress) for part, own in zip(parts, rows, strict=True)]
 
     def make(draft: Draft) -> None:
-        order = draft.create("order", (len(store),), np.int64)
-        order[:] = store.order
-        vectors = draft.create("vectors", (len(store), store.tower.width), np.float16)
-        hashes, row_at, start = np.empty(len(store), np.uint64), store.row_at, 0
-        with progress_bar("vectors", len(store), shown=progress) as advance:
-            for halves in store.half_blocks():
-                rows = row_at[start : start + len(halves)]
-                vectors[rows] = halves
+        hashes = np.empty(len(store), np.uint64)
+        for own, part in zip(rows, found, strict=True):
+            hashes[slice(None) if own is None else own] = part["hashes"]
+        digest = blake2b(hashes.tobytes(), digest_size=16).digest()
+        draft.create("digest", (16,), np.uint8)[:] = np.frombuffer(digest, np.uint8)
+
+    digest = derive(store, "digest", ("digest",), make)["digest"]
+    return RowVectors(join(rows, [part["vectors"] for part in found]), digest.tobytes().hex(), center)
+
+
+def read_rows(store: Store) -> list[Rows]:
+    """Return the rows of each of a store's parts; None if there is one part. The store gets the `order` of its ids."""
+    parts = store.parts
+
+    def sort(draft: Draft) -> None:
+        draft.create("order", (len(store),), np.int64)[:] = store.order
+
+    def divide(draft: Draft) -> None:
+        rows, row_at, begin = draft.create("rows", (len(store),), np.int32), store.row_at, 0
+        for part in parts:
+            rows[begin : begin + len(part)] = np.sort(_in_table(store, part, row_at))
+            begin += len(part)
+
+    store.use_order(derive(store, "order", ("order",), sort)["order"])
+    if len(parts) == 1:
+        return [None]
+    ends = np.cumsum([len(part) for part in parts])
+    return list(np.split(derive(store, "parts", ("rows",), divide)["rows"], ends[:-1]))
+
+
+def places(store: Store, part: Part, rows: Rows) -> NDArray[np.integer[Any]]:
+    """Return for each row of a part, in the order of the table, its place among the part's `rows`: (n,)."""
+    in_table = _in_table(store, part, store.row_at)
+    return in_table if rows is None else np.searchsorted(rows, in_table)
+
+
+def _in_table(store: Store, part: Part, row_at: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the rows of a part, (n,), in the order of the table."""
+    ranges = positions(store.fragments(), part)
+    return np.concatenate([row_at[some.start : some.stop] for some in ranges]) if ranges else row_at[:0]
+
+
+def _read_part(store: Store, part: Part, rows: Rows, *, progress: bool) -> dict[str, NDArray[Any]]:
+    def make(draft: Draft) -> None:
+        vectors = draft.create("vectors", (len(part), store.tower.width), np.float16)
+        hashes = draft.create("hashes", (len(part),), np.uint64)
+        place, start = places(store, part, rows), 0
+        with progress_bar("vectors", len(part), shown=progress) as advance:
+            for halves in store.half_blocks(part):
+                into = place[start : start + len(halves)]
+                vectors[into] = halves
                 digests = (blake2b(vector, digest_size=8).digest() for vector in np.ascontiguousarray(halves))
-                hashes[rows] = np.frombuffer(b"".join(digests), np.uint64)
+                hashes[into] = np.frombuffer(b"".join(digests), np.uint64)
                 start += len(halves)
                 advance(len(halves), "")
-        draft.create("digest", (16,), np.uint8)[:] = np.frombuffer(
-            blake2b(hashes.tobytes(), digest_size=16).digest(), np.uint8
-        )
 
-    found = derive(store, "rows", ("order", "vectors", "digest"), make)
-    store.use_order(found["order"])
-    return RowVectors(found["vectors"], found["digest"].tobytes().hex(), center)
+    return derive(store, "vectors", ("vectors", "hashes"), make, part=part)
+
+
+def _read_ahead(file: np.memmap[Any, Any], first: int, stop: int) -> None:
+    mapped: Any = file.base
+    if not (isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")):
+        return  # on Windows
+    # numpy maps a file from the page on in which its values begin.
+    begin = file.offset % mmap.ALLOCATIONGRANULARITY + first * file.strides[0]
+    end = begin + (stop - first) * file.strides[0]
+    begin -= begin % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)

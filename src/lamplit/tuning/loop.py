@@ -156,7 +156,7 @@ class Run:
         if self.state.in_windows:
             logger.info(
                 "the vectors, %.1f GB, do not fit into half of the free memory: pairs are shuffled in windows of %d",
-                self.zimg.halves.nbytes / 1e9, WINDOW,
+                self.zimg.nbytes / 1e9, WINDOW,
             )  # fmt: skip
         assert self.model.text_tower is not None
         # The store's vectors do not come from an image tower from scratch, and a published head is trained already.
