@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -42,6 +44,7 @@ import lamplit
 
 TOWER, BLOCK, WORDS, CENTERS = "made:up", 65536, 11, 1000
 MORE, COPIES = 100_000, 379_454
+STEPS = 24  # of a run whose steps are timed, without the first ones
 PICTURES, LINKS = 100, 400  # files, and links to their own folder in it: two of these in a path make 16 million names
 PICTURE_TOWER = "test_vit"
 CODE = "import sys, lamplit; "
@@ -104,6 +107,7 @@ def run_more(options: argparse.Namespace) -> Measured:
     shutil.copytree(imported(options), store, copy_function=os.link)
     yield f"import {count:,} more", count, python(IMPORT, source, store)
     yield f"search's files after {count:,} more", count, python(DERIVE, store)
+    yield f"tune, first start after {count:,} more", options.pairs + count, first_step(options, store)
     shutil.rmtree(store)
 
 
@@ -152,15 +156,57 @@ def run_duplicates(options: argparse.Namespace) -> Measured:
 
 
 def run_tune(options: argparse.Namespace) -> Measured:
-    """To the first line of `log.jsonl`, which follows the first step."""
+    """A first start derives files, and a later one reads them."""
     store = imported(options)
-    batch = "64" if options.quick else "8192"
     for title in ("tune, first start", "tune, later start"):
-        out = options.folder / "run"
-        shutil.rmtree(out, ignore_errors=True)
-        arguments = ["--text-tower", "scratch:tiny", "--epochs", "1", "--batch-size", batch]
-        yield title, options.pairs, command("tune", store, "--out", out, *arguments, until=out / "log.jsonl")
-        shutil.rmtree(out, ignore_errors=True)
+        yield title, options.pairs, first_step(options, store)
+
+
+def run_steps(options: argparse.Namespace) -> Measured:
+    """Steps on all pairs, and on a store of 100,000, in turn."""
+    few = min(MORE, options.pairs // 10)
+    source, small = options.folder / "few.parquet", options.folder / "few.lance"
+    write_pairs(source, few, options.width, seed=4)
+    shutil.rmtree(small, ignore_errors=True)
+    python(IMPORT, source, small)
+    sides: dict[int, list[Cost]] = {options.pairs: [], few: []}
+    for _ in range(options.turns):
+        for pairs, store in ((options.pairs, imported(options)), (few, small)):
+            sides[pairs].append(steps(options, store))
+    for pairs, costs in sides.items():
+        cost = sorted(costs, key=lambda cost: cost.seconds)[len(costs) // 2]
+        yield f"a step of {batch_size(options)} pairs, of {pairs:,}", batch_size(options), cost
+    ratio = statistics.median(a.seconds / b.seconds for a, b in zip(*sides.values(), strict=True))
+    console.print(f"a step on {options.pairs:,} pairs takes {ratio:.2f} times that on {few:,}")
+
+
+def first_step(options: argparse.Namespace, store: Path) -> Cost:
+    """To the first line of `log.jsonl`, which follows the first step."""
+    out = options.folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    cost = command("tune", store, "--out", out, *tuning(options), "--epochs", "1", until=out / "log.jsonl")
+    shutil.rmtree(out, ignore_errors=True)
+    return cost
+
+
+def steps(options: argparse.Namespace, store: Path) -> Cost:
+    """Median seconds of a step, after some that warm up, and what the whole run took otherwise."""
+    out = options.folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    cost = command("tune", store, "--out", out, *tuning(options), "--steps", str(STEPS), "--num-evals", "1")
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    times = [line["seconds"] for line in lines if "loss" in line]
+    shutil.rmtree(out)
+    between = [later - earlier for earlier, later in itertools.pairwise(times)][STEPS // 4 :]
+    return Cost(statistics.median(between), cost.cpu, cost.peak)
+
+
+def tuning(options: argparse.Namespace) -> list[str]:
+    return ["--text-tower", "scratch:tiny", "--batch-size", str(batch_size(options))]
+
+
+def batch_size(options: argparse.Namespace) -> int:
+    return 64 if options.quick else 8192
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], Measured]] = {
@@ -172,6 +218,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], Measured]] = {
     "search": run_search,
     "duplicates": run_duplicates,
     "tune": run_tune,
+    "steps": run_steps,
 }
 
 

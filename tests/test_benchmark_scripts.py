@@ -143,8 +143,9 @@ def test_scale(tmp_path):
     figures = run("scale", tmp_path)
     titles = [figure["title"] for figure in figures]
     assert titles[0] == "import"
-    assert titles[-2:] == ["tune, first start", "tune, later start"]
-    assert len(titles) == 11
+    assert titles[-4:-2] == ["tune, first start", "tune, later start"]
+    assert titles[-2:] == ["a step of 64 pairs, of 3,000", "a step of 64 pairs, of 300"]
+    assert len(titles) == 14
     for figure in figures:
         assert figure["seconds"] > 0
         assert figure["cpu"] > 0

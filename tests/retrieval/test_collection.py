@@ -208,6 +208,8 @@ def test_a_store_in_parts_is_searched_as_one(space: str, tmp_path: Path, monkeyp
         among = rank(exact, query, 30, np.flatnonzero(allowed)).rows
         assert second.rank(query, 30, allowed).rows.tolist() == among.tolist()
         assert allowed[second.find(query, 30, allowed).rows].all()
+    together = second.find_all(expected[::70], 30)
+    assert [found.rows.tolist() for found in together] == [second.find(q, 30).rows.tolist() for q in expected[::70]]
     queries = sample_queries(second.vectors, 100, seed=7)
     assert recall_of([second.find(query, 10) for query in queries], rank_many(second.vectors, queries, 10)) > 0.95
 

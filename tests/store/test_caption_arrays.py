@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.data.caption_hash import hash_captions, hash_names
-from lamplit.store import derived
+from lamplit.store import derived, store_parts
 from lamplit.store.caption_arrays import Captions, CaptionTexts, read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
+from lamplit.towers.identity import TowerIdentity
 
 WORDS = st.sampled_from(["a frog", "A Frog ", "dog", "cat", " ", "", "straße", "STRASSE", "owl"])
 
@@ -62,6 +64,37 @@ def test_captions_are_the_slow_ones(texts: list[list[str]], random: object) -> N
         assert again.digest != first.digest
 
 
+@pytest.mark.parametrize("small", [0, 4, 1000])
+def test_captions_in_parts_are_the_slow_ones(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption is in several parts, written in capitals in some, and its first pair is now here and now there."""
+    monkeypatch.setattr(derived, "SMALL", small)
+    monkeypatch.setattr(store_parts, "FULL", 6)
+    words, vector, random = ["a frog", "A FROG", "dog", "Dog", "owl", "straße", "STRASSE", ""], torch.ones(1), Random(0)
+    ids = random.sample(range(100), 35)
+    texts = [[random.choice(words) for _ in range(random.randrange(3))] for _ in ids]
+    rows = [Row(f"{i:03}", "p", f"hash{i % 9}", said, vector) for i, said in zip(ids, texts, strict=True)]
+    path = tmp_path / "some.lance"
+    tower = TowerIdentity.of_imported("acme", 1)
+    store = Store.create(path, tower, rows[:6], backend="imported", metadata_columns=[])
+    for start, stop in ((6, 8), (8, 16), (16, 26), (26, 30)):
+        store.append(rows[start:stop])
+    assert [len(part) for part in store.parts] == [14, 10, 6]
+    before = read_captions(store)
+    require_slow_ones(before, store)
+    kept = {file: file.stat().st_mtime_ns for file in path.glob(f"{derived.FOLDER}/*-said-*/*.npy")}
+    assert len(kept) == {0: 12, 4: 12, 1000: 0}[small]
+    store.append(rows[30:35])
+    assert [len(part) for part in store.parts] == [14, 10, 11]
+    require_slow_ones(read_captions(Store(path)), Store(path))
+    still = [file for file, made in kept.items() if file.exists() and file.stat().st_mtime_ns == made]
+    assert len(still) == len(kept) * 2 // 3, "those of two parts, of three"
+    monkeypatch.setattr(store_parts, "FULL", 1000)
+    whole = read_captions(Store(path))
+    require_slow_ones(whole, store)
+    monkeypatch.setattr(store_parts, "FULL", 6)
+    assert read_captions(Store(path)).digest == whole.digest
+
+
 def test_files_of_a_large_store_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,7 +114,7 @@ def test_files_of_a_large_store_are_kept(
     # Another seed takes the place of the first, a damaged file is made anew, and a store that has grown has others.
     seeded_hashes(made, 8)
     names = sorted(folder.name for folder in (Path(store.path) / derived.FOLDER).iterdir())
-    assert [name.split("-", 1)[1] for name in names] == [f"captions-{made.key}", f"order-{made.key}-8"]
+    assert [name.split("-", 1)[1] for name in names] == [f"captions-{made.key}", "ids", f"order-{made.key}-8"]
     file = Path(store.path) / derived.FOLDER / names[0] / "index.npy"
     file.write_bytes(file.read_bytes()[:200])
     require_slow_ones(read_captions(store), store)

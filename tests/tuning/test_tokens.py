@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import write_store
 
-from lamplit.store import derived
+from lamplit.store import derived, store_parts
 from lamplit.store.caption_arrays import read_captions
+from lamplit.store.lance_store import Store
+from lamplit.store.rows import Row
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.tokens import tokenize_captions
 
@@ -35,3 +37,31 @@ def test_tokens_are_those_of_the_tower(
         assert list(again) == tower.tokenize(texts[:1])
         if small == 0:  # those of one tokenizer are kept
             assert len([file for file in folder.iterdir() if "-tokens-" in file.name]) == 1
+
+
+@pytest.mark.parametrize("small", [0, 1000])
+def test_tokens_of_a_store_in_parts(
+    text_folder: Path, tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived, "SMALL", small)
+    monkeypatch.setattr(store_parts, "FULL", 3)
+    store = write_store(tmp_path / "some.lance", torch.ones(5, 1), TEXTS)
+    store.append([Row(name, "p", name, [text], torch.ones(1)) for name, text in (("0", "X"), ("a", "new"))])
+    store.append([Row(name, "p", name, ["one red " * 9, " Blue"], torch.ones(1)) for name in ("00002b", "1", "b")])
+    assert [len(part) for part in store.parts] == [8, 2]
+    tower = open_text_tower(f"hf:{text_folder}", width=4, texts=["red"], context_length=9)
+    for opened in (store, Store(store.path)):
+        captions = read_captions(opened)
+        numbers = np.arange(len(captions.hashes), dtype=np.int32)[::-1].copy()
+        tokens = tokenize_captions(captions, numbers, tower)
+        texts = captions.take(numbers)
+        assert list(tokens) == tower.tokenize(texts)
+        assert tokens.take(torch.tensor([2, 6, 2, 0])) == tower.tokenize([texts[i] for i in (2, 6, 2, 0)])
+        assert tokens.count_cut() == tower.count_truncated(texts) == 2
+    made = {file: file.stat().st_mtime_ns for file in Path(store.path).glob(f"{derived.FOLDER}/*/flat.npy")}
+    assert len(made) == (2 if small == 0 else 0)
+    store.append([Row("c", "p", "c", ["even newer"], torch.ones(1))])
+    captions = read_captions(store)
+    numbers = np.arange(len(captions.hashes), dtype=np.int32)
+    assert list(tokenize_captions(captions, numbers, tower)) == tower.tokenize(captions.take(numbers))
+    assert sum(file.exists() and file.stat().st_mtime_ns == time for file, time in made.items()) == len(made) // 2

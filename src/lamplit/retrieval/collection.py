@@ -74,6 +74,12 @@ class CollectionPart:
             return self.rank(query, k, allowed)
         return self._in_store(self.planes.find(self.vectors, query, k, self.kept, self._own(allowed)))
 
+    def find_all(self, queries: Floats, k: int) -> list[Found]:
+        """Do what `find` does for each of (Q, D) queries, which share passes over the rows."""
+        if self.planes is None:
+            return [self.rank(query, k, None) for query in queries]
+        return [self._in_store(found) for found in self.planes.find_all(self.vectors, queries, k, self.kept)]
+
     def _own(self, allowed: Flags | None) -> Flags | None:
         return allowed if allowed is None or self.rows is None else allowed[self.rows]
 
@@ -110,6 +116,11 @@ class Collection:
     def find(self, query: Floats, k: int, allowed: Flags | None = None) -> Found:
         """Find the k best candidates of a (D,) unit vector, among all rows or the `allowed` ones, (N,)."""
         return _best(k, [part.find(query, k, allowed) for part in self.parts])
+
+    def find_all(self, queries: Floats, k: int) -> list[Found]:
+        """Do what `find` does for each of (Q, D) queries, which share passes over the rows."""
+        found = zip(*(part.find_all(queries, k) for part in self.parts), strict=True)
+        return [_best(k, each) for each in found]
 
 
 def open_collection(store: Store, project: Project, name: str, *, progress: bool = False) -> Collection:

@@ -6,21 +6,24 @@ captions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
-from itertools import islice
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamplit.data.caption_hash import hash_captions, hash_names, number
+from lamplit.data.caption_hash import hash_captions, number
 from lamplit.progress import progress_bar
+from lamplit.store.caption_reading import read_said, runs
 from lamplit.store.derived import Draft, derive
+from lamplit.store.joined_vectors import Rows
 from lamplit.store.lance_store import Store
+from lamplit.store.row_vectors import read_rows, rows_in_table
 from lamplit.store.rows import FIXED_COLUMNS
+from lamplit.store.store_parts import Part
 from lamplit.store.text_cells import column_names, read_columns
 
 _NAMES = ("rows", "index", "first", "hashes", "contents", "images", "digest")
@@ -64,19 +67,14 @@ class Captions:
         """Part of the names of files that belong to the columns."""
         return _key(self.column)
 
+    @property
+    def parts(self) -> list[CaptionPart]:
+        """The captions of each part of the store."""
+        return [CaptionPart(self, *each) for each in zip(self.store.parts, read_rows(self.store), strict=True)]
+
     def batches(self, *, name: str = "texts", progress: bool = False) -> Iterator[tuple[list[str], NDArray[np.int32]]]:
         """Yield every distinct caption once with its number, some thousands at a time, in the order of the table."""
-        row_at, start = self.store.row_at, 0
-        with progress_bar(name, len(self.store), shown=progress) as advance:
-            for batch in self.store.batches(*self.columns):
-                texts, counts = read_columns({name: batch[name] for name in self.columns}, self.store.path)
-                rows = row_at[start : start + len(counts)]
-                pairs = _runs(np.searchsorted(self.rows, rows), counts)
-                numbers = self.index[pairs]
-                begins = np.flatnonzero(self.first[numbers] == pairs)
-                yield [texts[i] for i in begins.tolist()], numbers[begins]
-                start += len(counts)
-                advance(len(counts), "")
+        return CaptionPart(self).batches(name=name, progress=progress)
 
     def take(self, numbers: Integers) -> list[str]:
         """Return some captions by their numbers, as they are written where they are first."""
@@ -91,6 +89,69 @@ class Captions:
             cells = begins[place] + pairs - np.searchsorted(self.rows, rows)[place]
             texts += [flat[cell] for cell in cells.tolist()]
         return texts
+
+
+@dataclass(frozen=True)
+class CaptionPart:
+    """The p pairs of a part of a store, and their m distinct captions, which have numbers of their own.
+
+    Attributes:
+        captions: those of the store.
+        part: of the store; None for all of it.
+        rows: of the part; None if they are all.
+    """
+
+    captions: Captions
+    part: Part | None = None
+    rows: Rows = None
+
+    @cached_property
+    def pairs(self) -> NDArray[np.int64] | None:
+        """(p,) pairs of the store, ascending; None if these are all."""
+        if self.rows is None:
+            return None
+        begins, ends = (np.searchsorted(self.captions.rows, self.rows, side) for side in ("left", "right"))
+        return runs(begins, ends - begins)
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """(m,) the pair, among these p, in which each caption is first."""
+        return self._numbered[0]
+
+    @property
+    def index(self) -> NDArray[np.int32]:
+        """(p,) caption of each pair."""
+        return self._numbered[1]
+
+    @cached_property
+    def _numbered(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        if self.pairs is None:
+            return self.captions.first, self.captions.index
+        return number(self.captions.hashes[self.captions.index[self.pairs]])
+
+    def batches(self, *, name: str = "texts", progress: bool = False) -> Iterator[tuple[list[str], NDArray[np.int32]]]:
+        """Yield every caption of the part once with its number, some thousands at a time, in the order of the table."""
+        store, columns, start = self.captions.store, self.captions.columns, 0
+        row_at, fragments = rows_in_table(store, self.part), None if self.part is None else self.part.fragments
+        with progress_bar(name, len(row_at), shown=progress) as advance:
+            for batch in store.batches(*columns, fragments=fragments):
+                texts, counts = read_columns({name: batch[name] for name in columns}, store.path)
+                rows = row_at[start : start + len(counts)]
+                pairs = runs(np.searchsorted(self.captions.rows, rows), counts)
+                own = pairs if self.pairs is None else np.searchsorted(self.pairs, pairs)
+                numbers = self.index[own]
+                begins = np.flatnonzero(self.first[numbers] == own)
+                yield [texts[i] for i in begins.tolist()], numbers[begins]
+                start += len(counts)
+                advance(len(counts), "")
+
+    def first_here(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return the captions of the store whose first pair is in this part: their numbers there, and here."""
+        if self.pairs is None:
+            return np.arange(len(self.first)), np.arange(len(self.first), dtype=np.int32)
+        own = np.minimum(np.searchsorted(self.pairs, self.captions.first), max(0, len(self.pairs) - 1))
+        there = np.flatnonzero(self.pairs[own] == self.captions.first) if len(self.pairs) else own[:0]
+        return there, self.index[own[there]]
 
 
 class CaptionTexts(Sequence[str]):
@@ -154,29 +215,27 @@ def read_captions(store: Store, column: str = "texts", *, progress: bool = False
     columns = _columns(store, column)
 
     def make(draft: Draft) -> None:
-        size, start, row_at = len(store), 0, store.row_at
+        size, rows = len(store), read_rows(store)
         contents = draft.create("contents", (size,), np.uint64)
         counts, digests = np.empty(size, np.int32), np.empty(size, np.uint64)
-        parts = [np.empty(0, np.uint64)]  # hashes of the pairs, in the order of the table
-        with progress_bar("captions", size, shown=progress) as advance:
-            for batch in store.batches("id", "hash", *columns):
-                texts, lengths = read_columns({name: batch[name] for name in columns}, store.path)
-                rows = row_at[start : start + len(lengths)]
-                hashes = batch["hash"].to_pylist()
-                counts[rows], contents[rows] = lengths, hash_names(hashes)
-                digests[rows] = _digests(batch["id"].to_pylist(), hashes, texts, lengths)
-                parts.append(hash_captions(texts))
-                start += len(lengths)
-                advance(len(lengths), "")
+        found = [
+            read_said(store, part, own, columns, _key(column), progress=progress)
+            for part, own in zip(store.parts, rows, strict=True)
+        ]
+        for own, said in zip(rows, found, strict=True):
+            there = slice(None) if own is None else own
+            counts[there], contents[there], digests[there] = said["counts"], said["contents"], said["digests"]
         digest = blake2b(digests.tobytes(), digest_size=16).digest()
         del digests
         draft.create("digest", (16,), np.uint8)[:] = np.frombuffer(digest, np.uint8)
         draft.create("images", (size,), np.int32)[:] = number(contents)[1]
-        in_table = np.concatenate(parts)
-        del parts
-        draft.create("rows", (len(in_table),), np.int32)[:] = np.repeat(np.arange(size, dtype=np.int32), counts)
-        pairs = in_table if (np.diff(row_at) == 1).all() else in_table[_from_table(store.order, row_at, counts)]
-        del in_table
+        ends = np.cumsum(counts, dtype=np.int64)
+        pairs = found[0]["hashes"]
+        if len(found) > 1:
+            pairs = np.empty(int(ends[-1]), np.uint64)
+            for own, said in zip(rows, found, strict=True):
+                pairs[runs((ends - counts)[own], counts[own])] = said["hashes"]
+        draft.create("rows", (len(pairs),), np.int32)[:] = np.repeat(np.arange(size, dtype=np.int32), counts)
         first, index = number(pairs)
         draft.create("index", index.shape, np.int32)[:] = index
         draft.create("first", first.shape, np.int64)[:] = first
@@ -189,14 +248,26 @@ def read_captions(store: Store, column: str = "texts", *, progress: bool = False
 
 def seeded_hashes(captions: Captions, seed: int, *, progress: bool = False) -> NDArray[np.uint64]:
     """Hash (M,) captions with a seed, which gives them an order; kept for the next time, for one seed."""
+    kind = f"order-{captions.key}-"
+
+    def of_part(part: CaptionPart) -> NDArray[np.uint64]:
+        def make(draft: Draft) -> None:
+            hashes = draft.create("hashes", part.first.shape, np.uint64)
+            for texts, numbers in part.batches(name="order", progress=progress):
+                hashes[numbers] = hash_captions(texts, seed)
+
+        return derive(captions.store, f"{kind}{seed}", ("hashes",), make, part=part.part, instead_of=kind)["hashes"]
 
     def make(draft: Draft) -> None:
         hashes = draft.create("hashes", captions.hashes.shape, np.uint64)
-        for texts, numbers in captions.batches(name="order", progress=progress):
-            hashes[numbers] = hash_captions(texts, seed)
+        for part in captions.parts:
+            there, here = part.first_here()
+            hashes[there] = of_part(part)[here]
 
-    kind = f"order-{captions.key}-"
-    return derive(captions.store, f"{kind}{seed}", ("hashes",), make, instead_of=kind)["hashes"]
+    if len(captions.store.parts) == 1:
+        return of_part(captions.parts[0])
+    kind_of_all = f"all-{kind}"
+    return derive(captions.store, f"{kind_of_all}{seed}", ("hashes",), make, instead_of=kind_of_all)["hashes"]
 
 
 def _columns(store: Store, column: str) -> list[str]:
@@ -205,25 +276,3 @@ def _columns(store: Store, column: str) -> list[str]:
 
 def _key(column: str) -> str:
     return blake2b(column.encode(), digest_size=4).hexdigest()
-
-
-def _runs(starts: Integers, counts: Integers) -> NDArray[np.int64]:
-    """Return `counts[i]` numbers from `starts[i]` on, for each i: (counts.sum(),)."""
-    ends = np.cumsum(counts, dtype=np.int64)
-    found: NDArray[np.int64] = np.arange(int(counts.sum())) + np.repeat(starts - (ends - counts), counts)
-    return found
-
-
-def _from_table(order: Integers, row_at: Integers, counts: Integers) -> NDArray[np.int64]:
-    """Return where in the table each pair is, in the order of the ids; `counts` says how many each row has."""
-    in_table = counts[row_at]
-    begins = np.cumsum(in_table, dtype=np.int64) - in_table
-    return _runs(begins[order], counts)
-
-
-def _digests(ids: list[str], hashes: list[str], texts: list[str], counts: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Digest what each of n rows says: (n,)."""
-    left = iter(texts)
-    rows = zip(ids, hashes, counts.tolist(), strict=True)
-    said = (json.dumps([name, content, list(islice(left, count))]).encode() for name, content, count in rows)
-    return np.frombuffer(b"".join(blake2b(each, digest_size=8).digest() for each in said), np.uint64)

@@ -116,12 +116,12 @@ def read_rows(store: Store) -> list[Rows]:
         draft.create("order", (len(store),), np.int64)[:] = store.order
 
     def divide(draft: Draft) -> None:
-        rows, row_at, begin = draft.create("rows", (len(store),), np.int32), store.row_at, 0
+        rows, begin = draft.create("rows", (len(store),), np.int32), 0
         for part in parts:
-            rows[begin : begin + len(part)] = np.sort(_in_table(store, part, row_at))
+            rows[begin : begin + len(part)] = np.sort(rows_in_table(store, part))
             begin += len(part)
 
-    store.use_order(derive(store, "order", ("order",), sort)["order"])
+    store.use_order(derive(store, "ids", ("order",), sort)["order"])
     if len(parts) == 1:
         return [None]
     ends = np.cumsum([len(part) for part in parts])
@@ -130,12 +130,15 @@ def read_rows(store: Store) -> list[Rows]:
 
 def places(store: Store, part: Part, rows: Rows) -> NDArray[np.integer[Any]]:
     """Return for each row of a part, in the order of the table, its place among the part's `rows`: (n,)."""
-    in_table = _in_table(store, part, store.row_at)
+    in_table = rows_in_table(store, part)
     return in_table if rows is None else np.searchsorted(rows, in_table)
 
 
-def _in_table(store: Store, part: Part, row_at: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the rows of a part, (n,), in the order of the table."""
+def rows_in_table(store: Store, part: Part | None = None) -> NDArray[np.int32]:
+    """Return the rows of a part, or of all, in the order of the table: (n,)."""
+    row_at = store.row_at
+    if part is None:
+        return row_at
     ranges = positions(store.fragments(), part)
     return np.concatenate([row_at[some.start : some.stop] for some in ranges]) if ranges else row_at[:0]
 

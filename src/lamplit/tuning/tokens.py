@@ -15,26 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamplit.store.caption_arrays import Captions
+from lamplit.store.caption_arrays import CaptionPart, Captions
 from lamplit.store.derived import Draft, derive
 from lamplit.towers.texts.text_tower import TextTower
 
-_NAMES = ("flat", "starts", "lengths", "cut")
+_OF_CAPTIONS = ("starts", "lengths", "cut")
 
 
 @dataclass(frozen=True)
 class Tokens(Sequence[list[int]]):
-    """Token ids of M captions; those of caption m are `flat[starts[k]:starts[k] + lengths[k]]` with k = numbers[m].
+    """Token ids of M captions; those of caption m are `lengths[k]` ids from `starts[k]` on, with k = numbers[m].
 
     Attributes:
-        flat: the ids of all captions of a store, of 16 or 32 bits.
+        flats: the ids of all captions of a store, of 16 or 32 bits, in one array or several, counted through.
         starts: where each begins.
         lengths: how many each has.
         cut: whether a caption was longer than the context length.
         numbers: (M,) which captions these are.
     """
 
-    flat: NDArray[np.unsignedinteger[Any]]
+    flats: Sequence[NDArray[np.unsignedinteger[Any]]]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int32]
     cut: NDArray[np.bool_]
@@ -70,10 +70,12 @@ class Tokens(Sequence[list[int]]):
         return int(self.cut[self.numbers].sum())
 
     def _of(self, numbers: NDArray[np.int32]) -> list[list[int]]:
-        starts = self.starts[numbers]
-        flat = self.flat.view(np.ndarray)  # its slices are made faster than those of a memory map
-        runs = zip(starts.tolist(), (starts + self.lengths[numbers]).tolist(), strict=True)
-        return [flat[start:end].tolist() for start, end in runs]
+        starts, begins = self.starts[numbers], _begins(self.flats)
+        which = np.searchsorted(begins, starts, "right") - 1
+        starts -= begins[which]
+        flats = [flat.view(np.ndarray) for flat in self.flats]  # its slices are made faster than those of a memory map
+        runs = zip(which.tolist(), starts.tolist(), (starts + self.lengths[numbers]).tolist(), strict=True)
+        return [flats[part][start:end].tolist() for part, start, end in runs]
 
 
 def tokenize_captions(
@@ -88,22 +90,46 @@ def tokenize_captions(
         progress: show a bar on stderr.
     """
     kind: Any = np.uint16 if len(tower.tokenizer) <= 1 << 16 else np.uint32
-
-    def make(draft: Draft) -> None:
-        size = captions.hashes.shape
-        starts, lengths = draft.create("starts", size, np.int64), draft.create("lengths", size, np.int32)
-        cut, end = draft.create("cut", size, np.bool_), 0
-        for texts, places in captions.batches(name="tokens", progress=progress):
-            tokens, cut[places] = tower.tokenize_cut(texts)
-            counts = np.fromiter(map(len, tokens), np.int32, len(tokens))
-            lengths[places] = counts
-            starts[places] = end + np.cumsum(counts, dtype=np.int64) - counts
-            draft.append("flat", np.fromiter(chain.from_iterable(tokens), kind, int(counts.sum())))
-            end += int(counts.sum())
-
     begin = f"tokens-{captions.key}-"
     name = f"{begin}{_identity(tower)}-{tower.context_length}"
-    return Tokens(**derive(captions.store, name, _NAMES, make, instead_of=begin), numbers=numbers)
+
+    def of_part(part: CaptionPart) -> dict[str, NDArray[Any]]:
+        def make(draft: Draft) -> None:
+            size = part.first.shape
+            starts, lengths = draft.create("starts", size, np.int64), draft.create("lengths", size, np.int32)
+            cut, end = draft.create("cut", size, np.bool_), 0
+            for texts, places in part.batches(name="tokens", progress=progress):
+                tokens, cut[places] = tower.tokenize_cut(texts)
+                counts = np.fromiter(map(len, tokens), np.int32, len(tokens))
+                lengths[places] = counts
+                starts[places] = end + np.cumsum(counts, dtype=np.int64) - counts
+                draft.append("flat", np.fromiter(chain.from_iterable(tokens), kind, int(counts.sum())))
+                end += int(counts.sum())
+
+        return derive(captions.store, name, ("flat", *_OF_CAPTIONS), make, part=part.part, instead_of=begin)
+
+    parts = captions.parts
+    found = [of_part(part) for part in parts]
+    flats = [each.pop("flat") for each in found]
+
+    def join(draft: Draft) -> None:
+        size = captions.hashes.shape
+        joined = {field: draft.create(field, size, found[0][field].dtype) for field in _OF_CAPTIONS}
+        for part, tokens, start in zip(parts, found, _begins(flats), strict=True):
+            there, here = part.first_here()
+            for field in _OF_CAPTIONS:
+                joined[field][there] = tokens[field][here]
+            joined["starts"][there] += start
+
+    if len(found) == 1:
+        return Tokens(flats, **found[0], numbers=numbers)
+    whole = derive(captions.store, f"all-{name}", _OF_CAPTIONS, join, instead_of=f"all-{begin}")
+    return Tokens(flats, **whole, numbers=numbers)
+
+
+def _begins(flats: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Return where each of several arrays begins, if they are counted through."""
+    return np.cumsum([0, *map(len, flats[:-1])])
 
 
 def _identity(tower: TextTower) -> str:
