@@ -483,7 +483,7 @@ def test_prune_leaves_the_rows_of_other_sources(
 
 
 def test_an_image_that_takes_the_place_of_another_is_said(
-    folder: Path, out: Path, image_tower: ImageTower, tmp_path: Path
+    folder: Path, out: Path, image_tower: ImageTower, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ids are names below the source, so the files of two folders may have the same ones."""
     files = named(folder)
@@ -493,6 +493,8 @@ def test_an_image_that_takes_the_place_of_another_is_said(
     shutil.copy(files[1], other / files[0].name)
     shutil.copy(files[2], other / files[2].name)  # the same image: nothing is lost
     report = embed_with(image_tower, other, out)
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"{other / files[0].name} takes the place of {files[0]}, which is still there")
     [note] = report.notes
     assert note.startswith("images that took the place of others of the same id, whose files are still there: 1,")
     assert f"such as {other / files[0].name} of {files[0]};" in note

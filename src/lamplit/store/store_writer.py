@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -32,6 +33,8 @@ COMMIT_ROWS = 4096
 # Rows that keep their vectors cost no work of the tower. Many together are new columns, and no new vectors.
 COMMIT_KEPT_ROWS = 65536
 COMPARED_ROWS = 4096  # rows whose stored texts and metadata are read at once
+_TO_HAVE_BOTH = "to have both, embed the folder that both are in, or give another --out"
+logger = logging.getLogger(__name__)
 
 
 class StoreWriter:
@@ -156,8 +159,7 @@ class StoreWriter:
             old, new = self._first_replaced
             self.notes.append(
                 f"images that took the place of others of the same id, whose files are still there: "
-                f"{self._num_replaced:,}, such as {new} of {old}; to have both, embed the folder that both are in, or "
-                "give another --out"
+                f"{self._num_replaced:,}, such as {new} of {old}; {_TO_HAVE_BOTH}"
             )
 
     def _open(self, *, prepares: bool = True) -> None:
@@ -178,7 +180,12 @@ class StoreWriter:
         self.without_text += not pair.texts
         if stored and stored.hash != content_hash and stored.path != path and _is_other(stored.path, path):
             self._num_replaced += 1
-            self._first_replaced = self._first_replaced or (stored.path, path)
+            if self._first_replaced is None:  # at once: a long run can be stopped before it has replaced more
+                logger.warning(
+                    "%s takes the place of %s, which is still there: both have the id %r; %s",
+                    path, stored.path, pair.id, _TO_HAVE_BOTH,
+                )  # fmt: skip
+                self._first_replaced = (stored.path, path)
         return Row(pair.id, path, content_hash, pair.texts, vector, self._metadata(pair))
 
     def _metadata(self, pair: Pair) -> Mapping[str, Any]:
