@@ -125,6 +125,15 @@ def test_search(tmp_path):
             check_sides(latency, 8)
 
 
+def test_search_millions(tmp_path, store_path, model_path):
+    files, *kinds = run("search_millions", tmp_path, str(store_path), str(model_path))
+    assert files["seconds"] > 0
+    assert [kind["title"] for kind in kinds] == ["images", "words", "near copies"]
+    for kind in kinds:
+        assert 0.9 < kind["recall"] <= 1  # of a thousand copies of one drawing, which of them are nearest hardly matters
+        assert 0 < kind["one"] < kind["at once"]
+
+
 def test_start(tmp_path):
     [figures] = run("start", tmp_path)
     check_sides(figures, 2)
