@@ -33,12 +33,13 @@ class JoinedVectors:
     def __getitem__(self, asked: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Return (n, E) vectors of a range of rows, or of (n,) rows."""
         asked = np.arange(*asked.indices(len(self))) if isinstance(asked, slice) else np.asarray(asked)
-        asked = asked.astype(np.int32)  # as those of the parts are, or numpy would copy these
+        order = np.argsort(asked, kind="stable")  # a file is read twice as fast from its beginning to its end
+        ascending = asked[order].astype(np.int32)  # as the rows of the parts are, or numpy would copy these
         taken = np.empty((len(asked), self.shape[1]), self.dtype)
         for own, vectors in zip(self.rows, self.arrays, strict=True):
-            places = np.minimum(np.searchsorted(own, asked), len(own) - 1)
-            here = own[places] == asked
-            taken[here] = vectors[places[here]]
+            places = np.minimum(np.searchsorted(own, ascending), len(own) - 1)
+            here = own[places] == ascending
+            taken[order[here]] = vectors[places[here]]
         return taken
 
 

@@ -74,11 +74,13 @@ class RowVectors:
         import torch
         from torch.nn import functional as F
 
-        # A file is read twice as fast from its beginning to its end.
         asked = rows.numpy()
-        order = np.argsort(asked)
-        halves = np.empty((len(asked), self.halves.shape[1]), np.float16)
-        halves[order] = self.halves[asked[order]]
+        if isinstance(self.halves, JoinedVectors):
+            halves = self.halves[asked]
+        else:  # a file is read twice as fast from its beginning to its end
+            order = np.argsort(asked)
+            halves = np.empty((len(asked), self.halves.shape[1]), np.float16)
+            halves[order] = self.halves[asked[order]]
         vectors = F.normalize(torch.from_numpy(halves).float(), dim=-1)
         return vectors if self.center is None else F.normalize(vectors - self.center, dim=-1)
 
