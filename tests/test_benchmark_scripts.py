@@ -130,7 +130,7 @@ def test_search_millions(tmp_path, store_path, model_path):
     assert files["seconds"] > 0
     assert [kind["title"] for kind in kinds] == ["images", "words", "near copies"]
     for kind in kinds:
-        assert 0.9 < kind["recall"] <= 1  # of a thousand copies of one drawing, which of them are nearest hardly matters
+        assert 0.9 < kind["recall"] <= 1  # among a thousand copies of one drawing
         assert 0 < kind["one"] < kind["at once"]
 
 

@@ -47,13 +47,14 @@ class Part:
 
 def split(fragments: Sequence[Any]) -> list[Part]:
     """Divide the fragments of a table into parts; a table without rows is one."""
-    full = [each for each in fragments if each.physical_rows >= FULL]
+    some = [each for each in fragments if _size(each)]
+    full = [each for each in some if each.physical_rows >= FULL]
     parts, start = [], 0
     for power in reversed(range(len(full).bit_length())):
         if len(full) >> power & 1:
             parts.append(Part.of(full[start : start + (1 << power)]))
             start += 1 << power
-    rest = [each for each in fragments if each.physical_rows < FULL]
+    rest = [each for each in some if each.physical_rows < FULL]
     return [*parts, Part.of(rest)] if rest or not parts else parts
 
 
