@@ -253,7 +253,7 @@ class Store:
 
     def contents(self) -> NDArray[np.int64]:
         """Return a number for the content of each image, (N,); images with the same bytes have the same number."""
-        numbers: NDArray[np.int64] = number_contents(self._table.to_table(columns=["hash"])["hash"])[self.order]
+        numbers: NDArray[np.int64] = number_contents(batch["hash"] for batch in self.batches("hash"))[self.order]
         return numbers
 
     def texts(self, column: str = "texts") -> list[list[str]]:

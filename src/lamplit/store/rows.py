@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lamplit.data.caption_hash import hash_names, number
 from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.store.column_types import UnfitError, fitted
 
@@ -77,10 +77,15 @@ def to_column(values: Iterable[Any], kind: pa.DataType) -> tuple[pa.Array, int]:
     return pa.array(kept, kind), lost
 
 
-def number_contents(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Number (N,) content hashes: equal ones have one number, and an empty one is like no other."""
-    encoded = hashes.combine_chunks().dictionary_encode("encode")
-    numbers: NDArray[np.int64] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    unknown = np.flatnonzero(numbers == pc.index(encoded.dictionary.fill_null(""), "").as_py())
-    numbers[unknown] = len(encoded.dictionary) + np.arange(len(unknown))
+def number_contents(hashes: Iterable[pa.Array]) -> NDArray[np.int64]:
+    """Number (N,) content hashes, of which some come at a time: equal ones have one number, an empty one its own."""
+    parts, unknown = [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    for cells in hashes:
+        names = cells.fill_null("").to_pylist()
+        parts.append(hash_names(names))
+        unknown.append(np.fromiter((not name for name in names), bool, len(names)))
+    first, found = number(np.concatenate(parts))
+    numbers = found.astype(np.int64)
+    places = np.flatnonzero(np.concatenate(unknown))
+    numbers[places] = len(first) + np.arange(len(places))
     return numbers
