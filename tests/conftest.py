@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import os
@@ -289,12 +290,21 @@ def places_path(image_folder: Path, text_folder: Path, tmp_path_factory: pytest.
 
 @contextmanager
 def interrupted_at(log: Path, lines: int) -> Iterator[None]:
-    """Press Ctrl-C as soon as `log` has so many lines, unless what is done is done before."""
+    """Press Ctrl-C as soon as `log` has so many lines, unless what is done is done before.
+
+    It is pressed once, wherever the program is: a second one, by an alarm that was on its way, could end the tests.
+    """
+    pressed: list[bool] = []
 
     def interrupt(_: int, frame: FrameType | None) -> None:
-        # Where the garbage collector calls back, an exception would be swallowed; the next alarm is soon.
-        is_lost = frame is not None and frame.f_code.co_name == "gc_callback"
-        if not is_lost and log.is_file() and log.read_bytes().count(b"\n") >= lines:
+        # Where the garbage collector calls back, an exception would be swallowed, and where this block is left, it
+        # would go past it; the next alarm is soon.
+        is_lost = frame is not None and (
+            frame.f_code.co_name == "gc_callback" or frame.f_code.co_filename in (__file__, contextlib.__file__)
+        )
+        if not (pressed or is_lost) and log.is_file() and log.read_bytes().count(b"\n") >= lines:
+            pressed.append(True)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 
     if not hasattr(signal, "setitimer"):  # Windows
