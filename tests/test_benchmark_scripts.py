@@ -100,8 +100,8 @@ def test_recall(tmp_path):
 def test_irrelevant(tmp_path):
     [figures] = run("irrelevant", tmp_path, "--folder", str(tmp_path / "irrelevant"))
     for side in figures["sides"].values():
-        assert side["false answers"] < 0.12
-        assert side["a true image kept"] > 0.6
+        assert side["false answers"] < 0.2  # of words that are shown it loses about as many: see `where_they_balance`
+        assert side["a true image kept"] > 0.65
 
 
 def test_locate(tmp_path):

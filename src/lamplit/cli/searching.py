@@ -159,7 +159,7 @@ def _relevant(
     lowest = searcher.min_score(searcher.encode(words)) if least == "auto" else least
     kept = [hit for hit in hits if hit.score >= lowest]
     if hidden := len(hits) - len(kept):
-        why = ", which words that nothing in the store shows rarely reach" if least == "auto" else ""
+        why = ", and answers were measured to begin there" if least == "auto" else ""
         print_note(f"{hidden} of {len(hits)} images are hidden: their score is below {lowest:.3f}{why}")
     return kept
 

@@ -276,8 +276,8 @@ def search(
         k: number of hits.
         offset: number of better hits to leave out, for pages.
         where: condition on the columns of the store, such as `year > 2019 and folder = 'trip'`.
-        min_score: lowest cosine of a hit; `auto`, for words, leaves out what is probably no answer: it is meant to give
-            one to 5 % of the words that nothing in the store shows.
+        min_score: lowest cosine of a hit; `auto`, for words, leaves out what is probably no answer: it is set where
+            the store's captions lose as many right images as wrong ones stay.
         device: torch device for a model that is opened here; by default the accelerator, if there is one.
 
     Returns:

@@ -64,7 +64,7 @@ export function startSearch(about, open) {
 
   function status(found, least) {
     if (!found && !count) return "No image fits this filter.";
-    const shown = `${isLikely ? "" : "Probably no image shows this. "}${count} images, best first; the number is the cosine.`;
+    const shown = `${isLikely ? "" : "Perhaps no image shows this. "}${count} images, best first; the number is the cosine.`;
     return hidden ? `${shown} ${hidden} of the nearest are hidden: they are below ${least.toFixed(2)}.` : shown;
   }
 
