@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 import lamplit
 from lamplit.retrieval.bit_planes import BitPlanes
-from lamplit.retrieval.kernels import sift
+from lamplit.retrieval.kernels import GROUP, sift
 from lamplit.retrieval.nearest import in_threads, num_threads, rank_many
 from lamplit.retrieval.recall import KINDS, choose_kept, sample_queries
 
@@ -164,11 +164,11 @@ def first_sieve(vectors: np.ndarray, queries: np.ndarray, turns: int) -> float:
     signs, weights = (random.integers(0, 2**64, shape, np.uint64) for shape in ((count, words), (count, 3, words)))
 
     def look(start: int, stop: int) -> None:
-        some, room = slice(start, stop), np.empty((3, count, 1024), np.uint32)
+        some, room = slice(start * GROUP, stop * GROUP), np.empty((3, count, 1024), np.uint32)
         nothing, found = np.zeros(count, np.uint64), np.empty(count, np.int64)
-        sift(planes.signs[some], planes.seconds[some], np.empty(0, bool), signs, weights, nothing, *room, found)
+        sift(planes.signs[start:stop], planes.seconds[some], np.empty(0, bool), signs, weights, nothing, *room, found)
 
-    return statistics.median(in_turn({"": lambda: in_threads(look, len(vectors))}, turns)[""]) / count
+    return statistics.median(in_turn({"": lambda: in_threads(look, len(planes.signs), 1024)}, turns)[""]) / count
 
 
 def flat_numpy(vectors: np.ndarray) -> tuple[Answer, float]:

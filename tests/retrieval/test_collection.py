@@ -119,10 +119,10 @@ def test_files_of_a_store_that_has_changed_are_made_anew(store: Store) -> None:
     ("name", "damage"),
     [
         ("vectors.npy", "cut"),
-        ("bits.npy", "gone"),
+        ("signs.npy", "gone"),
         ("order.npy", "empty"),
         ("copies.npy", "cut"),
-        ("bits.npy", "other"),
+        ("signs.npy", "other"),
         ("scale.npy", "cut"),
         ("kept.npy", "cut"),
         ("recall.npy", "other"),
@@ -232,7 +232,7 @@ def test_a_model_finds_the_files_of_a_prepared_store(
     assert measured_recall(store) is None
     prepare(store)
     files = [file.name for folder in made(store) for file in folder.iterdir()]
-    assert files.count("vectors.npy") == files.count("bits.npy") == 1
+    assert files.count("vectors.npy") == files.count("signs.npy") == 1
     assert any(folder.name.endswith("-vectors") for folder in made(store)) is not centered, "those that tune reads"
     caplog.clear()
     recall = measured_recall(store)

@@ -10,11 +10,29 @@ import numpy as np
 import pytest
 
 import lamplit.retrieval.kernels as compiled
-from lamplit.retrieval.kernels import likely_limits, look_closer, products, scan, sift, smallest, widen
+from lamplit.retrieval.kernels import (
+    GROUP,
+    likely_limits,
+    look_closer,
+    products,
+    products_of,
+    scan,
+    sift,
+    smallest,
+    widen,
+)
 
 
 def words(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, shape, dtype=np.uint64)
+
+
+def grouped(words: np.ndarray) -> np.ndarray:
+    """Lay (N, W) words as they are scanned; what fills the last group up is no row and must not matter."""
+    size, width = words.shape
+    full = np.random.default_rng(9).integers(0, 2**64, (-(-size // GROUP) * GROUP, width), dtype=np.uint64)
+    full[:size] = words
+    return np.ascontiguousarray(full.reshape(-1, GROUP, width).swapaxes(1, 2))
 
 
 def weighed(words: np.ndarray, signs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -29,7 +47,7 @@ def test_scan_and_look_closer(width: int, kind: type) -> None:
     first, second = words(2, 333, width)
     signs, weights = words(width, seed=1), words(3, width, seed=2)
     distances = np.empty(333, kind)
-    scan(first, signs, weights, distances)
+    scan(grouped(first), signs, weights, distances)
     assert distances.tolist() == weighed(first, signs, weights).tolist()
     rows = np.array([0, 7, 332])
     closer = np.empty(3, np.uint32)
@@ -37,7 +55,7 @@ def test_scan_and_look_closer(width: int, kind: type) -> None:
     assert closer.tolist() == (2 * weighed(first, signs, weights) + weighed(second, signs, weights))[rows].tolist()
 
 
-@pytest.mark.parametrize("size", [3, 512, 513, 4000])
+@pytest.mark.parametrize("size", [3, 32, 33, 4000])
 @pytest.mark.parametrize("some", [True, False])
 def test_sift(size: int, some: bool) -> None:
     (first, second), signs, weights = words(2, size, 2), words(5, 2, seed=1), words(5, 3, 2, seed=2)
@@ -45,7 +63,7 @@ def test_sift(size: int, some: bool) -> None:
     limits = np.array([0, 150, 200, 250, 900], np.uint64)
     rows, sums, closer = np.empty((3, 5, size + 512), np.uint32)
     found = np.empty(5, np.int64)
-    assert sift(first, second, allowed, signs, weights, limits, rows, sums, closer, found)
+    assert sift(grouped(first), second, allowed, signs, weights, limits, rows, sums, closer, found)
     for query in range(5):
         true = weighed(first, signs[query], weights[query])
         those = np.flatnonzero((true <= limits[query]) & (allowed if some else True))
@@ -59,7 +77,7 @@ def test_sift_without_room() -> None:
     rows, sums, closer = np.empty((3, 1, 600), np.uint32)
     equal, weights = np.zeros((1000, 1), np.uint64), words(1, 3, 1)
     given = np.empty(0, bool), np.zeros((1, 1), np.uint64), weights, np.zeros(1, np.uint64)
-    assert not sift(equal, equal, *given, rows, sums, closer, np.empty(1, np.int64))
+    assert not sift(grouped(equal), equal, *given, rows, sums, closer, np.empty(1, np.int64))
 
 
 @pytest.mark.parametrize(("size", "step"), [(3, 1), (5000, 1), (5000, 3), (5000, 99)])
@@ -67,11 +85,11 @@ def test_sift_without_room() -> None:
 def test_likely_limits(size: int, step: int, some: bool) -> None:
     rows, signs, weights = words(size, 2), words(4, 2, seed=1), words(4, 3, 2, seed=2)
     allowed = np.random.default_rng(3).random(size) < 0.5 if some else np.empty(0, bool)
-    blocks = np.arange(size) // 512 % step == 0
+    blocks = np.arange(size) // GROUP % step == 0
     looked_at = np.flatnonzero(blocks & allowed if some else blocks)
     for count in (1, 40):
         limits = np.empty(4, np.uint64)
-        likely_limits(rows, allowed, signs, weights, step, count, limits)
+        likely_limits(grouped(rows), size, allowed, signs, weights, step, count, limits)
         for query in range(4):
             sums = np.sort(weighed(rows, signs[query], weights[query])[looked_at])
             assert limits[query] == (sums[count - 1] if count <= len(sums) else 2 * 64 * 7)
@@ -104,6 +122,15 @@ def test_products() -> None:
     scores = np.empty(50, np.float32)
     products(rows.view(np.uint16), query, scores)
     assert scores == pytest.approx(rows.astype(np.float64) @ query, abs=1e-5)
+    some = np.array([49, 3, 3, 0])
+    products_of(some, rows.view(np.uint16), query, of_some := np.empty(4, np.float32))
+    assert of_some.tobytes() == scores[some].tobytes(), "whatever else is multiplied"
+
+
+def test_words_that_do_not_lie_side_by_side_are_refused() -> None:
+    groups = grouped(words(64, 2)).swapaxes(0, 1).copy().swapaxes(0, 1)
+    with pytest.raises(TypeError, match="as they lie in memory"):
+        scan(groups, words(2), words(3, 2), np.empty(64, np.uint32))
 
 
 def test_they_run_where_nothing_can_be_kept(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ quantiser of normal values). A query goes through three sieves, each of which lo
 How many rows each sieve lets through is measured on the collection, see `recall.choose_kept`. The query is not centred,
 because its inner product with the mean is the same for all rows.
 
-Shapes: N rows, D width, Q queries, W words of 64 bits.
+Shapes: N rows in G groups of R, D width, Q queries, W words of 64 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,20 @@ _WEIGHT_BITS = 3
 _CLIP_RMS = 2.7  # components of a query beyond so many root mean squares have the largest weight
 _STEP = 0.9957  # of the quantiser, in standard deviations
 _BLOCK = 32768  # rows that are unpacked at once
+_PACKED = 128  # groups that are packed at once
+_LEAST = 1024  # groups for a thread
 _TOGETHER = 32  # queries that share a pass over the rows; each has some room for rows
 _SAMPLE = 65536  # rows, about, that tell which sums are likely
 Flags = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+Create = Callable[[str, tuple[int, ...], Any], Words]
 
 
 class _Query(NamedTuple):
     """A query as the bits are compared with it."""
 
-    signs: NDArray[np.uint64]  # (W,)
-    weights: NDArray[np.uint64]  # (3, W)
+    signs: Words  # (W,)
+    weights: Words  # (3, W)
 
 
 class _Sifted(NamedTuple):
@@ -51,23 +55,33 @@ class _Sifted(NamedTuple):
     closer: NDArray[np.uint32]
 
 
+def _in_memory(_: str, shape: tuple[int, ...], kind: Any) -> Words:
+    return np.empty(shape, kind)
+
+
 class BitPlanes:
     """Two bits of each component of N vectors.
 
+    Word w of a row has its dimensions 64 w to 64 w + 63.
+
     Args:
-        words: (2, N, W) words of signs and of second bits; word w of a row has its dimensions 64 w to 64 w + 63.
+        signs: (G, W, R) words of signs; a last group that is not full ends with zeros.
+        seconds: (N, W) words of second bits.
         scale: (D,) standard deviation of each component.
     """
 
-    def __init__(self, words: NDArray[np.uint64], scale: Floats) -> None:
-        self.signs, self.seconds = words
-        self.scale = scale
+    def __init__(self, signs: Words, seconds: Words, scale: Floats) -> None:
+        self.signs, self.seconds, self.scale = signs, seconds, scale
 
     @classmethod
-    def of(cls, vectors: Vectors, words: NDArray[np.uint64] | None = None, *, progress: bool = False) -> Self:
-        """Take the bits of (N, D) vectors; `words`, such as a memory map, receives them if it is given."""
+    def of(cls, vectors: Vectors, create: Create = _in_memory, *, progress: bool = False) -> Self:
+        """Take the bits of (N, D) vectors; `create` makes the arrays for them by their names, such as memory maps."""
+        from lamplit.retrieval.kernels import GROUP
+
         size, width = vectors.shape
-        words = np.empty((2, size, _num_words(width)), np.uint64) if words is None else words
+        num_words = -(-width // 64)
+        signs = create("signs", (-(-size // GROUP), num_words, GROUP), np.uint64)
+        seconds = create("seconds", (size, num_words), np.uint64)
         mean, square = np.zeros(width), np.zeros(width)
         with progress_bar("deviations", size, shown=progress) as advance:
             for start in range(0, size, _BLOCK):
@@ -80,16 +94,17 @@ class BitPlanes:
         center, step = mean.astype(np.float32), np.maximum(_STEP * scale, np.finfo(np.float32).tiny)
 
         def pack(start: int, stop: int) -> None:
-            for first in range(start, stop, _BLOCK // 8):
-                part = slice(first, min(first + _BLOCK // 8, stop))
+            for first in range(start, stop, _PACKED):
+                last = min(first + _PACKED, stop)
+                part = slice(first * GROUP, min(last * GROUP, size))
                 rows = to_floats(vectors[part]) - center
-                words[0, part] = _pack(rows >= 0)
-                words[1, part] = _pack((rows >= step) | ((rows < 0) & (rows >= -step)))
+                signs[first:last] = _group(_pack(rows >= 0), GROUP)
+                seconds[part] = _pack((rows >= step) | ((rows < 0) & (rows >= -step)))
                 advance(len(rows), "")
 
         with progress_bar("bits", size, shown=progress) as advance:
-            in_threads(pack, size)
-        return cls(words, scale)
+            in_threads(pack, len(signs), _LEAST)
+        return cls(signs, seconds, scale)
 
     def candidates(self, query: Floats, kept: tuple[int, int], allowed: Flags | None = None) -> Rows:
         """Find rows that are likely to be near a query.
@@ -152,14 +167,14 @@ class BitPlanes:
         """Find for each query the rows that come through both sieves, ascending."""
         from lamplit.retrieval.kernels import smallest
 
-        available = len(self.signs) if allowed is None else int(np.count_nonzero(allowed))
+        available = len(self.seconds) if allowed is None else int(np.count_nonzero(allowed))
         count = min(kept[0], available)
-        step = max(1, len(self.signs) // _SAMPLE)
+        step = max(1, len(self.seconds) // _SAMPLE)
         # In all likelihood so many rows of a sample leave enough of all rows.
         most = count if step == 1 else int(count / step + 6 * (count / step) ** 0.5) + 1
         while True:
             limits = self._likely_limits(queries, step, most, allowed)
-            sifted = self._sift(queries, limits, 2 * count / max(1, len(self.signs)), allowed)
+            sifted = self._sift(queries, limits, 2 * count / max(1, len(self.seconds)), allowed)
             if all(len(some.rows) >= count for some in sifted):
                 return [some.rows[: smallest(*some, *kept)] for some in sifted]
             most *= 2
@@ -175,25 +190,26 @@ class BitPlanes:
         """Sum the weights whose signs differ, for each row (N,)."""
         from lamplit.retrieval.kernels import scan  # numba takes half a second to import
 
-        sums = np.empty(len(self.signs), np.uint32)
+        sums = np.empty(len(self.seconds), np.uint32)
 
         def add_up(start: int, stop: int) -> None:
-            scan(self.signs[start:stop], query.signs, query.weights, sums[start:stop])
+            scan(self.signs[start:stop], query.signs, query.weights, sums[self._rows(start, stop)])
 
-        in_threads(add_up, len(sums))
+        in_threads(add_up, len(self.signs), _LEAST)
         return sums
 
     def _likely_limits(
         self, queries: Sequence[_Query], step: int, count: int, allowed: Flags | None
     ) -> NDArray[np.uint64]:
-        """Find for each query the sum that `count` rows of every `step`-th block have at most, (Q,)."""
+        """Find for each query the sum that `count` rows of every `step`-th group have at most, (Q,)."""
         from lamplit.retrieval.kernels import likely_limits
 
         limits = np.empty(len(queries), np.uint64)
 
         def look(start: int, stop: int) -> None:
             signs, weights = _stacked(queries[start:stop])
-            likely_limits(self.signs, _flags(allowed), signs, weights, step, count, limits[start:stop])
+            size = len(self.seconds)
+            likely_limits(self.signs, size, _flags(allowed), signs, weights, step, count, limits[start:stop])
 
         in_threads(look, len(queries), least=1)
         return limits
@@ -208,8 +224,9 @@ class BitPlanes:
         parts: dict[int, list[_Sifted]] = {}  # of each thread's rows, by their start
 
         def look(start: int, stop: int) -> None:
-            some, room = slice(start, stop), int(share * (stop - start)) + 1024
-            words = self.signs[some], self.seconds[some], _flags(allowed)[some]
+            some = self._rows(start, stop)
+            words = self.signs[start:stop], self.seconds[some], _flags(allowed)[some]
+            room = int(share * (some.stop - some.start)) + 1024
             while True:
                 rows, sums, closer = np.empty((3, len(queries), room), np.uint32)
                 found = np.empty(len(queries), np.int64)
@@ -217,16 +234,23 @@ class BitPlanes:
                     break
                 room *= 4  # many rows are equal
             parts[start] = [
-                _Sifted(rows[query, :number].astype(np.int64) + start, sums[query, :number], closer[query, :number])
+                _Sifted(
+                    rows[query, :number].astype(np.int64) + some.start, sums[query, :number], closer[query, :number]
+                )
                 for query, number in enumerate(found)
             ]
 
-        in_threads(look, len(self.signs))
+        in_threads(look, len(self.signs), _LEAST)
         ordered = [parts[start] for start in sorted(parts)]
         return [
             _Sifted(*map(np.concatenate, zip(*(part[query] for part in ordered), strict=True)))
             for query in range(len(queries))
         ]
+
+    def _rows(self, start: int, stop: int) -> slice:
+        """Return the rows of some groups."""
+        together = self.signs.shape[2]
+        return slice(start * together, min(stop * together, len(self.seconds)))
 
     def _closer(self, rows: Rows, sums: NDArray[np.uint32], query: _Query) -> NDArray[np.uint32]:
         """Sum the weights whose bits differ, those of signs twice."""
@@ -242,21 +266,25 @@ class BitPlanes:
         return closer
 
 
-def _stacked(queries: Sequence[_Query]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _stacked(queries: Sequence[_Query]) -> tuple[Words, Words]:
     return np.stack([query.signs for query in queries]), np.stack([query.weights for query in queries])
+
+
+def _group(words: Words, together: int) -> Words:
+    """Bring (n, W) words to (g, W, R) for R rows together."""
+    size, width = words.shape
+    full = np.zeros((-(-size // together) * together, width), np.uint64)
+    full[:size] = words
+    return full.reshape(-1, together, width).swapaxes(1, 2)
 
 
 def _flags(allowed: Flags | None) -> Flags:
     return np.empty(0, bool) if allowed is None else allowed
 
 
-def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def _pack(flags: NDArray[np.bool_]) -> Words:
     """Pack (n, D) flags into (n, W) words; the last word is filled up with zeros."""
     packed = np.packbits(flags, axis=1, bitorder="little")
-    padded = np.zeros((len(flags), 8 * _num_words(flags.shape[1])), np.uint8)
+    padded = np.zeros((len(flags), 8 * -(-flags.shape[1] // 64)), np.uint8)
     padded[:, : packed.shape[1]] = packed
     return padded.view(np.uint64)
-
-
-def _num_words(width: int) -> int:
-    return -(-width // 64)

@@ -216,16 +216,14 @@ def _sieved(store: Store, part: Part, vectors: Vectors, name: str, *, rows: Rows
 
     def make(draft: Draft) -> None:
         logger.info("preparing %d images for search, once", len(part))
-        words = draft.create("bits", (2, len(part), -(-vectors.shape[1] // 64)), np.uint64)
-        planes = BitPlanes.of(vectors, words, progress=progress)
+        planes = BitPlanes.of(vectors, draft.create, progress=progress)
         draft.create("scale", planes.scale.shape, np.float32)[:] = planes.scale
         kept, recall = choose_kept(vectors, planes, progress=progress)
         draft.create("kept", (2,), np.int64)[:] = kept
         draft.create(RECALL, (1,), np.float64)[:] = recall
         logger.info("recall@10 of %.3f with %d products of %d images", recall, kept[1], len(part))
 
-    found = derive(store, name, ("bits", "scale", "kept", RECALL), make, part=part)
+    found = derive(store, name, ("signs", "seconds", "scale", "kept", RECALL), make, part=part)
     first, second = found["kept"].tolist()
-    return CollectionPart(
-        vectors, rows, BitPlanes(found["bits"], found["scale"]), (first, second), float(found[RECALL][0])
-    )
+    planes = BitPlanes(found["signs"], found["seconds"], found["scale"])
+    return CollectionPart(vectors, rows, planes, (first, second), float(found[RECALL][0]))

@@ -1,23 +1,32 @@
 """The inner loops of search, compiled by numba at their first call and kept for later processes.
 
-They release the lock, so threads run them at once. Shapes: N rows, D width, W words of 64 bits.
+They release the lock, so threads run them at once. What is read of all rows lies as it is read: `GROUP` rows together,
+first the first word of each, then the second, so that the processor adds up several rows at once and memory is read
+from one end to the other. Shapes: N rows in G groups of R = `GROUP`, D width, W words of 64 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_BLOCK = 512  # rows whose turned words stay in a core's first cache
-_STRIDE = _BLOCK + 8  # between them; a power of two would put the same word of all rows into few places of that cache
+GROUP = 32  # rows whose words lie together
 _1, _2 = np.uint64(1), np.uint64(2)
-_TO_HALF = np.float32(2.0**112)  # between the exponents of a float16's bits inside a float32, and its own
+_TOGETHER = 8  # rows in a vector
+_AHEAD = 4  # groups or rows that are fetched before they are needed
+_LINE = 64  # bytes that are fetched together
+_WORD, _INT, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
+_WORDS = ir.VectorType(_WORD, _TOGETHER)
+_NOTHING = ir.Constant(_WORDS, [0] * _TOGETHER)
+_LIES = "these arrays are read as they lie in memory, row after row"
 
 
 def _compile(*, fastmath: bool = False) -> Callable[[Function], Function]:
@@ -38,81 +47,123 @@ def _count_ones(_: Any, word: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _as_float(_: Any, bits: Any) -> Any:
-    """Read 32 bits as a float32."""
-    return types.float32(types.uint32), lambda _, builder, signature, arguments: builder.bitcast(
-        arguments[0], ir.FloatType()
-    )
+def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: Any, sums: Any) -> Any:
+    """Do what `scan` does for one group, while the processor fetches the group `ahead`: (R,) sums out.
+
+    Written out with vectors, because a compiler that is left alone makes a loop that takes twice as long or half,
+    as the number of rows happens to suit it, and leaves the sums in memory.
+    """
+    if any(array.layout != "C" for array in (groups, signs, weights, sums)):
+        raise TypeError(_LIES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        def array(place: int) -> Any:
+            return context.make_array(signature.args[place])(context, builder, arguments[place])
+
+        def element(data: Any, place: Any, kind: Any = _WORD) -> Any:
+            return builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
+
+        def repeated(data: Any, place: Any) -> Any:
+            first = builder.insert_element(
+                ir.Constant(_WORDS, ir.Undefined), builder.load(element(data, place)), _INT(0)
+            )
+            return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT, _TOGETHER), None))
+
+        words, query, planes, out = (array(place).data for place in (0, 3, 4, 5))
+        _, num_words, num_rows = cgutils.unpack_tuple(builder, array(0).shape)
+        size = builder.mul(num_words, num_rows)
+        these, later = (builder.gep(words, [builder.mul(arguments[place], size)]) for place in (1, 2))
+        count_ones = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_WORDS, [_WORDS]), f"llvm.ctpop.v{_TOGETHER}i64"
+        )
+        vectors = [_WORD(_TOGETHER * vector) for vector in range(GROUP // _TOGETHER)]
+        before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("word", "sums"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        word = builder.phi(_WORD)
+        totals = [builder.phi(_WORDS) for _ in vectors]
+        sign = repeated(query, word)
+        weight = [repeated(planes, builder.add(builder.mul(_WORD(bit), num_words), word)) for bit in range(3)]
+        added = []
+        for first, total in zip(vectors, totals, strict=True):
+            place = builder.add(builder.mul(word, num_rows), first)
+            _prefetch(builder, element(later, place, _BYTE))  # one by one: many at once hold up what is read now
+            differ = builder.xor(builder.load(element(these, place, _WORDS), align=8), sign)
+            for bit, plane in enumerate(weight):
+                ones = builder.call(count_ones, [builder.and_(differ, plane)])
+                total = builder.add(total, builder.shl(ones, ir.Constant(_WORDS, [bit] * _TOGETHER)))
+            added.append(total)
+        following = builder.add(word, _WORD(1))
+        builder.cbranch(builder.icmp_unsigned("<", following, num_words), loop, after)
+        for value, start, end in ((word, _WORD(0), following), *zip(totals, repeat(_NOTHING), added)):
+            value.add_incoming(start, before)
+            value.add_incoming(end, loop)
+        builder.position_at_end(after)
+        for first, total in zip(vectors, added, strict=True):
+            builder.store(total, element(out, first, _WORDS), align=8)
+        return context.get_dummy_value()
+
+    return types.void(groups, types.intp, types.intp, signs, weights, sums), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fetch(_: Any, rows: Any, row: Any) -> Any:
+    """Let the processor fetch one of (n, D) rows from memory while it works on what is before it."""
+    if rows.layout != "C":
+        raise TypeError(_LIES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        array = context.make_array(rows)(context, builder, arguments[0])
+        size = builder.mul(array.itemsize, cgutils.unpack_tuple(builder, array.shape)[1])
+        start = builder.gep(builder.bitcast(array.data, _BYTE.as_pointer()), [builder.mul(arguments[1], size)])
+        with cgutils.for_range_slice(builder, _WORD(0), size, _WORD(_LINE), _WORD) as (byte, _):
+            _prefetch(builder, builder.gep(start, [byte]))
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp), generate
+
+
+def _prefetch(builder: Any, byte: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [byte, _INT(0), _INT(3), _INT(1)])  # data, to be read, and worth keeping
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _widen(_: Any, half: Any) -> Any:
+    """Turn the bits of a finite float16 into a float32, without a branch.
+
+    Its exponent is moved by 112. Numbers below float16's normal range have none: as the fraction of 2^-14 and a bit,
+    they are what is left without the 2^-14. To scale them instead would take a hundred times as long.
+    """
+
+    def generate(_: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        def read(bits: Any) -> Any:
+            return builder.bitcast(bits, ir.FloatType())
+
+        bits = builder.zext(arguments[0], _INT)
+        magnitude = builder.shl(builder.and_(bits, _INT(0x7FFF)), _INT(13))
+        normal = read(builder.add(magnitude, _INT(112 << 23)))
+        small = builder.fsub(read(builder.add(magnitude, _INT(113 << 23))), ir.FloatType()(2.0**-14))
+        value = builder.select(builder.icmp_unsigned("<", magnitude, _INT(1 << 23)), small, normal)
+        sign = builder.shl(builder.and_(bits, _INT(0x8000)), _INT(16))
+        return read(builder.or_(builder.bitcast(value, _INT), sign))
+
+    return types.float32(types.uint16), generate
 
 
 @_compile()
-def scan(words: Any, signs: Any, weights: Any, out: Any) -> None:
+def scan(groups: Any, signs: Any, weights: Any, out: Any) -> None:
     """Sum the query's weights of 3 bits for the bits of a row that differ from its signs.
 
-    (N, W) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
+    (G, W, R) words, (W,) signs and (3, W) bit planes of the weights, lowest first, in; (N,) sums out.
     """
-    turned, sums = np.empty((words.shape[1], _STRIDE), np.uint64), np.empty(_BLOCK, np.uint64)
-    for start in range(0, words.shape[0], _BLOCK):
-        size = min(_BLOCK, words.shape[0] - start)
-        _turn(words, start, size, turned)
-        _add_up(turned, size, signs, weights, sums)
-        part = out[start : start + size]
-        for i in range(size):
+    sums = np.empty(GROUP, np.uint64)
+    for group in range(groups.shape[0]):
+        _add_up(groups, group, min(group + _AHEAD, len(groups) - 1), signs, weights, sums)
+        part = out[group * GROUP : (group + 1) * GROUP]
+        for i in range(len(part)):
             part[i] = sums[i]
-
-
-@_compile()
-def likely_limits(words: Any, allowed: Any, signs: Any, weights: Any, step: int, count: int, limits: Any) -> None:
-    """Write for each of several queries the `count`-th smallest sum of `scan` among every `step`-th block of rows.
-
-    (N, W) words, (N,) flags of the rows to look at or none for all, (Q, W) signs and (Q, 3, W) weights in; (Q,) out.
-    """
-    turned, sums = np.empty((words.shape[1], _STRIDE), np.uint64), np.empty(_BLOCK, np.uint64)
-    counts = np.zeros((len(signs), 64 * 7 * words.shape[1] + 1), np.int64)
-    for start in range(0, words.shape[0], step * _BLOCK):
-        size = min(_BLOCK, words.shape[0] - start)
-        _turn(words, start, size, turned)
-        for query in range(len(signs)):
-            _add_up(turned, size, signs[query], weights[query], sums)
-            its_counts = counts[query]
-            for i in range(size):
-                if len(allowed) == 0 or allowed[start + i]:
-                    its_counts[sums[i]] += 1
-    for query in range(len(signs)):
-        limits[query] = _where_reached(counts[query], count)
-
-
-@_compile()
-def sift(
-    words: Any, finer: Any, allowed: Any, signs: Any, weights: Any, limits: Any, rows: Any, sums: Any, closer: Any,
-    found: Any,
-) -> bool:  # fmt: skip
-    """Find the rows whose sums of `scan` are within the limits of several queries; a block is read once for all.
-
-    (N, W) words of signs and of second bits, (N,) flags of the rows to look at or none for all, (Q, W) signs,
-    (Q, 3, W) weights and (Q,) limits in; (Q, room) rows, ascending, their sums, and those of both bits, as
-    `look_closer` gives them, and (Q,) how many there are out. Returns whether there was room for all.
-    """
-    turned, block_sums = np.empty((words.shape[1], _STRIDE), np.uint64), np.empty(_BLOCK, np.uint64)
-    passing = np.empty(_BLOCK + 1, np.int64)
-    found[:] = 0
-    for start in range(0, words.shape[0], _BLOCK):
-        size = min(_BLOCK, words.shape[0] - start)
-        _turn(words, start, size, turned)
-        for query in range(len(signs)):
-            its_signs, its_weights, number = signs[query], weights[query], found[query]
-            if number + size > rows.shape[1]:
-                return False
-            _add_up(turned, size, its_signs, its_weights, block_sums)
-            for k in range(_within(block_sums, size, limits[query], passing)):
-                i = passing[k]
-                row = start + i
-                if len(allowed) == 0 or allowed[row]:
-                    rows[query, number], sums[query, number] = row, block_sums[i]
-                    closer[query, number] = 2 * block_sums[i] + _weigh(finer, row, its_signs, its_weights)
-                    number += 1
-            found[query] = number
-    return True
 
 
 @_compile()
@@ -122,7 +173,66 @@ def look_closer(sums: Any, finer: Any, rows: Any, signs: Any, weights: Any, out:
     (n,) sums of `scan`, (N, W) words, (n,) rows, signs and weights of `scan` in; (n,) sums out.
     """
     for i in range(len(rows)):
+        _fetch(finer, rows[min(i + _AHEAD, len(rows) - 1)])
         out[i] = 2 * np.uint64(sums[i]) + _weigh(finer, rows[i], signs, weights)
+
+
+@_compile()
+def likely_limits(
+    groups: Any, size: int, allowed: Any, signs: Any, weights: Any, step: int, count: int, limits: Any
+) -> None:
+    """Write for each of several queries the `count`-th smallest sum of `scan` among every `step`-th group of rows.
+
+    (G, W, R) words of `size` rows, (N,) flags of the rows to look at or none for all, (Q, W) signs and (Q, 3, W)
+    weights in; (Q,) out.
+    """
+    sums = np.empty(GROUP, np.uint64)
+    counts = np.zeros((len(signs), 64 * 7 * groups.shape[1] + 1), np.int64)
+    for group in range(0, groups.shape[0], step):
+        start = group * GROUP
+        for query in range(len(signs)):
+            _add_up(groups, group, min(group + step, len(groups) - 1), signs[query], weights[query], sums)
+            its_counts = counts[query]
+            for i in range(min(GROUP, size - start)):
+                if len(allowed) == 0 or allowed[start + i]:
+                    its_counts[sums[i]] += 1
+    for query in range(len(signs)):
+        limits[query] = _where_reached(counts[query], count)
+
+
+@_compile()
+def sift(
+    groups: Any, finer: Any, allowed: Any, signs: Any, weights: Any, limits: Any, rows: Any, sums: Any, closer: Any,
+    found: Any,
+) -> bool:  # fmt: skip
+    """Find the rows whose sums of `scan` are within the limits of several queries; a group is read once for all.
+
+    (G, W, R) words of signs and (N, W) of second bits, (N,) flags of the rows to look at or none for all, (Q, W)
+    signs, (Q, 3, W) weights and (Q,) limits in; (Q, room) rows, ascending, their sums, and those of both bits, as
+    `look_closer` gives them, and (Q,) how many there are out. Returns whether there was room for all.
+    """
+    its_sums = np.empty(GROUP, np.uint64)
+    found[:] = 0
+    for group in range(groups.shape[0]):
+        start = group * GROUP
+        size = min(GROUP, len(finer) - start)
+        for query in range(len(signs)):
+            its_signs, its_weights, limit, number = signs[query], weights[query], limits[query], found[query]
+            if number + size > rows.shape[1]:
+                return False
+            _add_up(groups, group, min(group + _AHEAD, len(groups) - 1), its_signs, its_weights, its_sums)
+            if _smallest_of(its_sums) > limit:
+                continue
+            for i in range(size):
+                row = start + i
+                if its_sums[i] <= limit and (len(allowed) == 0 or allowed[row]):
+                    rows[query, number], sums[query, number] = row, its_sums[i]
+                    number += 1
+            found[query] = number
+    for query in range(len(signs)):  # here, where several rows that lie anywhere are waited for at once
+        those = slice(0, found[query])
+        look_closer(sums[query, those], finer, rows[query, those], signs[query], weights[query], closer[query, those])
+    return True
 
 
 @_compile()
@@ -138,11 +248,16 @@ def smallest(rows: Any, sums: Any, closer: Any, first: int, second: int) -> int:
 @_compile(fastmath=True)
 def products(halves: Any, query: Any, out: Any) -> None:
     """Multiply (n, D) rows of float16, given as their 16 bits, by a (D,) float32 query: (n,) float32 out."""
-    for row in range(halves.shape[0]):
-        total = np.float32(0)
-        for column in range(halves.shape[1]):
-            total += _widen(halves[row, column]) * query[column]
-        out[row] = total * _TO_HALF
+    for row in range(len(halves)):
+        out[row] = _product(halves, row, query)
+
+
+@_compile(fastmath=True)
+def products_of(rows: Any, halves: Any, query: Any, out: Any) -> None:
+    """Do the same with some rows of many; to copy them first would take longer than to multiply."""
+    for place in range(len(rows)):
+        _fetch(halves, rows[min(place + _AHEAD, len(rows) - 1)])
+        out[place] = _product(halves, rows[place], query)
 
 
 @_compile()
@@ -150,38 +265,24 @@ def widen(halves: Any, out: Any) -> None:
     """Turn (n, D) float16, given as their 16 bits, into float32 (numpy takes several times as long)."""
     for row in range(halves.shape[0]):
         for column in range(halves.shape[1]):
-            out[row, column] = _widen(halves[row, column]) * _TO_HALF
+            out[row, column] = _widen(halves[row, column])
+
+
+@_compile(fastmath=True)
+def _product(halves: Any, row: int, query: Any) -> Any:
+    total = np.float32(0)
+    for column in range(halves.shape[1]):
+        total += _widen(halves[row, column]) * query[column]
+    return total
 
 
 @_compile()
-def _turn(words: Any, start: int, size: int, turned: Any) -> None:
-    """Write the words of `size` rows to (W, _BLOCK) words, so that the same word of many rows lies side by side."""
-    for row in range(size):
-        for word in range(words.shape[1]):
-            turned[word, row] = words[start + row, word]
-
-
-@_compile()
-def _add_up(turned: Any, size: int, signs: Any, weights: Any, sums: Any) -> None:
-    """Do what `scan` does for turned words; the compiler makes it work on several rows at once."""
-    sums[:size] = 0
-    for word in range(len(signs)):
-        sign, one, two, four = signs[word], weights[0, word], weights[1, word], weights[2, word]
-        for row in range(size):
-            differ = turned[word, row] ^ sign
-            sums[row] += (
-                _count_ones(differ & one) + (_count_ones(differ & two) << _1) + (_count_ones(differ & four) << _2)
-            )
-
-
-@_compile()
-def _within(sums: Any, size: int, limit: Any, places: Any) -> Any:
-    """Write the places of the sums up to the limit; return how many there are. Nothing here has to be guessed."""
-    number = np.uint64(0)
-    for i in range(size):
-        places[number] = i
-        number += np.uint64(sums[i] <= limit)
-    return number
+def _smallest_of(sums: Any) -> Any:
+    """Return the smallest of the sums of a group."""
+    smallest = sums[0]
+    for row in range(GROUP):
+        smallest = min(smallest, sums[row])
+    return smallest
 
 
 @_compile()
@@ -220,10 +321,3 @@ def _keep(rows: Any, sums: Any, closer: Any, values: Any, number: int, count: in
             rows[left], sums[left], closer[left] = rows[i], sums[i], closer[i]
             left += 1
     return left
-
-
-@_compile()
-def _widen(half: Any) -> Any:
-    bits = np.uint32(half)
-    magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
-    return _as_float(magnitude | ((bits & np.uint32(0x8000)) << np.uint32(16)))

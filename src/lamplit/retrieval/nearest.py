@@ -24,7 +24,6 @@ Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Vectors = NDArray[Any]  # (N, D) unit vectors, float32 or rounded to float16; perhaps a memory map
 _BLOCK = 32768  # rows that are compared at once
-_PRODUCT_ROWS = 1024  # whose float32 copies stay in a core's cache
 # Rounding to float16 moves a component by 2^-11 of itself at most, so a length and a cosine move no more.
 _ROUNDING = 2**-10 + 1e-5
 _MAX_COSINE = 1.5  # a larger product comes from a row that holds no numbers
@@ -131,15 +130,16 @@ def _products(vectors: Vectors, query: Floats, rows: Rows | None) -> Floats:
             else:
                 plain = vectors[rows] @ query
         return plain
-    from lamplit.retrieval.kernels import products
+    from lamplit.retrieval.kernels import products, products_of
 
+    halves = vectors.view(np.uint16)
     scores = np.empty(len(vectors) if rows is None else len(rows), np.float32)
 
     def multiply(start: int, stop: int) -> None:
-        for first in range(start, stop, _PRODUCT_ROWS):
-            part = slice(first, min(first + _PRODUCT_ROWS, stop))
-            halves = vectors[part] if rows is None else np.take(vectors, rows[part], axis=0)
-            products(halves.view(np.uint16), query, scores[part])
+        if rows is None:
+            products(halves[start:stop], query, scores[start:stop])
+        else:
+            products_of(rows[start:stop], halves, query, scores[start:stop])
 
     in_threads(multiply, len(scores), least=2048)
     return scores
