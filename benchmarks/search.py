@@ -1,4 +1,4 @@
-"""Search among a million vectors of width 512: lamplit's bits, the flat product, faiss and usearch.
+"""Search among a million vectors of width 512: lamplit's bits, the flat product, faiss, usearch and Lance's indexes.
 
 Latency of one query and of 100 at once, seconds to build, memory, recall@10 against the exact product; on real
 vectors repeated with noise (the stamps', by the demo tower) and on random ones. Half of the queries are rows of the
@@ -11,15 +11,19 @@ collection under a little noise (an image), half under much (cosine 0.3, as word
 from __future__ import annotations
 
 import argparse
+import atexit
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import timing
 import torch
 from timing import compare, console, finish, in_turn
@@ -140,6 +144,7 @@ def builders() -> dict[str, Callable[[np.ndarray], tuple[Answer, float]]]:
         "faiss IVF-SQ8": lambda vectors: faiss_index(f"IVF{max(4, round(len(vectors) ** 0.5))},SQ8", vectors),
         "faiss HNSW": lambda vectors: faiss_index("HNSW32", vectors),
         "usearch i8": usearch_index,
+        **{f"Lance {kind}": partial(lance_index, kind) for kind in ("IVF_RQ", "IVF_PQ", "IVF_HNSW_SQ")},
     }
 
 
@@ -219,6 +224,34 @@ def usearch_index(vectors: np.ndarray) -> tuple[Answer, float]:
         return np.asarray(found.keys, dtype=np.int64).reshape(len(queries), -1)
 
     return answer, index.memory_usage / 1e6
+
+
+def lance_index(kind: str, vectors: np.ndarray) -> tuple[Answer, float]:
+    """Look at as many partitions as faiss does, and rank ten times as many rows as are wanted by their own vectors."""
+    import lance
+
+    folder = Path(tempfile.mkdtemp(prefix="lance-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    table = lance.write_dataset(pa.table({"vector": values, "row": np.arange(len(vectors))}), folder / "rows.lance")
+    table.create_index(
+        "vector", index_type=kind, metric="dot", num_partitions=max(2, round(len(vectors) ** 0.5)),
+        **({"num_sub_vectors": vectors.shape[1] // 8} if kind == "IVF_PQ" else {}),
+    )  # fmt: skip
+    table = lance.dataset(folder / "rows.lance")
+
+    def answer(queries: np.ndarray) -> np.ndarray:
+        found = [
+            table.to_table(
+                columns=["row", "_distance"],
+                nearest={"column": "vector", "q": query, "k": 10, "nprobes": 32, "refine_factor": 10},
+            )["row"].to_numpy()
+            for query in queries
+        ]
+        return np.stack([np.pad(rows, (0, 10 - len(rows)), constant_values=-1) for rows in found])
+
+    size = sum(file.stat().st_size for file in (folder / "rows.lance" / "_indices").rglob("*") if file.is_file())
+    return answer, size / 1e6
 
 
 def resident() -> float:
