@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -152,12 +153,12 @@ class Store:
         """(N,) row at each position in the table."""
         return self._order.by_position()
 
-    @property
+    @cached_property
     def version_digest(self) -> str:
         """Digest of the table's current fragments: any change to the rows changes it."""
         return Part.of(self.fragments()).digest
 
-    @property
+    @cached_property
     def parts(self) -> list[Part]:
         """The parts that files are derived from; a store of less than a million images is one."""
         return split(self.fragments())
@@ -369,6 +370,8 @@ class Store:
         self._table.checkout_latest()
         self._metadata = StoreMetadata.read(self._table.schema, self.path)
         self._order = RowOrder(self._table)
+        for name in ("version_digest", "parts"):
+            vars(self).pop(name, None)
 
     def _require_column(self, name: str) -> None:
         if name not in self._table.schema.names:
