@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import lamplit
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +23,14 @@ def run(name, tmp_path, *options):
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(file.read_text())["figures"]
+
+
+@pytest.fixture(scope="module")
+def stamps(tmp_path_factory):
+    """The stamps, embedded once for all scripts that begin with them: these find nothing new."""
+    store = tmp_path_factory.mktemp("stamps") / "stamps.lance"
+    lamplit.embed(lamplit.fetch("stamps"), store, image_tower="demo:efficientnet-lite0")
+    return store
 
 
 def check_sides(figures, num_sides):
@@ -83,7 +94,8 @@ def test_evaluate(tmp_path):
     assert cached["encoding_the_prompts_once"] > 0
 
 
-def test_recall(tmp_path):
+def test_recall(tmp_path, stamps):
+    shutil.copytree(stamps, tmp_path / "recall/stamps.lance")
     [figures] = run("recall", tmp_path, "--folder", str(tmp_path / "recall"), "stamps", "--turns", "1")
     assert len(figures["splits"]) == 1
     for split in figures["splits"]:
@@ -97,14 +109,16 @@ def test_recall(tmp_path):
         assert sum(split[part]["mean_recall"] for split in figures["splits"]) < whole
 
 
-def test_irrelevant(tmp_path):
+def test_irrelevant(tmp_path, stamps):
+    shutil.copytree(stamps, tmp_path / "irrelevant/stamps.lance")
     [figures] = run("irrelevant", tmp_path, "--folder", str(tmp_path / "irrelevant"))
     for side in figures["sides"].values():
         assert side["false answers"] < 0.2  # of words that are shown it loses about as many: see `where_they_balance`
         assert side["a true image kept"] > 0.65
 
 
-def test_locate(tmp_path):
+def test_locate(tmp_path, stamps):
+    shutil.copytree(stamps, tmp_path / "locate/stamps.lance")
     sheet = tmp_path / "sheet.png"
     chosen, reported = run("locate", tmp_path, "--folder", str(tmp_path / "locate"), "--sheet", str(sheet))
     assert chosen["captions"] + reported["captions"] == 125
@@ -180,7 +194,8 @@ def test_memory_of_an_import_does_not_grow_with_its_rows(tmp_path):
     assert any(peak(1_800_000) - few < 100 * 1_200_000 for _ in range(3))
 
 
-def test_learning_curves(tmp_path):
+def test_learning_curves(tmp_path, stamps):
+    shutil.copytree(stamps, tmp_path / "stamps.lance")
     [figures] = run("learning_curves", tmp_path, "--folder", str(tmp_path), "--plot", str(tmp_path / "curves.png"))
     assert figures["data"] == "stamps"
     assert 90 <= figures["captions"] <= 110
@@ -191,7 +206,8 @@ def test_learning_curves(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_science(tmp_path):
+def test_science(tmp_path, stamps):
+    shutil.copytree(stamps, tmp_path / "stamps-efficientnet-lite0.lance")
     cells = run("science", tmp_path, "--folder", str(tmp_path), "--plot", str(tmp_path / "science.png"))
     assert [cell["mode"] for cell in cells] == ["LU", "Lu"]
     for cell in cells:

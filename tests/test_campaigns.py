@@ -16,7 +16,7 @@ import pytest
 @pytest.mark.parametrize(
     ("script", "trials"),
     [
-        ("kill_cluster.py", 1),
+        ("kill_cluster.py", 1),  # a worker; tests/store/test_cluster.py kills the driver
         ("kill_embed.py", 3),
         ("kill_shards.py", 4),
         ("kill_tune.py", 5),

@@ -46,7 +46,7 @@ def main() -> None:
         failed = 0
         for number in range(options.trials):
             try:
-                said = campaign.trial(number, kills_driver=number % 2 == 0, chance=chance)
+                said = campaign.trial(number, kills_driver=number % 2 == 1, chance=chance)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 failed += 1
                 said = f"WRONG: {error}"

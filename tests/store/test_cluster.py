@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,22 +123,13 @@ def test_kinds_of_errors() -> None:
     assert by_kind(Counter()) == ""
 
 
-@with_ray
-@pytest.mark.slow
-def test_three_workers_make_the_store_of_one_process(
-    source: Path, whole: Path, tower_file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "parts.lance"
-    for expected in (60, 0):
-        done = subprocess.run(
-            command(source, out, tower_file), capture_output=True, text=True, check=False, timeout=TIMEOUT
-        )
-        assert done.returncode == 0, done.stderr
-        report = json.loads(done.stdout)
-        assert (report["embedded"], report["units"], report["units_left"]) == (expected, 16, 0)
-        require_equal_stores(out, whole)
-    [line] = out.with_suffix(".skipped.jsonl").read_text().splitlines()
-    assert json.loads(line)["id"] == "broken.png"
+@pytest.fixture(scope="module")
+def orphans() -> Iterator[list[psutil.Process]]:
+    """Processes whose driver was killed. They end by themselves; it takes Ray a minute, so other tests go first."""
+    processes: list[psutil.Process] = []
+    yield processes
+    _, left = psutil.wait_procs(processes, TIMEOUT)
+    assert not left
 
 
 def started(arguments: list[str], log: Path, out: Path) -> tuple[psutil.Popen, list[psutil.Process]]:
@@ -154,18 +146,9 @@ def started(arguments: list[str], log: Path, out: Path) -> tuple[psutil.Popen, l
 
 @with_ray
 @pytest.mark.slow
-def test_a_worker_is_killed(source: Path, whole: Path, tower_file: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "parts.lance", tmp_path / "log"
-    driver, processes = started(command(source, out, tower_file), log, out)
-    workers = [process for process in processes if "UnitWorker" in " ".join(process.cmdline())]
-    workers[0].kill()
-    assert driver.wait(TIMEOUT) == 0, log.read_text()
-    require_equal_stores(out, whole)
-
-
-@with_ray
-@pytest.mark.slow
-def test_the_driver_is_killed(source: Path, whole: Path, tower_file: Path, tmp_path: Path) -> None:
+def test_the_driver_is_killed(
+    source: Path, whole: Path, tower_file: Path, orphans: list[psutil.Process], tmp_path: Path
+) -> None:
     out, log = tmp_path / "parts.lance", tmp_path / "log"
     driver, processes = started(command(source, out, tower_file), log, out)
     driver.kill()
@@ -175,8 +158,25 @@ def test_the_driver_is_killed(source: Path, whole: Path, tower_file: Path, tmp_p
     again = subprocess.run(command(source, out, tower_file), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     require_equal_stores(out, whole)
-    _, left = psutil.wait_procs(processes, TIMEOUT)
-    assert not left
+    orphans += processes
+
+
+@with_ray
+@pytest.mark.slow
+def test_three_workers_make_the_store_of_one_process(
+    source: Path, whole: Path, tower_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "parts.lance"
+    for expected in (60, 0):
+        done = subprocess.run(
+            command(source, out, tower_file), capture_output=True, text=True, check=False, timeout=TIMEOUT
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert (report["embedded"], report["units"], report["units_left"]) == (expected, 16, 0)
+        require_equal_stores(out, whole)
+    [line] = out.with_suffix(".skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "broken.png"
 
 
 @with_ray

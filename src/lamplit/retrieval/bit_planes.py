@@ -50,9 +50,15 @@ class _Query(NamedTuple):
 class _Sifted(NamedTuple):
     """Rows that came through the first sieve, ascending, their sums, and those of both bits."""
 
-    rows: Rows
+    rows: NDArray[np.uint32]
     sums: NDArray[np.uint32]
     closer: NDArray[np.uint32]
+
+    def keep(self, first: int, second: int) -> Rows:
+        """Return about so many rows that have the smallest sums and, of these, the smallest of both bits."""
+        from lamplit.retrieval.kernels import smallest
+
+        return self.rows[: smallest(*self, first, second)].astype(np.int64)
 
 
 def _in_memory(_: str, shape: tuple[int, ...], kind: Any) -> Words:
@@ -117,8 +123,8 @@ class BitPlanes:
         Returns:
             Rows, ascending.
         """
-        [candidates] = self._candidates([self._prepare(query)], kept, allowed)
-        return candidates
+        [parts] = self._sifted([self._prepare(query)], kept[0], allowed)
+        return _joined(parts).keep(*kept)
 
     def ranks(self, query: Floats, true: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Count the rows that are as near as each of the `true` ones: by the first sieve, and by the second."""
@@ -153,30 +159,28 @@ class BitPlanes:
         self, vectors: Vectors, queries: Floats, k: int, kept: tuple[int, int], allowed: Flags | None = None
     ) -> list[Found]:
         prepared = [self._prepare(query) for query in queries]
-        rows = self._candidates(prepared, (max(k, kept[0]), max(k, kept[1])), allowed)
-        found: dict[int, Found] = {}
+        kept = (max(k, kept[0]), max(k, kept[1]))
+        sifted, found = self._sifted(prepared, kept[0], allowed), dict[int, Found]()
 
         def answer(start: int, stop: int) -> None:
             for number in range(start, stop):
-                found[number] = rank(vectors, queries[number], k, rows[number])
+                found[number] = rank(vectors, queries[number], k, _joined(sifted[number]).keep(*kept))
 
         in_threads(answer, len(queries), least=1)
         return [found[number] for number in range(len(queries))]
 
-    def _candidates(self, queries: Sequence[_Query], kept: tuple[int, int], allowed: Flags | None) -> list[Rows]:
-        """Find for each query the rows that come through both sieves, ascending."""
-        from lamplit.retrieval.kernels import smallest
-
+    def _sifted(self, queries: Sequence[_Query], count: int, allowed: Flags | None) -> list[list[_Sifted]]:
+        """Find for each query at least `count` rows that come through the first sieve, in parts of all rows."""
         available = len(self.seconds) if allowed is None else int(np.count_nonzero(allowed))
-        count = min(kept[0], available)
+        count = min(count, available)
         step = max(1, len(self.seconds) // _SAMPLE)
         # In all likelihood so many rows of a sample leave enough of all rows.
-        most = count if step == 1 else int(count / step + 6 * (count / step) ** 0.5) + 1
+        most = count if step == 1 else int(count / step + 4 * (count / step) ** 0.5) + 1
         while True:
             limits = self._likely_limits(queries, step, most, allowed)
             sifted = self._sift(queries, limits, 2 * count / max(1, len(self.seconds)), allowed)
-            if all(len(some.rows) >= count for some in sifted):
-                return [some.rows[: smallest(*some, *kept)] for some in sifted]
+            if all(sum(len(part.rows) for part in parts) >= count for parts in sifted):
+                return sifted
             most *= 2
 
     def _prepare(self, query: Floats) -> _Query:
@@ -216,36 +220,29 @@ class BitPlanes:
 
     def _sift(
         self, queries: Sequence[_Query], limits: NDArray[np.uint64], share: float, allowed: Flags | None
-    ) -> list[_Sifted]:
+    ) -> list[list[_Sifted]]:
         """Find for each query the rows whose sums are within its limit; at first there is room for a share of all."""
         from lamplit.retrieval.kernels import sift
 
         signs, weights = _stacked(queries)
-        parts: dict[int, list[_Sifted]] = {}  # of each thread's rows, by their start
+        found: dict[int, list[_Sifted]] = {}  # by each thread, by its first group
 
         def look(start: int, stop: int) -> None:
             some = self._rows(start, stop)
             words = self.signs[start:stop], self.seconds[some], _flags(allowed)[some]
-            room = int(share * (some.stop - some.start)) + 1024
+            room, numbers = int(share * (some.stop - some.start)) + 1024, np.empty(len(queries), np.int64)
             while True:
                 rows, sums, closer = np.empty((3, len(queries), room), np.uint32)
-                found = np.empty(len(queries), np.int64)
-                if sift(*words, signs, weights, limits, rows, sums, closer, found):
+                if sift(*words, signs, weights, limits, rows, sums, closer, numbers):
                     break
                 room *= 4  # many rows are equal
-            parts[start] = [
-                _Sifted(
-                    rows[query, :number].astype(np.int64) + some.start, sums[query, :number], closer[query, :number]
-                )
-                for query, number in enumerate(found)
+            found[start] = [
+                _Sifted(rows[query, :number] + np.uint32(some.start), sums[query, :number], closer[query, :number])
+                for query, number in enumerate(numbers)
             ]
 
         in_threads(look, len(self.signs), _LEAST)
-        ordered = [parts[start] for start in sorted(parts)]
-        return [
-            _Sifted(*map(np.concatenate, zip(*(part[query] for part in ordered), strict=True)))
-            for query in range(len(queries))
-        ]
+        return [list(parts) for parts in zip(*(found[start] for start in sorted(found)), strict=True)]
 
     def _rows(self, start: int, stop: int) -> slice:
         """Return the rows of some groups."""
@@ -264,6 +261,10 @@ class BitPlanes:
 
         in_threads(add_up, len(closer), least=4096)
         return closer
+
+
+def _joined(parts: Sequence[_Sifted]) -> _Sifted:
+    return _Sifted(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _stacked(queries: Sequence[_Query]) -> tuple[Words, Words]:

@@ -21,7 +21,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 GROUP = 32  # rows whose words lie together
 _1, _2 = np.uint64(1), np.uint64(2)
 _TOGETHER = 8  # rows in a vector
-_AHEAD = 4  # groups or rows that are fetched before they are needed
+_AHEAD = 4  # groups, or rows of vectors, that are fetched before they are needed
+_BITS_AHEAD = 16  # the same of rows of bits, which lie anywhere
+_ALL = np.uint64((1 << GROUP) - 1)
 _LINE = 64  # bytes that are fetched together
 _WORD, _INT, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
 _WORDS = ir.VectorType(_WORD, _TOGETHER)
@@ -47,8 +49,10 @@ def _count_ones(_: Any, word: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: Any, sums: Any) -> Any:
+def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: Any, limit: Any, sums: Any) -> Any:
     """Do what `scan` does for one group, while the processor fetches the group `ahead`: (R,) sums out.
+
+    Returns a word of which bit i is set if the sum of row i is at most `limit`.
 
     Written out with vectors, because a compiler that is left alone makes a loop that takes twice as long or half,
     as the number of rows happens to suit it, and leaves the sums in memory.
@@ -63,13 +67,14 @@ def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: An
         def element(data: Any, place: Any, kind: Any = _WORD) -> Any:
             return builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
 
-        def repeated(data: Any, place: Any) -> Any:
-            first = builder.insert_element(
-                ir.Constant(_WORDS, ir.Undefined), builder.load(element(data, place)), _INT(0)
-            )
+        def everywhere(word: Any) -> Any:
+            first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), word, _INT(0))
             return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT, _TOGETHER), None))
 
-        words, query, planes, out = (array(place).data for place in (0, 3, 4, 5))
+        def repeated(data: Any, place: Any) -> Any:
+            return everywhere(builder.load(element(data, place)))
+
+        words, query, planes, out = (array(place).data for place in (0, 3, 4, 6))
         _, num_words, num_rows = cgutils.unpack_tuple(builder, array(0).shape)
         size = builder.mul(num_words, num_rows)
         these, later = (builder.gep(words, [builder.mul(arguments[place], size)]) for place in (1, 2))
@@ -99,11 +104,22 @@ def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: An
             value.add_incoming(start, before)
             value.add_incoming(end, loop)
         builder.position_at_end(after)
+        within, most = _WORD(0), everywhere(arguments[5])
         for first, total in zip(vectors, added, strict=True):
             builder.store(total, element(out, first, _WORDS), align=8)
-        return context.get_dummy_value()
+            bits = builder.bitcast(builder.icmp_unsigned("<=", total, most), ir.IntType(_TOGETHER))
+            within = builder.or_(within, builder.shl(builder.zext(bits, _WORD), first))
+        return within
 
-    return types.void(groups, types.intp, types.intp, signs, weights, sums), generate
+    return types.uint64(groups, types.intp, types.intp, signs, weights, types.uint64, sums), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _lowest_bit(_: Any, word: Any) -> Any:
+    """Number of zeros below the lowest one of a word."""
+    return types.uint64(types.uint64), lambda _, builder, signature, arguments: builder.cttz(
+        arguments[0], ir.IntType(1)(1)
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -160,7 +176,7 @@ def scan(groups: Any, signs: Any, weights: Any, out: Any) -> None:
     """
     sums = np.empty(GROUP, np.uint64)
     for group in range(groups.shape[0]):
-        _add_up(groups, group, min(group + _AHEAD, len(groups) - 1), signs, weights, sums)
+        _add_up(groups, group, min(group + _AHEAD, len(groups) - 1), signs, weights, np.uint64(0), sums)
         part = out[group * GROUP : (group + 1) * GROUP]
         for i in range(len(part)):
             part[i] = sums[i]
@@ -173,7 +189,7 @@ def look_closer(sums: Any, finer: Any, rows: Any, signs: Any, weights: Any, out:
     (n,) sums of `scan`, (N, W) words, (n,) rows, signs and weights of `scan` in; (n,) sums out.
     """
     for i in range(len(rows)):
-        _fetch(finer, rows[min(i + _AHEAD, len(rows) - 1)])
+        _fetch(finer, rows[min(i + _BITS_AHEAD, len(rows) - 1)])
         out[i] = 2 * np.uint64(sums[i]) + _weigh(finer, rows[i], signs, weights)
 
 
@@ -191,7 +207,8 @@ def likely_limits(
     for group in range(0, groups.shape[0], step):
         start = group * GROUP
         for query in range(len(signs)):
-            _add_up(groups, group, min(group + step, len(groups) - 1), signs[query], weights[query], sums)
+            later = min(group + step, len(groups) - 1)
+            _add_up(groups, group, later, signs[query], weights[query], np.uint64(0), sums)
             its_counts = counts[query]
             for i in range(min(GROUP, size - start)):
                 if len(allowed) == 0 or allowed[start + i]:
@@ -216,16 +233,18 @@ def sift(
     for group in range(groups.shape[0]):
         start = group * GROUP
         size = min(GROUP, len(finer) - start)
+        full = _ALL if size == GROUP else (_1 << np.uint64(size)) - _1
+        later = min(group + _AHEAD, len(groups) - 1)
         for query in range(len(signs)):
-            its_signs, its_weights, limit, number = signs[query], weights[query], limits[query], found[query]
+            number = found[query]
             if number + size > rows.shape[1]:
                 return False
-            _add_up(groups, group, min(group + _AHEAD, len(groups) - 1), its_signs, its_weights, its_sums)
-            if _smallest_of(its_sums) > limit:
-                continue
-            for i in range(size):
-                row = start + i
-                if its_sums[i] <= limit and (len(allowed) == 0 or allowed[row]):
+            left = full & _add_up(groups, group, later, signs[query], weights[query], limits[query], its_sums)
+            while left:
+                i = _lowest_bit(left)
+                left &= left - _1
+                row = start + np.int64(i)
+                if len(allowed) == 0 or allowed[row]:
                     rows[query, number], sums[query, number] = row, its_sums[i]
                     number += 1
             found[query] = number
@@ -274,15 +293,6 @@ def _product(halves: Any, row: int, query: Any) -> Any:
     for column in range(halves.shape[1]):
         total += _widen(halves[row, column]) * query[column]
     return total
-
-
-@_compile()
-def _smallest_of(sums: Any) -> Any:
-    """Return the smallest of the sums of a group."""
-    smallest = sums[0]
-    for row in range(GROUP):
-        smallest = min(smallest, sums[row])
-    return smallest
 
 
 @_compile()

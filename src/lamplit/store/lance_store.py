@@ -181,9 +181,7 @@ class Store:
 
     def append(self, rows: Sequence[Row]) -> int:
         """Add the rows whose ids are new, in one atomic commit; return how many that are."""
-        if not rows:
-            return 0
-        added = table_writing.insert_rows(self._table, rows)
+        added = table_writing.insert_rows(self._table, rows) if rows else 0
         self._refresh()
         return added
 
@@ -214,9 +212,8 @@ class Store:
 
     def build_index(self, partitions: int) -> None:
         """Build Lance's IVF index of the vectors anew; rows that are added later are searched without it."""
-        self._table = self._table.create_index(
-            "vector", index_type="IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True
-        )
+        options = {"metric": "cosine", "num_partitions": partitions, "replace": True}
+        self._table = self._table.create_index("vector", index_type="IVF_FLAT", **options)
 
     def add_columns(self, types: Mapping[str, pa.DataType]) -> pa.Schema:
         """Add the metadata columns of these types that are not there, empty; return the schema of all columns."""
@@ -370,8 +367,8 @@ class Store:
         self._table.checkout_latest()
         self._metadata = StoreMetadata.read(self._table.schema, self.path)
         self._order = RowOrder(self._table)
-        for name in ("version_digest", "parts"):
-            vars(self).pop(name, None)
+        vars(self).pop("version_digest", None)
+        vars(self).pop("parts", None)
 
     def _require_column(self, name: str) -> None:
         if name not in self._table.schema.names:
