@@ -337,6 +337,7 @@ def embedded(options: argparse.Namespace) -> tuple[Path, Path, float]:
         write_names(table, options.pairs)
         rows = lance.dataset(str(small)).to_table().sort_by("id").combine_chunks()
         lamplit.Store.write(out, rows.schema, repeated(rows, table))
+        python(DERIVE, out)
     files = sorted(folder.glob("*.png"))
     began = time.perf_counter()
     for file in files * 50:

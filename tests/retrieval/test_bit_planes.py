@@ -122,7 +122,9 @@ def test_all_candidates_give_the_exact_ranking() -> None:
     assert found.scores.tolist() == exact.scores.tolist()
 
 
-def test_many_at_once_are_each_alone() -> None:
+@pytest.mark.parametrize("room", [2**24, 2000])
+def test_many_at_once_are_each_alone(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamplit.retrieval.bit_planes._ROOM", room)
     vectors = unit_rows(4000, 64).astype(np.float16)
     planes, queries = BitPlanes.of(vectors), sample_queries(vectors, 6)
     for query, found, exact in zip(

@@ -33,7 +33,8 @@ _STEP = 0.9957  # of the quantiser, in standard deviations
 _BLOCK = 32768  # rows that are unpacked at once
 _PACKED = 128  # groups that are packed at once
 _LEAST = 1024  # groups for a thread
-_TOGETHER = 32  # queries that share a pass over the rows; each has some room for rows
+_TOGETHER = 32  # queries that share a pass over the rows
+_ROOM = 2**24  # rows, about, that come through the first sieve at once, for all of these queries
 _SAMPLE = 65536  # rows, about, that tell which sums are likely
 Flags = NDArray[np.bool_]
 Words = NDArray[np.uint64]
@@ -148,9 +149,10 @@ class BitPlanes:
     ) -> list[Found]:
         """Do what `find` does for each of (Q, D) queries; many share a pass over the rows."""
         found: list[Found] = []
+        together = min(_TOGETHER, max(1, _ROOM // max(1, kept[0])))
         with progress_bar("recall", len(queries), shown=progress) as advance:
-            for start in range(0, len(queries), _TOGETHER):
-                some = queries[start : start + _TOGETHER]
+            for start in range(0, len(queries), together):
+                some = queries[start : start + together]
                 found += self._find_some(vectors, some, k, kept)
                 advance(len(some), "")
         return found
