@@ -62,6 +62,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _threads_stay() -> Iterator[None]:
+    """Two processes of tests, of which one has more threads than its share, are many times slower from then on."""
+    threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads
+
+
 @pytest.fixture(scope="session")
 def object_storage() -> Iterator[ObjectServer]:
     """Run object storage for as long as tests need it; it takes seconds to start."""

@@ -174,9 +174,13 @@ def _umap(umap: Any, sample: Tensor, *, progress: bool) -> NDArray[np.float32]:
         n_neighbors=count, init=begin, random_state=_SEED, n_jobs=1, precomputed_knn=(near, far), tqdm_kwds=bar,
         force_approximation_algorithm=True,
     )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*precomputed_knn.*")  # that it cannot place others: we do that
-        points: NDArray[np.float32] = made.fit_transform(sample.numpy())
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*precomputed_knn.*")  # that it cannot place others: we do that
+            points: NDArray[np.float32] = made.fit_transform(sample.numpy())
+    finally:
+        torch.set_num_threads(threads)  # where numba starts threads, it gives torch as many as there are cores
     return points.astype(np.float32)
 
 
