@@ -136,7 +136,7 @@ def test_search(tmp_path):
         assert building["sides"]["lamplit"]["recall@10"] >= 0.98
         assert building["sides"]["flat product (torch)"]["recall@10"] > 0.999
         for latency in timed:
-            check_sides(latency, 8)
+            check_sides(latency, 11)
 
 
 def test_search_millions(tmp_path, store_path, model_path):
