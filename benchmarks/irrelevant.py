@@ -27,13 +27,12 @@ import lamplit
 from lamplit.data.caption_hash import hash_captions
 from lamplit.data.split_record import is_in
 from lamplit.retrieval.model_reader import as_reader
-from lamplit.retrieval.relevance import Law, Relevance, law_of_names, measure_law
+from lamplit.retrieval.relevance import SAMPLE, Law, Relevance, law_of_names, measure_law, spread
 from lamplit.zeroshot.names import class_names
 
 DATA_SETS = ("imagenet", "sun397", "caltech101", "flowers102", "pets", "resisc45", "cifar100", "fashion-mnist")
 NOUN = re.compile(r"^(?:(?:A|An|The|Some) (?:[\w-]+ )*?)?([A-Za-z][a-z]{2,})[.!]?$")
 MOST = 400  # words shown
-SAMPLE = 4096  # images, for the mean and the deviation of a query's cosines
 FIRST = 10  # hits among which an answer could be seen without a lowest score
 
 
@@ -43,6 +42,8 @@ def main() -> None:
     options.add_argument("--store", type=Path, help="a store with captions, in place of the stamps")
     options.add_argument("--model", type=Path, help="a model that reads it")
     options = filled(options.parse_args())
+    if bool(options.store) != bool(options.model):
+        raise SystemExit("error: --store and --model go together: a model that reads the store")
     figures = []
     for name, model, store in [(options.model, options.model, options.store)] if options.store else on_stamps(options):
         figures.append({"title": f"{store.name}, {name}", "sides": measure(model, store)})
@@ -91,11 +92,6 @@ def measure(folder: Path, store: Path) -> dict[str, dict[str, float]]:
             "images kept that have the word": float((kept & truth).sum() / max(kept.sum(), 1))
         }
     return found
-
-
-def spread(count: int, most: int) -> Any:
-    """At most so many of the first `count` numbers, evenly spread."""
-    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
 def figures_of(law: Law, false: Any, answered: Any, first: Any, new: Any) -> dict[str, float]:

@@ -171,6 +171,7 @@ def test_filter_shows_only_its_images(page: Page) -> None:
     page.fill("#query", "ring")
     page.press("#query", "Enter")
     show_less_likely(page)
+    page.locator("#hits li").nth(23).wait_for()
     page.click("#filter summary")
     page.select_option("#filter-column", "shape")
     page.fill("#filter-value", "cross")

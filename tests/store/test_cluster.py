@@ -163,6 +163,17 @@ def test_the_driver_is_killed(
 
 @with_ray
 @pytest.mark.slow
+def test_a_worker_is_killed(source: Path, whole: Path, tower_file: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "parts.lance", tmp_path / "log"
+    driver, processes = started(command(source, out, tower_file), log, out)
+    workers = [process for process in processes if "UnitWorker" in " ".join(process.cmdline())]
+    workers[0].kill()
+    assert driver.wait(TIMEOUT) == 0, log.read_text()
+    require_equal_stores(out, whole)
+
+
+@with_ray
+@pytest.mark.slow
 def test_three_workers_make_the_store_of_one_process(
     source: Path, whole: Path, tower_file: Path, tmp_path: Path
 ) -> None:

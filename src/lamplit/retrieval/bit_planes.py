@@ -124,7 +124,7 @@ class BitPlanes:
         Returns:
             Rows, ascending.
         """
-        [parts] = self._sifted([self._prepare(query)], kept[0], allowed)
+        [parts] = self._first_sieve([self._prepare(query)], kept[0], allowed)
         return _joined(parts).keep(*kept)
 
     def ranks(self, query: Floats, true: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -162,7 +162,7 @@ class BitPlanes:
     ) -> list[Found]:
         prepared = [self._prepare(query) for query in queries]
         kept = (max(k, kept[0]), max(k, kept[1]))
-        sifted, found = self._sifted(prepared, kept[0], allowed), dict[int, Found]()
+        sifted, found = self._first_sieve(prepared, kept[0], allowed), dict[int, Found]()
 
         def answer(start: int, stop: int) -> None:
             for number in range(start, stop):
@@ -171,7 +171,7 @@ class BitPlanes:
         in_threads(answer, len(queries), least=1)
         return [found[number] for number in range(len(queries))]
 
-    def _sifted(self, queries: Sequence[_Query], count: int, allowed: Flags | None) -> list[list[_Sifted]]:
+    def _first_sieve(self, queries: Sequence[_Query], count: int, allowed: Flags | None) -> list[list[_Sifted]]:
         """Find for each query at least `count` rows that come through the first sieve, in parts of all rows."""
         available = len(self.seconds) if allowed is None else int(np.count_nonzero(allowed))
         count = min(count, available)

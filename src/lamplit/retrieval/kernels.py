@@ -54,8 +54,8 @@ def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: An
 
     Returns a word of which bit i is set if the sum of row i is at most `limit`.
 
-    Written out with vectors, because a compiler that is left alone makes a loop that takes twice as long or half,
-    as the number of rows happens to suit it, and leaves the sums in memory.
+    Written out with vectors, because a compiler that is left alone makes a loop that is fast or slow as the number of
+    rows happens to suit it, and leaves the sums in memory.
     """
     if any(array.layout != "C" for array in (groups, signs, weights, sums)):
         raise TypeError(_LIES)
@@ -150,7 +150,7 @@ def _widen(_: Any, half: Any) -> Any:
     """Turn the bits of a finite float16 into a float32, without a branch.
 
     Its exponent is moved by 112. Numbers below float16's normal range have none: as the fraction of 2^-14 and a bit,
-    they are what is left without the 2^-14. To scale them instead would take a hundred times as long.
+    they are what is left without the 2^-14. To scale them instead would take many times as long.
     """
 
     def generate(_: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:

@@ -5,8 +5,8 @@ is measured in deviations of the query's own cosines, which makes queries alike.
 Of each the best image is looked at that is related (its texts share a word with the caption), and the best that is not.
 The bound lies where as many of the first are below it as of the second above: as many right answers are hidden as
 wrong ones shown. Among 700 images that is some 7 deviations and a tenth of each; among 300,000 drawings, where there is
-always one that is near by chance, the two overlap, and it is four tenths. Words that many images show spread their own
-cosines, so a deviation counts no more than that of 95 % of the captions.
+always one that is near by chance, the two overlap more. Words that many images show spread their own cosines, so a
+deviation counts no more than that of 95 % of the captions.
 
 A store without captions is asked for the names of 1,400 things and places. Most of them it does not show, and the low
 side of the law, which they alone make, tells where its high side ends: at the upper 5 %.
@@ -38,7 +38,7 @@ from lamplit.store.lance_store import Store
 logger = logging.getLogger(__name__)
 _FALSE = 0.05  # without captions: share of the words that nothing shows, and that get an answer all the same
 _LARGEST = 0.95  # share of the queries whose deviation counts in full
-_SAMPLE = 4096  # images, for the mean and the deviation of a query's cosines
+SAMPLE = 4096  # images, for the mean and the deviation of a query's cosines
 _CAPTIONS = 512  # of the store, to ask it by
 _FEWEST = 50  # below so many, names are asked for
 _LOOKED_AT = 50  # images for each, the nearest
@@ -84,7 +84,7 @@ def open_relevance(store: Store, reader: Reader, vectors: Vectors | JoinedVector
         vectors: (N, E) unit vectors of its images.
         find: returns the k nearest images to a vector.
     """
-    rows = np.asarray(vectors[_spread(len(vectors), _SAMPLE)], np.float32)
+    rows = np.asarray(vectors[spread(len(vectors), SAMPLE)], np.float32)
     probe = [round(float(value), 3) for value in reader.encode_texts([_PROBE])[0][:_PROBED]]
     places = [folder / search_name(store, f"relevance-{reader.space}") for folder in search_folders(store)]
     for place in places:
@@ -179,12 +179,12 @@ def _measure(
 
 def _captions(store: Store) -> list[str]:
     """Return distinct captions of images all over the store."""
-    texts = store.take(_spread(len(store), 2 * _CAPTIONS).tolist(), ["texts"])["texts"].to_pylist()
+    texts = store.take(spread(len(store), 2 * _CAPTIONS).tolist(), ["texts"])["texts"].to_pylist()
     distinct = list(dict.fromkeys(each[0] for each in texts if each and each[0].strip()))
-    return [distinct[i] for i in _spread(len(distinct), _CAPTIONS)]
+    return [distinct[i] for i in spread(len(distinct), _CAPTIONS)]
 
 
-def _spread(count: int, most: int) -> NDArray[np.int64]:
+def spread(count: int, most: int) -> NDArray[np.int64]:
     """Return at most so many of the first `count` numbers, evenly spread."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64) if count else np.empty(0, np.int64)
 

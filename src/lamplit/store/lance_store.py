@@ -181,7 +181,9 @@ class Store:
 
     def append(self, rows: Sequence[Row]) -> int:
         """Add the rows whose ids are new, in one atomic commit; return how many that are."""
-        added = table_writing.insert_rows(self._table, rows) if rows else 0
+        if not rows:
+            return 0
+        added = table_writing.insert_rows(self._table, rows)
         self._refresh()
         return added
 
@@ -212,8 +214,8 @@ class Store:
 
     def build_index(self, partitions: int) -> None:
         """Build Lance's IVF index of the vectors anew; rows that are added later are searched without it."""
-        options = {"metric": "cosine", "num_partitions": partitions, "replace": True}
-        self._table = self._table.create_index("vector", index_type="IVF_FLAT", **options)
+        how = {"metric": "cosine", "num_partitions": partitions, "replace": True}
+        self._table = self._table.create_index("vector", "IVF_FLAT", **how)
 
     def add_columns(self, types: Mapping[str, pa.DataType]) -> pa.Schema:
         """Add the metadata columns of these types that are not there, empty; return the schema of all columns."""
@@ -276,8 +278,7 @@ class Store:
 
     def blocks(self, part: Part | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (n, D) float32 unit vectors in the order of the table; `order` says which row each of them is."""
-        for halves in self.half_blocks(part):
-            yield normalize(halves)
+        yield from map(normalize, self.half_blocks(part))
 
     def half_blocks(self, part: Part | None = None) -> Iterator[NDArray[np.float16]]:
         """Yield (n, D) vectors in the order of the table or of a part, to the bit as they are stored."""
@@ -378,8 +379,7 @@ class Store:
     def _halves(self, column: Any) -> NDArray[np.float16]:
         if column.null_count:
             raise StoreError(why_no_vectors(self.called))
-        halves: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.tower.width)
-        return halves
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float16).reshape(-1, self.tower.width)
 
     def _sorted(self, *columns: str) -> pa.Table:
         with reading(self.path):
