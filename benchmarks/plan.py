@@ -31,7 +31,7 @@ def main() -> None:
         if not options.quick:
             sources["icons"] = Path(folder) / "icons.parquet"
             pairs = parquet.read_table(lamplit.fetch("icons", workers=1, progress=True))
-            parquet.write_table(pairs.take(range(0, len(pairs), len(pairs) // ICONS)).slice(0, ICONS), sources["icons"])
+            parquet.write_table(pairs.take([*range(0, len(pairs), len(pairs) // ICONS)][:ICONS]), sources["icons"])
         for name, source in sources.items():
             settings = lamplit.TuneSettings("demo:minilm", steps=5 if options.quick else None)
             turns = [turn(source, settings, Path(folder) / f"{name}{number}") for number in range(options.turns)]

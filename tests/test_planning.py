@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import lamplit
 from lamplit import planning
@@ -57,6 +59,37 @@ def test_more_steps_take_longer(image_folder: Path, image_tower: ImageTower, tex
     few, many = tuning(steps=1), tuning(steps=1000)
     assert many.parts["steps"] > few.parts["steps"] > 0  # each is timed by itself, on a machine with other work
     assert few.parts["closed form"] > 0
+
+
+def test_backend_is_that_of_so_many_images(
+    image_folder: Path, image_tower: ImageTower, text_folder: Path, tmp_path: Path
+) -> None:
+    lamplit.embed(image_folder / "pairs.csv", tmp_path / "s.lance", image_tower=image_tower, backend="onnx")
+
+    def planned(**given: int) -> str:
+        settings = TuneSettings(f"hf:{text_folder}", steps=1)
+        return plan(image_folder / "pairs.csv", settings, image_tower=image_tower, **given).backend
+
+    assert planned() == "torch"  # too few to start another
+    # It is there already, and faster, but what is timed are milliseconds: on a busy machine it loses some times.
+    assert any(planned(images=10_000) == "onnx" for _ in range(8))
+
+
+def test_a_step_is_taken_in_the_precision_of_the_run(
+    image_folder: Path, image_tower: ImageTower, text_folder: Path
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def look(module: nn.Module, inputs: object, output: object) -> None:
+        if torch.is_grad_enabled() and isinstance(module, nn.Linear) and isinstance(output, torch.Tensor):
+            seen.add(output.dtype)
+
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seen.clear()
+        settings = TuneSettings(f"hf:{text_folder}", steps=1, precision=precision)  # type: ignore[arg-type]
+        with torch.nn.modules.module.register_module_forward_hook(look):
+            plan(image_folder / "pairs.csv", settings, image_tower=image_tower)
+        assert seen == {expected}
 
 
 def test_price_is_that_of_the_time(image_folder: Path, image_tower: ImageTower, text_folder: Path) -> None:

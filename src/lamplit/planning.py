@@ -23,14 +23,17 @@ from lamplit.data.census import SAMPLE, Census
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.data.sources import read_pairs
 from lamplit.errors import UsageError
+from lamplit.files import replacing
 from lamplit.losses.contrastive import softmax_loss
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.store.embedding import embed
 from lamplit.towers.devices import keep_freed_memory, pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
+from lamplit.towers.saving import save_weights
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.more_tokens import add_pieces
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
+from lamplit.tuning.building import autocast_of
 from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
 from lamplit.tuning.known_names import SHARE, KnownNames
 from lamplit.tuning.large_batch import SparseEmbeddings, backward_in_chunks, cut_texts
@@ -40,6 +43,7 @@ from lamplit.tuning.split import MAX_HELD_OUT
 from lamplit.tuning.start import MOST_REST
 
 SECONDS = 4.0  # that the pass takes for each thing it measures, about
+_BATCH = 64  # images
 STEP = 1024  # pairs of a measured step; larger batches cost in proportion, the loss apart
 _HALF, _FLOAT, _ADAM = 2, 4, 16  # bytes of a number; of a parameter that trains with its gradient and two moments
 Item = TypeVar("Item")
@@ -186,11 +190,11 @@ def _time_embedding(
             part = replace(pairs, count=count, read=lambda: iter(sample))
             report = embed(
                 part, Path(folder) / f"{next(numbers)}.lance", image_tower=tower, backend=backend,  # type: ignore[arg-type]
-                workers=workers, device=device,
+                batch_size=len(few), workers=workers, device=device,
             )  # fmt: skip
             return report.seconds, report.backend
 
-        few = census.sample[:32]
+        few = census.sample[:_BATCH]  # a full batch: after another `embed` expects no more images
         _, backend = run(few, "auto", census.images)  # as many as there are decide which backend pays
         second, _ = run(few, backend, len(few))
         many = census.sample[: max(len(few) + 1, min(SAMPLE, round(len(few) * SECONDS / second)))]
@@ -210,7 +214,8 @@ def _plan_tuning(
     assert settings.epochs is not None
     batch = min(settings.batch_size, training)
     steps = settings.steps or max(1, round(settings.epochs * training / batch))
-    evaluations = min(steps, settings.num_evals) + (1 if settings.val_fraction else 0)
+    checkpoints = min(steps, settings.num_evals)
+    evaluations = checkpoints + (1 if settings.val_fraction else 0)
     opening, tower = _timed(lambda: _open_text_tower(settings, census.texts, image_tower, device))
     tokenizing, tokens = _timed(lambda: tower.tokenize(census.texts))
     a_text = _time_texts(tower, census.texts)
@@ -234,6 +239,7 @@ def _plan_tuning(
         "image tower": _bytes(image_tower),
         "checkpoint": (_ADAM - _FLOAT) * trained + (0 if held is None else _bytes(held)),
     }
+    parts["checkpoints"] = checkpoints * _time_saving(tower) / _bytes(tower) * disk["checkpoint"]
     memory = (_ADAM - _FLOAT) * trained + _bytes(tower) + _bytes(image_tower)
     return Stage(sum(parts.values()), parts, disk, memory), steps
 
@@ -241,7 +247,9 @@ def _plan_tuning(
 def _open_text_tower(
     settings: TuneSettings, texts: list[str], image_tower: ImageTower, device: torch.device
 ) -> TextTower:
-    texts = texts[: max(2, round(len(texts) * (1 - settings.val_fraction - settings.test_fraction)))]  # as tune takes
+    rest = 1 - settings.val_fraction - settings.test_fraction
+    texts = list(dict.fromkeys(texts))
+    texts = texts[: max(2, round(rest * len(texts)))]  # as many as are not held out
     tower = open_text_tower(
         settings.text_tower, width=image_tower.width, texts=texts, context_length=settings.context_length,
         pretrained=settings.pretrained_text,
@@ -296,7 +304,12 @@ def _time_step(
     embeddings = SparseEmbeddings(tower)
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
-    scale = torch.tensor(10.0, device=device)
+    scale, autocast = torch.tensor(10.0, device=device), autocast_of(settings, device)
+
+    def encode(tokens: list[list[int]]) -> Tensor:
+        with autocast():
+            encoded: Tensor = tower(tokens)
+        return encoded
 
     def vectors(size: int) -> Tensor:
         return F.normalize(torch.randn(size, tower.head.out_features, device=device), dim=-1)
@@ -306,7 +319,7 @@ def _time_step(
         texts = [tokens[i % len(tokens)] for i in range(measured)] + held[: round(SHARE * measured)]
         with embeddings:
             loss = backward_in_chunks(
-                [vectors(measured), cut_texts(tower, texts)],
+                [vectors(measured), cut_texts(encode, texts)],
                 lambda zimg, ztxt: softmax_loss(zimg, ztxt[:measured], scale),
                 device=device,
             )
@@ -325,6 +338,17 @@ def _time_step(
         return seconds
     ours = loss(measured)
     return (seconds - ours) * batch / measured + loss(batch)
+
+
+def _time_saving(tower: TextTower) -> float:
+    """Return the seconds in which the tower's weights are written to a disk, that of temporary files."""
+
+    def save() -> None:
+        with replacing(Path(folder) / "text_tower.safetensors") as partial:
+            save_weights(tower, partial)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return _timed(save)[0]
 
 
 def _time_evaluation(census: Census, settings: TuneSettings, width: int, a_text: float) -> float:

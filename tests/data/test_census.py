@@ -18,6 +18,8 @@ def test_samples_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = sorted(int(pair.id) for pair in found.sample)
     assert len(numbers) == 500
     assert max(b - a for a, b in pairwise(numbers)) < 150
+    assert found.texts[:700] != [f"text {number}" for number in range(700)], "neighbours in a source are alike"
+    assert sorted(found.texts) == sorted(pair.texts[0] for pair in pairs)
 
 
 def test_a_sample_grows() -> None:

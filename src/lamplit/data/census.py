@@ -26,7 +26,7 @@ class Census:
         pairs: number of pairs of an image and a text.
         captions: number of distinct texts.
         sample: of the pairs, at most `SAMPLE`.
-        texts: a sample of the texts, at most `TEXTS`.
+        texts: a sample of the texts, at most `TEXTS`, in no order.
     """
 
     images: int = 0
@@ -47,6 +47,7 @@ class Census:
                 census.pairs += 1
                 hashes.append(hash(text))
                 _keep(census.texts, text, census.pairs, TEXTS, chance)
+        chance.shuffle(census.texts)  # neighbours in a source are alike
         census.captions = len(np.unique(np.frombuffer(hashes, np.int64)))
         return census
 

@@ -113,7 +113,7 @@ def build_run(
     ).to(device)  # fmt: skip
     model.tuned_on = split.record if base is None else split.record.after(base)
     names = KnownNames.of_run(settings, text_tower, image_tower)
-    precision = _precision(settings, device)
+    precision = autocast_of(settings, device)
     text_side: TextSide
     image_side: ImageSide
     if settings.text_trains:
@@ -280,6 +280,7 @@ def _identity_head(width: int) -> nn.Linear:
     return head
 
 
-def _precision(settings: TuneSettings, device: torch.device) -> Precision:
+def autocast_of(settings: TuneSettings, device: torch.device) -> Precision:
+    """Return what enters the autocast of a run: that of bfloat16, or none."""
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bf16(device))
     return partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
