@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,6 +29,7 @@ from timing import console, filled, finish, parser
 import lamplit
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.tuning import closed_form
+from lamplit.tuning.sides import token_features
 from lamplit.tuning.split import held_out_recall, split_store
 
 IMAGE_TOWER, TEXT_TOWER = "demo:efficientnet-lite0", "demo:minilm"
@@ -237,9 +238,10 @@ def closed_forms(store: lamplit.Store, seed: int) -> Scores:
         "plain image vectors": (kernel, tower.class_head, {"SHRINKAGE": EVERYTHING_ALIKE}),
     }
     scores = {}
-    known = cache(closed_form.text_features)  # no head changes them
+    known = cache(partial(token_features, text_tower))  # no head changes them
     for name, (text_tower.head, class_head, constants) in parts.items():
-        with changed(text_features=lambda tower, texts, progress=False: known(tower, tuple(texts)), **constants):
+        readings = {"token_features": lambda _, tokens, progress=False: known(tuple(map(tuple, tokens)))}
+        with changed(**readings, **constants):
             closed_form.fit_head(text_tower, zimg[train.image_index], texts, class_head)
         found = held_out_recall(zimg, model.encode_texts(list(held_out.texts)), held_out)
         scores[f"closed form: {name}"] = {measure: found[measure] for measure in RECALLS}

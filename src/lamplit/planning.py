@@ -37,6 +37,7 @@ from lamplit.tuning.building import autocast_of
 from lamplit.tuning.closed_form import MAX_PAIRS, ClosedForm, count_anchors
 from lamplit.tuning.known_names import SHARE, KnownNames
 from lamplit.tuning.large_batch import SparseEmbeddings, backward_in_chunks, cut_texts
+from lamplit.tuning.left_out import LeftOut, leaves_out
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import MAX_HELD_OUT
@@ -210,18 +211,22 @@ def _plan_tuning(
 ) -> tuple[Stage, int]:
     rest = 1 - settings.val_fraction - settings.test_fraction
     training = max(2, round(census.pairs * rest))
-    settings = settings.for_pairs(training)
+    captions = round(census.captions * rest)
+    opening, tower = _timed(lambda: _open_text_tower(settings, census.texts, image_tower, device))
+    is_left_out = leaves_out(settings, tower, training, captions)
+    settings = settings.for_pairs(training, leaves_out=is_left_out)
     assert settings.epochs is not None
+    assert settings.num_evals is not None
     batch = min(settings.batch_size, training)
     steps = settings.steps or max(1, round(settings.epochs * training / batch))
-    checkpoints = min(steps, settings.num_evals)
+    checkpoints = math.ceil(steps / math.ceil(steps / settings.num_evals))
     evaluations = checkpoints + (1 if settings.val_fraction else 0)
-    opening, tower = _timed(lambda: _open_text_tower(settings, census.texts, image_tower, device))
     tokenizing, tokens = _timed(lambda: tower.tokenize(census.texts))
     a_text = _time_texts(tower, census.texts)
-    held = KnownNames.of_run(settings, tower, image_tower)
-    held_tokens = [] if held is None else held.tokens
-    captions = round(census.captions * rest)
+    held: KnownNames | LeftOut | None = KnownNames.of_run(settings, tower, image_tower)
+    if is_left_out and isinstance(tower.head, KernelHead):
+        held = LeftOut(tower.head, captions)
+    held_tokens = held.tokens if isinstance(held, KnownNames) else []
     names = sum(map(len, image_tower.class_head.texts)) if image_tower.class_head is not None else 0
     parts = {
         "opening": opening,
@@ -231,8 +236,9 @@ def _plan_tuning(
         "evaluations": evaluations * _time_evaluation(census, settings, image_tower.width, a_text / processes),
     }
     if settings.starts_in_closed_form and tower.trained_scale is None:
-        fitted = min(captions, MAX_PAIRS)
-        parts["closed form"] = a_text * (fitted + names) + _time_fit(tower, fitted + names)
+        fitted = min(captions, MAX_PAIRS) + names
+        for_scale, for_all = _time_fits(tower, fitted, is_left_out=is_left_out)
+        parts["closed form"] = for_scale + (1 + checkpoints * is_left_out) * (a_text * fitted + for_all)
     trained = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
     disk = {
         "text tower": _bytes(tower),
@@ -241,6 +247,7 @@ def _plan_tuning(
     }
     parts["checkpoints"] = checkpoints * _time_saving(tower) / _bytes(tower) * disk["checkpoint"]
     memory = (_ADAM - _FLOAT) * trained + _bytes(tower) + _bytes(image_tower)
+    memory += _FLOAT * held.weights.numel() ** 2 if isinstance(held, LeftOut) else 0  # its corrections
     return Stage(sum(parts.values()), parts, disk, memory), steps
 
 
@@ -279,15 +286,15 @@ def _time_texts(tower: TextTower, texts: list[str]) -> float:
     return seconds / len(sample)
 
 
-def _time_fit(tower: TextTower, texts: int) -> float:
+def _time_fits(tower: TextTower, texts: int, *, is_left_out: bool) -> tuple[float, float]:
     """Return the seconds of the two fits of a head, that for the scale and that to all texts, by random features."""
-    fit = ClosedForm(tower, [""], None)
+    fit, index = ClosedForm(tower, [""], None), torch.arange(texts)
     fit.features = torch.randn(texts, tower.head.in_features, device=tower.device)
+    fit.text_readings = index.to(tower.device)
     zimg = F.normalize(torch.randn(texts, tower.head.out_features), dim=-1)
-    index = torch.arange(texts)
     few, _ = _timed(lambda: fit.fit(zimg[:MOST_REST], index[:MOST_REST]))
-    every, _ = _timed(lambda: fit.fit(zimg, index))
-    return few + every
+    every, _ = _timed(lambda: fit.fit(zimg, index, leaves_out=is_left_out))
+    return few, every
 
 
 def _time_step(

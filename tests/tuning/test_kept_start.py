@@ -12,7 +12,7 @@ import torch
 
 from lamplit.store import derived
 from lamplit.store.lance_store import Store
-from lamplit.tuning import loop
+from lamplit.tuning import left_out, loop
 from lamplit.tuning.kept_start import fit_or_read, start_key
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
@@ -20,8 +20,9 @@ from lamplit.tuning.settings import TuneSettings
 
 @pytest.fixture
 def large_path(words_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy the store of words, and take it for a large one."""
+    """Copy the store of words, and take it for a large one, with pairs enough to leave texts out."""
     monkeypatch.setattr(derived, "SMALL", 10)
+    monkeypatch.setattr(left_out, "MANY_PAIRS", 100)
     shutil.copytree(words_path, tmp_path / "words.lance")
     return tmp_path / "words.lance"
 
@@ -48,8 +49,8 @@ def test_second_run_reads_the_start_and_ends_in_the_same_bytes(
     tune(large_path, tmp_path / "first", made(text_folder))
     [kept] = starts_of(large_path)
     fitted = []
-    fit = loop.fit_start
-    monkeypatch.setattr(loop, "fit_start", lambda *given, **named: fitted.append(1) or fit(*given, **named))
+    fit = loop.fit_scale_apart
+    monkeypatch.setattr(loop, "fit_scale_apart", lambda *given: fitted.append(1) or fit(*given))
     tune(large_path, tmp_path / "second", made(text_folder))
     tune(large_path, tmp_path / "other", made(text_folder, lr=3e-4, batch_size=32))
     assert not fitted

@@ -104,7 +104,7 @@ def test_mode_and_learning_rate_follow_the_text_tower(text: str, mode: Any, pret
     assert settings.has_kernel_head is pretrained
     assert settings.for_pairs(100).lr == (2e-5 if pretrained else 1e-3)
     assert settings.for_pairs(100).epochs == (4 if pretrained else 20)
-    given = TuneSettings(text, mode=mode, lr=0.25, epochs=3)
+    given = TuneSettings(text, mode=mode, lr=0.25, epochs=3, num_evals=2)
     assert given.for_pairs(100) == given
 
 
@@ -127,7 +127,15 @@ def test_rate_and_epochs_follow_the_head_and_the_pairs(
     settings = TuneSettings("demo:minilm", **changes)
     for pairs, expected in ((9_999, few), (10_000, many)):
         chosen = settings.for_pairs(pairs)
-        assert (chosen.lr, chosen.epochs) == expected
+        assert (chosen.lr, chosen.epochs, chosen.num_evals) == (*expected, 10)
+
+
+@pytest.mark.parametrize(("changes", "lr"), [({}, 3e-4), ({"lora": 8}, 1e-4)], ids=str)
+def test_runs_that_leave_texts_out_have_defaults_of_their_own(changes: dict[str, Any], lr: float) -> None:
+    chosen = TuneSettings("demo:minilm", **changes).for_pairs(4_000, leaves_out=True)
+    assert (chosen.lr, chosen.epochs, chosen.num_evals) == (lr, 2, 4)
+    given = TuneSettings("demo:minilm", lr=1e-3, epochs=1, num_evals=2)
+    assert given.for_pairs(4_000, leaves_out=True) == given
 
 
 def test_kernel_head_needs_its_closed_form() -> None:

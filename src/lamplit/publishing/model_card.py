@@ -180,7 +180,8 @@ def _settings(settings: Json, report: TuneReport | None) -> str:
         return ""
     names = {field.name for field in fields(TuneSettings)}
     known = TuneSettings(**{name: value for name, value in settings.items() if name in names})
-    chosen = known.for_pairs(report.training_pairs)
+    head = report.trains.get("text head", {})
+    chosen = known.for_pairs(report.training_pairs, leaves_out=head.get("state") == "fitted")
     rows = [[f"`{name}`", getattr(chosen, name)] for name in sorted(names) if getattr(chosen, name) is not None]
     took = f"{report.steps:,} steps in {report.seconds:,.0f} s; the model is that of step {report.best_step:,}.\n"
     return "\n".join(["## Settings\n", took, table(["setting of `lamplit tune`", ""], rows)])

@@ -30,10 +30,11 @@ class Batches:
     def __init__(self, pairs: Links, settings: TuneSettings) -> None:
         self.pairs, self.settings = pairs, settings
         self.batch_size = min(settings.batch_size, len(pairs))
-        epochs = settings.for_pairs(len(pairs)).epochs
-        assert epochs is not None
-        self.total_steps = settings.steps or max(1, round(epochs * len(pairs) / self.batch_size))
-        self.eval_every = max(1, math.ceil(self.total_steps / settings.num_evals))
+        chosen = settings.for_pairs(len(pairs))
+        assert chosen.epochs is not None
+        assert chosen.num_evals is not None
+        self.total_steps = settings.steps or max(1, round(chosen.epochs * len(pairs) / self.batch_size))
+        self.eval_every = max(1, math.ceil(self.total_steps / chosen.num_evals))
         self.in_windows = False
 
     def rows(self, step: int) -> Tensor:

@@ -31,6 +31,7 @@ from lamplit.tuning.caption_language import advise
 from lamplit.tuning.caption_tokens import advise_length, advise_pieces
 from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
 from lamplit.tuning.known_names import KnownNames
+from lamplit.tuning.left_out import LeftOut, LeftOutTexts, leaves_out
 from lamplit.tuning.loop import Run
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups
 from lamplit.tuning.ranks import Ranks
@@ -84,16 +85,17 @@ def build_run(
     for warning in split.warnings:
         logger.warning("%s", warning)
     train, held_out = split.train, split.held_out
-    settings = _fill_in(settings, len(train))
     if store.backend == OF_TEXTS:
         logger.info("the vectors are those of texts: held-out recall is of texts by texts, not of images")
     center = None if settings.image_trains else store.center
     zimg = read_vectors(store, center, progress=progress)
+    texts = CaptionTexts(split.captions, split.numbers)
+    text_tower = _open_text_tower(store, settings, texts)
+    is_left_out = leaves_out(settings, text_tower, len(train), len(texts))
+    settings = _fill_in(settings, len(train), is_left_out=is_left_out)
     batches = Batches(train, settings)
     if (ranks := ranks or Ranks()).size > batches.batch_size:
         raise UsageError(f"{ranks.size} processes cannot share a batch of {batches.batch_size} pairs; start fewer")
-    texts = CaptionTexts(split.captions, split.numbers)
-    text_tower = _open_text_tower(store, settings, texts)
     tokens = tokenize_captions(split.captions, split.numbers, text_tower, progress=progress)
     if ranks.is_first:
         may_be_longer = settings.context_length == text_tower.context_length or not settings.pretrained_text
@@ -112,11 +114,16 @@ def build_run(
         logit_multiplier=text_tower.trained_scale or 10.0,
     ).to(device)  # fmt: skip
     model.tuned_on = split.record if base is None else split.record.after(base)
-    names = KnownNames.of_run(settings, text_tower, image_tower)
     precision = autocast_of(settings, device)
     text_side: TextSide
     image_side: ImageSide
-    if settings.text_trains:
+    names, left_out = None, None
+    if is_left_out:  # the classifier's names are fitted again with the head, and nothing else need hold them
+        assert isinstance(text_tower.head, KernelHead)
+        left_out = LeftOut(text_tower.head, len(texts)).to(device)
+        text_side = LeftOutTexts(text_tower, tokens, precision, left_out)
+    elif settings.text_trains:
+        names = KnownNames.of_run(settings, text_tower, image_tower)
         text_side = EncodedTexts(text_tower, tokens, precision)
     else:
         text_side = ConstantTexts(text_tower, tokens)
@@ -145,7 +152,7 @@ def build_run(
         test_captions=len(split.test.texts),
         dropped_pairs=split.dropped,
         warnings=split.warnings,
-        trains=what_trains(model, image_tower),
+        trains=what_trains(model, image_tower, fits_head=is_left_out),
         truncated_texts=tokens.count_cut(),
         fingerprint_before=image_side.fingerprint(),
     )
@@ -167,17 +174,20 @@ def build_run(
         report,
         ranks,
         None if names is None else names.to(device),
+        left_out,
     )
 
 
-def _fill_in(settings: TuneSettings, pairs: int) -> TuneSettings:
+def _fill_in(settings: TuneSettings, pairs: int, *, is_left_out: bool) -> TuneSettings:
     """Choose what the user left open, and say so."""
-    chosen = settings.for_pairs(pairs)
-    if chosen.steps is None and chosen != settings:
+    chosen = settings.for_pairs(pairs, leaves_out=is_left_out)
+    if chosen.steps is None and (settings.lr is None or settings.epochs is None):
         head = "kernel" if settings.has_kernel_head else "linear"
+        how = ", which is fitted again at each evaluation" if is_left_out else ""
         logger.info(
-            "%g epochs at a learning rate of %g, for %d pairs and a %s head", chosen.epochs, chosen.lr, pairs, head
-        )
+            "%g epochs at a learning rate of %g, for %d pairs and a %s head%s",
+            chosen.epochs, chosen.lr, pairs, head, how,
+        )  # fmt: skip
     return chosen
 
 

@@ -13,17 +13,20 @@ covariance (as linear discriminant analysis does) makes the two alike, so that t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import spotri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.tuning.sides import text_features
+from lamplit.tuning.sides import token_features
 
 # Chosen on the stamps with other splits than the published ones (benchmarks/recall.py says which); flat around
 # these values.
@@ -57,11 +60,26 @@ def sample_pairs(text_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Known:
-    """R pairs of a text and a vector: features (R, H), targets (R, D) and weights (R,)."""
+    """R pairs of a text and a vector: readings (R,) of the texts, targets (R, D) and weights (R,)."""
 
-    features: Tensor
+    readings: Tensor
     targets: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What a kernel head that was fitted knows.
+
+    Attributes:
+        place: (M,) the anchor of each text; -1 for one that the head does not know.
+        weights: (A,) weight of each anchor in the fit.
+        corrections: (A, A) what `corrections_of` returns, if it was asked for.
+    """
+
+    place: Tensor
+    weights: Tensor
+    corrections: Tensor | None
 
 
 def count_anchors(texts: Sequence[str], class_head: ClassHead | None, carried: KnownTexts | None = None) -> int:
@@ -81,55 +99,72 @@ class ClosedForm:
         progress: show a bar on stderr.
 
     Attributes:
-        features: of the texts, before the head, (M, H).
+        features: of R readings, before the head, (R, H). Texts that the tokenizer takes for the same have one reading.
+        text_readings: which is that of each text, (M,).
     """
 
     def __init__(
         self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None, *, progress: bool = False
     ) -> None:
         self._head, self._carried = text_tower.head, text_tower.carried
-        self.features = text_features(text_tower, texts, progress=progress)
+        names = [] if class_head is None else class_head.distinct_texts()
+        readings, numbers = _distinct(text_tower.tokenize([*texts, *names]))
+        self.features = token_features(text_tower, readings, progress=progress)
+        self.text_readings, self._names = torch.split(numbers.to(self.features.device), [len(texts), len(names)])
         self._classes: list[_Known] = []
-        self._names = self.features[:0]
         if class_head is not None:
-            names = class_head.distinct_texts()
-            self._names = text_features(text_tower, names)
             place = {text: i for i, text in enumerate(names)}
             texts_of = [(place[text], c) for c, class_texts in enumerate(class_head.texts) for text in class_texts]
-            rows, classes = torch.tensor(texts_of, device=self._names.device).T
-            vectors = class_head.vectors.to(self._names.device)
+            rows, classes = torch.tensor(texts_of, device=self.features.device).T
+            vectors = class_head.vectors.to(self.features.device)
             vectors = F.normalize(vectors - vectors.mean(0), dim=-1)[classes]
-            self._classes = [_Known(self._names[rows], vectors, self._names.new_ones(len(rows)))]
+            self._classes = [_Known(self._names[rows], vectors, self.features.new_ones(len(rows)))]
 
     @torch.no_grad()
-    def fit(self, zimg: Tensor, text_index: Tensor) -> None:
+    def fit(self, zimg: Tensor, text_index: Tensor, *, leaves_out: bool = False) -> Anchors | None:
         """Fit the head to pairs of an image and a text.
 
         Args:
             zimg: unit vectors of the images, (N, D).
             text_index: the text of each, (N,).
+            leaves_out: compute `corrections_of` a kernel head, too; takes twice as long again.
+
+        Returns:
+            What a kernel head knows; None of a linear one.
         """
         zimg = zimg.to(self.features.device)
         common = zimg.mean(0)
         targets = F.normalize(_whiten(zimg - common), dim=-1)
-        pairs = _Known(self.features[text_index.to(zimg.device)], targets, zimg.new_full((len(zimg),), PAIR_WEIGHT))
+        pairs = _Known(
+            self.text_readings[text_index.to(zimg.device)], targets, zimg.new_full((len(zimg),), PAIR_WEIGHT)
+        )
         # The direction that all images share tells none of them from another; a text along it would match them all.
         direction = F.normalize(common, dim=0)
         if isinstance(self._head, KernelHead):
-            _fit_kernel(self._head, [pairs, *self._classes], direction, self._carried)
-        else:
-            assert isinstance(self._head, nn.Linear), "open_text_tower gives a head to tune, which is one of these two"
-            _fit_linear(self._head, [pairs, *self._classes], direction)
+            found = _fit_kernel(
+                self._head, self.features, [pairs, *self._classes], direction, self._carried, leaves_out=leaves_out
+            )
+            return replace(found, place=found.place[self.text_readings])
+        assert isinstance(self._head, nn.Linear), "open_text_tower gives a head to tune, which is one of these two"
+        _fit_linear(self._head, self.features, [pairs, *self._classes], direction)
+        return None
 
     @torch.no_grad()
     def ztxt(self, text_index: Tensor) -> Tensor:
         """Return the (n, D) unit vectors that the head gives (n,) texts now."""
-        return F.normalize(self._head(self.features[text_index.to(self.features.device)]), dim=-1)
+        return F.normalize(self._head(self.features[self.text_readings[text_index.to(self.features.device)]]), dim=-1)
 
     @torch.no_grad()
     def name_vectors(self) -> Tensor:
         """Return the (C, D) unit vectors that the head gives the distinct texts of all classes now."""
-        return F.normalize(self._head(self._names), dim=-1)
+        return F.normalize(self._head(self.features[self._names]), dim=-1)
+
+
+def _distinct(tokens: Sequence[list[int]]) -> tuple[list[list[int]], Tensor]:
+    """Return the distinct ones of N lists of token ids, and the number of each among these, (N,)."""
+    numbers: dict[tuple[int, ...], int] = {}
+    number = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in tokens])
+    return [list(ids) for ids in numbers], number
 
 
 def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_head: ClassHead | None) -> None:
@@ -147,28 +182,38 @@ def fit_head(text_tower: TextTower, zimg: Tensor, texts: Sequence[str], class_he
     ClosedForm(text_tower, [distinct[i] for i in used.tolist()], class_head).fit(zimg[rows], text_index)
 
 
-def _fit_linear(head: nn.Linear, known: Sequence[_Known], direction: Tensor) -> None:
-    mean = known[0].features.mean(0)
-    inputs = torch.cat([each.features - each.features.mean(0) for each in known])
+def _fit_linear(head: nn.Linear, features: Tensor, known: Sequence[_Known], direction: Tensor) -> None:
+    given = [features[each.readings] for each in known]
+    mean = given[0].mean(0)
+    inputs = torch.cat([part - part.mean(0) for part in given])
     targets, weights = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
     weighted = inputs * weights[:, None]
     gram = inputs.T @ weighted
     gram.diagonal().add_(RIDGE * inputs.square().sum(1).mean() + 1e-12)
     matrix = torch.linalg.solve(gram, weighted.T @ targets)  # (H, D)
     matrix -= torch.outer(matrix @ direction, direction)
-    matrix /= ((known[0].features - mean) @ matrix).norm(dim=-1).mean().clamp(min=1e-12)
+    matrix /= ((given[0] - mean) @ matrix).norm(dim=-1).mean().clamp(min=1e-12)
     head.weight.copy_(matrix.T)
     head.bias.copy_(-(mean @ matrix))
 
 
 def _fit_kernel(
-    head: KernelHead, known: Sequence[_Known], direction: Tensor, carried: KnownTexts | None = None
-) -> None:
-    """Solve ridge regression with a kernel; every text that is fitted is an anchor."""
-    features = torch.cat([each.features for each in known])
-    head.mean.copy_(features.mean(0) if carried is None else carried.mean)
-    inputs = F.normalize(features - head.mean, dim=-1)
-    targets, weights = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
+    head: KernelHead,
+    features: Tensor,
+    known: Sequence[_Known],
+    direction: Tensor,
+    carried: KnownTexts | None,
+    *,
+    leaves_out: bool,
+) -> Anchors:
+    """Solve ridge regression with a kernel; every text that is fitted is an anchor. The places are of R readings."""
+    readings = torch.cat([each.readings for each in known])
+    head.mean.copy_(features[readings].mean(0) if carried is None else carried.mean)
+    anchors, place = torch.unique(readings, return_inverse=True)
+    inputs = F.normalize(features[anchors] - head.mean, dim=-1)
+    values, given = torch.cat([each.targets for each in known]), torch.cat([each.weights for each in known])
+    weights = given.new_zeros(len(anchors)).index_add_(0, place, given)
+    targets = values.new_zeros(len(anchors), values.shape[1]).index_add_(0, place, values * given[:, None])
     if carried is not None:
         others = carried.directions.to(inputs.device)
         closest = torch.cat([(part @ inputs.T).amax(1) for part in torch.split(others, _ROWS)])
@@ -176,27 +221,43 @@ def _fit_kernel(
         inputs = torch.cat([inputs, others[kept]])
         targets = torch.cat([targets, carried.vectors.to(inputs.device)[kept]])
         weights = torch.cat([weights, weights.new_ones(int(kept.sum()))])
-    anchors, place = torch.unique(inputs, dim=0, return_inverse=True)
-    targets = inputs.new_zeros(len(anchors), targets.shape[1]).index_add_(0, place, targets * weights[:, None])
-    weights = inputs.new_zeros(len(anchors)).index_add_(0, place, weights)
-    if len(anchors) > head.anchors:
-        has_image = torch.zeros(len(anchors), dtype=torch.bool, device=place.device)
-        has_image[place[: len(known[0].features)]] = True
-        chosen = choose_anchors(has_image.cpu(), head.anchors).to(anchors.device)
-        anchors, targets, weights = anchors[chosen], targets[chosen], weights[chosen]
-    roots = weights.sqrt()
-    # Scaled to both sides, so that no eigenvalue is below the ridge and single precision will do. On the CPU: not every
-    # accelerator has the decomposition.
-    matrix = _kernel(anchors, anchors).mul_(roots).mul_(roots[:, None]).cpu()
-    matrix.diagonal().add_(KERNEL_RIDGE)
-    values = _solve_in_place(matrix, (targets / roots[:, None]).cpu()).to(direction.device) * roots[:, None]  # (A, D)
-    values -= torch.outer(values @ direction, direction)
+    anchor_of = torch.full((len(features),), -1, device=place.device)
+    anchor_of[anchors] = torch.arange(len(anchors), device=place.device)
+    if len(inputs) > head.anchors:
+        has_image = torch.zeros(len(inputs), dtype=torch.bool, device=place.device)
+        has_image[place[: len(known[0].readings)]] = True
+        chosen = choose_anchors(has_image.cpu(), head.anchors).to(inputs.device)
+        moved = torch.full((len(inputs),), -1, device=place.device)
+        moved[chosen] = torch.arange(len(chosen), device=place.device)
+        anchor_of = torch.where(anchor_of < 0, anchor_of, moved[anchor_of])
+        inputs, targets, weights = inputs[chosen], targets[chosen], weights[chosen]
     head.keys.weight.zero_()
-    head.keys.weight[: len(anchors)].copy_(SHARPNESS * anchors)
+    head.keys.weight[: len(inputs)].copy_(SHARPNESS * inputs)
+    factor, roots = _factor(head, weights), weights.sqrt()
+    solved = cho_solve((factor, True), (targets / roots[:, None]).cpu().numpy(), check_finite=False)
+    values = torch.from_numpy(solved).to(direction.device) * roots[:, None]  # (A, D)
+    values -= torch.outer(values @ direction, direction)
     head.values.weight.zero_()
-    head.values.weight[:, : len(anchors)].copy_(values.T)
-    lengths = torch.cat([head(part).norm(dim=-1) for part in torch.split(known[0].features, _ROWS)])
+    head.values.weight[:, : len(inputs)].copy_(values.T)
+    lengths = torch.cat([head(part).norm(dim=-1) for part in torch.split(features[known[0].readings], _ROWS)])
     head.values.weight.div_(lengths.mean().clamp(min=1e-12))
+    return Anchors(anchor_of, weights, _corrections(factor, weights) if leaves_out else None)
+
+
+def corrections_of(head: KernelHead, weights: Tensor) -> Tensor:
+    """Return how the coefficients of a fitted head change if one of its texts is left out of the fit.
+
+    With G, the kernel's matrix with the ridge, and coefficients a = G^-1 y, those of a regression without text i are
+    a - G^-1[:, i] a_i / G^-1[i, i], and none for i itself.
+
+    Args:
+        head: with the keys that were fitted.
+        weights: of its anchors, (A,).
+
+    Returns:
+        G^-1[i, j] / G^-1[i, i] in row i, and 0 in its place i: (A, A), where the weights are.
+    """
+    return _corrections(_factor(head, weights), weights)
 
 
 def choose_anchors(has_image: Tensor, count: int) -> Tensor:
@@ -216,19 +277,33 @@ def choose_anchors(has_image: Tensor, count: int) -> Tensor:
     return torch.cat([paired[: count - num_others], others[:num_others]])
 
 
-def _solve_in_place(matrix: Tensor, targets: Tensor) -> Tensor:
-    """Solve a symmetric positive definite (A, A) system for (A, D) targets; the matrix is lost.
+def _factor(head: KernelHead, weights: Tensor) -> NDArray[np.float32]:
+    """Return Cholesky's factor of the anchors' matrix, (A, A), in the lower triangle.
 
-    Of 20,000 known texts it has 1.6 GB, and torch's own decomposition would hold it three times.
+    The matrix is scaled to both sides by the roots of the weights, so that no eigenvalue is below the ridge and single
+    precision will do. On the CPU: not every accelerator has the decomposition. And in place: of 20,000 known texts it
+    has 1.6 GB, and torch's own decomposition would hold it three times.
     """
+    keys, roots = head.keys.weight[: len(weights)], weights.sqrt()
+    matrix = (keys @ (keys / SHARPNESS).T).sub_(SHARPNESS).exp_().mul_(roots).mul_(roots[:, None]).cpu()
+    matrix.diagonal().add_(KERNEL_RIDGE)
     by_columns = matrix.numpy().T  # as LAPACK has it: the same numbers, since it is symmetric
-    factor = cho_factor(by_columns, lower=True, overwrite_a=True, check_finite=False)
-    return torch.from_numpy(cho_solve(factor, targets.numpy(), check_finite=False))
+    factor: NDArray[np.float32] = cho_factor(by_columns, lower=True, overwrite_a=True, check_finite=False)[0]
+    return factor
 
 
-def _kernel(features: Tensor, anchors: Tensor) -> Tensor:
-    kernel: Tensor = (features @ anchors.T).sub_(1).mul_(SHARPNESS).exp_()
-    return kernel
+def _corrections(factor: NDArray[np.float32], weights: Tensor) -> Tensor:
+    """Return what `corrections_of` does; the factor is lost."""
+    inverse, _ = spotri(factor, lower=1, overwrite_c=1)
+    rows = torch.from_numpy(inverse.T)  # its upper triangle is filled
+    for start in range(0, len(rows), _ROWS):
+        end = start + _ROWS
+        rows[start:end, :start] = rows[:start, start:end].T
+        square = rows[start:end, start:end]
+        square.copy_(square.triu() + square.triu(1).T)
+    rows.mul_(weights.sqrt().cpu())
+    rows.div_(rows.diagonal().clone()[:, None]).fill_diagonal_(0)
+    return rows.to(weights.device)
 
 
 def _whiten(centred: Tensor) -> Tensor:

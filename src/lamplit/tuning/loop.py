@@ -26,12 +26,13 @@ from lamplit.towers.devices import keep_freed_memory
 from lamplit.towers.lock import weights_digest
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors
-from lamplit.tuning.closed_form import sample_pairs
+from lamplit.tuning.closed_form import ClosedForm, sample_pairs
 from lamplit.tuning.curves import draw_curves
 from lamplit.tuning.interrupts import whole_steps
 from lamplit.tuning.kept_start import fit_or_read, start_key
 from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.large_batch import Part, SparseEmbeddings, backward_in_chunks
+from lamplit.tuning.left_out import LeftOut
 from lamplit.tuning.optimizers import gradient_norm, set_rates, step_clipped
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.ranks import Ranks
@@ -39,7 +40,7 @@ from lamplit.tuning.run_logs import open_run_logs
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import ImageSide, TextSide
 from lamplit.tuning.split import Links, held_out_recall
-from lamplit.tuning.start import fit_start, model_loss
+from lamplit.tuning.start import fit_scale_apart, model_loss
 from lamplit.tuning.tune_report import TuneReport
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Run:
         image_ids: (N,) numbers of the rows' contents; equal images have one.
         ranks: the processes that take each step together; the first of them logs and writes.
         names: class names that each step holds to what the start said of them, or None.
+        left_out: how each text is read as if it was left out of the closed form, or None if the head trains.
     """
 
     out: Path
@@ -92,12 +94,15 @@ class Run:
     report: TuneReport
     ranks: Ranks
     names: KnownNames | None = None
+    left_out: LeftOut | None = None
     state: RunState = field(default_factory=RunState)
 
     @property
     def kept(self) -> nn.Module:
-        """What a checkpoint holds: the model, and the names with it if there are any."""
-        return self.model if self.names is None else nn.ModuleDict({"lit": self.model, "names": self.names})
+        """What a checkpoint holds: the model, and the names or what is left out with it if there are any."""
+        beside = {"names": self.names, "left_out": self.left_out}
+        given = {name: module for name, module in beside.items() if module is not None}
+        return nn.ModuleDict({"lit": self.model, **given}) if given else self.model
 
     @cached_property
     def _embeddings(self) -> SparseEmbeddings:
@@ -108,6 +113,8 @@ class Run:
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
         if self.ranks.first(checkpoint.is_file):
             self.state = RunState(**load_checkpoint(checkpoint, self.kept, self.optimizer))
+            if self.left_out is not None:
+                self.left_out.recover()
             seconds = self.ranks.first(lambda: cut_log(self.out / "log.jsonl", self.state.step))
         else:
             self._start(progress)
@@ -164,6 +171,8 @@ class Run:
         fits = self.settings.starts_in_closed_form and not trained
         metrics = self.ranks.first(partial(self._fit_or_read_start, progress)) if fits else None
         self.ranks.copy(trained_tensors(self.kept).values())
+        if self.left_out is not None and self.left_out.corrections is None:
+            self.left_out.recover()
         self.state.start = metrics = self._evaluate(0, metrics)
         with self._open_log() as log:
             log(
@@ -183,7 +192,8 @@ class Run:
         tower, bias = model.text_tower, model.logit_bias
         assert tower is not None
         class_head = None if image_tower is None else image_tower.class_head
-        words = [tower.tokenize(self.texts[:_SAMPLE]), [] if class_head is None else class_head.texts]
+        texts = [tower.tokenize(self.texts[:_SAMPLE]), [] if class_head is None else class_head.texts]
+        words = [*texts, self.left_out is not None]
         numbers = [links for part in (self.train, self.held_out) for links in (part.image_index, part.text_index)]
         numbers += [] if class_head is None else [class_head.vectors]
         numbers += [] if tower.carried is None else vars(tower.carried).values()
@@ -193,22 +203,31 @@ class Run:
         )
 
         def fit() -> dict[str, float]:
-            self._fit_start(progress)
+            self._fit_head(is_start=True, progress=progress)
             return self._measure(self.held_out, Ranks())  # the other processes wait for this one
 
         changed = [*tower.head.parameters(), *scale, *([] if self.names is None else [self.names.vectors])]
+        changed += [] if self.left_out is None else [self.left_out.own, self.left_out.weights]
         return fit_or_read(self.texts.captions.store, key, changed, fit)
 
-    def _fit_start(self, progress: bool) -> None:
+    def _fit_head(self, *, is_start: bool, progress: bool = False) -> None:
+        """Fit the head in closed form to what the encoder says of the pairs, at the start the logit scale with it."""
         tower = self.image_side.tower
         pairs, used, text_index = sample_pairs(self.train.text_index)
         rows = self.train.image_index[pairs]
-        fit = fit_start(
-            self.model, self.zimg[rows], self.image_ids[rows], self.texts.take(used.numpy()), text_index,
-            None if tower is None else tower.class_head, progress=progress,
-        )  # fmt: skip
+        zimg, leaves_out = self.zimg[rows], self.left_out is not None
+        if self.left_out is not None:
+            self.left_out.corrections = None  # the fit needs as much memory
+        assert self.model.text_tower is not None
+        class_head = None if tower is None else tower.class_head
+        fit = ClosedForm(self.model.text_tower, self.texts.take(used.numpy()), class_head, progress=progress)
+        if is_start:
+            fit_scale_apart(self.model, fit, zimg, self.image_ids[rows], text_index)
+        anchors = fit.fit(zimg, text_index, leaves_out=leaves_out)
         if self.names is not None:
             self.names.vectors.copy_(fit.name_vectors())
+        if self.left_out is not None and anchors is not None:
+            self.left_out.take(used, anchors)
 
     def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
         """Take one step, counted from 0; return its line of the log."""
@@ -272,7 +291,15 @@ class Run:
         return [images, self.text_side.part(texts, [names.tokens[name] for name in own.tolist()])], loss
 
     def _evaluate(self, step: int, metrics: dict[str, float] | None = None) -> dict[str, float]:
-        """Measure held-out recall, if it is not known; save the model if it is the best so far."""
+        """Measure held-out recall, if it is not known; save the model if it is the best so far.
+
+        A head that does not train is fitted again before.
+        """
+        if self.left_out is not None and step:
+            self.ranks.first(partial(self._fit_head, is_start=False))
+            self.ranks.copy(self.left_out.buffers())
+            if not self.ranks.is_first:
+                self.left_out.recover()
         metrics = self._measure(self.held_out, self.ranks) if metrics is None else metrics
         score = metrics.get("mean_recall", float(step))  # if nothing is held out, the last model is the best
         state = self.state
@@ -302,7 +329,7 @@ class Run:
         report.fingerprint_after = self.image_side.fingerprint()
         if len(self.test):
             self.ranks.first(lambda: restore(self.model, self.out))  # the best checkpoint
-            self.ranks.copy(trained_tensors(self.model).values())
+            self.ranks.copy(trained_tensors(self.kept).values())
             report.test = self._measure(self.test, self.ranks)
         if state.start and state.best_step == 0:
             logger.info(

@@ -10,7 +10,8 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError, kind_of
 
-MANY_PAIRS = 10_000  # tuning gains nothing at 2,600 pairs and much at 28,000; in between nothing was measured
+MANY_PAIRS = 4_000  # at 3,000 pairs a run whose texts are left out gains nothing, and at 4,100 a little
+MANY_WITH_HEAD = 10_000  # where the head trains: at 8,200 pairs a large rate loses, and at 28,000 it gains much
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
 _TABLES = {"title", "source", "paper", "settings"}
@@ -41,14 +42,14 @@ class TuneSettings:
         loss: Contrastive loss: softmax as in the paper, or sigmoid as in SigLIP.
         optimizer: Optimizer: adamw, or adafactor as the paper uses it for large towers.
         lr: Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's),
-            1e-4 with LoRA, 1e-5 for a pre-trained text tower with a linear head; with a kernel head 2e-5, and 3e-4 from
-            10,000 pairs on.
+            1e-4 with LoRA, 1e-5 for a pre-trained text tower with a linear head; with a kernel head 2e-5, and 3e-4
+            from 4,000 pairs on (10,000 if the head itself trains).
         weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
             learning rate of 1e-3 is 0.1 here.
         batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
         epochs: Passes over the training pairs, rounded to whole steps: epochs times pairs divided by the batch size, at
             least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next. By default
-            20; with a kernel head 4, and 5 from 10,000 pairs on.
+            20; with a kernel head 4, and from 10,000 pairs on 5; 2 where the head is fitted again.
         steps: Number of steps; replaces the number of epochs.
         warmup_ratio: Fraction of the steps over which the learning rate rises.
         grad_clip: Largest norm of the gradient over all parameters that train; a larger gradient is scaled down.
@@ -72,8 +73,11 @@ class TuneSettings:
         closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
         head: Text head: linear as in the paper, or kernel, which reads a text by its likeness to up to 20,000 texts of
             the pairs and the image tower's classifier. By default kernel for a pre-trained text tower that starts in
-            closed form, else linear. Some exports can hold a linear one alone.
-        num_evals: How often held-out recall is measured, and a checkpoint written, in the run.
+            closed form, else linear. Some exports can hold a linear one alone. From 4,000 pairs with at most 20,000
+            texts on, a kernel head does not train where the text tower alone does: it is fitted again at each
+            evaluation, and each text of a batch is read as if it had been left out of the fit.
+        num_evals: How often held-out recall is measured, and a checkpoint written, in the run. By default 10, and 4
+            where the head is fitted again each time.
         patience: Stop after this many evaluations without a better held-out recall. By default never.
         precision: Floating-point format: auto is bf16 autocast if the processor computes it in hardware, else fp32.
         lora: Rank of low-rank changes (LoRA) to the text tower, which train instead of its weights. By default all
@@ -111,7 +115,7 @@ class TuneSettings:
     test_fraction: float = 0.0
     closed_form: bool = True
     head: Literal["auto", "linear", "kernel"] = "auto"
-    num_evals: int = 10
+    num_evals: int | None = None
     patience: int | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     lora: int | None = None
@@ -150,7 +154,7 @@ class TuneSettings:
                 0 <= self.test_fraction < 1 - self.val_fraction,
                 "at least 0, and with val_fraction less than 1",
             ),
-            "num_evals": (self.num_evals >= 1, "at least 1"),
+            "num_evals": (self.num_evals is None or self.num_evals >= 1, "at least 1"),
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "more than 0"),
             "image_lr": (self.image_lr is None or self.image_lr > 0, "more than 0"),
@@ -234,19 +238,23 @@ class TuneSettings:
         """Whether a text head that is new is a kernel head."""
         return self.head == "kernel" or (self.head == "auto" and self.starts_in_closed_form and self.pretrained_text)
 
-    def for_pairs(self, pairs: int) -> Self:
-        """Return these settings with an `lr` and `epochs` for a number of training pairs, where they were left open."""
-        has_many = pairs >= MANY_PAIRS
+    def for_pairs(self, pairs: int, *, leaves_out: bool = False) -> Self:
+        """Return these settings with what was left open: `lr`, `epochs` and `num_evals`.
+
+        Args:
+            pairs: number of training pairs.
+            leaves_out: whether each text is read as if it was left out of the closed form, see `head`.
+        """
+        has_many = leaves_out or pairs >= MANY_WITH_HEAD
         if not self.pretrained_text:
             lr = 1e-3
         elif self.lora is not None:
             lr = 1e-4
         else:
             lr = 1e-5 if not self.has_kernel_head else 3e-4 if has_many else 2e-5
-        epochs = 20.0 if not self.has_kernel_head else 5.0 if has_many else 4.0
-        return replace(
-            self, lr=lr if self.lr is None else self.lr, epochs=epochs if self.epochs is None else self.epochs
-        )
+        epochs = 20.0 if not self.has_kernel_head else 2.0 if leaves_out else 5.0 if has_many else 4.0
+        chosen: dict[str, Any] = {"lr": lr, "epochs": epochs, "num_evals": 4 if leaves_out else 10}
+        return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
 
     @property
     def peak_image_lr(self) -> float:

@@ -298,7 +298,7 @@ class EncodedTexts(TextSide):
     def __init__(self, tower: TextTower, tokens: Tokens, precision: Precision) -> None:
         self.tower, self.tokens, self.precision = tower, tokens, precision
 
-    def part(self, texts: Tensor, more: Sequence[list[int]] = ()) -> Part | Tensor:
+    def part(self, texts: Tensor, more: Sequence[list[int]] = ()) -> Part:
         """Return (B,) texts and n more to encode."""
         return cut_texts(self._encode, [*self.tokens.take(texts), *more])
 
@@ -313,11 +313,6 @@ class EncodedTexts(TextSide):
         with self.precision():
             vectors: Tensor = self.tower(tokens)
         return vectors
-
-
-def text_features(tower: TextTower, texts: Sequence[str], *, progress: bool = False) -> Tensor:
-    """Compute (M, feature width) features of texts, before the tower's head."""
-    return token_features(tower, tower.tokenize(texts), progress=progress)
 
 
 @torch.no_grad()

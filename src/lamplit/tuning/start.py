@@ -1,9 +1,8 @@
-"""Where a run starts: the text head in closed form, and the logit scale at which the loss is least."""
+"""Where the logit scale of a run starts: where the loss of pairs that the head does not know is least."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.losses.positives import Exchange
 from lamplit.losses.shares import sigmoid_share, softmax_share
 from lamplit.model import LiT
-from lamplit.towers.images.backbone import ClassHead
 from lamplit.tuning.closed_form import ClosedForm
 
 _OUT = 0.1  # of the images are left out of the first fit
@@ -23,47 +21,33 @@ MOST_REST = 8192  # pairs of that first fit, whose time grows with the cube
 _LARGEST = 100.0  # multiplier
 
 
-def fit_start(
-    model: LiT,
-    zimg: Tensor,
-    image_ids: Tensor,
-    texts: Sequence[str],
-    text_index: Tensor,
-    class_head: ClassHead | None,
-    *,
-    progress: bool = False,
-) -> ClosedForm:
-    """Fit the head of a model's text tower in closed form, and its logit scale and bias; return the fit.
+def fit_scale_apart(model: LiT, fit: ClosedForm, zimg: Tensor, image_ids: Tensor, text_index: Tensor) -> None:
+    """Fit a model's logit scale and bias, before its head is fitted in closed form to all pairs.
 
     A head knows the pairs that it was fitted to, and its cosines with others are lower. So the scale is fitted on pairs
-    of a tenth of the images, with a head that was fitted to pairs which share no image and no text with them; then the
-    head is fitted to all. Where these are too few the scale stays as it is.
+    of a tenth of the images, with a head that was fitted to pairs which share no image and no text with them. Where
+    these are too few the scale stays as it is.
 
     Args:
         model: whose text tower has a new head.
+        fit: of that tower, to M texts.
         zimg: unit vectors of the images of L pairs, (L, D).
         image_ids: numbers of these images, (L,); equal images have one.
-        texts: M distinct texts.
         text_index: the text of each pair, (L,).
-        class_head: the image tower's classifier, or None.
-        progress: show a bar on stderr.
     """
-    assert model.text_tower is not None
-    fit = ClosedForm(model.text_tower, texts, class_head, progress=progress)
     images = _by_appearance(image_ids)  # the numbers themselves say nothing that a copy of the store would keep
     out = torch.isin(image_ids, images[torch.randperm(len(images))[: round(_OUT * len(images))]])
     rest = torch.nonzero(~out & ~torch.isin(text_index, text_index[out])).flatten()
-    if int(out.sum()) >= _LEAST_OUT <= len(rest):
-        if len(rest) > MOST_REST:
-            rest = rest[torch.randperm(len(rest))[:MOST_REST]]
-        fit.fit(zimg[rest], text_index[rest])
-        chosen = torch.nonzero(out).flatten()[:_MOST_OUT]
-        fit_scale(
-            model, zimg[chosen].to(model.device), fit.ztxt(text_index[chosen]),
-            image_ids[chosen].to(model.device), text_index[chosen].to(model.device),
-        )  # fmt: skip
-    fit.fit(zimg, text_index)
-    return fit
+    if int(out.sum()) < _LEAST_OUT or len(rest) < _LEAST_OUT:
+        return
+    if len(rest) > MOST_REST:
+        rest = rest[torch.randperm(len(rest))[:MOST_REST]]
+    fit.fit(zimg[rest], text_index[rest])
+    chosen = torch.nonzero(out).flatten()[:_MOST_OUT]
+    fit_scale(
+        model, zimg[chosen].to(model.device), fit.ztxt(text_index[chosen]),
+        image_ids[chosen].to(model.device), text_index[chosen].to(model.device),
+    )  # fmt: skip
 
 
 def _by_appearance(values: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class TuneReport:
         test_pairs: number of pairs whose captions are kept for the test.
         test_captions: number of distinct captions that are kept for the test.
         dropped_pairs: number of pairs that are in no part, since they share an image with a held-out pair.
-        trains: of each part of the model its `state` (trains or locked), number of `parameters`, and `megabytes` in
-            training.
+        trains: of each part of the model its `state` (trains, locked, or fitted in closed form at each evaluation),
+            number of `parameters`, and `megabytes` in training.
         truncated_texts: number of training texts that are longer than the text tower reads.
         start: held-out figures before the first step.
         best: held-out figures of the model that was saved.
@@ -79,8 +79,10 @@ class TuneReport:
         return f"<TuneReport {self.out}: {run}, {best}{self.steps} steps>"
 
 
-def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[str, float | str]]:
-    """Describe each part of a model: its state (trains or locked), parameters, and megabytes in training."""
+def what_trains(
+    model: LiT, image_tower: ImageTower | None, *, fits_head: bool = False
+) -> dict[str, dict[str, float | str]]:
+    """Describe each part of a model: its state (trains, locked or fitted), parameters, and megabytes in training."""
     assert model.text_tower is not None
     scalars = [model.log_scale, *([] if model.logit_bias is None else [model.logit_bias])]
     encoder, low_rank = model.text_tower.split_lora()
@@ -93,7 +95,10 @@ def what_trains(model: LiT, image_tower: ImageTower | None) -> dict[str, dict[st
         "logit scale": scalars,
     }
     absent = [*(["image head"] if model.image_head is None else []), *([] if low_rank else ["text tower's LoRA"])]
-    return {name: _part(list(parameters)) for name, parameters in parts.items() if name not in absent}
+    described = {name: _part(list(parameters)) for name, parameters in parts.items() if name not in absent}
+    if fits_head:
+        described["text head"]["state"] = "fitted"
+    return described
 
 
 def _part(parameters: list[nn.Parameter]) -> dict[str, float | str]:

@@ -53,9 +53,25 @@ class KernelHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, D) vectors of (B, H) features."""
-        directions = F.normalize(features - self.mean, dim=-1)
-        vectors: Tensor = self.values(torch.softmax(self.keys(directions), dim=-1))
+        vectors: Tensor = self.values(self._weights(features))
         return vectors
+
+    def read_unknown(self, features: Tensor, own: Tensor, corrections: Tensor) -> Tensor:
+        """Return (B, D) vectors of (B, H) features, each as if the closed form had been fitted without this text.
+
+        Args:
+            features: of texts.
+            own: the anchor that is this text, (B,); -1 for none.
+            corrections: of these anchors, (B, A): how much of an anchor's values goes to each other one if it is gone.
+        """
+        place = own.clamp(min=0)[:, None]
+        weights = self._weights(features).float()[:, : corrections.shape[1]]
+        # What goes to the others adds up to so much of the anchor's own values.
+        instead = torch.where(own[:, None] < 0, weights.gather(1, place), -(weights * corrections).sum(1, keepdim=True))
+        return F.linear(weights.scatter(1, place, instead), self.values.weight[:, : corrections.shape[1]])
+
+    def _weights(self, features: Tensor) -> Tensor:
+        return torch.softmax(self.keys(F.normalize(features - self.mean, dim=-1)), dim=-1)
 
     @torch.no_grad()
     def known(self) -> KnownTexts:
