@@ -51,10 +51,12 @@ def run_short(folder, example, *arguments):
 def folder(tmp_path_factory):
     """A folder with what the quickstart leaves."""
     folder = tmp_path_factory.mktemp("examples")
-    words = run_short(folder, "quickstart")
+    words = run_short(folder, "quickstart", "glyphs-poly")
     assert "a musical instrument: " in words
-    with Image.open(folder / "runs/quickstart/searches.png") as sheet:
-        assert sheet.height > 3 * 180
+    for name, rows in (("searches", 3), ("before_and_after", 8)):
+        with Image.open(folder / f"runs/quickstart/{name}.png") as sheet:
+            assert sheet.height > rows * 180
+    assert (folder / "runs/quickstart/gain.png").is_file()
     return folder
 
 
