@@ -4,7 +4,7 @@
 
 From the icons in colour, 2,000 captions with all their images are kept for the test. Of the other images, 100 to all
 are tuned on, drawn by one more seed for each turn. "Start" is the closed form alone, "both" what `lamplit tune` makes
-of it, "tuned" the same number of passes from a linear head that is random, at the rates that a head from scratch needs.
+of it, "tuned" five passes from a linear head that is random, at the rate that a head from scratch needs.
 The folder keeps what is done.
 """
 
@@ -29,7 +29,7 @@ SIZES = (100, 300, 1000, 3000, 10_000, 30_000)
 TEST_CAPTIONS = 2000
 MANY = 10_000  # from so many images on, one seed says it
 MEASURE = "image_to_text/recall@5"
-# Of the runs from a random head: the rate and the passes that its closed form gets from 10,000 pairs on.
+# Of the runs from a random head: the rate and the passes of a kernel head that trains, from 10,000 pairs on.
 ALONE = {"closed_form": False, "lr": 3e-4, "epochs": 5.0}
 WAYS: dict[str, dict[str, Any]] = {"start": NOTHING, "tuned": ALONE, "both": {}}
 

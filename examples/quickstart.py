@@ -28,8 +28,8 @@ import lamplit
 OUT = Path("runs/quickstart")
 IMAGE_TOWER, TEXT_TOWER = "demo:efficientnet-lite0", "demo:minilm"
 SETS = ("flat-color-icons", "fxemoji", "glyphs-poly", "icon-park", "openmoji", "streamline-kameleon-color")
-QUERIES = ("a musical instrument", "poultry", "a marine mammal")  # words that no caption of a stamp has
-ICON_QUERIES = ("something to sit on", "a place to sleep", "stormy weather", "a reptile")  # and none of an icon
+QUERIES = ("a musical instrument", "poultry", "a marine mammal")  # words that no caption has
+ICON_QUERIES = ("something to sit on", "a place to sleep", "stormy weather", "a reptile")  # no icon's name
 RECALLS = tuple(f"{way}/recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5))
 VENV = ".venv/bin/"  # where `make` installs
 console, notes = Console(), Console(stderr=True)

@@ -38,6 +38,18 @@ def run_of(store: Path, out: Path, settings: TuneSettings) -> Run:
         return build_run(Store(store), out, settings, torch.device("cpu"))
 
 
+def interrupt(run: Run, step: int) -> None:
+    """Let a run go until it has taken so many steps, and break off in the next one."""
+
+    def stop(*_: object) -> None:
+        if run.state.step == step:
+            raise InterruptedError
+
+    run.optimizer.register_step_pre_hook(stop)
+    with pytest.raises(InterruptedError):
+        run.go(memory_budget=None, workers=0, progress=False)
+
+
 def test_loss_is_the_mean_distance_in_logits() -> None:
     world = World()
     classes = ClassHead([[f"{text} again", text] for text in world.texts[:30]], torch.randn(30, 40))
@@ -94,14 +106,7 @@ def test_resumed_run_ends_in_the_same_bytes(demo_store: Path, text_folder: Path,
     whole.go(memory_budget=None, workers=0, progress=False)
     halved = run_of(demo_store, tmp_path / "halved", settings)
     torch.manual_seed(0)
-
-    def stop(*_: object) -> None:
-        if halved.state.step == 4:
-            raise InterruptedError
-
-    halved.optimizer.register_step_pre_hook(stop)
-    with pytest.raises(InterruptedError):
-        halved.go(memory_budget=None, workers=0, progress=False)
+    interrupt(halved, step=4)
     again = run_of(demo_store, tmp_path / "halved", settings)
     again.go(memory_budget=None, workers=0, progress=False)
     assert whole.names is not None

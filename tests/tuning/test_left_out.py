@@ -8,19 +8,17 @@ from typing import Any
 import pytest
 import torch
 from test_closed_form import World
+from test_known_names import interrupt, run_of
 from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.store.lance_store import Store
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning import closed_form, left_out
-from lamplit.tuning.building import build_run
 from lamplit.tuning.closed_form import ClosedForm
 from lamplit.tuning.left_out import LeftOut, leaves_out
-from lamplit.tuning.loop import Run
 from lamplit.tuning.settings import TuneSettings
 
 SHARPNESS, RIDGE = closed_form.SHARPNESS, closed_form.KERNEL_RIDGE
@@ -35,12 +33,6 @@ def few_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(text_folder: Path, **changes: Any) -> TuneSettings:
     values = {"text_tower": f"hf:{text_folder}", "lr": 1e-3, "batch_size": 48, "steps": 6, "num_evals": 3}
     return TuneSettings(**values | {"precision": "fp32"} | changes)
-
-
-def run_of(store: Path, out: Path, settings: TuneSettings) -> Run:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build_run(Store(store), out, settings, torch.device("cpu"))
 
 
 def kernel_of(a: Tensor, b: Tensor) -> Tensor:
@@ -174,14 +166,7 @@ def test_resumed_run_ends_in_the_same_bytes(words_path: Path, text_folder: Path,
     expected = whole.go(memory_budget=None, workers=0, progress=False)
     halved = run_of(words_path, tmp_path / "halved", settings)
     torch.manual_seed(0)
-
-    def stop(*_: object) -> None:
-        if halved.state.step == 3:
-            raise InterruptedError
-
-    halved.optimizer.register_step_pre_hook(stop)
-    with pytest.raises(InterruptedError):
-        halved.go(memory_budget=None, workers=0, progress=False)
+    interrupt(halved, step=3)
     again = run_of(words_path, tmp_path / "halved", settings)
     report = again.go(memory_budget=None, workers=0, progress=False)
     for name in ("checkpoints/last.safetensors", "text_tower.safetensors"):
