@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from recall import IMAGE_TOWER, NOTHING, TEXT_TOWER, Bench, retrieval
+from recall import IMAGE_TOWER, START, TEXT_TOWER, Bench, retrieval
 from rich.table import Table
 from timing import console, filled, parser
 
@@ -31,7 +31,7 @@ MANY = 10_000  # from so many images on, one seed says it
 MEASURE = "image_to_text/recall@5"
 # Of the runs from a random head: the rate and the passes of a kernel head that trains, from 10,000 pairs on.
 ALONE = {"closed_form": False, "lr": 3e-4, "epochs": 5.0}
-WAYS: dict[str, dict[str, Any]] = {"start": NOTHING, "tuned": ALONE, "both": {}}
+WAYS: dict[str, dict[str, Any]] = {"start": START, "tuned": ALONE, "both": {}}
 
 
 def main() -> None:

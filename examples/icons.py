@@ -21,7 +21,7 @@ def main(sets: Sequence[str]) -> None:
     """Leave the store, the model and a contact sheet in `runs/icons`."""
     OUT.mkdir(parents=True, exist_ok=True)
     store, model = OUT / "icons.lance", OUT / "model"
-    pairs = lamplit.fetch("icons", sets=sets, workers=1, progress=True)  # a table that holds the pictures
+    pairs = lamplit.fetch("icons", sets=sets, workers=2, progress=True)  # a table that holds the pictures
     lamplit.embed(pairs, store, image_tower="demo:efficientnet-lite0", workers=1, progress=True)
     report = lamplit.tune(store, model, lamplit.TuneSettings(text_tower="demo:minilm"), progress=True)
     recall, chance = report.best["text_to_image/recall@5"], 5 / report.held_out_captions

@@ -24,7 +24,7 @@ def main(sets: list[str]) -> None:
     """Leave the stores, the model and the stamps' two models in `runs/starting-point`."""
     OUT.mkdir(parents=True, exist_ok=True)
     large, stamps = OUT / "large.lance", OUT / "stamps.lance"
-    icons = lamplit.fetch("icons", **({"sets": sets} if sets else {}), workers=1, progress=True)
+    icons = lamplit.fetch("icons", **({"sets": sets} if sets else {}), workers=2, progress=True)
     for pairs, store in ((icons, large), (lamplit.fetch("openclipart"), large), (lamplit.fetch("stamps"), stamps)):
         lamplit.embed(pairs, store, image_tower=IMAGE_TOWER, workers=1, progress=True)
     left_out = leave_out_copies(large, stamps)

@@ -22,13 +22,15 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "stamps.ipynb"
 OUTSIDE = re.compile(r"/(?:home|root|tmp|Users|work|usr|opt|var)/|[A-Z]:\\")  # where somebody's machine would show
 
-# Runs a script with a few steps wherever it tunes, for the tests have minutes.
+AFTER_QUICKSTART = pytest.mark.xdist_group("quickstart")  # which takes minutes, so one process runs it once
+
+# Runs a script with a few small steps wherever it tunes, for the tests have minutes.
 SHORT = """
 import runpy, sys
 import lamplit
 
 settings = lamplit.TuneSettings
-lamplit.TuneSettings = lambda **given: settings(**given | {"steps": 6, "num_evals": 1})
+lamplit.TuneSettings = lambda **given: settings(**{"steps": 6, "batch_size": 128, "num_evals": 1} | given)
 script = sys.argv.pop(1)
 runpy.run_path(script, run_name="__main__")
 """
@@ -113,6 +115,7 @@ def test_notebook_runs(tmp_path):
     assert len(lamplit.Store(tmp_path / "runs/notebook/stamps.lance")) > 600
 
 
+@AFTER_QUICKSTART
 @pytest.mark.slow
 def test_languages(folder):
     words = run_short(folder, "languages")
@@ -125,6 +128,7 @@ def test_languages(folder):
         assert sheet.height > 4 * 180  # a row for each
 
 
+@AFTER_QUICKSTART
 @pytest.mark.slow
 def test_old_index(folder):
     words = run_short(folder, "old_index")
@@ -163,6 +167,7 @@ def test_starting_point(tmp_path):
     assert not OUTSIDE.search(words)
 
 
+@AFTER_QUICKSTART
 @pytest.mark.slow
 def test_own_classes(folder):
     words = run_short(folder, "own_classes")
@@ -178,6 +183,7 @@ def test_own_classes(folder):
     assert len(values["names"]) == 6
 
 
+@AFTER_QUICKSTART
 @pytest.mark.slow
 def test_own_tower(folder):
     words = run_short(folder, "own_tower")

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from lamplit.metrics.ranking import ClassScore
     from lamplit.metrics.results import Measure, Result
     from lamplit.model import LiT, load, merge_lora
-    from lamplit.planning import Plan, Stage, plan
+    from lamplit.planning.plan_report import Plan, Stage
+    from lamplit.planning.planner import plan
     from lamplit.publishing.pushing import PushReport, push
     from lamplit.retrieval.contact_sheet import contact_sheet
     from lamplit.retrieval.indexing import IndexReport, build_index
@@ -90,7 +91,7 @@ _HOMES = {
     "Pair": "data.pairs",
     "Pairs": "data.pairs",
     "PairsError": "errors",
-    "Plan": "planning",
+    "Plan": "planning.plan_report",
     "Prediction": "zeroshot.classifier",
     "Preprocessing": "data.preprocessing",
     "PushReport": "publishing.pushing",
@@ -98,7 +99,7 @@ _HOMES = {
     "Result": "metrics.results",
     "Searcher": "retrieval.searcher",
     "Skipped": "data.skipped",
-    "Stage": "planning",
+    "Stage": "planning.plan_report",
     "Store": "store.lance_store",
     "StoreError": "errors",
     "TextTower": "towers.texts.text_tower",
@@ -133,7 +134,7 @@ _HOMES = {
     "merge_lora": "model",
     "open_image_tower": "towers.images.image_tower",
     "open_text_tower": "towers.texts.text_tower",
-    "plan": "planning",
+    "plan": "planning.planner",
     "push": "publishing.pushing",
     "read_pairs": "data.sources",
     "read_recipe": "tuning.settings",

@@ -79,6 +79,20 @@ def test_another_start_is_fitted_anew(
     assert other != kept, "and takes the place of the one before"
 
 
+def test_small_store_keeps_the_start_of_many_pairs(
+    words_path: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "words.lance"
+    shutil.copytree(words_path, store)
+    tune(store, tmp_path / "few", made(text_folder, steps=0))
+    assert not starts_of(store)
+    monkeypatch.setattr(loop, "MANY_PAIRS", 100)
+    first = tune(store, tmp_path / "many", made(text_folder, steps=0))
+    assert len(starts_of(store)) == 1
+    monkeypatch.setattr(loop, "fit_scale_apart", None)
+    assert tune(store, tmp_path / "again", made(text_folder, steps=1)).start == first.start
+
+
 def test_random_numbers_go_on_as_after_the_fit(words_path: Path) -> None:
     tensor, store = torch.zeros(3, 2), Store(words_path)
 

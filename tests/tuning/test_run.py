@@ -237,6 +237,24 @@ def test_finished_run_is_not_repeated(run: TuneReport, words_path: Path, made: S
     assert {file: file.stat().st_mtime_ns for file in files} == before
 
 
+def test_no_step_saves_the_start(
+    words_path: Path, made: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = made(closed_form=True, steps=0)
+    with caplog.at_level(logging.INFO, "lamplit"):
+        report = tune(words_path, tmp_path / "start", settings)
+    assert "made held-out recall better" not in caplog.text  # no step was of no use
+    assert (report.steps, report.best_step) == (0, 0)
+    assert report.start == report.best == report.last
+    assert [line["step"] for line in log_of(report.out)] == [0]
+    model, store = lamplit.load(report.out), Store(words_path)
+    held_out = split_store(store, "texts", 0.2, 0).held_out
+    found = held_out_recall(store.vectors(), model.encode_texts(held_out.texts), held_out)
+    assert found == pytest.approx(report.start)
+    assert tune(words_path, report.out, settings) == report
+    assert tune(words_path, tmp_path / "after", made(closed_form=True, steps=1)).start == report.start
+
+
 def test_other_settings_are_refused_with_what_changed(run: TuneReport, words_path: Path, made: Settings) -> None:
     with pytest.raises(UsageError, match=r"other settings: .*Give another --out") as caught:
         tune(words_path, run.out, made(lr=1e-4, seed=7))

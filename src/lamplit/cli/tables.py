@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lamplit.evaluation.report.writing import Report
     from lamplit.exports.export_report import ExportReport
     from lamplit.metrics.results import Result
-    from lamplit.planning import Plan
+    from lamplit.planning.plan_report import Plan
     from lamplit.publishing.pushing import PushReport
     from lamplit.retrieval.searcher import Hit
     from lamplit.store.duplicates import DuplicateGroup
@@ -94,8 +94,11 @@ def plan(found: Plan) -> list[Table]:
             _add_row(table, f"disk: {file}", _size(size))
         _add_row(table, "memory: weights and what trains them", _size(stage.memory))
         tables.append(table)
+    recall = _table("", "image_to_text/recall@5", title=f"what {found.images:,} icons reached; yours will differ")
+    for when, value in found.recall.items():
+        _add_row(recall, when, f"{value:.3f}")
     counted = {name: getattr(found, name) for name in ("images", "pairs", "captions", "backend", "steps", "dollars")}
-    return [*record(counted), *tables, *([_noted(found.notes)] if found.notes else [])]
+    return [*record(counted), *tables, recall, *([_noted(found.notes)] if found.notes else [])]
 
 
 def _noted(notes: Sequence[str]) -> Table:

@@ -31,9 +31,8 @@ class Batches:
         self.pairs, self.settings = pairs, settings
         self.batch_size = min(settings.batch_size, len(pairs))
         chosen = settings.for_pairs(len(pairs))
-        assert chosen.epochs is not None
         assert chosen.num_evals is not None
-        self.total_steps = settings.steps or max(1, round(chosen.epochs * len(pairs) / self.batch_size))
+        self.total_steps = chosen.count_steps(len(pairs))
         self.eval_every = max(1, math.ceil(self.total_steps / chosen.num_evals))
         self.in_windows = False
 

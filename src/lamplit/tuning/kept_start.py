@@ -1,4 +1,4 @@
-"""The start of a run, kept beside a large store: the next run that begins in the same way reads it.
+"""The start of a run, kept beside the store: the next run that begins in the same way reads it.
 
 Another rate, batch or number of epochs changes nothing of the closed form and of the recall before the first step,
 which take minutes. A key of all that they depend on names the files. Like other derived files they may be deleted.
@@ -34,17 +34,18 @@ def start_key(*parts: str | Tensor) -> str:
 
 
 def fit_or_read(
-    store: Store, key: str, tensors: Sequence[Tensor], fit: Callable[[], dict[str, float]]
+    store: Store, key: str, tensors: Sequence[Tensor], fit: Callable[[], dict[str, float]], *, keeps: bool = False
 ) -> dict[str, float]:
     """Give tensors the values that a fit gives them; where it was made before with this key, read these.
 
-    The random numbers that are drawn next are the same in both cases. A small store keeps nothing.
+    The random numbers that are drawn next are the same in both cases.
 
     Args:
         store: what is fitted to.
         key: of `start_key`.
         tensors: what the fit changes, in place.
         fit: changes them, and returns metrics.
+        keeps: keep the values beside a small store, too.
 
     Returns:
         The metrics.
@@ -59,7 +60,7 @@ def fit_or_read(
         for name, value in values.items():
             draft.create(name, value.shape, value.dtype)[:] = value
 
-    found = derive(store, f"start-{key}", [*names, _STATE, _METRICS], make, instead_of="start-")
+    found = derive(store, f"start-{key}", [*names, _STATE, _METRICS], make, instead_of="start-", keeps=keeps)
     with torch.no_grad():
         for name, tensor in zip(names, tensors, strict=True):
             tensor.copy_(torch.from_numpy(found[name]).reshape(tensor.shape))

@@ -37,7 +37,7 @@ from lamplit.tuning.optimizers import gradient_norm, set_rates, step_clipped
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.run_logs import open_run_logs
-from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.settings import MANY_PAIRS, TuneSettings
 from lamplit.tuning.sides import ImageSide, TextSide
 from lamplit.tuning.split import Links, held_out_recall
 from lamplit.tuning.start import fit_scale_apart, model_loss
@@ -113,8 +113,7 @@ class Run:
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
         if self.ranks.first(checkpoint.is_file):
             self.state = RunState(**load_checkpoint(checkpoint, self.kept, self.optimizer))
-            if self.left_out is not None:
-                self.left_out.recover()
+            self._recover()
             seconds = self.ranks.first(lambda: cut_log(self.out / "log.jsonl", self.state.step))
         else:
             self._start(progress)
@@ -171,8 +170,7 @@ class Run:
         fits = self.settings.starts_in_closed_form and not trained
         metrics = self.ranks.first(partial(self._fit_or_read_start, progress)) if fits else None
         self.ranks.copy(trained_tensors(self.kept).values())
-        if self.left_out is not None and self.left_out.corrections is None:
-            self.left_out.recover()
+        self._recover()
         self.state.start = metrics = self._evaluate(0, metrics)
         with self._open_log() as log:
             log(
@@ -208,16 +206,15 @@ class Run:
 
         changed = [*tower.head.parameters(), *scale, *([] if self.names is None else [self.names.vectors])]
         changed += [] if self.left_out is None else [self.left_out.own, self.left_out.weights]
-        return fit_or_read(self.texts.captions.store, key, changed, fit)
+        keeps = len(self.train) >= MANY_PAIRS  # of fewer, a fit takes seconds
+        return fit_or_read(self.texts.captions.store, key, changed, fit, keeps=keeps)
 
     def _fit_head(self, *, is_start: bool, progress: bool = False) -> None:
         """Fit the head in closed form to what the encoder says of the pairs, at the start the logit scale with it."""
         tower = self.image_side.tower
         pairs, used, text_index = sample_pairs(self.train.text_index)
         rows = self.train.image_index[pairs]
-        zimg, leaves_out = self.zimg[rows], self.left_out is not None
-        if self.left_out is not None:
-            self.left_out.corrections = None  # the fit needs as much memory
+        zimg, leaves_out = self.zimg[rows], self.left_out is not None and self._goes_on
         assert self.model.text_tower is not None
         class_head = None if tower is None else tower.class_head
         fit = ClosedForm(self.model.text_tower, self.texts.take(used.numpy()), class_head, progress=progress)
@@ -228,6 +225,15 @@ class Run:
             self.names.vectors.copy_(fit.name_vectors())
         if self.left_out is not None and anchors is not None:
             self.left_out.take(used, anchors)
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.state.step < self.batches.total_steps
+
+    def _recover(self) -> None:
+        """Compute the corrections of texts that are left out, if the coming steps need them and no fit gave them."""
+        if self.left_out is not None and self.left_out.corrections is None and self._goes_on:
+            self.left_out.recover()
 
     def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
         """Take one step, counted from 0; return its line of the log."""
@@ -296,10 +302,10 @@ class Run:
         A head that does not train is fitted again before.
         """
         if self.left_out is not None and step:
+            self.left_out.corrections = None  # the fit needs as much memory
             self.ranks.first(partial(self._fit_head, is_start=False))
             self.ranks.copy(self.left_out.buffers())
-            if not self.ranks.is_first:
-                self.left_out.recover()
+            self._recover()
         metrics = self._measure(self.held_out, self.ranks) if metrics is None else metrics
         score = metrics.get("mean_recall", float(step))  # if nothing is held out, the last model is the best
         state = self.state
@@ -331,7 +337,7 @@ class Run:
             self.ranks.first(lambda: restore(self.model, self.out))  # the best checkpoint
             self.ranks.copy(trained_tensors(self.kept).values())
             report.test = self._measure(self.test, self.ranks)
-        if state.start and state.best_step == 0:
+        if state.start and state.step and state.best_step == 0:
             logger.info(
                 "no step made held-out recall better than the start, which is kept: its mean recall is %.3f, and %.3f "
                 "after the last step. With few pairs the closed form is often the best there is; more pairs would help",

@@ -50,7 +50,8 @@ class TuneSettings:
         epochs: Passes over the training pairs, rounded to whole steps: epochs times pairs divided by the batch size, at
             least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next. By default
             20; with a kernel head 4, and from 10,000 pairs on 5; 2 where the head is fitted again.
-        steps: Number of steps; replaces the number of epochs.
+        steps: Number of steps; replaces the number of epochs. 0 saves the model as it is before the first step: with a
+            head in closed form, all that there is without tuning.
         warmup_ratio: Fraction of the steps over which the learning rate rises.
         grad_clip: Largest norm of the gradient over all parameters that train; a larger gradient is scaled down.
         image_lr: Peak learning rate of an image tower that trains. By default 1e-5 pre-trained and 1e-3 from scratch;
@@ -76,7 +77,7 @@ class TuneSettings:
             closed form, else linear. Some exports can hold a linear one alone. From 4,000 pairs with at most 20,000
             texts on, a kernel head does not train where the text tower alone does: it is fitted again at each
             evaluation, and each text of a batch is read as if it had been left out of the fit.
-        num_evals: How often held-out recall is measured, and a checkpoint written, in the run. By default 10, and 4
+        num_evals: How often held-out recall is measured, and a checkpoint written, in the run. By default 10, and 2
             where the head is fitted again each time.
         patience: Stop after this many evaluations without a better held-out recall. By default never.
         precision: Floating-point format: auto is bf16 autocast if the processor computes it in hardware, else fp32.
@@ -147,7 +148,7 @@ class TuneSettings:
         ranges = {
             "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares pairs"),
             "epochs": (self.epochs is None or self.epochs > 0, "more than 0"),
-            "steps": (self.steps is None or self.steps >= 1, "at least 1"),
+            "steps": (self.steps is None or self.steps >= 0, "at least 0"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "between 0 and 1"),
             "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and less than 1"),
             "test_fraction": (
@@ -253,8 +254,15 @@ class TuneSettings:
         else:
             lr = 1e-5 if not self.has_kernel_head else 3e-4 if has_many else 2e-5
         epochs = 20.0 if not self.has_kernel_head else 2.0 if leaves_out else 5.0 if has_many else 4.0
-        chosen: dict[str, Any] = {"lr": lr, "epochs": epochs, "num_evals": 4 if leaves_out else 10}
+        chosen: dict[str, Any] = {"lr": lr, "epochs": epochs, "num_evals": 2 if leaves_out else 10}
         return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
+
+    def count_steps(self, pairs: int) -> int:
+        """Return the number of steps with so many training pairs: `steps`, or what `epochs`, then given, come to."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None, "chosen by for_pairs"
+        return max(1, round(self.epochs * pairs / min(self.batch_size, pairs)))
 
     @property
     def peak_image_lr(self) -> float:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import lamplit
-from lamplit import planning
 from lamplit.errors import UsageError
 from lamplit.model import save_image_tower
-from lamplit.planning import plan
+from lamplit.planning import timings
+from lamplit.planning.plan_report import Plan, Stage
+from lamplit.planning.planner import plan
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.tuning.settings import TuneSettings
 
@@ -20,7 +21,7 @@ HEADER = 64 * 1024  # of a safetensors file, at most
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "SECONDS", 0.2)
+    monkeypatch.setattr(timings, "SECONDS", 0.2)
 
 
 def test_counts_and_bytes_are_those_of_the_runs(
@@ -52,7 +53,7 @@ def test_counts_and_bytes_are_those_of_the_runs(
 
 
 def test_more_steps_take_longer(image_folder: Path, image_tower: ImageTower, text_folder: Path) -> None:
-    def tuning(**given: int) -> planning.Stage:
+    def tuning(**given: int) -> Stage:
         settings = TuneSettings(f"hf:{text_folder}", batch_size=16, **given)
         return plan(image_folder / "pairs.csv", settings, image_tower=image_tower, dollars_per_hour=3600.0).tune
 
@@ -99,7 +100,7 @@ def test_price_is_that_of_the_time(image_folder: Path, image_tower: ImageTower, 
 
 
 def test_a_sample_stands_for_more(image_folder: Path, image_tower: ImageTower, text_folder: Path) -> None:
-    def planned(**given: int) -> planning.Plan:
+    def planned(**given: int) -> Plan:
         settings = TuneSettings(f"hf:{text_folder}", batch_size=16)
         source = image_folder / "pairs.csv"
         return plan(source, settings, image_tower=image_tower, dollars_per_hour=1e6, **given)

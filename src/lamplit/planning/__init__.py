@@ -1,0 +1,1 @@
+"""What embedding and tuning will cost, before they run."""
