@@ -33,6 +33,7 @@ def test_other_sizes_lie_between_their_neighbours(images: int) -> None:
     for name, way in WAYS.items():
         ends = sorted(mean(point[way]) for point in (below[-1], above[0]))
         assert ends[0] - 1e-9 <= found[name] <= ends[1] + 1e-9
+    assert found["icons"] == min(max(images, POINTS[0]["images"]), POINTS[-1]["images"])
     if 10 * images <= POINTS[-1]["images"]:
         assert found["tuned, ten times as many"] == expected_recall(10 * images)["tuned"]
     else:

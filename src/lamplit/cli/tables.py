@@ -94,8 +94,10 @@ def plan(found: Plan) -> list[Table]:
             _add_row(table, f"disk: {file}", _size(size))
         _add_row(table, "memory: weights and what trains them", _size(stage.memory))
         tables.append(table)
-    recall = _table("", "image_to_text/recall@5", title=f"what {found.images:,} icons reached; yours will differ")
-    for when, value in found.recall.items():
+    reached = dict(found.recall)
+    title = f"what {reached.pop('icons'):,.0f} icons reached; yours will differ"  # no more were tried
+    recall = _table("", "image_to_text/recall@5", title=title)
+    for when, value in reached.items():
         _add_row(recall, when, f"{value:.3f}")
     counted = {name: getattr(found, name) for name in ("images", "pairs", "captions", "backend", "steps", "dollars")}
     return [*record(counted), *tables, recall, *([_noted(found.notes)] if found.notes else [])]
