@@ -23,6 +23,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from pyarrow import parquet
 from rich.table import Table
 from timing import console, filled, finish, parser
 
@@ -211,7 +212,9 @@ def icons_unclassified(bench: Bench, seed: int) -> Scores:
 
 def fashion_mnist(bench: Bench, seed: int) -> Scores:
     """Ten class names, read by a model of stamps, clip art and icons; the test's images."""
-    store = bench.part(bench.store("fashion-mnist"), "fashion-mnist-test", lambda row: row["split"] == "test")
+    test, store = bench.folder / "fashion-mnist-test.parquet", bench.folder / "fashion-mnist-test.lance"
+    parquet.write_table(parquet.read_table(lamplit.fetch("fashion-mnist"), filters=[("split", "=", "test")]), test)
+    lamplit.embed(test, store, image_tower=IMAGE_TOWER, progress=True)
 
     def measure(model: str) -> dict[str, float]:
         found = lamplit.evaluate(model, store, label_column="label", templates="big_vision-8")

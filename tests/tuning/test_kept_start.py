@@ -12,7 +12,7 @@ import torch
 
 from lamplit.store import derived
 from lamplit.store.lance_store import Store
-from lamplit.tuning import left_out, loop
+from lamplit.tuning import head_fit, left_out
 from lamplit.tuning.kept_start import fit_or_read, start_key
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
@@ -49,8 +49,8 @@ def test_second_run_reads_the_start_and_ends_in_the_same_bytes(
     tune(large_path, tmp_path / "first", made(text_folder))
     [kept] = starts_of(large_path)
     fitted = []
-    fit = loop.fit_scale_apart
-    monkeypatch.setattr(loop, "fit_scale_apart", lambda *given: fitted.append(1) or fit(*given))
+    fit = head_fit.fit_scale_apart
+    monkeypatch.setattr(head_fit, "fit_scale_apart", lambda *given: fitted.append(1) or fit(*given))
     tune(large_path, tmp_path / "second", made(text_folder))
     tune(large_path, tmp_path / "other", made(text_folder, lr=3e-4, batch_size=32))
     assert not fitted
@@ -86,10 +86,10 @@ def test_small_store_keeps_the_start_of_many_pairs(
     shutil.copytree(words_path, store)
     tune(store, tmp_path / "few", made(text_folder, steps=0))
     assert not starts_of(store)
-    monkeypatch.setattr(loop, "MANY_PAIRS", 100)
+    monkeypatch.setattr(head_fit, "MANY_PAIRS", 100)
     first = tune(store, tmp_path / "many", made(text_folder, steps=0))
     assert len(starts_of(store)) == 1
-    monkeypatch.setattr(loop, "fit_scale_apart", None)
+    monkeypatch.setattr(head_fit, "fit_scale_apart", None)
     assert tune(store, tmp_path / "again", made(text_folder, steps=1)).start == first.start
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,12 @@ def test_names_stay_where_they_were(demo_store: Path, text_folder: Path, tmp_pat
     settings = settings_of(text_folder, text_tower="demo:minilm", lr=1e-3)  # to an untrained one dropout is noise
     for holds in (True, False):
         run = run_of(demo_store, tmp_path / str(holds), settings)
-        names, tower = run.names, run.model.text_tower
+        names, tower = run.head_fit.names, run.model.text_tower
         assert names is not None
         assert tower is not None
         assert len(names.tokens) > 1000
         if not holds:
-            run.names = None
+            run.head_fit = replace(run.head_fit, names=None)
         torch.manual_seed(0)
         run.go(memory_budget=None, workers=0, progress=False)
         if holds:
@@ -109,9 +110,9 @@ def test_resumed_run_ends_in_the_same_bytes(demo_store: Path, text_folder: Path,
     interrupt(halved, step=4)
     again = run_of(demo_store, tmp_path / "halved", settings)
     again.go(memory_budget=None, workers=0, progress=False)
-    assert whole.names is not None
-    assert again.names is not None
-    assert torch.equal(again.names.vectors, whole.names.vectors)
+    assert whole.head_fit.names is not None
+    assert again.head_fit.names is not None
+    assert torch.equal(again.head_fit.names.vectors, whole.head_fit.names.vectors)
     ends = [(tmp_path / name / "checkpoints" / "last.safetensors").read_bytes() for name in ("whole", "halved")]
     assert ends[0] == ends[1]
 
@@ -122,9 +123,9 @@ def test_resumed_run_ends_in_the_same_bytes(demo_store: Path, text_folder: Path,
 def test_runs_that_hold_no_names(
     changes: dict[str, object], demo_store: Path, text_folder: Path, tmp_path: Path
 ) -> None:
-    assert run_of(demo_store, tmp_path, settings_of(text_folder, **changes)).names is None
+    assert run_of(demo_store, tmp_path, settings_of(text_folder, **changes)).head_fit.names is None
 
 
 def test_tower_without_a_classifier_has_no_names(store_path: Path, text_folder: Path, tmp_path: Path) -> None:
     assert open_image_tower("timm:test_vit", weights="random").class_head is None
-    assert run_of(store_path, tmp_path, settings_of(text_folder)).names is None
+    assert run_of(store_path, tmp_path, settings_of(text_folder)).head_fit.names is None

@@ -122,8 +122,8 @@ def test_head_is_that_of_a_fit_to_the_saved_encoder(words_path: Path, text_folde
     run = run_of(words_path, tmp_path / "run", made(text_folder, lr=3e-3, val_fraction=0.0))
     start = {name: tensor.clone() for name, tensor in run.model.named_parameters()}
     report = run.go(memory_budget=None, workers=0, progress=False)
-    assert run.left_out is not None
-    assert run.left_out.corrections is None, "after the last step nothing reads them"
+    assert run.head_fit.left_out is not None
+    assert run.head_fit.left_out.corrections is None, "after the last step nothing reads them"
     assert report.trains["text head"]["state"] == "fitted"
     assert report.trains["text tower"]["state"] == "trains"
     saved = lamplit.load(tmp_path / "run").text_tower
@@ -132,7 +132,7 @@ def test_head_is_that_of_a_fit_to_the_saved_encoder(words_path: Path, text_folde
     found = [parameter.detach().clone() for parameter in saved.head.parameters()]
     changed = {name for name, tensor in run.model.named_parameters() if not torch.equal(tensor, start[name])}
     assert any("encoder" in name for name in changed)
-    texts = [run.texts[i] for i in range(len(run.texts))]
+    texts = [run.head_fit.texts[i] for i in range(len(run.head_fit.texts))]
     rows = run.train.image_index
     ClosedForm(saved, texts, None).fit(run.zimg[rows], run.train.text_index)
     for tensor, expected in zip(found, saved.head.parameters(), strict=True):
@@ -142,17 +142,17 @@ def test_head_is_that_of_a_fit_to_the_saved_encoder(words_path: Path, text_folde
 @pytest.mark.usefixtures("few_suffice")
 def test_each_text_of_a_step_has_its_own_anchor(words_path: Path, text_folder: Path, tmp_path: Path) -> None:
     run = run_of(words_path, tmp_path / "run", made(text_folder))
-    tower, known = run.model.text_tower, run.left_out
+    tower, known = run.model.text_tower, run.head_fit.left_out
     assert tower is not None
     assert known is not None
-    run._fit_head(is_start=True)
+    run.head_fit.start(run.held_out, dict, goes_on=True)
     tower.eval()
-    texts = torch.randperm(len(run.texts))[:64]
+    texts = torch.randperm(len(run.head_fit.texts))[:64]
     part = run.text_side.part(texts)
     assert not isinstance(part, Tensor)
     with torch.no_grad():
         found = torch.cat([part.encode(chunk) for chunk in part.chunks])
-        features = tower.features(tower.tokenize(run.texts.take(texts.numpy())))
+        features = tower.features(tower.tokenize(run.head_fit.texts.take(texts.numpy())))
         own = known.own[texts]
         assert known.corrections is not None
         expected = tower.head.read_unknown(features, own, known.corrections[own])  # type: ignore[operator, union-attr]
@@ -178,7 +178,7 @@ def test_resumed_run_ends_in_the_same_bytes(words_path: Path, text_folder: Path,
 
 def test_corrections_follow_from_what_a_checkpoint_has() -> None:
     world = World(anchors=60)
-    known = LeftOut(world.tower.head, 60)  # type: ignore[arg-type]
+    known = LeftOut(world.tower, 60)
     anchors = ClosedForm(world.tower, world.texts[:60], None).fit(world.zimg[:60], torch.arange(60), leaves_out=True)
     assert anchors is not None
     assert anchors.corrections is not None
@@ -195,15 +195,15 @@ def test_number_of_pairs_decides(
     words_path: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = made(text_folder, lr=None, steps=None, num_evals=None)
-    assert run_of(words_path, tmp_path, settings).left_out is None
+    assert run_of(words_path, tmp_path, settings).head_fit.left_out is None
     monkeypatch.setattr(left_out, "MANY_PAIRS", 288)
     run = run_of(words_path, tmp_path, settings)
-    assert run.left_out is not None
+    assert run.head_fit.left_out is not None
     assert (run.settings.lr, run.settings.epochs, run.settings.num_evals) == (3e-4, 2, 2)
     head = {id(parameter) for parameter in run.model.text_tower.head.parameters()}  # type: ignore[union-attr]
     assert not head & {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
     monkeypatch.setattr(left_out, "MANY_PAIRS", 289)
-    assert run_of(words_path, tmp_path, settings).left_out is None
+    assert run_of(words_path, tmp_path, settings).head_fit.left_out is None
 
 
 def test_runs_that_leave_nothing_out(text_folder: Path) -> None:

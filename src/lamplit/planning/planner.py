@@ -141,9 +141,7 @@ def _plan_tuning(
     evaluations = checkpoints + (1 if settings.val_fraction else 0)
     tokenizing, tokens = timed(lambda: tower.tokenize(census.texts))
     a_text = time_texts(tower, census.texts)
-    held: KnownNames | LeftOut | None = KnownNames.of_run(settings, tower, image_tower)
-    if is_left_out and isinstance(tower.head, KernelHead):
-        held = LeftOut(tower.head, captions)
+    held = LeftOut(tower, captions) if is_left_out else KnownNames.of_run(settings, tower, image_tower)
     held_tokens = held.tokens if isinstance(held, KnownNames) else []
     names = image_tower.class_head.distinct_texts() if image_tower.class_head is not None else []
     parts = {

@@ -30,6 +30,7 @@ from lamplit.tuning.batches import Batches
 from lamplit.tuning.caption_language import advise
 from lamplit.tuning.caption_tokens import advise_length, advise_pieces
 from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
+from lamplit.tuning.head_fit import HeadFit
 from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.left_out import LeftOut, LeftOutTexts, leaves_out
 from lamplit.tuning.loop import Run
@@ -46,7 +47,7 @@ from lamplit.tuning.sides import (
     TextSide,
 )
 from lamplit.tuning.split import split_store
-from lamplit.tuning.tokens import tokenize_captions
+from lamplit.tuning.tokens import Tokens, tokenize_captions
 from lamplit.tuning.tune_report import TuneReport, what_trains
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,8 @@ def build_run(
         for advice in filter(None, (advise(texts, text_tower), advise_pieces(texts, text_tower), length)):
             logger.warning("%s", advice)
     image_tower = _open_image_tower(store, settings)
+    class_head = None if image_tower is None else image_tower.class_head
     if settings.has_kernel_head and text_tower.trained_scale is None:
-        class_head = None if image_tower is None else image_tower.class_head
         anchors = count_anchors(texts[:MAX_ANCHORS], class_head, text_tower.carried)
         text_tower.head = KernelHead(text_tower.head.in_features, store.tower.width, anchors)
     model = LiT(
@@ -115,22 +116,15 @@ def build_run(
     ).to(device)  # fmt: skip
     model.tuned_on = split.record if base is None else split.record.after(base)
     precision = autocast_of(settings, device)
-    text_side: TextSide
-    image_side: ImageSide
-    names, left_out = None, None
-    if is_left_out:  # the classifier's names are fitted again with the head, and nothing else need hold them
-        assert isinstance(text_tower.head, KernelHead)
-        left_out = LeftOut(text_tower.head, len(texts)).to(device)
-        text_side = LeftOutTexts(text_tower, tokens, precision, left_out)
-    elif settings.text_trains:
-        names = KnownNames.of_run(settings, text_tower, image_tower)
-        text_side = EncodedTexts(text_tower, tokens, precision)
-    else:
-        text_side = ConstantTexts(text_tower, tokens)
+    # Where texts are left out the classifier's names are fitted again with the head, and nothing else need hold them.
+    left_out = LeftOut(text_tower, len(texts)) if is_left_out else None
+    names = None if is_left_out else KnownNames.of_run(settings, text_tower, image_tower)
+    text_side = _open_text_side(settings, text_tower, tokens, precision, left_out)
     assert settings.lr is not None, "chosen for these pairs"
     optimizer = build_optimizer(settings.optimizer, model, lr=settings.lr, weight_decay=settings.weight_decay)
     for group in optimizer.param_groups:
         group |= {"rate": "lr", "peak": settings.lr, "start": 0}
+    image_side: ImageSide
     if settings.image_trains:
         assert image_tower is not None
         paths = store.arrow_column("path")
@@ -157,24 +151,22 @@ def build_run(
         fingerprint_before=image_side.fingerprint(),
     )
     return Run(
-        out,
-        settings,
-        device,
-        model,
-        optimizer,
-        train,
-        held_out,
-        split.test,
-        texts,
-        zimg,
-        torch.from_numpy(split.captions.images),
-        batches,
-        image_side,
-        text_side,
-        report,
-        ranks,
-        None if names is None else names.to(device),
-        left_out,
+        out=out,
+        settings=settings,
+        device=device,
+        model=model,
+        optimizer=optimizer,
+        train=train,
+        held_out=held_out,
+        test=split.test,
+        head_fit=HeadFit(model, train, texts, zimg, class_head, names, left_out),
+        zimg=zimg,
+        image_ids=torch.from_numpy(split.captions.images),
+        batches=batches,
+        image_side=image_side,
+        text_side=text_side,
+        report=report,
+        ranks=ranks,
     )
 
 
@@ -242,6 +234,14 @@ def _open_image_tower(store: Store, settings: TuneSettings) -> ImageTower | None
         logger.warning("the image tower %s cannot be opened (%s); the model is saved without it", identity.spec, error)
         return None
     return tower
+
+
+def _open_text_side(
+    settings: TuneSettings, tower: TextTower, tokens: Tokens, precision: Precision, left_out: LeftOut | None
+) -> TextSide:
+    if left_out is not None:
+        return LeftOutTexts(tower, tokens, precision, left_out)
+    return EncodedTexts(tower, tokens, precision) if settings.text_trains else ConstantTexts(tower, tokens)
 
 
 def _train_image_tower(

@@ -33,7 +33,8 @@ class KnownNames(nn.Module):
     def __init__(self, text_tower: TextTower, class_head: ClassHead) -> None:
         super().__init__()
         self.tokens = text_tower.tokenize(class_head.distinct_texts())
-        self.register_buffer("vectors", torch.zeros(len(self.tokens), class_head.vectors.shape[1]))
+        size = len(self.tokens), class_head.vectors.shape[1]
+        self.register_buffer("vectors", torch.zeros(size, device=text_tower.device))
 
     @staticmethod
     def of_run(settings: TuneSettings, text_tower: TextTower, image_tower: ImageTower | None) -> KnownNames | None:

@@ -48,8 +48,8 @@ class LeftOut(nn.Module):
     """How a kernel head that does not train reads each text that is tuned on as if it was not fitted to it.
 
     Args:
-        head: of the text tower; no optimizer changes it from now on. Its tensors are buffers here, so that checkpoints
-            hold them.
+        tower: has a kernel head, which no optimizer changes from now on. The head's tensors are buffers here, so that
+            checkpoints hold them.
         texts: number of distinct texts, M.
 
     Attributes:
@@ -61,12 +61,14 @@ class LeftOut(nn.Module):
     own: Tensor
     weights: Tensor
 
-    def __init__(self, head: KernelHead, texts: int) -> None:
+    def __init__(self, tower: TextTower, texts: int) -> None:
         super().__init__()
+        head = tower.head
+        assert isinstance(head, KernelHead)
         self._head = [head.requires_grad_(False)]  # in a list, for it is a part of the text tower
         self.corrections: Tensor | None = None
-        self.register_buffer("own", torch.full((texts,), -1))
-        self.register_buffer("weights", torch.zeros(head.anchors))
+        self.register_buffer("own", torch.full((texts,), -1, device=tower.device))
+        self.register_buffer("weights", torch.zeros(head.anchors, device=tower.device))
         for name, parameter in head.named_parameters():
             self.register_buffer(name.replace(".", "_"), parameter.data)
 

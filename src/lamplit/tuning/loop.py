@@ -20,32 +20,26 @@ from lamplit.errors import TuneError
 from lamplit.files import write_text
 from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
-from lamplit.store.caption_arrays import CaptionTexts
 from lamplit.store.row_vectors import RowVectors
 from lamplit.towers.devices import keep_freed_memory
-from lamplit.towers.lock import weights_digest
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors
-from lamplit.tuning.closed_form import ClosedForm, sample_pairs
 from lamplit.tuning.curves import draw_curves
+from lamplit.tuning.head_fit import HeadFit
 from lamplit.tuning.interrupts import whole_steps
-from lamplit.tuning.kept_start import fit_or_read, start_key
-from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.large_batch import Part, SparseEmbeddings, backward_in_chunks
-from lamplit.tuning.left_out import LeftOut
 from lamplit.tuning.optimizers import gradient_norm, set_rates, step_clipped
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.run_logs import open_run_logs
-from lamplit.tuning.settings import MANY_PAIRS, TuneSettings
+from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import ImageSide, TextSide
 from lamplit.tuning.split import Links, held_out_recall
-from lamplit.tuning.start import fit_scale_apart, model_loss
+from lamplit.tuning.start import model_loss
 from lamplit.tuning.tune_report import TuneReport
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 600.0  # at most this much work is lost when the process is killed
-_SAMPLE = 64  # texts that tell one tokenizer from another
 _CHANCE_LOSS_FRACTION = 0.98  # above this fraction of ln(batch size) a model guesses
 
 
@@ -69,12 +63,10 @@ class Run:
     """A tuning run, from its first step or its last checkpoint.
 
     Attributes:
-        texts: the texts of `train`.
+        head_fit: how the head is fitted, with what the steps hold in place or leave out for it.
         zimg: (N, D) unit vectors of all rows of the store.
         image_ids: (N,) numbers of the rows' contents; equal images have one.
         ranks: the processes that take each step together; the first of them logs and writes.
-        names: class names that each step holds to what the start said of them, or None.
-        left_out: how each text is read as if it was left out of the closed form, or None if the head trains.
     """
 
     out: Path
@@ -85,7 +77,7 @@ class Run:
     train: Links
     held_out: Links
     test: Links
-    texts: CaptionTexts
+    head_fit: HeadFit
     zimg: RowVectors
     image_ids: Tensor
     batches: Batches
@@ -93,14 +85,12 @@ class Run:
     text_side: TextSide
     report: TuneReport
     ranks: Ranks
-    names: KnownNames | None = None
-    left_out: LeftOut | None = None
     state: RunState = field(default_factory=RunState)
 
     @property
     def kept(self) -> nn.Module:
         """What a checkpoint holds: the model, and the names or what is left out with it if there are any."""
-        beside = {"names": self.names, "left_out": self.left_out}
+        beside = {"names": self.head_fit.names, "left_out": self.head_fit.left_out}
         given = {name: module for name, module in beside.items() if module is not None}
         return nn.ModuleDict({"lit": self.model, **given}) if given else self.model
 
@@ -113,7 +103,8 @@ class Run:
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
         if self.ranks.first(checkpoint.is_file):
             self.state = RunState(**load_checkpoint(checkpoint, self.kept, self.optimizer))
-            self._recover()
+            if self._goes_on:
+                self.head_fit.recover()
             seconds = self.ranks.first(lambda: cut_log(self.out / "log.jsonl", self.state.step))
         else:
             self._start(progress)
@@ -168,9 +159,10 @@ class Run:
         # The store's vectors do not come from an image tower from scratch, and a published head is trained already.
         trained = self.model.text_tower.trained_scale is not None
         fits = self.settings.starts_in_closed_form and not trained
-        metrics = self.ranks.first(partial(self._fit_or_read_start, progress)) if fits else None
+        metrics = self.ranks.first(partial(self._fit_start, progress)) if fits else None
         self.ranks.copy(trained_tensors(self.kept).values())
-        self._recover()
+        if self._goes_on:
+            self.head_fit.recover()
         self.state.start = metrics = self._evaluate(0, metrics)
         with self._open_log() as log:
             log(
@@ -184,56 +176,14 @@ class Run:
                 head, metrics["image_to_text/recall@1"], metrics["image_to_text/recall@5"],
             )  # fmt: skip
 
-    def _fit_or_read_start(self, progress: bool) -> dict[str, float]:
-        """Fit the head, and return held-out recall; both are read where a run has begun like this before."""
-        model, image_tower = self.model, self.image_side.tower
-        tower, bias = model.text_tower, model.logit_bias
-        assert tower is not None
-        class_head = None if image_tower is None else image_tower.class_head
-        texts = [tower.tokenize(self.texts[:_SAMPLE]), [] if class_head is None else class_head.texts]
-        words = [*texts, self.left_out is not None]
-        numbers = [links for part in (self.train, self.held_out) for links in (part.image_index, part.text_index)]
-        numbers += [] if class_head is None else [class_head.vectors]
-        numbers += [] if tower.carried is None else vars(tower.carried).values()
-        scale = [model.log_scale, *([] if bias is None else [bias])]
-        key = start_key(
-            weights_digest(tower), json.dumps(words), self.device.type, self.settings.text_column, *numbers, *scale
-        )
-
-        def fit() -> dict[str, float]:
-            self._fit_head(is_start=True, progress=progress)
-            return self._measure(self.held_out, Ranks())  # the other processes wait for this one
-
-        changed = [*tower.head.parameters(), *scale, *([] if self.names is None else [self.names.vectors])]
-        changed += [] if self.left_out is None else [self.left_out.own, self.left_out.weights]
-        keeps = len(self.train) >= MANY_PAIRS  # of fewer, a fit takes seconds
-        return fit_or_read(self.texts.captions.store, key, changed, fit, keeps=keeps)
-
-    def _fit_head(self, *, is_start: bool, progress: bool = False) -> None:
-        """Fit the head in closed form to what the encoder says of the pairs, at the start the logit scale with it."""
-        tower = self.image_side.tower
-        pairs, used, text_index = sample_pairs(self.train.text_index)
-        rows = self.train.image_index[pairs]
-        zimg, leaves_out = self.zimg[rows], self.left_out is not None and self._goes_on
-        assert self.model.text_tower is not None
-        class_head = None if tower is None else tower.class_head
-        fit = ClosedForm(self.model.text_tower, self.texts.take(used.numpy()), class_head, progress=progress)
-        if is_start:
-            fit_scale_apart(self.model, fit, zimg, self.image_ids[rows], text_index)
-        anchors = fit.fit(zimg, text_index, leaves_out=leaves_out)
-        if self.names is not None:
-            self.names.vectors.copy_(fit.name_vectors())
-        if self.left_out is not None and anchors is not None:
-            self.left_out.take(used, anchors)
+    def _fit_start(self, progress: bool) -> dict[str, float]:
+        """Fit the head, and return held-out recall; the other processes wait for this one."""
+        measure = partial(self._measure, self.held_out, Ranks())
+        return self.head_fit.start(self.held_out, measure, goes_on=self._goes_on, progress=progress)
 
     @property
     def _goes_on(self) -> bool:
         return self.state.step < self.batches.total_steps
-
-    def _recover(self) -> None:
-        """Compute the corrections of texts that are left out, if the coming steps need them and no fit gave them."""
-        if self.left_out is not None and self.left_out.corrections is None and self._goes_on:
-            self.left_out.recover()
 
     def _step(self, step: int, memory_budget: int | None) -> dict[str, Any]:
         """Take one step, counted from 0; return its line of the log."""
@@ -285,7 +235,7 @@ class Run:
         self, images: Part | Tensor, texts: Tensor, contrast: Callable[[Tensor, Tensor], Tensor], step: int
     ) -> tuple[list[Part | Tensor], Callable[[Tensor, Tensor], Tensor]]:
         """Return both sides of a step and its loss: that of the pairs, and what keeps the names in their places."""
-        if (names := self.names) is None:
+        if (names := self.head_fit.names) is None:
             return [images, self.text_side.part(texts)], contrast
         drawn = names.draw(self.batches.batch_size, self.batches.seed(step, 0))
         own = drawn[self.ranks.rank :: self.ranks.size]
@@ -301,11 +251,8 @@ class Run:
 
         A head that does not train is fitted again before.
         """
-        if self.left_out is not None and step:
-            self.left_out.corrections = None  # the fit needs as much memory
-            self.ranks.first(partial(self._fit_head, is_start=False))
-            self.ranks.copy(self.left_out.buffers())
-            self._recover()
+        if self.head_fit.left_out is not None and step:
+            self.head_fit.again(self.ranks, goes_on=self._goes_on)
         metrics = self._measure(self.held_out, self.ranks) if metrics is None else metrics
         score = metrics.get("mean_recall", float(step))  # if nothing is held out, the last model is the best
         state = self.state
