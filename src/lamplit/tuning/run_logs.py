@@ -18,6 +18,7 @@ from lamplit.tuning.checkpoint import read_log
 Write = Callable[[int, dict[str, float]], None]  # the step, and its numbers by name
 KINDS = ("csv", "tensorboard", "wandb")
 _HELD_OUT = "held_out/"
+_FLUSH_SECONDS = 5  # so old is what a chart shows; and so long an end may take that Ctrl-C hit inside the writer
 
 
 def require_logs(kinds: Sequence[str]) -> None:
@@ -102,7 +103,8 @@ def _open_tensorboard(folder: Path, before: Sequence[tuple[int, dict[str, float]
     # What was logged of steps that are taken again is no longer shown.
     last = before[-1][0] if before and not is_new else None
     _wait_for_a_name(folder)
-    writer = tensorboard.SummaryWriter(str(folder), purge_step=None if last is None else last + 1)
+    purged = None if last is None else last + 1
+    writer = tensorboard.SummaryWriter(str(folder), purge_step=purged, flush_secs=_FLUSH_SECONDS)
 
     def write(step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
