@@ -20,6 +20,7 @@ from lamplit.tuning import closed_form, left_out
 from lamplit.tuning.closed_form import ClosedForm
 from lamplit.tuning.left_out import LeftOut, leaves_out
 from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.sides import token_features
 
 SHARPNESS, RIDGE = closed_form.SHARPNESS, closed_form.KERNEL_RIDGE
 
@@ -59,7 +60,7 @@ def test_each_text_is_read_as_by_a_fit_without_it(moved: float, monkeypatch: pyt
     assert anchors is not None
     assert isinstance(world.tower.head, KernelHead)
     assert anchors.corrections is not None
-    features = fit.features
+    features = token_features(world.tower, world.tower.tokenize(world.texts[:95]))
     now = features[:80] + moved * torch.randn(80, features.shape[1])  # the encoder has trained since the fit
     with torch.no_grad():
         plain = F.normalize(world.tower.head(now), dim=-1)

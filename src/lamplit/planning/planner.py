@@ -34,7 +34,8 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.more_tokens import add_pieces
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning.closed_form import MAX_PAIRS, count_anchors
+from lamplit.tuning.closed_form import MAX_PAIRS, count_anchors, distinct_tokens
+from lamplit.tuning.kept_features import features_file
 from lamplit.tuning.known_names import KnownNames
 from lamplit.tuning.left_out import LeftOut, leaves_out
 from lamplit.tuning.settings import TuneSettings
@@ -154,10 +155,12 @@ def _plan_tuning(
     if settings.starts_in_closed_form and tower.trained_scale is None:
         fitted = min(captions, MAX_PAIRS)
         for_scale, for_all, left_out = time_fits(tower, fitted + len(names), is_left_out=is_left_out)
-        # Names of classes may be longer than captions.
-        reading = a_text * (fitted + len(tokens) * _count(tower.tokenize(names)) / _count(tokens))
+        name_tokens = tower.tokenize(names)  # which may be longer than captions
+        of_names = a_text * len(tokens) * _count(name_tokens) / _count(tokens)
+        first = 0.0 if features_file(tower, distinct_tokens(name_tokens)[0]).is_file() else of_names
         again = checkpoints if is_left_out else 0  # after the last step nothing is left out
-        parts["closed form"] = for_scale + again * (reading + left_out) + reading + for_all
+        reading = a_text * fitted
+        parts["closed form"] = for_scale + first + reading + for_all + again * (of_names + reading + left_out)
     trained = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
     disk = {
         "text tower": _bytes(tower),

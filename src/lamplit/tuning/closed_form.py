@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.text_tower import TextTower
+from lamplit.tuning.kept_features import read_or_encode
 from lamplit.tuning.sides import token_features
 
 # Chosen on the stamps with other splits than the published ones (benchmarks/recall.py says which); flat around
@@ -96,6 +97,7 @@ class ClosedForm:
             what the tower has `carried` is known to it, too.
         texts: M distinct texts.
         class_head: the image tower's classifier, or None.
+        keeps_names: keep the features of the classifier's texts for other runs, see `read_or_encode`.
         progress: show a bar on stderr.
 
     Attributes:
@@ -104,13 +106,23 @@ class ClosedForm:
     """
 
     def __init__(
-        self, text_tower: TextTower, texts: Sequence[str], class_head: ClassHead | None, *, progress: bool = False
+        self,
+        text_tower: TextTower,
+        texts: Sequence[str],
+        class_head: ClassHead | None,
+        *,
+        keeps_names: bool = False,
+        progress: bool = False,
     ) -> None:
         self._head, self._carried = text_tower.head, text_tower.carried
         names = [] if class_head is None else class_head.distinct_texts()
-        readings, numbers = _distinct(text_tower.tokenize([*texts, *names]))
-        self.features = token_features(text_tower, readings, progress=progress)
-        self.text_readings, self._names = torch.split(numbers.to(self.features.device), [len(texts), len(names)])
+        tokens = text_tower.tokenize(names)
+        readings, numbers = distinct_tokens([*tokens, *text_tower.tokenize(texts)])
+        of_names = len(distinct_tokens(tokens)[0])
+        read = read_or_encode if keeps_names else token_features
+        parts = [(read, readings[:of_names]), (token_features, readings[of_names:])]
+        self.features = torch.cat([encode(text_tower, part, progress=progress) for encode, part in parts if part])
+        self._names, self.text_readings = torch.split(numbers.to(self.features.device), [len(names), len(texts)])
         self._classes: list[_Known] = []
         if class_head is not None:
             place = {text: i for i, text in enumerate(names)}
@@ -160,7 +172,7 @@ class ClosedForm:
         return F.normalize(self._head(self.features[self._names]), dim=-1)
 
 
-def _distinct(tokens: Sequence[list[int]]) -> tuple[list[list[int]], Tensor]:
+def distinct_tokens(tokens: Sequence[list[int]]) -> tuple[list[list[int]], Tensor]:
     """Return the distinct ones of N lists of token ids, and the number of each among these, (N,)."""
     numbers: dict[tuple[int, ...], int] = {}
     number = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in tokens])

@@ -98,7 +98,8 @@ class HeadFit:
         pairs, used, text_index = sample_pairs(self.train.text_index)
         rows = self.train.image_index[pairs]
         zimg = self.zimg[rows]
-        fit = ClosedForm(self._tower, self.texts.take(used.numpy()), self.class_head, progress=progress)
+        texts = self.texts.take(used.numpy())
+        fit = ClosedForm(self._tower, texts, self.class_head, keeps_names=is_start, progress=progress)
         if is_start:
             image_ids = torch.from_numpy(self.texts.captions.images)[rows]
             fit_scale_apart(self.model, fit, zimg, image_ids, text_index)
