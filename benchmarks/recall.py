@@ -29,7 +29,7 @@ from timing import console, filled, finish, parser
 
 import lamplit
 from lamplit.towers.texts.kernel_head import KernelHead
-from lamplit.tuning import closed_form
+from lamplit.tuning.head import closed_form
 from lamplit.tuning.sides import token_features
 from lamplit.tuning.split import held_out_recall, split_store
 

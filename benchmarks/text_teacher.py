@@ -24,8 +24,8 @@ import lamplit
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning import closed_form
-from lamplit.tuning.closed_form import ClosedForm, count_anchors
+from lamplit.tuning.head import closed_form
+from lamplit.tuning.head.closed_form import ClosedForm, count_anchors
 from lamplit.tuning.split import Links, content_hashes, held_out_recall, link
 
 FOLDER = Path("runs/old_index")

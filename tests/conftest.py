@@ -39,7 +39,7 @@ from lamplit.store.rows import Row
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.tuning.closed_form import fit_head
+from lamplit.tuning.head.closed_form import fit_head
 
 collect_rarely()  # as the command line does
 # The same examples in every run, so that a red suite speaks of the change; `--hypothesis-profile explore` seeks others.

@@ -15,8 +15,8 @@ from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.scratch import Encoded
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.towers.texts.tokenizers import PretrainedTokenizer
-from lamplit.tuning import closed_form
-from lamplit.tuning.closed_form import ClosedForm, count_anchors, fit_head
+from lamplit.tuning.head import closed_form
+from lamplit.tuning.head.closed_form import ClosedForm, count_anchors, fit_head
 
 WORDS, FEATURES, WIDTH = 60, 24, 40
 

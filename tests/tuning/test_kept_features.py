@@ -10,9 +10,9 @@ import torch
 from test_closed_form import World
 
 from lamplit.towers.images.backbone import ClassHead
-from lamplit.tuning import kept_features
-from lamplit.tuning.closed_form import ClosedForm
-from lamplit.tuning.kept_features import MOST_KEPT, features_file, read_or_encode
+from lamplit.tuning.head import kept_features
+from lamplit.tuning.head.closed_form import ClosedForm
+from lamplit.tuning.head.kept_features import MOST_KEPT, features_file, read_or_encode
 from lamplit.tuning.sides import token_features
 
 

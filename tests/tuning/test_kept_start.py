@@ -12,8 +12,8 @@ import torch
 
 from lamplit.store import derived
 from lamplit.store.lance_store import Store
-from lamplit.tuning import head_fit, left_out
-from lamplit.tuning.kept_start import fit_or_read, start_key
+from lamplit.tuning.head import head_fit, left_out
+from lamplit.tuning.head.kept_start import fit_or_read, start_key
 from lamplit.tuning.run import tune
 from lamplit.tuning.settings import TuneSettings
 

@@ -15,7 +15,7 @@ from lamplit.store.lance_store import Store
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.images.image_tower import open_image_tower
 from lamplit.tuning.building import build_run
-from lamplit.tuning.known_names import KnownNames
+from lamplit.tuning.head.known_names import KnownNames
 from lamplit.tuning.loop import Run
 from lamplit.tuning.settings import TuneSettings
 

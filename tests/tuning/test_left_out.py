@@ -16,9 +16,9 @@ import lamplit
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.tuning import closed_form, left_out
-from lamplit.tuning.closed_form import ClosedForm
-from lamplit.tuning.left_out import LeftOut, leaves_out
+from lamplit.tuning.head import closed_form, left_out
+from lamplit.tuning.head.closed_form import ClosedForm
+from lamplit.tuning.head.left_out import LeftOut, leaves_out
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import token_features
 

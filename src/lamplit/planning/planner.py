@@ -34,10 +34,10 @@ from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.more_tokens import add_pieces
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.tuning.closed_form import MAX_PAIRS, count_anchors, distinct_tokens
-from lamplit.tuning.kept_features import features_file
-from lamplit.tuning.known_names import KnownNames
-from lamplit.tuning.left_out import LeftOut, leaves_out
+from lamplit.tuning.head.closed_form import MAX_PAIRS, count_anchors, distinct_tokens
+from lamplit.tuning.head.kept_features import features_file
+from lamplit.tuning.head.known_names import KnownNames
+from lamplit.tuning.head.left_out import LeftOut, leaves_out
 from lamplit.tuning.settings import TuneSettings
 
 _HALF, _FLOAT, _ADAM = 2, 4, 16  # bytes of a number; of a parameter that trains with its gradient and two moments

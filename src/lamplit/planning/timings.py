@@ -25,13 +25,13 @@ from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.saving import save_weights
 from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.building import autocast_of
-from lamplit.tuning.closed_form import ClosedForm
-from lamplit.tuning.known_names import SHARE
+from lamplit.tuning.head.closed_form import ClosedForm
+from lamplit.tuning.head.known_names import SHARE
+from lamplit.tuning.head.scale_fit import MOST_REST
 from lamplit.tuning.large_batch import SparseEmbeddings, backward_in_chunks, cut_texts
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import MAX_HELD_OUT
-from lamplit.tuning.start import MOST_REST
 
 SECONDS = 4.0  # that the pass takes for each thing it measures, about
 _BATCH = 64  # images

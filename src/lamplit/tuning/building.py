@@ -29,10 +29,10 @@ from lamplit.towers.texts.text_tower import TextTower, open_text_tower
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.caption_language import advise
 from lamplit.tuning.caption_tokens import advise_length, advise_pieces
-from lamplit.tuning.closed_form import MAX_ANCHORS, count_anchors
-from lamplit.tuning.head_fit import HeadFit
-from lamplit.tuning.known_names import KnownNames
-from lamplit.tuning.left_out import LeftOut, LeftOutTexts, leaves_out
+from lamplit.tuning.head.closed_form import MAX_ANCHORS, count_anchors
+from lamplit.tuning.head.head_fit import HeadFit
+from lamplit.tuning.head.known_names import KnownNames
+from lamplit.tuning.head.left_out import LeftOut, LeftOutTexts, leaves_out
 from lamplit.tuning.loop import Run
 from lamplit.tuning.optimizers import build_optimizer, parameter_groups
 from lamplit.tuning.ranks import Ranks

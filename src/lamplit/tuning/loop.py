@@ -25,7 +25,8 @@ from lamplit.towers.devices import keep_freed_memory
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors
 from lamplit.tuning.curves import draw_curves
-from lamplit.tuning.head_fit import HeadFit
+from lamplit.tuning.head.head_fit import HeadFit
+from lamplit.tuning.head.scale_fit import model_loss
 from lamplit.tuning.interrupts import whole_steps
 from lamplit.tuning.large_batch import Part, SparseEmbeddings, backward_in_chunks
 from lamplit.tuning.optimizers import gradient_norm, set_rates, step_clipped
@@ -35,7 +36,6 @@ from lamplit.tuning.run_logs import open_run_logs
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.sides import ImageSide, TextSide
 from lamplit.tuning.split import Links, held_out_recall
-from lamplit.tuning.start import model_loss
 from lamplit.tuning.tune_report import TuneReport
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.tuning.closed_form import MAX_ANCHORS, Anchors, corrections_of
+from lamplit.tuning.head.closed_form import MAX_ANCHORS, Anchors, corrections_of
 from lamplit.tuning.large_batch import Part
 from lamplit.tuning.settings import MANY_PAIRS, TuneSettings
 from lamplit.tuning.sides import EncodedTexts, Precision

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.tuning.kept_features import read_or_encode
+from lamplit.tuning.head.kept_features import read_or_encode
 from lamplit.tuning.sides import token_features
 
 # Chosen on the stamps with other splits than the published ones (benchmarks/recall.py says which); flat around

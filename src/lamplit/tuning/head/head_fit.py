@@ -15,14 +15,14 @@ from lamplit.store.row_vectors import RowVectors
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.tuning.closed_form import ClosedForm, sample_pairs
-from lamplit.tuning.kept_start import fit_or_read, start_key
-from lamplit.tuning.known_names import KnownNames
-from lamplit.tuning.left_out import LeftOut
+from lamplit.tuning.head.closed_form import ClosedForm, sample_pairs
+from lamplit.tuning.head.kept_start import fit_or_read, start_key
+from lamplit.tuning.head.known_names import KnownNames
+from lamplit.tuning.head.left_out import LeftOut
+from lamplit.tuning.head.scale_fit import fit_scale_apart
 from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.settings import MANY_PAIRS
 from lamplit.tuning.split import Links
-from lamplit.tuning.start import fit_scale_apart
 
 _SAMPLE = 64  # texts that tell one tokenizer from another
 

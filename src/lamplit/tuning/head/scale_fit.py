@@ -13,7 +13,7 @@ from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.losses.positives import Exchange
 from lamplit.losses.shares import sigmoid_share, softmax_share
 from lamplit.model import LiT
-from lamplit.tuning.closed_form import ClosedForm
+from lamplit.tuning.head.closed_form import ClosedForm
 
 _OUT = 0.1  # of the images are left out of the first fit
 _MOST_OUT, _LEAST_OUT = 2048, 16  # pairs that the scale is fitted on

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
 from lamplit.towers.identity import TowerIdentity
-from lamplit.tuning.closed_form import ClosedForm
-from lamplit.tuning.start import fit_scale, fit_scale_apart, model_loss
+from lamplit.tuning.head.closed_form import ClosedForm
+from lamplit.tuning.head.scale_fit import fit_scale, fit_scale_apart, model_loss
 
 
 def make_model(world: World, **options: float) -> LiT:
