@@ -48,7 +48,9 @@ def main() -> None:
     options = options.parse_args()
     options.turns = options.turns or (1 if options.quick else 3)
     science = Science(filled(options).folder, options.quick)
-    grid = itertools.product(*([("stamps",), TOWERS[:1], ("LU", "Lu")] if options.quick else [DATA, TOWERS, MODES]))
+    grid = [*itertools.product(*([("stamps",), TOWERS[:1], ("LU", "Lu")] if options.quick else [DATA, TOWERS, MODES]))]
+    for data, tower in dict.fromkeys(choice[:2] for choice in grid):
+        science.store(data, tower)  # so that what is not installed is missed before hours have gone by
     cells = [
         {"data": data, "image_tower": tower, "mode": mode, "figures": science.cell(data, tower, mode, options.turns)}
         for data, tower, mode in grid
