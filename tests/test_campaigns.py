@@ -17,8 +17,8 @@ import pytest
     ("script", "trials"),
     [
         ("kill_cluster.py", 1),  # a worker; tests/store/test_cluster.py kills the driver
-        ("kill_embed.py", 2),
-        ("kill_shards.py", 2),
+        ("kill_embed.py", 3),
+        ("kill_shards.py", 4),
         ("kill_tune.py", 5),
     ],
 )

@@ -116,7 +116,7 @@ def taken_alone(case: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_gradient_is_that_of_one_process(size: int, text_folder: Path, tmp_path: Path) -> None:
     cases = make_cases(text_folder, max(size, 2))
     if size == 1:
