@@ -22,8 +22,8 @@ from timing import arguments, compare, console, finish, in_turn
 from torch import Tensor, nn
 
 import lamplit
-from lamplit.data.images import decode_image
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
 

@@ -28,7 +28,7 @@ from scale import anonymous
 from timing import console, filled, finish, parser
 
 import lamplit
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.store.embed_report import EmbedReport
 from lamplit.store.rows import Row
 from lamplit.store.store_metadata import StoreMetadata

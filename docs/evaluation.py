@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import lamplit
-from lamplit.data.packages import fetch_debian_package
+from lamplit.data.named.packages import fetch_debian_package
 
 MODEL = Path("runs/quickstart/model")
 RESULTS = Path("runs/evaluation")

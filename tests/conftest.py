@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.garbage import collect_rarely
 from lamplit.model import LiT
 from lamplit.store.embedding import embed

@@ -92,6 +92,24 @@ def test_no_cycle_inside_a_folder(folder: str) -> None:
         done |= ready
 
 
+# Its folders of images and texts open whole models of other libraries, which are made of both.
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("", ".", "towers")])
+def test_no_cycle_among_what_stands_side_by_side(folder: str) -> None:
+    inside = {module for module in MODULES if module.startswith(f"{folder}.")}
+
+    def side(module: str) -> str:
+        return module.removeprefix(f"{folder}.").split(".")[0]
+
+    needs: dict[str, set[str]] = {side(module): set() for module in inside}
+    for module in inside:
+        needs[side(module)] |= {side(other) for other in imports(module, types=False) & inside} - {side(module)}
+    done: set[str] = set()
+    while len(done) < len(needs):
+        ready = {name for name in needs.keys() - done if needs[name] <= done}
+        assert ready, f"a cycle among {sorted(needs.keys() - done)}"
+        done |= ready
+
+
 def test_file_names_are_unique() -> None:
     names = Counter(module.rsplit(".", 1)[-1] for module in MODULES)
     assert {name: count for name, count in names.items() if count > 1} == {}

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamplit.data.images import decode_image
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.model import FORMAT, LiT, as_model, load, merge_lora
 from lamplit.towers.identity import TowerIdentity

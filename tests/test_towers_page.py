@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.towers.images.pooling import pool_features
 from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_timm
 

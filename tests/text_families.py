@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.model import LiT
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.texts.shared_rows import row_inputs, share_rows

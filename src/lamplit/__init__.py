@@ -10,9 +10,9 @@ from lamplit._version import __version__
 
 if TYPE_CHECKING:
     from lamplit.app.launch import serve
-    from lamplit.data.catalog import fetch
+    from lamplit.data.decoding.preprocessing import Preprocessing
+    from lamplit.data.named.catalog import fetch
     from lamplit.data.pairs import Pair, Pairs
-    from lamplit.data.preprocessing import Preprocessing
     from lamplit.data.skipped import Skipped
     from lamplit.data.sources import read_pairs
     from lamplit.errors import (
@@ -93,7 +93,7 @@ _HOMES = {
     "PairsError": "errors",
     "Plan": "planning.plan_report",
     "Prediction": "zeroshot.classifier",
-    "Preprocessing": "data.preprocessing",
+    "Preprocessing": "data.decoding.preprocessing",
     "PushReport": "publishing.pushing",
     "Report": "evaluation.report.writing",
     "Result": "metrics.results",
@@ -121,7 +121,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluator",
     "export": "exports.exporting",
     "export_vectors": "store.exchange",
-    "fetch": "data.catalog",
+    "fetch": "data.named.catalog",
     "find_duplicates": "store.duplicates",
     "import_vectors": "store.exchange",
     "list_benchmarks": "evaluation.protocols.known",

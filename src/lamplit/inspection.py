@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.data.split_record import PARTS, SplitRecord
-from lamplit.data.text_columns import count_texts
+from lamplit.data.tables.text_columns import count_texts
 from lamplit.errors import UsageError
 from lamplit.model import LiT, load
 from lamplit.store.derived import is_exact, measured_recall

@@ -15,7 +15,7 @@ from PIL import Image
 
 import lamplit
 from lamplit.app.server import make_app
-from lamplit.data import placed_images
+from lamplit.data.places import placed_images
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
 from lamplit.towers.images.image_tower import ImageTower

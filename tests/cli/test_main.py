@@ -28,7 +28,7 @@ from lamplit._version import __version__
 from lamplit.cli import main as cli
 from lamplit.cli import tables, training
 from lamplit.cli.terminal import print_note, read_lines
-from lamplit.data.images import Skipped
+from lamplit.data.decoding.images import Skipped
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.derived import SMALL, measured_recall

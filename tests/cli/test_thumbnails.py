@@ -21,8 +21,8 @@ from packed_images import drawings, pack
 from PIL import Image, ImageDraw
 
 import lamplit
-from lamplit.data.image_files import read_image
-from lamplit.data.images import decode_image
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.places.image_files import read_image
 from lamplit.exports.text_graph import write_words
 from lamplit.towers.images.image_tower import ImageTower
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamplit.data import packages
-from lamplit.data.catalog import CATALOG, fetch
-from lamplit.data.images import decode_image, open_bytes
-from lamplit.data.makers import parse_idx, parse_stamp_captions, parse_svg_description, render_svg
+from lamplit.data.decoding.images import decode_image, open_bytes
+from lamplit.data.named import packages
+from lamplit.data.named.catalog import CATALOG, fetch
+from lamplit.data.named.makers import parse_idx, parse_stamp_captions, parse_svg_description, render_svg
 from lamplit.data.sources import read_pairs
 from lamplit.errors import ImageError, PairsError, UsageError
 
@@ -213,7 +213,7 @@ def test_fetch_emoji(tmp_path):
 
 @pytest.mark.slow
 def test_fetch_killed(tmp_path):
-    code = "import sys, pathlib, lamplit.data.catalog as c; c.fetch('emoji', pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, lamplit.data.named.catalog as c; c.fetch('emoji', pathlib.Path(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
     while not list(tmp_path.glob(str(Path(".emoji-*", "work", "*")))):
         assert process.poll() is None, "it ended before it began"

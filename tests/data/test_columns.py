@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.data.columns import text_cells
+from lamplit.data.tables.columns import text_cells
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lamplit.data.crops import AREA, ASPECT_RATIO, Crop, inception_crop, read_crops
-from lamplit.data.images import decode_image
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.crops import AREA, ASPECT_RATIO, Crop, inception_crop, read_crops
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.preprocessing import Preprocessing
 
 SMALL = Preprocessing((24, 24), (0.5,) * 3, (0.5,) * 3, interpolation="bilinear")
 

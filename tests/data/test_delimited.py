@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lamplit.data.delimited import DelimitedFile
+from lamplit.data.tables.delimited import DelimitedFile
 
 # Quotes, delimiters, line ends and spaces are far likelier than in any text.
 cells = st.text(st.sampled_from("\"'a,;\t|\n\r é") | st.characters(exclude_categories=["Cs"], exclude_characters="\0"))

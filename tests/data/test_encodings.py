@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lamplit.data import encodings
-from lamplit.data.encodings import find_encoding, open_text
+from lamplit.data.tables import encodings
+from lamplit.data.tables.encodings import find_encoding, open_text
 
 
 def written(path: Path, content: bytes) -> Path:

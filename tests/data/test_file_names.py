@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.data.file_names import NameFinder, place_of
+from lamplit.data.places.file_names import NameFinder, place_of
 from lamplit.data.sources import read_pairs
 
 

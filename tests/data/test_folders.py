@@ -5,9 +5,9 @@ from pathlib import Path, PurePath
 import datasets
 import pytest
 
-from lamplit.data.folders import choose_files
 from lamplit.data.sources import read_pairs
-from lamplit.data.splits import split_of
+from lamplit.data.tables.folders import choose_files
+from lamplit.data.tables.splits import split_of
 from lamplit.errors import PairsError, UsageError
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from vector_files import some, write_part
 
-from lamplit.data import foreign_tables as columns_of
-from lamplit.data import foreign_vectors as vectors_of
-from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
+from lamplit.data.vectors import foreign_tables as columns_of
+from lamplit.data.vectors import foreign_vectors as vectors_of
+from lamplit.data.vectors.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.errors import PairsError, UsageError
 
 

@@ -15,12 +15,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pyarrow import parquet
 
-from lamplit.data import icons
-from lamplit.data.catalog import fetch
-from lamplit.data.icons import choose_icons, read_icons, svg_of, words
-from lamplit.data.images import decode_image
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.svg import draw_svg
+from lamplit.data.named import icons
+from lamplit.data.named.catalog import fetch
+from lamplit.data.named.icons import choose_icons, read_icons, svg_of, words
 from lamplit.data.sources import read_pairs
-from lamplit.data.svg import draw_svg
 from lamplit.errors import PairsError, UsageError
 
 pytest.importorskip("resvg_py")

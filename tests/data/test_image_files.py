@@ -7,8 +7,8 @@ import lance
 import pyarrow as pa
 import pytest
 
-from lamplit.data.image_files import walk
 from lamplit.data.pairs import Pair
+from lamplit.data.places.image_files import walk
 from lamplit.data.skipped import Skipped
 from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.data.image_places import RowPlace, TarPlace, image_name, parse_place, place_in_table
+from lamplit.data.places.image_places import RowPlace, TarPlace, image_name, parse_place, place_in_table
 from lamplit.locations.paths import path_of
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

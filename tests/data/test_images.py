@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from lamplit.data import images as reading
-from lamplit.data.images import (
+from lamplit.data.decoding import images as reading
+from lamplit.data.decoding.images import (
     Batch,
     Skipped,
     content_key,
@@ -34,8 +34,8 @@ from lamplit.data.images import (
     open_bytes,
     read_batches,
 )
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.errors import ImageError
 
@@ -335,7 +335,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 PEAK = """
 import resource, sys
 from PIL import Image
-from lamplit.data.images import decode_image
+from lamplit.data.decoding.images import decode_image
 decode_image(open(sys.argv[1], "rb").read())
 data = open(sys.argv[2], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -623,9 +623,9 @@ def test_nothing_gives_no_batches():
 SCRIPT = """
 if __name__ == "__main__":
     import lance, sys  # whose threads must not be forked
-    from lamplit.data.images import read_batches
+    from lamplit.data.decoding.images import read_batches
     from lamplit.data.pairs import Pair
-    from lamplit.data.preprocessing import Preprocessing
+    from lamplit.data.decoding.preprocessing import Preprocessing
 
     preprocessing = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
     data = bytes.fromhex(sys.argv[1])
@@ -654,9 +654,9 @@ def test_a_batch_can_be_built_by_hand():
 ENDLESS = """
 if __name__ == "__main__":
     import itertools, sys
-    from lamplit.data.images import read_batches
+    from lamplit.data.decoding.images import read_batches
     from lamplit.data.pairs import Pair
-    from lamplit.data.preprocessing import Preprocessing
+    from lamplit.data.decoding.preprocessing import Preprocessing
 
     preprocessing = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
     data = bytes.fromhex(sys.argv[1])

@@ -17,12 +17,12 @@ import pytest
 from object_server import ObjectServer
 from pyarrow import parquet
 
-from lamplit.data.foreign_vectors import read_vectors
-from lamplit.data.image_files import read_image
-from lamplit.data.images import open_bytes
+from lamplit.data.decoding.images import open_bytes
 from lamplit.data.pairs import Pair, Pairs
+from lamplit.data.places.image_files import read_image
 from lamplit.data.sources import read_pairs
 from lamplit.data.units import pairs_of, plan_units
+from lamplit.data.vectors.foreign_vectors import read_vectors
 from lamplit.errors import ImageError, PairsError, UsageError
 from lamplit.locations.addresses import RemotePath
 from lamplit.locations.paths import lance_options, path_of

@@ -17,11 +17,11 @@ import pytest
 from packed_images import PACKED, ROWS_OF_A_GROUP, as_table, drawings, pack, samples, write_arrow, write_tar
 from pyarrow import parquet
 
-from lamplit.data import placed_images
-from lamplit.data.image_files import file_holding, read_image
-from lamplit.data.images import open_bytes, read_thumbnail
+from lamplit.data.decoding.images import open_bytes, read_thumbnail
 from lamplit.data.inputs import decode_input
 from lamplit.data.pairs import Pair
+from lamplit.data.places import placed_images
+from lamplit.data.places.image_files import file_holding, read_image
 from lamplit.data.sources import read_pairs
 from lamplit.errors import ImageError
 

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torchvision import transforms
 from transformers import CLIPImageProcessorPil
 
-from lamplit.data.preprocessing import Preprocessing, _sample
+from lamplit.data.decoding.preprocessing import Preprocessing, _sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = [

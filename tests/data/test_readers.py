@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lamplit.data import readers
-from lamplit.data.readers import open_table
 from lamplit.data.skipped import BadRows
+from lamplit.data.tables import readers
+from lamplit.data.tables.readers import open_table
 
 
 def write(path: Path, content: str) -> Path:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from lamplit import errors
-from lamplit.data import svg, svg_drawer
-from lamplit.data.images import decode_image
-from lamplit.data.svg import is_svg, rewrite_svg
+from lamplit.data.decoding import svg, svg_drawer
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.svg import is_svg, rewrite_svg
 from lamplit.errors import ImageError
 
 pytest.importorskip("resvg_py")

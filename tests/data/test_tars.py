@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamplit.data import tar_members, tars
+from lamplit.data.archives import tar_members, tars
+from lamplit.data.archives.tars import TarSamples
 from lamplit.data.pairs import Pair
 from lamplit.data.skipped import Skipped
 from lamplit.data.sources import read_pairs
-from lamplit.data.tars import TarSamples
 from lamplit.errors import PairsError
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.data import text_columns
-from lamplit.data.columns import CellError, text_cells
-from lamplit.data.text_columns import count_texts, first_texts, path_texts, text_lists
+from lamplit.data.tables import text_columns
+from lamplit.data.tables.columns import CellError, text_cells
+from lamplit.data.tables.text_columns import count_texts, first_texts, path_texts, text_lists
 
 SPACE = text_columns._SPACE
 TEXT = st.none() | st.text(st.sampled_from(f"ab[]'\",é{SPACE}"), max_size=8) | st.sampled_from(['["x", "y"]', "[' z']"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.data.images import open_bytes
+from lamplit.data.decoding.images import open_bytes
 from lamplit.data.pairs import Pairs
 from lamplit.data.skipped import Skipped
 from lamplit.data.sources import read_pairs

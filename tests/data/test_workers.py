@@ -17,7 +17,7 @@ import pytest
 SCRIPT = """
 import os, signal, threading, time
 from multiprocessing.forkserver import _forkserver
-from lamplit.data.workers import worker_context
+from lamplit.data.decoding.workers import worker_context
 
 def kill():
     while _forkserver._forkserver_pid is None:
@@ -51,7 +51,7 @@ def test_a_folder_with_a_long_name_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     code = (
-        "from lamplit.data.workers import worker_context\nfrom lamplit.errors import UsageError\n"
+        "from lamplit.data.decoding.workers import worker_context\nfrom lamplit.errors import UsageError\n"
         "try:\n    worker_context()\nexcept UsageError as error:\n    print(error)"
     )
     environment = os.environ | {"TMPDIR": str(folder)}

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.data.images import decode_image, open_bytes
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.images import decode_image, open_bytes
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.evaluation import benchmark_images, benchmarks
 from lamplit.evaluation.benchmark_images import with_preprocessing

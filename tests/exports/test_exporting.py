@@ -46,8 +46,8 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from lamplit.data.images import decode_image
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.exports.exporting import Target, export
 from lamplit.model import LiT, load

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2Model, T5Config, T5EncoderModel
 
-from lamplit.data.images import decode_image
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.exporting import export

@@ -11,8 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.store import store_writer
 from lamplit.store.column_types import UnfitError, as_text, column_type, fitted, is_ours
 from lamplit.store.lance_store import Store

@@ -32,9 +32,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from lamplit.data.images import Skipped, decode_image
+from lamplit.data.decoding.images import Skipped, decode_image
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair, Pairs
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError, StoreError, TowerError, UsageError
 from lamplit.model import LiT

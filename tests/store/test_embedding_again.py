@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamplit.data import images
+from lamplit.data.decoding import images
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.store import store_writer
 from lamplit.store.embedding import EmbedReport, embed

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from vector_files import some, write_part
 
 import lamplit
-from lamplit.data import foreign_tables as columns_of
-from lamplit.data import foreign_vectors as vectors_of
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
+from lamplit.data.vectors import foreign_tables as columns_of
+from lamplit.data.vectors import foreign_vectors as vectors_of
 from lamplit.errors import ImageError, PairsError, StoreError, TowerError, UsageError
 from lamplit.inspection import describe
 from lamplit.store import exchange

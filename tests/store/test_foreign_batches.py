@@ -10,7 +10,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.data.foreign_tables import Described, plain_cells
+from lamplit.data.vectors.foreign_tables import Described, plain_cells
 from lamplit.store.foreign_batches import to_store_batch, to_unit
 from lamplit.store.rows import to_column
 from lamplit.store.store_metadata import StoreMetadata

@@ -14,8 +14,8 @@ import torch
 from object_server import ObjectServer
 from torch.nn import functional as F
 
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
 from lamplit.errors import LamplitError, StoreError
 from lamplit.locations.paths import path_of

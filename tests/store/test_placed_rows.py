@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import lamplit
-from lamplit.data.image_files import read_image
+from lamplit.data.places.image_files import read_image
 from lamplit.publishing.pushing import push
 from lamplit.retrieval.contact_sheet import contact_sheet, duplicates_sheet
 from lamplit.retrieval.searcher import Hit

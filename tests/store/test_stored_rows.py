@@ -9,7 +9,7 @@ import torch
 from conftest import write_store
 from torch.nn import functional as F
 
-from lamplit.data.images import content_key
+from lamplit.data.decoding.images import content_key
 from lamplit.store.lance_store import Store
 from lamplit.store.rows import Row
 from lamplit.store.store_writer import StoreWriter

@@ -21,8 +21,8 @@ from lance.optimize import Compaction
 from pyarrow import parquet
 from torch.nn import functional as F
 
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import StoreError
 from lamplit.store import store_lock as locking
 from lamplit.store import store_writer, table_writing

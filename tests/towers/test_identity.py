@@ -4,7 +4,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.towers.identity import TowerIdentity
 
 TOWER = TowerIdentity("timm:some", "ab" * 16, 4, Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3), {"library": "timm"})

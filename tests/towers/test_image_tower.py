@@ -39,7 +39,7 @@ from transformers import (
     ViTModel,
 )
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower

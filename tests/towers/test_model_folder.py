@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import UsageError
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import FORMAT, read_config

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import lamplit
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.images.places import find_places

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 import lamplit
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.inspection import describe
 from lamplit.store.backends import choose_backend

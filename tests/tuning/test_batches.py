@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamplit.data.crops import inception_crop
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.crops import inception_crop
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import Links

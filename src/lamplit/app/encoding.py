@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.data.images import decode_image, decoding_cost
+from lamplit.data.decoding.images import decode_image, decoding_cost
 from lamplit.errors import ImageError
 from lamplit.model import LiT
 from lamplit.retrieval.model_reader import ModelReader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lamplit.data.images import decode_image, name_of, open_bytes, read_thumbnail
+from lamplit.data.decoding.images import decode_image, name_of, open_bytes, read_thumbnail
 
 MAX_FILE = 200 * 2**20  # bytes
 

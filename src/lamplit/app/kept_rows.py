@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
-from lamplit.data.image_places import image_name
+from lamplit.data.places.image_places import image_name
 from lamplit.store.lance_store import Store
 
 _KEPT = 20_000  # rows, of some kB each

@@ -16,7 +16,7 @@ from multiprocessing.context import BaseContext
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lamplit.data.workers import worker_context
+from lamplit.data.decoding.workers import worker_context
 from lamplit.errors import LamplitError, UsageError
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from lamplit.cli.terminal import (
     print_note,
     show,
 )
-from lamplit.data.image_files import walk
+from lamplit.data.places.image_files import walk
 from lamplit.errors import UsageError
 
 _WORTH_WORKERS = 512  # images; a worker takes seconds to start

@@ -184,7 +184,7 @@ def split_names(by_commas: str | None) -> list[str]:
 
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a file that are not empty; a note says if its encoding was guessed."""
-    from lamplit.data.encodings import decode_text
+    from lamplit.data.tables.encodings import decode_text
 
     try:
         text, encoding = decode_text(file.read_bytes(), file.name)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lamplit.cli import tables
 from lamplit.cli.terminal import erase_line
-from lamplit.data.images import read_thumbnail
+from lamplit.data.decoding.images import read_thumbnail
 from lamplit.errors import ImageError
 from lamplit.locations.paths import path_of
 from lamplit.retrieval.searcher import Hit

@@ -13,7 +13,11 @@ from itertools import accumulate, islice, repeat
 from pathlib import Path, PurePath
 from typing import Any
 
-from lamplit.data.columns import (
+from lamplit.data.groups import Groups, ImageRow
+from lamplit.data.places.file_names import NameFinder, place_of
+from lamplit.data.places.image_places import place_in_table
+from lamplit.data.skipped import BadRows, Skipped
+from lamplit.data.tables.columns import (
     TEXT_COLUMNS,
     CellError,
     Cells,
@@ -25,11 +29,7 @@ from lamplit.data.columns import (
     metadata_cells,
     text_cells,
 )
-from lamplit.data.file_names import NameFinder, place_of
-from lamplit.data.groups import Groups, ImageRow
-from lamplit.data.image_places import place_in_table
-from lamplit.data.readers import READ_ERRORS, TableFile, open_table
-from lamplit.data.skipped import BadRows, Skipped
+from lamplit.data.tables.readers import READ_ERRORS, TableFile, open_table
 from lamplit.errors import PairsError, first_line
 from lamplit.locations.addresses import is_remote
 from lamplit.locations.object_errors import passes

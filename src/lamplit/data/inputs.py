@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lamplit.data.images import convert_image, decode_image, name_of, open_bytes
+from lamplit.data.decoding.images import convert_image, decode_image, name_of, open_bytes
 from lamplit.errors import ImageError, UsageError, kind_of
 
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor

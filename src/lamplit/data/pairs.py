@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lamplit.data.readers import READ_ERRORS
 from lamplit.data.skipped import Skipped
+from lamplit.data.tables.readers import READ_ERRORS
 from lamplit.data.valid_text import valid_id, valid_text, valid_value
 from lamplit.errors import PairsError, first_line
 

@@ -9,7 +9,15 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
 
-from lamplit.data.columns import (
+from lamplit.data.archives.tar_members import TAR_SUFFIXES, is_tar
+from lamplit.data.archives.tars import TarSample, TarSamples, text_names
+from lamplit.data.groups import ImageRow
+from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
+from lamplit.data.pairs import Pair, Pairs, Parts, unreadable
+from lamplit.data.places.image_files import is_image, is_lance, walk
+from lamplit.data.places.sidecars import Sidecars, last_ending
+from lamplit.data.skipped import BadRows, Skipped
+from lamplit.data.tables.columns import (
     TEXT_COLUMNS,
     CellError,
     ColumnNames,
@@ -18,18 +26,10 @@ from lamplit.data.columns import (
     metadata_cells,
     text_cells,
 )
-from lamplit.data.folders import choose_files, find_tables, loose_tables, named, tables_beside
-from lamplit.data.groups import ImageRow
-from lamplit.data.hub import HubRows
-from lamplit.data.image_files import is_image, is_lance, walk
-from lamplit.data.image_table import NUM_FIRST_ROWS, Table, find_columns, image_row
-from lamplit.data.pairs import Pair, Pairs, Parts, unreadable
-from lamplit.data.readers import READ_ERRORS, TABLE_SUFFIXES, suffix_of
-from lamplit.data.sidecars import Sidecars, last_ending
-from lamplit.data.skipped import BadRows, Skipped
-from lamplit.data.splits import refuse_split, split_of
-from lamplit.data.tar_members import TAR_SUFFIXES, is_tar
-from lamplit.data.tars import TarSample, TarSamples, text_names
+from lamplit.data.tables.folders import choose_files, find_tables, loose_tables, named, tables_beside
+from lamplit.data.tables.hub import HubRows
+from lamplit.data.tables.readers import READ_ERRORS, TABLE_SUFFIXES, suffix_of
+from lamplit.data.tables.splits import refuse_split, split_of
 from lamplit.data.units import even_cuts, file_names, tar_cuts
 from lamplit.errors import PairsError, UsageError, first_line, kind_of
 from lamplit.locations.addresses import is_remote

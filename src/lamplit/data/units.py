@@ -9,8 +9,8 @@ from hashlib import blake2b
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePath
 
+from lamplit.data.archives.tar_members import CutError, read_members
 from lamplit.data.pairs import Pairs
-from lamplit.data.tar_members import CutError, read_members
 from lamplit.errors import PairsError, UsageError
 
 UNIT_ROWS = 250_000  # at most, if nobody asks for another number

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import StoreError
 from lamplit.evaluation.protocols.tasks import ImageSet
 from lamplit.model import LiT, load

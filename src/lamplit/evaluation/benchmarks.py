@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import UsageError
 from lamplit.evaluation.benchmark_images import BenchmarkImages, ImageVectors, find_images, some_images
 from lamplit.evaluation.model_metadata import model_metadata

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lamplit._version import __version__
-from lamplit.data.images import read_thumbnail
+from lamplit.data.decoding.images import read_thumbnail
 from lamplit.errors import ImageError
 from lamplit.metrics import scoring
 from lamplit.metrics.bootstrap import measure

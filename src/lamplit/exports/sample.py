@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from lamplit.data.images import convert_image, decode_image, open_bytes
+from lamplit.data.decoding.images import convert_image, decode_image, open_bytes
 from lamplit.data.sources import read_pairs
 from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.exports.parts import find_image_tower

@@ -21,7 +21,7 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError
 from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import (

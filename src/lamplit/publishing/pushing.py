@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from lamplit.data.repositories import Kind, hub_errors
+from lamplit.data.named.repositories import Kind, hub_errors
 from lamplit.data.split_record import FILE as SPLIT
 from lamplit.errors import StoreError, TowerError, UsageError, first_line
 from lamplit.evaluation.model_metadata import model_fingerprint

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub import DatasetCardData
 
-from lamplit.data.image_places import INSIDE
-from lamplit.data.text_columns import count_texts
+from lamplit.data.places.image_places import INSIDE
+from lamplit.data.tables.text_columns import count_texts
 from lamplit.publishing.model_card import table
 from lamplit.publishing.private_paths import reduce_paths
 from lamplit.store.lance_store import Store

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lamplit.data.image_places import image_name
-from lamplit.data.images import read_thumbnail
+from lamplit.data.decoding.images import read_thumbnail
+from lamplit.data.places.image_places import image_name
 from lamplit.errors import ImageError
 from lamplit.locations.paths import path_of
 from lamplit.retrieval.searcher import Hit

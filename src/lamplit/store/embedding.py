@@ -13,7 +13,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import nn
 
-from lamplit.data.images import MAX_PIXELS
+from lamplit.data.decoding.images import MAX_PIXELS
 from lamplit.data.pairs import Pairs
 from lamplit.data.skipped import Skipped
 from lamplit.data.sources import read_pairs

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamplit.data.images import Batch, read_batches
+from lamplit.data.decoding.images import Batch, read_batches
 from lamplit.data.pairs import Pair
 from lamplit.data.skipped import Skipped
 from lamplit.errors import PairsError

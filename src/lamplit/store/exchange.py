@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from lamplit.data.foreign_tables import BLOCK_ROWS, Described, plain_cells
-from lamplit.data.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
-from lamplit.data.text_columns import first_texts
+from lamplit.data.tables.text_columns import first_texts
+from lamplit.data.vectors.foreign_tables import BLOCK_ROWS, Described, plain_cells
+from lamplit.data.vectors.foreign_vectors import ForeignVectors, read_vectors
 from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.locations.paths import require_local

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lamplit.data.foreign_tables import plain_cells
-from lamplit.data.foreign_vectors import Block
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
+from lamplit.data.vectors.foreign_tables import plain_cells
+from lamplit.data.vectors.foreign_vectors import Block
 from lamplit.store.rows import metadata_name, to_column
 
 _UNIT_TOLERANCE = 1e-3  # how much rounding to float16 changes the length of a unit vector, at most

@@ -13,9 +13,9 @@ _OF_FOLDERS = (".parquet", ".arrow")  # tables that a folder is read by, whateve
 def why_no_store(path: str | Path) -> str:
     """Say why there is no store at a path, and what to type: a model, pairs that are not embedded yet, or nothing."""
     # A search reads no pairs, and their readers take longer to import than all it does.
-    from lamplit.data.image_files import is_image, walk
-    from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
-    from lamplit.data.tar_members import is_tar
+    from lamplit.data.archives.tar_members import is_tar
+    from lamplit.data.places.image_files import is_image, walk
+    from lamplit.data.tables.readers import TABLE_SUFFIXES, suffix_of
 
     if is_remote(path):
         return f"no store at {path}; make one with: lamplit embed SOURCE --image-tower TOWER --out {path}"

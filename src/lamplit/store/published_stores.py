@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lamplit.data.repositories import fetch_repository
+from lamplit.data.named.repositories import fetch_repository
 from lamplit.errors import StoreError, UsageError
 from lamplit.locations.addresses import RemotePath, is_remote
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamplit.data.image_files import file_holding
 from lamplit.data.pairs import Pair
+from lamplit.data.places.image_files import file_holding
 from lamplit.data.sorted_keys import KeySet, keys_of
 from lamplit.errors import StoreError
 from lamplit.store.contents import Contents

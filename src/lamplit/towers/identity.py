@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.fields import Fields
-from lamplit.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamplit.data.fields import FieldError, Fields
-from lamplit.data.repositories import fetch_repository, read_repository_json
+from lamplit.data.named.repositories import fetch_repository, read_repository_json
 from lamplit.errors import UsageError
 from lamplit.towers.identity import TowerIdentity
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.inputs import ImageInput, decode_input, decode_nth, list_images, list_texts
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.progress import progress_bar
 from lamplit.towers.identity import TowerIdentity

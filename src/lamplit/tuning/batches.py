@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lamplit.data.crops import Crop
+from lamplit.data.decoding.crops import Crop
 from lamplit.tuning.permutation import BLOCK, blocks_of_window, stream, window_at, windows
 from lamplit.tuning.settings import MAX_SEED, TuneSettings
 from lamplit.tuning.split import Links

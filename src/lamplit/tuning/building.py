@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from lamplit.data.image_files import file_holding
+from lamplit.data.places.image_files import file_holding
 from lamplit.data.split_record import SplitRecord
 from lamplit.errors import LamplitError, TuneError, UsageError
 from lamplit.model import LiT

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lamplit.data.crops import Crop, Crops, read_crops
+from lamplit.data.decoding.crops import Crop, Crops, read_crops
 from lamplit.errors import TuneError
 from lamplit.progress import progress_bar
 from lamplit.store.row_vectors import RowVectors

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.data.foreign_tables import BLOCK_ROWS, Described
-from lamplit.data.foreign_vectors import Block, ForeignVectors, describe_pairs
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.data.skipped import Skipped
 from lamplit.data.sources import read_pairs
+from lamplit.data.vectors.foreign_tables import BLOCK_ROWS, Described
+from lamplit.data.vectors.foreign_vectors import Block, ForeignVectors, describe_pairs
 from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.model import LiT, as_model
 from lamplit.store.exchange import ImportReport, find_types, write_vectors

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamplit.data.images import read_batches
+from lamplit.data.decoding.images import read_batches
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.inputs import ImageInput, decode_input, list_images, list_texts
 from lamplit.data.pairs import Pair
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.data.skipped import Skipped
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT, as_model

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamplit.data.columns import strip
 from lamplit.data.json_text import parse_json
+from lamplit.data.tables.columns import strip
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.listings import expecting, list_of, listed_images, read_json, root_folder
 from lamplit.evaluation.protocols.tasks import ImageSet, Retrieval, Task

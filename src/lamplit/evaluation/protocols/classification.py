@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamplit.data.image_files import walk
 from lamplit.data.pairs import Pair, Pairs
+from lamplit.data.places.image_files import walk
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled
 from lamplit.zeroshot.names import listed

@@ -6,9 +6,9 @@ import re
 from functools import partial
 from pathlib import Path
 
-from lamplit.data.columns import strip
 from lamplit.data.pairs import Pairs
 from lamplit.data.sources import read_pairs
+from lamplit.data.tables.columns import strip
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import zero_shot
 from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Retrieval, Task

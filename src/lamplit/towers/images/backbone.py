@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 
 MAX_DIFFERENCE = 0.05  # of a library's prepared image from ours: mean over it, in units of its normalised pixels
 

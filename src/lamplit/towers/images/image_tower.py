@@ -17,8 +17,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.fields import FieldError, Fields
-from lamplit.data.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers.dinotxt_models import SIDE, DinoTxt, open_dinotxt
 from lamplit.towers.dinotxt_models import build_vision as build_dinotxt

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError
 from lamplit.towers.images.backbone import Backbone, smooth_image
 from lamplit.towers.open_clip_models import (

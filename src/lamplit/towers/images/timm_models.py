@@ -15,7 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
-from lamplit.data.preprocessing import INTERPOLATIONS, Preprocessing
+from lamplit.data.decoding.preprocessing import INTERPOLATIONS, Preprocessing
 from lamplit.errors import MissingExtraError, TowerError, first_line
 from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, smooth_image
 from lamplit.towers.images.checkpoints import FoundBackbone, find_backbone

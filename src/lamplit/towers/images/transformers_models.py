@@ -20,7 +20,7 @@ from transformers import (
     ViTModel,
 )
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, ClassHead, class_texts, smooth_image
 from lamplit.towers.images.timm_models import open_timm

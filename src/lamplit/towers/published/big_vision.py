@@ -16,7 +16,7 @@ from timm.layers import GELUTanh
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError, first_line
 from lamplit.files import cache_folder, download
 from lamplit.towers.loading import load_strictly

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lamplit.data.columns import text_cells
-from lamplit.data.readers import to_rows
+from lamplit.data.tables.columns import text_cells
+from lamplit.data.tables.readers import to_rows
 
 # What `str.strip` takes off.
 _SPACE = (

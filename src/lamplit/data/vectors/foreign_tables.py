@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lamplit.data.columns import ColumnNames, find_image_column, find_text_columns, metadata_cells
-from lamplit.data.readers import open_parquet, to_rows
-from lamplit.data.text_columns import path_texts, text_lists
+from lamplit.data.tables.columns import ColumnNames, find_image_column, find_text_columns, metadata_cells
+from lamplit.data.tables.readers import open_parquet, to_rows
+from lamplit.data.tables.text_columns import path_texts, text_lists
 from lamplit.errors import PairsError, UsageError
 from lamplit.locations.paths import lance_options
 

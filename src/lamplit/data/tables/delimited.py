@@ -11,9 +11,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from lamplit.data.columns import IMAGE_COLUMNS, Cells
-from lamplit.data.encodings import Encoding, find_encoding, open_text
 from lamplit.data.skipped import BadRows
+from lamplit.data.tables.columns import IMAGE_COLUMNS, Cells
+from lamplit.data.tables.encodings import Encoding, find_encoding, open_text
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}

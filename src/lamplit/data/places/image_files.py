@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from lamplit.data.image_places import RowPlace, TarPlace, parse_place, require_few_bytes
+from lamplit.data.places.image_places import RowPlace, TarPlace, parse_place, require_few_bytes
 from lamplit.data.skipped import Skipped
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError
@@ -127,7 +127,8 @@ def read_image(name: str, most: int = MAX_IMAGE_BYTES) -> bytes:
     """
     try:
         if place := _place_of(name):
-            from lamplit.data.placed_images import read_placed  # needs pyarrow; workers that read files do without
+            # Here, because it needs pyarrow, and workers that read files do without.
+            from lamplit.data.places.placed_images import read_placed
 
             try:
                 return read_placed(place, most)

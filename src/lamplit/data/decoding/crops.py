@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
-from lamplit.data.images import decode_image, open_bytes
-from lamplit.data.preprocessing import Preprocessing
-from lamplit.data.workers import identity_collate, worker_context, worker_start
+from lamplit.data.decoding.images import decode_image, open_bytes
+from lamplit.data.decoding.preprocessing import Preprocessing
+from lamplit.data.decoding.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError
 from lamplit.locations.paths import path_of
 

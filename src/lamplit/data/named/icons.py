@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
-from lamplit.data.packages import fetch_npm_package
-from lamplit.data.svg import draw_svg, is_blank
-from lamplit.data.workers import worker_context, worker_start
+from lamplit.data.decoding.svg import draw_svg, is_blank
+from lamplit.data.decoding.workers import worker_context, worker_start
+from lamplit.data.named.packages import fetch_npm_package
 from lamplit.errors import ImageError, UsageError, nearest_names, require
 from lamplit.progress import progress_bar
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
 
-from lamplit.data.images import decode_image
-from lamplit.data.packages import fetch_debian_package, fetch_npm_package
+from lamplit.data.decoding.images import decode_image
+from lamplit.data.named.packages import fetch_debian_package, fetch_npm_package
 from lamplit.errors import ImageError, require
 
 LONGEST_SIDE = 512  # pixels; towers read 224 to 384

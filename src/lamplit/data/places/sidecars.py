@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from unicodedata import normalize
 
-from lamplit.data.columns import TEXT_COLUMNS, Cells, strip, text_cells
-from lamplit.data.encodings import decode_text
 from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import Skipped
+from lamplit.data.tables.columns import TEXT_COLUMNS, Cells, strip, text_cells
+from lamplit.data.tables.encodings import decode_text
 
 TEXT_ENDINGS = frozenset(("txt", "text", "caption", "title", "transcript", "cls", "id"))
 # A larger .json beside an image is another kind of file: outlines of objects, or an image once more as text.

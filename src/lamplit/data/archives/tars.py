@@ -7,12 +7,12 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from lamplit.data.columns import Cells
-from lamplit.data.image_files import MAX_IMAGE_BYTES, is_image
-from lamplit.data.image_places import TarPlace
-from lamplit.data.sidecars import MAX_TEXT_BYTES, TEXT_ENDINGS, Sidecars, last_ending
+from lamplit.data.archives.tar_members import CutError, TarMember, read_members
+from lamplit.data.places.image_files import MAX_IMAGE_BYTES, is_image
+from lamplit.data.places.image_places import TarPlace
+from lamplit.data.places.sidecars import MAX_TEXT_BYTES, TEXT_ENDINGS, Sidecars, last_ending
 from lamplit.data.skipped import Skipped
-from lamplit.data.tar_members import CutError, TarMember, read_members
+from lamplit.data.tables.columns import Cells
 from lamplit.data.valid_text import valid_id
 
 # Of one key, while it is not known whether more belongs to it.

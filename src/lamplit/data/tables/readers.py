@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from lamplit.data.annotations import read_annotations
-from lamplit.data.columns import Cells
-from lamplit.data.delimited import DelimitedFile, require_distinct
-from lamplit.data.encodings import Encoding, find_encoding, open_text
 from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import BadRows
+from lamplit.data.tables.annotations import read_annotations
+from lamplit.data.tables.columns import Cells
+from lamplit.data.tables.delimited import DelimitedFile, require_distinct
+from lamplit.data.tables.encodings import Encoding, find_encoding, open_text
 from lamplit.errors import kind_of
 from lamplit.locations.addresses import is_remote
 

@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
-from lamplit.data.fork_server import FOLDER
+from lamplit.data.decoding.fork_server import FOLDER
 from lamplit.errors import UsageError
 
 
@@ -37,7 +37,7 @@ def worker_context(*modules: str) -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # First what takes the sockets away if this process is killed; then torch, once and not in each worker.
-    context.set_forkserver_preload(["lamplit.data.fork_server", "lamplit.data.images", *modules])
+    context.set_forkserver_preload(["lamplit.data.decoding.fork_server", "lamplit.data.decoding.images", *modules])
     resource_tracker.ensure_running()  # takes a moment, in which a folder would lie there that nobody removes
     os.environ[FOLDER] = multiprocessing.util.get_temp_dir()
     try:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from lamplit.data.columns import CellError, image_cell
-from lamplit.data.image_places import RowPlace, TarPlace, require_few_bytes
-from lamplit.data.readers import READ_ERRORS, open_parquet, record_batches, suffix_of
+from lamplit.data.places.image_places import RowPlace, TarPlace, require_few_bytes
+from lamplit.data.tables.columns import CellError, image_cell
+from lamplit.data.tables.readers import READ_ERRORS, open_parquet, record_batches, suffix_of
 from lamplit.data.valid_text import file_named
 from lamplit.errors import ImageError, first_line
 from lamplit.locations.addresses import RemotePath, is_remote

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from lamplit.data import makers
-from lamplit.data.icons import choose_icons, make_icons
+from lamplit.data.named import makers
+from lamplit.data.named.icons import choose_icons, make_icons
 from lamplit.errors import UsageError
 from lamplit.files import cache_folder
 

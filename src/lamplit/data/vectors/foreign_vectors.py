@@ -18,8 +18,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lamplit.data.columns import ColumnNames
-from lamplit.data.foreign_tables import (
+from lamplit.data.pairs import Pair, Pairs, unreadable
+from lamplit.data.places.image_files import is_lance
+from lamplit.data.sources import read_pairs
+from lamplit.data.tables.columns import ColumnNames
+from lamplit.data.tables.readers import READ_ERRORS
+from lamplit.data.valid_text import valid_id, valid_text
+from lamplit.data.vectors.foreign_tables import (
     BLOCK_ROWS,
     Described,
     ForeignTable,
@@ -30,11 +35,6 @@ from lamplit.data.foreign_tables import (
     to_array,
     widths,
 )
-from lamplit.data.image_files import is_lance
-from lamplit.data.pairs import Pair, Pairs, unreadable
-from lamplit.data.readers import READ_ERRORS
-from lamplit.data.sources import read_pairs
-from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.errors import PairsError, UsageError
 from lamplit.locations.paths import path_of, require_local
 

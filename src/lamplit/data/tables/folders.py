@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from lamplit.data.readers import TABLE_SUFFIXES, suffix_of
-from lamplit.data.splits import choose_split, split_of
+from lamplit.data.tables.readers import TABLE_SUFFIXES, suffix_of
+from lamplit.data.tables.splits import choose_split, split_of
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _ANNOTATIONS = ("captions_*.json", "dataset_flickr*.json", "dataset_coco*.json")

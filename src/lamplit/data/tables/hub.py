@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lamplit.data.columns import Cells
+from lamplit.data.tables.columns import Cells
 from lamplit.errors import MissingExtraError, PairsError, first_line, require
 
 

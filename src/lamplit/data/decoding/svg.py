@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from PIL import Image
 
-from lamplit.data import svg_drawer
+from lamplit.data.decoding import svg_drawer
 from lamplit.errors import ImageError, MissingExtraError, first_line, require
 
 SIDE = 512  # pixels of the longer side; towers read 224 to 384

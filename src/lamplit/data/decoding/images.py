@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import to_pil_image
 
-from lamplit.data.image_files import MAX_IMAGE_BYTES, read_image
-from lamplit.data.image_places import parse_place
-from lamplit.data.image_reasons import decoding_reason, is_heif, no_heif, raw_reason
-from lamplit.data.pixels import rgb_pixels
-from lamplit.data.preprocessing import Preprocessing
+from lamplit.data.decoding.image_reasons import decoding_reason, is_heif, no_heif, raw_reason
+from lamplit.data.decoding.pixels import rgb_pixels
+from lamplit.data.decoding.preprocessing import Preprocessing
+from lamplit.data.decoding.svg import is_svg, svg_to_png
+from lamplit.data.decoding.workers import identity_collate, worker_context, worker_start
+from lamplit.data.places.image_files import MAX_IMAGE_BYTES, read_image
+from lamplit.data.places.image_places import parse_place
 from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
-from lamplit.data.svg import is_svg, svg_to_png
-from lamplit.data.workers import identity_collate, worker_context, worker_start
 from lamplit.errors import ImageError, MissingExtraError, require
 
 if TYPE_CHECKING:  # the workers need no readers of tables

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from lamplit.data.columns import Cells
-from lamplit.data.encodings import Encoding, open_text
 from lamplit.data.json_text import parse_json
 from lamplit.data.skipped import BadRows
-from lamplit.data.splits import choose_split, refuse_split
+from lamplit.data.tables.columns import Cells
+from lamplit.data.tables.encodings import Encoding, open_text
+from lamplit.data.tables.splits import choose_split, refuse_split
 from lamplit.errors import kind_of
 
 _EXPECTED = (

@@ -1,0 +1,1 @@
+"""Tars of images and captions, read in one pass."""

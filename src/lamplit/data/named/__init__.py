@@ -1,0 +1,1 @@
+"""Data sets and repositories that are fetched by a name."""

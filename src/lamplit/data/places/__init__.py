@@ -1,0 +1,1 @@
+"""Where images lie: files, places inside tars and tables, and what stands beside them."""

@@ -1,0 +1,1 @@
+"""Rows of tables as they stand in their files: which files, which columns, what the cells mean."""

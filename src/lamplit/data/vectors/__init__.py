@@ -1,0 +1,1 @@
+"""Vectors of images that other software made."""
