@@ -41,7 +41,7 @@ from lamplit.evaluation.text_vectors import TextVectors
 from lamplit.metrics import scoring
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.zeroshot.classifier import average_prompts
 from lamplit.zeroshot.names import class_names, templates
 

@@ -19,7 +19,7 @@ import timing
 import torch
 
 import lamplit
-from lamplit.store.row_vectors import RowVectors
+from lamplit.store.arrays.row_vectors import RowVectors
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.permutation import WINDOW
 from lamplit.tuning.split import Links

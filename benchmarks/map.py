@@ -31,8 +31,8 @@ from page import server
 from playwright.sync_api import Page, sync_playwright
 
 from lamplit.retrieval.projection import find_map, principal_axes, sample_rows
+from lamplit.store.arrays.row_vectors import read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
 
 NEAREST, ON_MAP = 10, 30
 WORDS = ["an animal", "a house", "an arrow", "food", "a car"]

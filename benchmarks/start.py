@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import lamplit
 from lamplit.exports.text_graph import write_words
 from lamplit.model import LiT
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import TEXT_GRAPH
 

@@ -21,7 +21,7 @@ from timing import arguments, console, finish
 from torch.nn import functional as F
 
 import lamplit
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 
 WIDTH = 512

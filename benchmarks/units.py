@@ -29,12 +29,12 @@ from timing import console, filled, finish, parser
 
 import lamplit
 from lamplit.data.decoding.preprocessing import Preprocessing
+from lamplit.store.embed.stored_rows import StoredRows
+from lamplit.store.embed.unit_embedding import STAGED_ROWS
 from lamplit.store.embed_report import EmbedReport
-from lamplit.store.rows import Row
-from lamplit.store.store_metadata import StoreMetadata
-from lamplit.store.stored_rows import StoredRows
-from lamplit.store.table_writing import create_table, stage_rows
-from lamplit.store.unit_embedding import STAGED_ROWS
+from lamplit.store.table.rows import Row
+from lamplit.store.table.store_metadata import StoreMetadata
+from lamplit.store.table.table_writing import create_table, stage_rows
 from lamplit.store.unit_records import UnitRecord, UnitRecords, commit_units
 from lamplit.towers.identity import TowerIdentity
 

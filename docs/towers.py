@@ -38,7 +38,7 @@ from torchvision import transforms
 
 import lamplit
 from lamplit.model import LiT
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import weights_digest

@@ -33,9 +33,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.garbage import collect_rarely
 from lamplit.model import LiT
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.text_tower import open_text_tower

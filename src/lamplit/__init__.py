@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from lamplit.retrieval.projection import MapReport, make_map
     from lamplit.retrieval.searcher import Hit, Searcher, search
     from lamplit.store.duplicates import DuplicateGroup, find_duplicates
+    from lamplit.store.embed.embedding import embed
     from lamplit.store.embed_report import EmbedReport
-    from lamplit.store.embedding import embed
     from lamplit.store.exchange import ImportReport, VectorsReport, export_vectors, import_vectors
     from lamplit.store.lance_store import Store
     from lamplit.towers.identity import TowerIdentity
@@ -116,7 +116,7 @@ _HOMES = {
     "compare": "tuning.comparison",
     "contact_sheet": "retrieval.contact_sheet",
     "describe": "inspection",
-    "embed": "store.embedding",
+    "embed": "store.embed.embedding",
     "embed_texts": "tuning.text_teacher",
     "evaluate": "evaluation.evaluator",
     "export": "exports.exporting",

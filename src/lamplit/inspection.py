@@ -11,9 +11,9 @@ from lamplit.data.split_record import PARTS, SplitRecord
 from lamplit.data.tables.text_columns import count_texts
 from lamplit.errors import UsageError
 from lamplit.model import LiT, load
-from lamplit.store.derived import is_exact, measured_recall
+from lamplit.store.arrays.derived import is_exact, measured_recall
 from lamplit.store.lance_store import Store
-from lamplit.store.store_metadata import OF_TEXTS
+from lamplit.store.table.store_metadata import OF_TEXTS
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.published.big_vision import Published

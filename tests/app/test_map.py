@@ -25,9 +25,9 @@ from lamplit.errors import UsageError
 from lamplit.model import LiT
 from lamplit.retrieval import searcher as searching
 from lamplit.retrieval.projection import find_map, make_map, principal_axes
-from lamplit.store import derived
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.row_vectors import read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
 
 ALL = [[-2.0, -2.0], [2.0, -2.0], [2.0, 2.0], [-2.0, 2.0]]
 

@@ -17,7 +17,7 @@ import lamplit
 from lamplit.app.server import make_app
 from lamplit.data.places import placed_images
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.images.image_tower import ImageTower
 
 COUNT = 20

@@ -43,7 +43,7 @@ from lamplit.cli import main as cli
 from lamplit.errors import MissingExtraError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list
 

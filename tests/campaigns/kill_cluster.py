@@ -26,7 +26,7 @@ from kill_embed import compare, look
 from PIL import Image
 from trials import require
 
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.towers.images.image_tower import open_image_tower
 
 IMAGES, UNIT = 240, 4

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from trials import child, end, finished, require, run_trials
 
-from lamplit.store import store_writer
-from lamplit.store.embedding import embed
+from lamplit.store.embed import store_writer
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import open_image_tower
 

@@ -18,8 +18,8 @@ import torch
 from kill_embed import Campaign, compare, look
 from trials import child, end, finished, run_trials
 
-from lamplit.store import unit_embedding
-from lamplit.store.embedding import embed
+from lamplit.store.embed import unit_embedding
+from lamplit.store.embed.embedding import embed
 from lamplit.towers.images.image_tower import open_image_tower
 
 UNIT = 4  # images

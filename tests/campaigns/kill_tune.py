@@ -26,7 +26,7 @@ from trials import child, end, finished, require, run_trials
 
 import lamplit
 from lamplit.errors import UsageError
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.towers.images.image_tower import open_image_tower
 from lamplit.tuning import loop
 from lamplit.tuning.run import tune

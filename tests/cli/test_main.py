@@ -31,8 +31,8 @@ from lamplit.cli.terminal import print_note, read_lines
 from lamplit.data.decoding.images import Skipped
 from lamplit.evaluation.evaluator import evaluate
 from lamplit.retrieval.searcher import Hit
-from lamplit.store.derived import SMALL, measured_recall
-from lamplit.store.embedding import EmbedReport
+from lamplit.store.arrays.derived import SMALL, measured_recall
+from lamplit.store.embed.embedding import EmbedReport
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.tuning.settings import TuneSettings

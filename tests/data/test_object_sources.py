@@ -26,7 +26,7 @@ from lamplit.data.vectors.foreign_vectors import read_vectors
 from lamplit.errors import ImageError, PairsError, UsageError
 from lamplit.locations.addresses import RemotePath
 from lamplit.locations.paths import lance_options, path_of
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.towers.images.image_tower import ImageTower
 
 COUNT = 6

@@ -26,8 +26,8 @@ from lamplit.metrics.bootstrap import measure
 from lamplit.metrics.probe import draw, ridge_accuracy
 from lamplit.metrics.results import read_results
 from lamplit.model import LiT
-from lamplit.store import embedding
-from lamplit.store.embedding import EmbedReport
+from lamplit.store.embed import embedding
+from lamplit.store.embed.embedding import EmbedReport
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import Locked
@@ -217,7 +217,7 @@ def test_each_benchmark_is_embedded_where_the_model_is(
         return embedding.embed(*given, device=device, **options)
 
     monkeypatch.setattr(benchmark_images, "embed", embed)
-    monkeypatch.setattr("lamplit.store.embedding.pick_device", lambda device: torch.device(device or "meta"))
+    monkeypatch.setattr("lamplit.store.embed.embedding.pick_device", lambda device: torch.device(device or "meta"))
     two = {"folder": by_class, "coco": coco(tmp_path / "coco", image_folder)}
     assert len(run_benchmarks(model, two, cache=tmp_path)) == 2
     assert devices == ["cpu", "cpu"]

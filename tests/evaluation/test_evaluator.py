@@ -24,7 +24,7 @@ from lamplit.evaluation.result_building import thumbnail
 from lamplit.metrics.results import Result, read_results
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.tuning.run_folder import claim
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.split import split_store

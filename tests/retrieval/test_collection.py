@@ -17,10 +17,11 @@ from lamplit.retrieval.bit_planes import BitPlanes
 from lamplit.retrieval.collection import Collection, open_collection, prepare
 from lamplit.retrieval.nearest import rank, rank_many
 from lamplit.retrieval.recall import recall_of, sample_queries
-from lamplit.store import derived, store_parts
-from lamplit.store.derived import FOLDER, SMALL, measured_recall
+from lamplit.store import store_parts
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.derived import FOLDER, SMALL, measured_recall
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 

@@ -20,8 +20,8 @@ from lamplit.cli import main as cli
 from lamplit.errors import MissingExtraError, StoreError
 from lamplit.retrieval import projection
 from lamplit.retrieval.projection import find_map, make_map, principal_axes, sample_rows
+from lamplit.store.arrays.row_vectors import RowVectors, read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import RowVectors, read_vectors
 
 
 def rows_of(vectors: Tensor) -> RowVectors:

@@ -20,9 +20,9 @@ from lamplit.model import LiT
 from lamplit.retrieval.indexing import build_index
 from lamplit.retrieval.model_reader import ModelReader, as_reader
 from lamplit.retrieval.searcher import Hit, Searcher, search
-from lamplit.store import derived
+from lamplit.store.arrays import derived
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.model_folder import TEXT_GRAPH
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.towers.texts.word_reader import WordReader

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError
 from lamplit.files import cache_folder
-from lamplit.store import backends
-from lamplit.store.backends import TOLERANCE, choose_backend
-from lamplit.store.backends import _onnx_file as onnx_file
+from lamplit.store.embed import backends
+from lamplit.store.embed.backends import TOLERANCE, choose_backend
+from lamplit.store.embed.backends import _onnx_file as onnx_file
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import weights_digest
 

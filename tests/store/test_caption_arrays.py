@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.data.caption_hash import hash_captions, hash_names
-from lamplit.store import derived, store_parts
-from lamplit.store.caption_arrays import Captions, CaptionTexts, read_captions, seeded_hashes
+from lamplit.store import store_parts
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.caption_arrays import Captions, CaptionTexts, read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 
 WORDS = st.sampled_from(["a frog", "A Frog ", "dog", "cat", " ", "", "straße", "STRASSE", "owl"])

@@ -20,10 +20,10 @@ from same_stores import require_equal_stores
 
 from lamplit.data.skipped import Skipped
 from lamplit.errors import PairsError, StoreError, TowerError
-from lamplit.store.cluster import ClusterJob, UnitWorker, _require_retry
-from lamplit.store.embedding import embed
+from lamplit.store.embed.cluster import ClusterJob, UnitWorker, _require_retry
+from lamplit.store.embed.embedding import embed
+from lamplit.store.embed.unit_embedding import by_kind, kind_of_reason
 from lamplit.store.lance_store import Store
-from lamplit.store.unit_embedding import by_kind, kind_of_reason
 from lamplit.towers.images.image_tower import ImageTower
 
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair
-from lamplit.store import store_writer
-from lamplit.store.column_types import UnfitError, as_text, column_type, fitted, is_ours
+from lamplit.store.embed import store_writer
+from lamplit.store.embed.store_writer import StoreWriter
 from lamplit.store.lance_store import Store
-from lamplit.store.store_writer import StoreWriter
+from lamplit.store.table.column_types import UnfitError, as_text, column_type, fitted, is_ours
 from lamplit.towers.identity import TowerIdentity
 
 HALF = (0.5, 0.5, 0.5)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplit.errors import UsageError
-from lamplit.store.conditions import MAX_DEPTH, MAX_LENGTH, MAX_PARTS, parse_condition
+from lamplit.store.where.conditions import MAX_DEPTH, MAX_LENGTH, MAX_PARTS, parse_condition
 
 DAYS = [dt.date(1969, 12, 31), dt.date(2020, 2, 29), dt.date(2024, 1, 1)]
 COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {

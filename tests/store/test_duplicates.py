@@ -14,7 +14,7 @@ from lamplit.errors import UsageError
 from lamplit.store import duplicates
 from lamplit.store.duplicates import Duplicate, DuplicateGroup, find_duplicates, join
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 
 

@@ -38,11 +38,11 @@ from lamplit.data.pairs import Pair, Pairs
 from lamplit.data.sources import read_pairs
 from lamplit.errors import PairsError, StoreError, TowerError, UsageError
 from lamplit.model import LiT
-from lamplit.store import store_writer
-from lamplit.store.embedding import EmbedReport, embed
+from lamplit.store.embed import store_writer
+from lamplit.store.embed.embedding import EmbedReport, embed
+from lamplit.store.embed.store_writer import StoreWriter
 from lamplit.store.lance_store import Store
-from lamplit.store.store_writer import StoreWriter
-from lamplit.store.table_writing import tidy
+from lamplit.store.table.table_writing import tidy
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 
@@ -807,11 +807,11 @@ def test_center(source: Path, out: Path, image_tower: ImageTower, tmp_path: Path
 # kill -9
 
 DRIVER = """
-import lamplit.store.embedding
+import lamplit.store.embed.embedding
 from lamplit.cli.main import main
 
 if __name__ == "__main__":
-    lamplit.store.store_writer.COMMIT_ROWS = 8
+    lamplit.store.embed.store_writer.COMMIT_ROWS = 8
     main()
 """
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lamplit.data.decoding import images
 from lamplit.data.pairs import Pair, Pairs
-from lamplit.store import store_writer
-from lamplit.store.embedding import EmbedReport, embed
+from lamplit.store.embed import store_writer
+from lamplit.store.embed.embedding import EmbedReport, embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
 

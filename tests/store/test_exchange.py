@@ -29,9 +29,9 @@ from lamplit.data.vectors import foreign_vectors as vectors_of
 from lamplit.errors import ImageError, PairsError, StoreError, TowerError, UsageError
 from lamplit.inspection import describe
 from lamplit.store import exchange
-from lamplit.store.column_types import as_text
 from lamplit.store.exchange import ImportReport, export_vectors, import_vectors
 from lamplit.store.lance_store import Store
+from lamplit.store.table.column_types import as_text
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 

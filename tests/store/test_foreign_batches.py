@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lamplit.data.vectors.foreign_tables import Described, plain_cells
 from lamplit.store.foreign_batches import to_store_batch, to_unit
-from lamplit.store.rows import to_column
-from lamplit.store.store_metadata import StoreMetadata
+from lamplit.store.table.rows import to_column
+from lamplit.store.table.store_metadata import StoreMetadata
 from lamplit.towers.identity import TowerIdentity
 
 WHOLE = st.none() | st.integers(-(2**63), 2**63 - 1)

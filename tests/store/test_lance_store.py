@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import StoreError, UsageError
-from lamplit.store import table_writing
 from lamplit.store.lance_store import Store, as_store
-from lamplit.store.rows import Row, metadata_name
-from lamplit.store.store_metadata import FORMAT
+from lamplit.store.table import table_writing
+from lamplit.store.table.rows import Row, metadata_name
+from lamplit.store.table.store_metadata import FORMAT
 from lamplit.towers.identity import TowerIdentity
 
 WIDTH = 6

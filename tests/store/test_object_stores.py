@@ -21,13 +21,14 @@ from lamplit.errors import LamplitError, StoreError
 from lamplit.locations.paths import path_of
 from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.indexing import build_index
-from lamplit.store import object_lock, store_writer
+from lamplit.store.arrays.row_vectors import read_vectors
+from lamplit.store.embed import store_writer
+from lamplit.store.embed.store_writer import StoreWriter
 from lamplit.store.embed_report import list_skipped
 from lamplit.store.exchange import export_vectors, import_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
-from lamplit.store.store_lock import StoreBusyError, store_lock
-from lamplit.store.store_writer import StoreWriter
+from lamplit.store.table import object_lock
+from lamplit.store.table.store_lock import StoreBusyError, store_lock
 from lamplit.towers.identity import TowerIdentity
 
 HALF = (0.5, 0.5, 0.5)

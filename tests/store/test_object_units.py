@@ -12,9 +12,9 @@ from same_stores import require_equal_stores
 
 from lamplit.data.sources import read_pairs
 from lamplit.data.units import Unit
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
+from lamplit.store.embed.unit_embedding import HowToEmbed, UnitEmbedder
 from lamplit.store.lance_store import Store
-from lamplit.store.unit_embedding import HowToEmbed, UnitEmbedder
 from lamplit.towers.images.image_tower import ImageTower
 
 

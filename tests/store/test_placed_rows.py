@@ -18,9 +18,9 @@ from lamplit.publishing.pushing import push
 from lamplit.retrieval.contact_sheet import contact_sheet, duplicates_sheet
 from lamplit.retrieval.searcher import Hit
 from lamplit.store.duplicates import find_duplicates
-from lamplit.store.embedding import EmbedReport, embed
+from lamplit.store.embed.embedding import EmbedReport, embed
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.images.image_tower import ImageTower
 
 COUNT = 12

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import write_store
 
-from lamplit.store import derived
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.row_vectors import read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 
 
 @pytest.fixture

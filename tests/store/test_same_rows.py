@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from lamplit.store.embed.same_rows import surely_same
+from lamplit.store.embed.stored_rows import StoredRows
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import FIXED_COLUMNS, Row
-from lamplit.store.same_rows import surely_same
-from lamplit.store.stored_rows import StoredRows
+from lamplit.store.table.rows import FIXED_COLUMNS, Row
 
 SIZE = 40
 OF_COLUMN: dict[str, list[Any]] = {

@@ -10,11 +10,12 @@ from conftest import write_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.store import derived, store_parts
+from lamplit.store import store_parts
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.row_vectors import places, read_rows, read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import places, read_rows, read_vectors
-from lamplit.store.rows import Row
 from lamplit.store.store_parts import FULL, Part, split
+from lamplit.store.table.rows import Row
 
 
 def fragment(number: int, size: int, deleted: int = 0) -> SimpleNamespace:

@@ -10,10 +10,10 @@ from conftest import write_store
 from torch.nn import functional as F
 
 from lamplit.data.decoding.images import content_key
+from lamplit.store.embed.store_writer import StoreWriter
+from lamplit.store.embed.stored_rows import StoredRows
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
-from lamplit.store.store_writer import StoreWriter
-from lamplit.store.stored_rows import StoredRows
+from lamplit.store.table.rows import Row
 
 SIZE = 200
 

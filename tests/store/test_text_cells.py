@@ -10,9 +10,9 @@ import torch
 from conftest import write_store
 
 from lamplit.errors import StoreError
-from lamplit.store.caption_arrays import read_captions
+from lamplit.store.arrays.caption_arrays import read_captions
 from lamplit.store.lance_store import Store
-from lamplit.store.text_cells import column_names, read_columns
+from lamplit.store.table.text_cells import column_names, read_columns
 
 GERMAN, SPANISH = ["ein Hut", None, " ", "Taxi"], ["un sombrero", "un sol", None, "Taxi"]
 

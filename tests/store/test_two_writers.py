@@ -24,14 +24,15 @@ from torch.nn import functional as F
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.pairs import Pair
 from lamplit.errors import StoreError
-from lamplit.store import store_lock as locking
-from lamplit.store import store_writer, table_writing
+from lamplit.store.embed import store_writer
+from lamplit.store.embed.store_writer import StoreWriter
 from lamplit.store.exchange import import_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row, to_table
-from lamplit.store.store_lock import store_lock
-from lamplit.store.store_metadata import StoreMetadata
-from lamplit.store.store_writer import StoreWriter
+from lamplit.store.table import store_lock as locking
+from lamplit.store.table import table_writing
+from lamplit.store.table.rows import Row, to_table
+from lamplit.store.table.store_lock import store_lock
+from lamplit.store.table.store_metadata import StoreMetadata
 from lamplit.towers.identity import TowerIdentity
 
 HALF = (0.5, 0.5, 0.5)
@@ -133,7 +134,7 @@ def test_merging_gives_way(out: Path, monkeypatch: pytest.MonkeyPatch, change: s
 def test_lock_names_its_holder(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_all(out, 0, 3, 1)
     code = (
-        "import sys; from lamplit.store.store_lock import store_lock\n"
+        "import sys; from lamplit.store.table.store_lock import store_lock\n"
         f"with store_lock({str(out)!r}, 'deletes rows'):\n    print('held', flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE

@@ -22,12 +22,13 @@ from same_stores import require_equal_stores
 
 from lamplit.data.sources import read_pairs
 from lamplit.errors import StoreError, UsageError
-from lamplit.store import table_writing, unit_embedding
+from lamplit.store.embed import unit_embedding
+from lamplit.store.embed.embedding import embed
+from lamplit.store.embed.unit_embedding import HowToEmbed, UnitEmbedder
 from lamplit.store.embed_report import EmbedReport
-from lamplit.store.embedding import embed
 from lamplit.store.lance_store import Store
-from lamplit.store.store_lock import store_lock
-from lamplit.store.unit_embedding import HowToEmbed, UnitEmbedder
+from lamplit.store.table import table_writing
+from lamplit.store.table.store_lock import store_lock
 from lamplit.store.unit_records import UnitRecords, commit_units
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 

@@ -22,7 +22,7 @@ import lamplit
 from lamplit.errors import TowerError, UsageError
 from lamplit.exports.sample import _pattern
 from lamplit.model import LiT, load
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.images.pooling import pool_features
 from lamplit.tuning.run import tune

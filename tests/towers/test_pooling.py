@@ -32,8 +32,8 @@ import lamplit
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import TowerError, UsageError
 from lamplit.inspection import describe
-from lamplit.store.backends import choose_backend
-from lamplit.store.embedding import embed
+from lamplit.store.embed.backends import choose_backend
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower

@@ -28,7 +28,7 @@ from lamplit.exports.text_graph import write_words
 from lamplit.inspection import describe
 from lamplit.model import LiT, load
 from lamplit.retrieval.searcher import Searcher
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import open_image_tower
 from lamplit.towers.images.pooling import pool_features

@@ -17,7 +17,7 @@ from lamplit.exports.sample import SENTENCES
 from lamplit.exports.text_graph import SCRIPTS, write_words
 from lamplit.model import LiT, load
 from lamplit.retrieval.searcher import Searcher
-from lamplit.store import derived
+from lamplit.store.arrays import derived
 from lamplit.store.lance_store import Store
 from lamplit.towers.texts import word_reader as words
 from lamplit.towers.texts.text_tower import open_text_tower

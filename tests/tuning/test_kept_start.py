@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lamplit.store import derived
+from lamplit.store.arrays import derived
 from lamplit.store.lance_store import Store
 from lamplit.tuning.head import head_fit, left_out
 from lamplit.tuning.head.kept_start import fit_or_read, start_key

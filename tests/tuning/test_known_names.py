@@ -10,7 +10,7 @@ import torch
 from test_closed_form import World
 from torch.nn import functional as F
 
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.images.image_tower import open_image_tower

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_model
 
 import lamplit
 from lamplit.errors import StoreError, TowerError, TuneError, UsageError
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.lock import Locked, weights_digest
 from lamplit.towers.texts.text_tower import open_text_tower

@@ -28,10 +28,10 @@ from lamplit.errors import StoreError, TuneError, UsageError
 from lamplit.inspection import describe
 from lamplit.losses.contrastive import sigmoid_loss, softmax_loss
 from lamplit.model import LiT
-from lamplit.store import derived
-from lamplit.store.embedding import embed
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.row_vectors import RowVectors
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import RowVectors
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.tuning import batches, permutation

@@ -12,7 +12,7 @@ import torch
 
 from lamplit.errors import UsageError
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.identity import TowerIdentity
 from lamplit.tuning.run_folder import claim, read_settings
 from lamplit.tuning.settings import OLD_NAMES, TuneSettings

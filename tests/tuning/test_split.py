@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lamplit.data.caption_hash import hash_captions, hash_names
 from lamplit.data.split_record import PARTS, SplitRecord
 from lamplit.errors import StoreError, UsageError
-from lamplit.store.caption_arrays import read_captions, seeded_hashes
+from lamplit.store.arrays.caption_arrays import read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
 from lamplit.tuning import split
 from lamplit.tuning.split import Links, Split, _fill, content_hashes, held_out_recall, link, split_captions, split_store

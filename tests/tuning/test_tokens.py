@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import write_store
 
-from lamplit.store import derived, store_parts
-from lamplit.store.caption_arrays import read_captions
+from lamplit.store import store_parts
+from lamplit.store.arrays import derived
+from lamplit.store.arrays.caption_arrays import read_captions
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.texts.text_tower import open_text_tower
 from lamplit.tuning.tokens import tokenize_captions
 

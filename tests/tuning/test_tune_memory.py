@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lamplit.store.store_metadata import StoreMetadata
+from lamplit.store.table.store_metadata import StoreMetadata
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.texts.scratch import train_sentencepiece
 

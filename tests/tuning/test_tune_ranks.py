@@ -17,7 +17,7 @@ from conftest import interrupted_at, write_store
 from rank_processes import LIMIT, TORCHRUN, finish, launch, start
 from safetensors.torch import load_file, save_model
 
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import open_image_tower
 from lamplit.tuning.run import tune

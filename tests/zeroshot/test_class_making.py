@@ -22,7 +22,7 @@ from lamplit.metrics.calibration import (
 )
 from lamplit.model import LiT
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.zeroshot.calibration_report import CalibrationReport
 from lamplit.zeroshot.class_list import ClassList

@@ -22,8 +22,8 @@ from lamplit.errors import UsageError
 from lamplit.retrieval.map_regions import Region, find_regions, name_regions
 from lamplit.retrieval.projection import FEWEST, Projection, find_map, principal_axes
 from lamplit.retrieval.searcher import Searcher
+from lamplit.store.arrays.row_vectors import read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
 from lamplit.unit_vectors import normalize
 
 MOST_VALUES = 12  # of a column that have a colour of their own

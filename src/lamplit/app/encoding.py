@@ -26,7 +26,7 @@ from lamplit.data.decoding.images import decode_image, decoding_cost
 from lamplit.errors import ImageError
 from lamplit.model import LiT
 from lamplit.retrieval.model_reader import ModelReader
-from lamplit.store.backends import SAMPLE, Backend, choose_backend
+from lamplit.store.embed.backends import SAMPLE, Backend, choose_backend
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import Locked
 from lamplit.towers.texts.word_reader import WordReader

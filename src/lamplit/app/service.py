@@ -30,9 +30,9 @@ from lamplit.retrieval.locating import can_locate, heat_map
 from lamplit.retrieval.nearest import Found as Rows
 from lamplit.retrieval.projection import sample_rows
 from lamplit.retrieval.searcher import Searcher
-from lamplit.store.conditions import parse_condition
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS
+from lamplit.store.table.rows import COLUMNS, FIXED_COLUMNS
+from lamplit.store.where.conditions import parse_condition
 from lamplit.towers.texts.word_reader import WordReader
 from lamplit.zeroshot.class_list import ClassList
 from lamplit.zeroshot.classifier import class_list

@@ -17,7 +17,7 @@ from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.errors import StoreError
 from lamplit.evaluation.protocols.tasks import ImageSet
 from lamplit.model import LiT, load
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
 

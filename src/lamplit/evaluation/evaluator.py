@@ -21,9 +21,9 @@ from lamplit.metrics import scoring
 from lamplit.metrics.ranking import retrieval_metrics
 from lamplit.metrics.results import Result
 from lamplit.model import LiT, as_model
-from lamplit.store.column_types import as_text
-from lamplit.store.embedding import open_source
+from lamplit.store.embed.embedding import open_source
 from lamplit.store.lance_store import Store
+from lamplit.store.table.column_types import as_text
 from lamplit.zeroshot.class_list import ClassList, index_labels
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.names import as_templates

@@ -21,7 +21,7 @@ from lamplit.exports.export_report import ExportReport
 from lamplit.exports.parts import copy_tokenizer, find_image_tower, find_text_tower
 from lamplit.exports.sample import SENTENCES, Sample, require_agreement
 from lamplit.model import LiT
-from lamplit.store.backends import TOLERANCE
+from lamplit.store.embed.backends import TOLERANCE
 from lamplit.towers.loading import quiet_logging
 from lamplit.towers.onnx_files import import_onnxruntime, onnx_errors, open_onnx, write_onnx
 from lamplit.towers.texts.text_tower import TextTower

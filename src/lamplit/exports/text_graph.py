@@ -20,7 +20,7 @@ from lamplit.exports.onnx import write_text_graph
 from lamplit.exports.sample import SENTENCES
 from lamplit.files import replacing
 from lamplit.model import LiT, load
-from lamplit.store.backends import TOLERANCE
+from lamplit.store.embed.backends import TOLERANCE
 from lamplit.towers.loading import quiet_logging
 from lamplit.towers.model_folder import TEXT_GRAPH, TEXT_TOWER, read_config, saved_folder
 from lamplit.towers.texts.word_reader import WordReader, open_words, seal

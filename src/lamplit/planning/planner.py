@@ -28,7 +28,7 @@ from lamplit.planning.timings import (
     time_texts,
     timed,
 )
-from lamplit.store.derived import SMALL
+from lamplit.store.arrays.derived import SMALL
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
 from lamplit.towers.texts.kernel_head import KernelHead

@@ -19,7 +19,7 @@ from lamplit.data.pairs import Pair, Pairs
 from lamplit.files import replacing
 from lamplit.losses.contrastive import softmax_loss
 from lamplit.metrics.ranking import retrieval_metrics
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.towers.devices import keep_freed_memory
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.saving import save_weights

@@ -18,7 +18,7 @@ from lamplit.publishing.model_card import table
 from lamplit.publishing.private_paths import reduce_paths
 from lamplit.store.lance_store import Store
 from lamplit.store.published_stores import FOLDER
-from lamplit.store.store_metadata import StoreMetadata
+from lamplit.store.table.store_metadata import StoreMetadata
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

@@ -26,7 +26,7 @@ from lamplit.retrieval.bit_planes import BitPlanes, Flags
 from lamplit.retrieval.copies import Copies
 from lamplit.retrieval.nearest import Floats, Found, Vectors, rank
 from lamplit.retrieval.recall import choose_kept
-from lamplit.store.derived import (
+from lamplit.store.arrays.derived import (
     RECALL,
     Draft,
     centers,
@@ -34,9 +34,9 @@ from lamplit.store.derived import (
     is_exact,
     is_small,
 )
-from lamplit.store.joined_vectors import JoinedVectors, Rows, join
+from lamplit.store.arrays.joined_vectors import JoinedVectors, Rows, join
+from lamplit.store.arrays.row_vectors import places, read_rows, read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import places, read_rows, read_vectors
 from lamplit.store.store_parts import Part
 from lamplit.unit_vectors import normalize
 

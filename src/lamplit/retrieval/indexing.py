@@ -21,7 +21,7 @@ from lamplit.locations.paths import require_local
 from lamplit.retrieval.collection import open_collection
 from lamplit.retrieval.nearest import rank_many
 from lamplit.retrieval.recall import TARGET_RECALL, sample_queries, worst_recall
-from lamplit.store.derived import FOLDER
+from lamplit.store.arrays.derived import FOLDER
 from lamplit.store.lance_store import Store, as_store
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamplit.progress import progress_bar
-from lamplit.store.joined_vectors import JoinedVectors
+from lamplit.store.arrays.joined_vectors import JoinedVectors
 from lamplit.unit_vectors import normalize
 
 Rows = NDArray[np.int64]

@@ -23,9 +23,9 @@ from torch import Tensor
 from lamplit.errors import StoreError, require
 from lamplit.files import cache_folder
 from lamplit.progress import progress_bar
-from lamplit.store.derived import Draft, derive, find_derived
+from lamplit.store.arrays.derived import Draft, derive, find_derived
+from lamplit.store.arrays.row_vectors import RowVectors, read_vectors
 from lamplit.store.lance_store import Store, as_store
-from lamplit.store.row_vectors import RowVectors, read_vectors
 
 KIND, ARRAY = "map", "points"
 WHOLE = 100_000  # images that are laid out all together

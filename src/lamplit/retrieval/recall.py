@@ -12,7 +12,7 @@ import numpy as np
 from lamplit.progress import progress_bar
 from lamplit.retrieval.bit_planes import BitPlanes
 from lamplit.retrieval.nearest import Floats, Found, Vectors, rank_many, to_floats
-from lamplit.store.joined_vectors import JoinedVectors
+from lamplit.store.arrays.joined_vectors import JoinedVectors
 from lamplit.unit_vectors import normalize
 
 TARGET_RECALL = 0.99  # @10

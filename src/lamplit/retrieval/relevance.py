@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from lamplit.files import replacing, write_text
 from lamplit.retrieval.model_reader import Reader
 from lamplit.retrieval.nearest import Found, Vectors
-from lamplit.store.derived import search_folders, search_name
-from lamplit.store.joined_vectors import JoinedVectors
+from lamplit.store.arrays.derived import search_folders, search_name
+from lamplit.store.arrays.joined_vectors import JoinedVectors
 from lamplit.store.lance_store import Store
 
 logger = logging.getLogger(__name__)

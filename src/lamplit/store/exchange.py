@@ -27,15 +27,15 @@ from lamplit.errors import StoreError, UsageError
 from lamplit.files import replacing
 from lamplit.locations.paths import require_local
 from lamplit.progress import Advance, progress_bar
-from lamplit.store.column_types import ColumnType
 from lamplit.store.embed_report import list_skipped
 from lamplit.store.foreign_batches import to_store_batch
 from lamplit.store.lance_store import Store, as_store
 from lamplit.store.published_stores import require_writable
-from lamplit.store.rows import COLUMNS, metadata_name
-from lamplit.store.store_lock import store_lock
-from lamplit.store.store_metadata import OF_TEXTS, StoreMetadata, require_kind
-from lamplit.store.table_writing import StoreExistsError
+from lamplit.store.table.column_types import ColumnType
+from lamplit.store.table.rows import COLUMNS, metadata_name
+from lamplit.store.table.store_lock import store_lock
+from lamplit.store.table.store_metadata import OF_TEXTS, StoreMetadata, require_kind
+from lamplit.store.table.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
 PART_ROWS = 1_000_000  # as many as clip-retrieval writes into one part

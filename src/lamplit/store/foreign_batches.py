@@ -20,7 +20,7 @@ from lamplit.data.skipped import Skipped
 from lamplit.data.sorted_keys import SortedKeys, keys_of
 from lamplit.data.vectors.foreign_tables import plain_cells
 from lamplit.data.vectors.foreign_vectors import Block
-from lamplit.store.rows import metadata_name, to_column
+from lamplit.store.table.rows import metadata_name, to_column
 
 _UNIT_TOLERANCE = 1e-3  # how much rounding to float16 changes the length of a unit vector, at most
 _SURE = 0.99  # of this tolerance: the lengths of a block are measured less exactly than one alone

@@ -19,18 +19,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lamplit.errors import StoreError, UsageError, kind_of, nearest_names
-from lamplit.store import published_stores, table_writing
-from lamplit.store.column_types import column_type
-from lamplit.store.conditions import parse_condition
-from lamplit.store.no_store import why_no_store, why_no_vectors
-from lamplit.store.row_order import RowOrder
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
-from lamplit.store.schema_changes import is_passing
-from lamplit.store.store_metadata import KEY, StoreMetadata
+from lamplit.store import published_stores
 from lamplit.store.store_parts import Part, split
-from lamplit.store.table_opening import open_table, reading
-from lamplit.store.text_cells import column_names, read_columns
+from lamplit.store.table import table_writing
+from lamplit.store.table.column_types import column_type
+from lamplit.store.table.no_store import why_no_store, why_no_vectors
+from lamplit.store.table.row_order import RowOrder
+from lamplit.store.table.rows import COLUMNS, FIXED_COLUMNS, Row, number_contents, to_table
+from lamplit.store.table.schema_changes import is_passing
+from lamplit.store.table.store_metadata import KEY, StoreMetadata
+from lamplit.store.table.table_opening import open_table, reading
+from lamplit.store.table.text_cells import column_names, read_columns
 from lamplit.store.unit_records import UnitRecords
+from lamplit.store.where.conditions import parse_condition
 from lamplit.towers.identity import TowerIdentity
 from lamplit.unit_vectors import normalize
 
@@ -289,8 +290,7 @@ class Store:
         """Return everything but the vectors of some rows, or of all."""
         names = [*FIXED_COLUMNS, *self.metadata_columns]
         table = self._sorted(*names) if rows is None else self.take(rows, names)
-        found: list[dict[str, Any]] = table.to_pylist()
-        return found
+        return list(table.to_pylist())
 
     def take(self, rows: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some rows as they are stored, with all columns or some."""

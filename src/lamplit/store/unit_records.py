@@ -20,9 +20,9 @@ from lamplit.data.skipped import Skipped
 from lamplit.errors import StoreError
 from lamplit.locations.paths import path_of, write_new, write_whole
 from lamplit.store.embed_report import EmbedReport
-from lamplit.store.store_lock import store_lock
-from lamplit.store.table_opening import open_table
-from lamplit.store.table_writing import append_staged, fits, is_conflict, read_staged, stage_rows
+from lamplit.store.table.store_lock import store_lock
+from lamplit.store.table.table_opening import open_table
+from lamplit.store.table.table_writing import append_staged, fits, is_conflict, read_staged, stage_rows
 
 _FOLDER = "_units"  # in the store, where Lance leaves it alone
 _RECORD, _MARK = ".json", ".committed"

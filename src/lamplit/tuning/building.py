@@ -16,10 +16,10 @@ from lamplit.data.places.image_files import file_holding
 from lamplit.data.split_record import SplitRecord
 from lamplit.errors import LamplitError, TuneError, UsageError
 from lamplit.model import LiT
-from lamplit.store.caption_arrays import CaptionTexts
+from lamplit.store.arrays.caption_arrays import CaptionTexts
+from lamplit.store.arrays.row_vectors import read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
-from lamplit.store.store_metadata import OF_TEXTS
+from lamplit.store.table.store_metadata import OF_TEXTS
 from lamplit.towers.devices import has_fast_bf16
 from lamplit.towers.images.image_tower import ImageTower, build_image_tower, open_image_tower
 from lamplit.towers.model_folder import saved_folder

@@ -12,7 +12,7 @@ from typing import Any
 from lamplit.errors import UsageError
 from lamplit.files import write_text
 from lamplit.locations.paths import require_local
-from lamplit.store.embedding import embed
+from lamplit.store.embed.embedding import embed
 from lamplit.store.lance_store import Store, as_store
 from lamplit.tuning.curves import new_figure
 from lamplit.tuning.run import tune

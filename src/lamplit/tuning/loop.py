@@ -20,7 +20,7 @@ from lamplit.errors import TuneError
 from lamplit.files import write_text
 from lamplit.model import LiT, restore, save_image_tower
 from lamplit.progress import progress_bar
-from lamplit.store.row_vectors import RowVectors
+from lamplit.store.arrays.row_vectors import RowVectors
 from lamplit.towers.devices import keep_freed_memory
 from lamplit.tuning.batches import Batches
 from lamplit.tuning.checkpoint import cut_log, load_checkpoint, open_log, save_checkpoint, trained_tensors

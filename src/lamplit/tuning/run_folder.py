@@ -10,9 +10,9 @@ from typing import Any
 
 from lamplit.errors import UsageError
 from lamplit.files import write_text
-from lamplit.store.caption_arrays import read_captions
+from lamplit.store.arrays.caption_arrays import read_captions
+from lamplit.store.arrays.row_vectors import read_vectors
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_vectors
 from lamplit.tuning.settings import OLD_NAMES, TuneSettings
 from lamplit.tuning.tune_report import TuneReport
 

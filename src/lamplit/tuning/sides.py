@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lamplit.data.decoding.crops import Crop, Crops, read_crops
 from lamplit.errors import TuneError
 from lamplit.progress import progress_bar
-from lamplit.store.row_vectors import RowVectors
+from lamplit.store.arrays.row_vectors import RowVectors
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower

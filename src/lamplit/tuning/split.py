@@ -17,7 +17,7 @@ from lamplit.data.caption_hash import hash_captions, hash_names, number
 from lamplit.data.split_record import PARTS, SplitRecord, is_in
 from lamplit.errors import UsageError
 from lamplit.metrics.ranking import retrieval_metrics
-from lamplit.store.caption_arrays import Captions, CaptionTexts, read_captions, seeded_hashes
+from lamplit.store.arrays.caption_arrays import Captions, CaptionTexts, read_captions, seeded_hashes
 from lamplit.store.lance_store import Store
 
 MAX_HELD_OUT = 5000  # distinct captions; more would only make every evaluation slower

@@ -28,7 +28,7 @@ from lamplit.errors import StoreError, TowerError, UsageError
 from lamplit.model import LiT, as_model
 from lamplit.store.exchange import ImportReport, find_types, write_vectors
 from lamplit.store.published_stores import require_writable
-from lamplit.store.store_metadata import OF_TEXTS, StoreMetadata
+from lamplit.store.table.store_metadata import OF_TEXTS, StoreMetadata
 
 
 @dataclass

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamplit.store.caption_arrays import CaptionPart, Captions
-from lamplit.store.derived import Draft, derive
+from lamplit.store.arrays.caption_arrays import CaptionPart, Captions
+from lamplit.store.arrays.derived import Draft, derive
 from lamplit.towers.texts.text_tower import TextTower
 
 _OF_CAPTIONS = ("starts", "lengths", "cut")

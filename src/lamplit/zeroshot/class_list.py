@@ -19,7 +19,7 @@ from lamplit._version import __version__
 from lamplit.errors import TowerError, UsageError
 from lamplit.files import write_text
 from lamplit.model import LiT
-from lamplit.store.column_types import as_text
+from lamplit.store.table.column_types import as_text
 from lamplit.zeroshot.calibration_report import CalibrationReport
 from lamplit.zeroshot.names import listed
 

@@ -24,7 +24,7 @@ from lamplit.metrics.calibration import (
 )
 from lamplit.metrics.ranking import class_scores
 from lamplit.model import LiT, as_model
-from lamplit.store.embedding import open_source
+from lamplit.store.embed.embedding import open_source
 from lamplit.store.lance_store import Store
 from lamplit.zeroshot import names as protocol_names
 from lamplit.zeroshot.calibration_report import CalibrationReport

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from lamplit.model import LiT
-from lamplit.store.caption_arrays import CaptionTexts
-from lamplit.store.row_vectors import RowVectors
+from lamplit.store.arrays.caption_arrays import CaptionTexts
+from lamplit.store.arrays.row_vectors import RowVectors
 from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.texts.text_tower import TextTower

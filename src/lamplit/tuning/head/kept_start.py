@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lamplit._version import __version__
-from lamplit.store.derived import Draft, derive
+from lamplit.store.arrays.derived import Draft, derive
 from lamplit.store.lance_store import Store
 
 _STATE, _METRICS = "random_state", "metrics"

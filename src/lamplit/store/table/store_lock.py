@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from lamplit.errors import StoreError
 from lamplit.locations.addresses import is_remote
 from lamplit.locations.paths import path_of
-from lamplit.store.object_lock import LockHeldError, object_lock
+from lamplit.store.table.object_lock import LockHeldError, object_lock
 
 _FOLDER = "_writers"  # in the store, where Lance leaves it alone
 PATIENCE = 60.0  # seconds; what is done under the lock takes less, but for very large stores

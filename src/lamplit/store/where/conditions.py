@@ -26,7 +26,7 @@ from typing import NamedTuple, NoReturn
 import pyarrow as pa
 
 from lamplit.errors import UsageError, nearest_names
-from lamplit.store.comparisons import Column, Literal, as_date, compared, in_list, like, one_of
+from lamplit.store.where.comparisons import Column, Literal, as_date, compared, in_list, like, one_of
 
 MAX_LENGTH = 20_000  # characters
 MAX_PARTS = 2_000  # comparisons and literals

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from lamplit.data.caption_hash import hash_captions, hash_names
 from lamplit.progress import progress_bar
-from lamplit.store.derived import Draft, derive
-from lamplit.store.joined_vectors import Rows
+from lamplit.store.arrays.derived import Draft, derive
+from lamplit.store.arrays.joined_vectors import Rows
+from lamplit.store.arrays.row_vectors import places
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import places
 from lamplit.store.store_parts import Part
-from lamplit.store.text_cells import read_columns
+from lamplit.store.table.text_cells import read_columns
 
 Integers = NDArray[np.integer[Any]]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from lamplit.data.sorted_keys import Keys, SortedKeys, keys_of
 from lamplit.data.valid_text import file_named
 from lamplit.locations.addresses import is_remote
-from lamplit.store.column_types import UnfitError, fitted, is_ours, is_same
+from lamplit.store.embed.same_rows import surely_same
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import FIXED_COLUMNS, Row
-from lamplit.store.same_rows import surely_same
+from lamplit.store.table.column_types import UnfitError, fitted, is_ours, is_same
+from lamplit.store.table.rows import FIXED_COLUMNS, Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import psutil
 from numpy.typing import NDArray
 
 from lamplit.progress import progress_bar
-from lamplit.store.derived import Draft, derive
-from lamplit.store.joined_vectors import JoinedVectors, Rows, join
+from lamplit.store.arrays.derived import Draft, derive
+from lamplit.store.arrays.joined_vectors import JoinedVectors, Rows, join
 from lamplit.store.lance_store import Store
 from lamplit.store.store_parts import Part, positions
 

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from lamplit.data.caption_hash import hash_captions, number
 from lamplit.progress import progress_bar
-from lamplit.store.caption_reading import read_said, runs
-from lamplit.store.derived import Draft, derive
-from lamplit.store.joined_vectors import Rows
+from lamplit.store.arrays.caption_reading import read_said, runs
+from lamplit.store.arrays.derived import Draft, derive
+from lamplit.store.arrays.joined_vectors import Rows
+from lamplit.store.arrays.row_vectors import read_rows, rows_in_table
 from lamplit.store.lance_store import Store
-from lamplit.store.row_vectors import read_rows, rows_in_table
-from lamplit.store.rows import FIXED_COLUMNS
 from lamplit.store.store_parts import Part
-from lamplit.store.text_cells import column_names, read_columns
+from lamplit.store.table.rows import FIXED_COLUMNS
+from lamplit.store.table.text_cells import column_names, read_columns
 
 _NAMES = ("rows", "index", "first", "hashes", "contents", "images", "digest")
 _BLOCK = 8192  # captions that are looked up at once

@@ -18,18 +18,18 @@ from lamplit.data.skipped import Skipped
 from lamplit.data.units import Unit, pairs_of, plan_units
 from lamplit.errors import StoreError
 from lamplit.progress import progress_bar
-from lamplit.store.backends import BackendName
-from lamplit.store.contents import Contents
+from lamplit.store.embed.backends import BackendName
+from lamplit.store.embed.contents import Contents
+from lamplit.store.embed.embedding_pass import Runner, embed_pairs
+from lamplit.store.embed.store_writer import StoreWriter
+from lamplit.store.embed.stored_rows import StoredRows
 from lamplit.store.embed_report import EmbedReport, list_skipped
-from lamplit.store.embedding_pass import Runner, embed_pairs
 from lamplit.store.lance_store import Store
-from lamplit.store.rows import Row
-from lamplit.store.store_lock import StoreBusyError, store_lock
-from lamplit.store.store_metadata import StoreMetadata
-from lamplit.store.store_writer import StoreWriter
-from lamplit.store.stored_rows import StoredRows
-from lamplit.store.table_opening import open_table
-from lamplit.store.table_writing import StoreExistsError, create_table, stage_rows
+from lamplit.store.table.rows import Row
+from lamplit.store.table.store_lock import StoreBusyError, store_lock
+from lamplit.store.table.store_metadata import StoreMetadata
+from lamplit.store.table.table_opening import open_table
+from lamplit.store.table.table_writing import StoreExistsError, create_table, stage_rows
 from lamplit.store.unit_records import UnitRecord, UnitRecords, commit_units
 from lamplit.towers.images.image_tower import ImageTower
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lamplit.errors import UsageError
-from lamplit.store.table_opening import reading
+from lamplit.store.table.table_opening import reading
 
 
 class RowOrder:

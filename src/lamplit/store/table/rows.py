@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lamplit.data.caption_hash import hash_names, number
 from lamplit.data.valid_text import valid_id, valid_text
-from lamplit.store.column_types import UnfitError, fitted
+from lamplit.store.table.column_types import UnfitError, fitted
 
 if TYPE_CHECKING:
     from torch import Tensor

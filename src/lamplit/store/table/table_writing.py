@@ -25,10 +25,10 @@ from lamplit.errors import LamplitError, StoreError
 from lamplit.locations.addresses import is_remote
 from lamplit.locations.object_errors import known_reason
 from lamplit.locations.paths import lance_options
-from lamplit.store.rows import FIXED_COLUMNS, Row, to_table
-from lamplit.store.schema_changes import allow_empty_cells, make_room
-from lamplit.store.store_lock import StoreBusyError, store_lock
-from lamplit.store.table_opening import open_table
+from lamplit.store.table.rows import FIXED_COLUMNS, Row, to_table
+from lamplit.store.table.schema_changes import allow_empty_cells, make_room
+from lamplit.store.table.store_lock import StoreBusyError, store_lock
+from lamplit.store.table.table_opening import open_table
 
 # With it, Lance sees that two processes insert the same id at once, and tries the second again.
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}

@@ -19,10 +19,10 @@ import torch
 from lamplit.data.sources import read_pairs
 from lamplit.errors import LamplitError, PairsError, StoreError, UsageError, first_line, require
 from lamplit.progress import progress_bar
-from lamplit.store import unit_embedding
-from lamplit.store.backends import BackendName
+from lamplit.store.embed import unit_embedding
+from lamplit.store.embed.backends import BackendName
+from lamplit.store.embed.unit_embedding import HowToEmbed, UnitEmbedder, by_kind, kind_of_reason
 from lamplit.store.embed_report import EmbedReport
-from lamplit.store.unit_embedding import HowToEmbed, UnitEmbedder, by_kind, kind_of_reason
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import open_image_tower
 

@@ -19,13 +19,13 @@ from lamplit.data.pairs import Pair
 from lamplit.data.places.image_files import file_holding
 from lamplit.data.sorted_keys import KeySet, keys_of
 from lamplit.errors import StoreError
-from lamplit.store.contents import Contents
+from lamplit.store.embed.contents import Contents
+from lamplit.store.embed.stored_rows import StoredRow, StoredRows, file_exists
 from lamplit.store.lance_store import Store
 from lamplit.store.published_stores import require_writable
-from lamplit.store.rows import Row, metadata_name
-from lamplit.store.store_metadata import require_kind
-from lamplit.store.stored_rows import StoredRow, StoredRows, file_exists
-from lamplit.store.table_writing import StoreExistsError
+from lamplit.store.table.rows import Row, metadata_name
+from lamplit.store.table.store_metadata import require_kind
+from lamplit.store.table.table_writing import StoreExistsError
 from lamplit.towers.identity import TowerIdentity
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost when the process is killed

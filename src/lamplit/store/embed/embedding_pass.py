@@ -15,9 +15,9 @@ from lamplit.data.skipped import Skipped
 from lamplit.errors import PairsError
 from lamplit.garbage import frozen
 from lamplit.locations.object_errors import will_pass
-from lamplit.store.backends import Backend, BackendName, choose_backend
+from lamplit.store.embed.backends import Backend, BackendName, choose_backend
+from lamplit.store.embed.store_writer import StoreWriter
 from lamplit.store.embed_report import EmbedReport
-from lamplit.store.store_writer import StoreWriter
 from lamplit.towers.images.image_tower import ImageTower
 
 

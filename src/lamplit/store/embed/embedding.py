@@ -20,13 +20,13 @@ from lamplit.data.sources import read_pairs
 from lamplit.errors import TowerError, UsageError, kind_of
 from lamplit.locations.addresses import is_remote
 from lamplit.progress import progress_bar
-from lamplit.store.backends import BackendName
-from lamplit.store.cluster import ClusterJob, embed_on_cluster
+from lamplit.store.embed.backends import BackendName
+from lamplit.store.embed.cluster import ClusterJob, embed_on_cluster
+from lamplit.store.embed.embedding_pass import Runner, embed_pairs
+from lamplit.store.embed.store_writer import StoreWriter
+from lamplit.store.embed.unit_embedding import HowToEmbed, UnitEmbedder, embed_shard, nothing_embedded
 from lamplit.store.embed_report import EmbedReport, list_skipped
-from lamplit.store.embedding_pass import Runner, embed_pairs
 from lamplit.store.lance_store import Store
-from lamplit.store.store_writer import StoreWriter
-from lamplit.store.unit_embedding import HowToEmbed, UnitEmbedder, embed_shard, nothing_embedded
 from lamplit.towers.borrowing import borrowed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower

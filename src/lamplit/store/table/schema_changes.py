@@ -13,9 +13,9 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from lamplit.store.column_types import UnfitError, becomes_text, column_type, fitted, is_ours
-from lamplit.store.rows import COLUMNS, Row
-from lamplit.store.store_lock import store_lock
+from lamplit.store.table.column_types import UnfitError, becomes_text, column_type, fitted, is_ours
+from lamplit.store.table.rows import COLUMNS, Row
+from lamplit.store.table.store_lock import store_lock
 
 _WIDER, _NARROWER = "~lamplit_wider", "~lamplit_narrower"  # the endings of columns on their way in and out
 _SAMPLE = 100  # rows

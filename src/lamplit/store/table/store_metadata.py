@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from lamplit.data.fields import FieldError, Fields
 from lamplit.errors import StoreError
-from lamplit.store.rows import COLUMNS, FIXED_COLUMNS
-from lamplit.store.table_writing import PRIMARY_KEY
+from lamplit.store.table.rows import COLUMNS, FIXED_COLUMNS
+from lamplit.store.table.table_writing import PRIMARY_KEY
 from lamplit.towers.identity import TowerIdentity
 
 FORMAT = 1

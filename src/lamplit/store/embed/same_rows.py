@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lamplit.store.rows import Row
+from lamplit.store.table.rows import Row
 
 # Values of one of these types are kept as they are by a column of its type.
 _EXACT: dict[pa.DataType, type] = {pa.string(): str, pa.int64(): int, pa.float64(): float, pa.bool_(): bool}
