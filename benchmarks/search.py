@@ -169,7 +169,7 @@ def first_sieve(vectors: np.ndarray, queries: np.ndarray, turns: int) -> float:
     signs, weights = (random.integers(0, 2**64, shape, np.uint64) for shape in ((count, words), (count, 3, words)))
 
     def look(start: int, stop: int) -> None:
-        some, room = slice(start * GROUP, stop * GROUP), np.empty((3, count, 1024), np.uint32)
+        some, room = slice(start * GROUP, stop * GROUP), np.empty((2, count, 1024), np.uint32)
         nothing, found = np.zeros(count, np.uint64), np.empty(count, np.int64)
         sift(planes.signs[start:stop], planes.seconds[some], np.empty(0, bool), signs, weights, nothing, *room, found)
 

@@ -49,17 +49,16 @@ class _Query(NamedTuple):
 
 
 class _Sifted(NamedTuple):
-    """Rows that came through the first sieve, ascending, their sums, and those of both bits."""
+    """Rows that came through the first sieve, ascending, and their sums of both bits."""
 
     rows: NDArray[np.uint32]
-    sums: NDArray[np.uint32]
     closer: NDArray[np.uint32]
 
-    def keep(self, first: int, second: int) -> Rows:
-        """Return about so many rows that have the smallest sums and, of these, the smallest of both bits."""
+    def keep(self, count: int) -> Rows:
+        """Return about so many rows, those that have the smallest sums; all that equal the last one stay, too."""
         from lamplit.retrieval.kernels import smallest
 
-        return self.rows[: smallest(*self, first, second)].astype(np.int64)
+        return self.rows[: smallest(*self, count)].astype(np.int64)
 
 
 def _in_memory(_: str, shape: tuple[int, ...], kind: Any) -> Words:
@@ -118,14 +117,15 @@ class BitPlanes:
 
         Args:
             query: (D,) unit vector.
-            kept: about how many rows the first and the second sieve let through; equal rows come through together.
+            kept: how many rows at least the first sieve lets through, and how many the second; equal rows come through
+                together.
             allowed: (N,) the rows to choose from; by default all.
 
         Returns:
             Rows, ascending.
         """
         [parts] = self._first_sieve([self._prepare(query)], kept[0], allowed)
-        return _joined(parts).keep(*kept)
+        return _joined(parts).keep(kept[1])
 
     def ranks(self, query: Floats, true: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Count the rows that are as near as each of the `true` ones: by the first sieve, and by the second."""
@@ -166,7 +166,7 @@ class BitPlanes:
 
         def answer(start: int, stop: int) -> None:
             for number in range(start, stop):
-                found[number] = rank(vectors, queries[number], k, _joined(sifted[number]).keep(*kept))
+                found[number] = rank(vectors, queries[number], k, _joined(sifted[number]).keep(kept[1]))
 
         in_threads(answer, len(queries), least=1)
         return [found[number] for number in range(len(queries))]
@@ -234,12 +234,12 @@ class BitPlanes:
             words = self.signs[start:stop], self.seconds[some], _flags(allowed)[some]
             room, numbers = int(share * (some.stop - some.start)) + 1024, np.empty(len(queries), np.int64)
             while True:
-                rows, sums, closer = np.empty((3, len(queries), room), np.uint32)
-                if sift(*words, signs, weights, limits, rows, sums, closer, numbers):
+                rows, closer = np.empty((2, len(queries), room), np.uint32)
+                if sift(*words, signs, weights, limits, rows, closer, numbers):
                     break
                 room *= 4  # many rows are equal
             found[start] = [
-                _Sifted(rows[query, :number] + np.uint32(some.start), sums[query, :number], closer[query, :number])
+                _Sifted(rows[query, :number] + np.uint32(some.start), closer[query, :number])
                 for query, number in enumerate(numbers)
             ]
 

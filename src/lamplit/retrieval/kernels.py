@@ -8,7 +8,7 @@ from one end to the other. Shapes: N rows in G groups of R = `GROUP`, D width, W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,14 +19,15 @@ from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 GROUP = 32  # rows whose words lie together
-_1, _2 = np.uint64(1), np.uint64(2)
+_1 = np.uint64(1)
 _TOGETHER = 8  # rows in a vector
 _AHEAD = 4  # groups, or rows of vectors, that are fetched before they are needed
 _BITS_AHEAD = 16  # the same of rows of bits, which lie anywhere
+_MANY = 8  # queries, of which one or another asks for the second bits of many a row
 _ALL = np.uint64((1 << GROUP) - 1)
 _LINE = 64  # bytes that are fetched together
 _WORD, _INT, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
-_WORDS = ir.VectorType(_WORD, _TOGETHER)
+_WORDS, _FOUR_WORDS = ir.VectorType(_WORD, _TOGETHER), ir.VectorType(_WORD, 4)
 _NOTHING = ir.Constant(_WORDS, [0] * _TOGETHER)
 _LIES = "these arrays are read as they lie in memory, row after row"
 
@@ -40,12 +41,6 @@ def _compile(*, fastmath: bool = False) -> Callable[[Function], Function]:
         return compiled
 
     return compile_one
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _count_ones(_: Any, word: Any) -> Any:
-    """Population count, one instruction on most processors."""
-    return types.uint64(types.uint64), lambda _, builder, signature, arguments: builder.ctpop(arguments[0])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -86,32 +81,75 @@ def _add_up(_: Any, groups: Any, group: Any, ahead: Any, signs: Any, weights: An
         builder.branch(loop)
         builder.position_at_end(loop)
         word = builder.phi(_WORD)
-        totals = [builder.phi(_WORDS) for _ in vectors]
+        counts = [[builder.phi(_WORDS) for _ in range(3)] for _ in vectors]
         sign = repeated(query, word)
         weight = [repeated(planes, builder.add(builder.mul(_WORD(bit), num_words), word)) for bit in range(3)]
         added = []
-        for first, total in zip(vectors, totals, strict=True):
+        for first, its_counts in zip(vectors, counts, strict=True):
             place = builder.add(builder.mul(word, num_rows), first)
             _prefetch(builder, element(later, place, _BYTE))  # one by one: many at once hold up what is read now
             differ = builder.xor(builder.load(element(these, place, _WORDS), align=8), sign)
-            for bit, plane in enumerate(weight):
-                ones = builder.call(count_ones, [builder.and_(differ, plane)])
-                total = builder.add(total, builder.shl(ones, ir.Constant(_WORDS, [bit] * _TOGETHER)))
-            added.append(total)
+            ones = [builder.call(count_ones, [builder.and_(differ, plane)]) for plane in weight]
+            added.append([builder.add(count, more) for count, more in zip(its_counts, ones, strict=True)])
         following = builder.add(word, _WORD(1))
         builder.cbranch(builder.icmp_unsigned("<", following, num_words), loop, after)
-        for value, start, end in ((word, _WORD(0), following), *zip(totals, repeat(_NOTHING), added)):
+        for value, start, end in ((word, _WORD(0), following), *zip(chain(*counts), repeat(_NOTHING), chain(*added))):
             value.add_incoming(start, before)
             value.add_incoming(end, loop)
         builder.position_at_end(after)
         within, most = _WORD(0), everywhere(arguments[5])
-        for first, total in zip(vectors, added, strict=True):
+        for first, (total, twos, fours) in zip(vectors, added, strict=True):
+            for bit, count in ((1, twos), (2, fours)):
+                total = builder.add(total, builder.shl(count, ir.Constant(_WORDS, [bit] * _TOGETHER)))
             builder.store(total, element(out, first, _WORDS), align=8)
             bits = builder.bitcast(builder.icmp_unsigned("<=", total, most), ir.IntType(_TOGETHER))
             within = builder.or_(within, builder.shl(builder.zext(bits, _WORD), first))
         return within
 
     return types.uint64(groups, types.intp, types.intp, signs, weights, types.uint64, sums), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _weigh(_: Any, finer: Any, row: Any, signs: Any, weights: Any) -> Any:
+    """Sum the weights of 3 bits for the second bits of one of (N, W) rows that differ from the signs.
+
+    Four words at once, then those that are left: rows of 512 dimensions have eight.
+    """
+    if any(array.layout != "C" for array in (finer, signs, weights)):
+        raise TypeError(_LIES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        arrays = [context.make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2, 3)]
+        num_words = cgutils.unpack_tuple(builder, arrays[0].shape)[1]
+        words = builder.gep(arrays[0].data, [builder.mul(arguments[1], num_words)])
+        signs, planes = arrays[1].data, arrays[2].data
+
+        def sums(kind: Any, start: Any, stop: Any, step: int, ones: Callable[[Any], Any], total: Any) -> Any:
+            def read(data: Any, place: Any) -> Any:
+                return builder.load(builder.bitcast(builder.gep(data, [place]), kind.as_pointer()), align=8)
+
+            held = cgutils.alloca_once_value(builder, total)
+            with cgutils.for_range_slice(builder, start, stop, _WORD(step), _WORD) as (word, _):
+                differ = builder.xor(read(words, word), read(signs, word))
+                for bit in range(3):
+                    plane = read(planes, builder.add(builder.mul(_WORD(bit), num_words), word))
+                    shift = bit if step == 1 else [bit] * step
+                    more = builder.shl(ones(builder.and_(differ, plane)), ir.Constant(kind, shift))
+                    builder.store(builder.add(builder.load(held), more), held)
+            return builder.load(held)
+
+        def function(name: str, out: Any) -> Any:
+            return cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(out, [_FOUR_WORDS]), f"llvm.{name}.v4i64"
+            )
+
+        count_ones, add_up = function("ctpop", _FOUR_WORDS), function("vector.reduce.add", _WORD)
+        whole = builder.and_(num_words, _WORD(~3 & 2**64 - 1))
+        nothing = ir.Constant(_FOUR_WORDS, [0] * 4)
+        by_four = sums(_FOUR_WORDS, _WORD(0), whole, 4, lambda bits: builder.call(count_ones, [bits]), nothing)
+        return sums(_WORD, whole, num_words, 1, builder.ctpop, builder.call(add_up, [by_four]))
+
+    return types.uint64(finer, types.intp, signs, weights), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -190,7 +228,7 @@ def look_closer(sums: Any, finer: Any, rows: Any, signs: Any, weights: Any, out:
     """
     for i in range(len(rows)):
         _fetch(finer, rows[min(i + _BITS_AHEAD, len(rows) - 1)])
-        out[i] = 2 * np.uint64(sums[i]) + _weigh(finer, rows[i], signs, weights)
+        out[i] = 2 * np.uint64(sums[i]) + _weigh(finer, np.int64(rows[i]), signs, weights)
 
 
 @_compile()
@@ -219,49 +257,63 @@ def likely_limits(
 
 @_compile()
 def sift(
-    groups: Any, finer: Any, allowed: Any, signs: Any, weights: Any, limits: Any, rows: Any, sums: Any, closer: Any,
-    found: Any,
-) -> bool:  # fmt: skip
+    groups: Any, finer: Any, allowed: Any, signs: Any, weights: Any, limits: Any, rows: Any, closer: Any, found: Any
+) -> bool:
     """Find the rows whose sums of `scan` are within the limits of several queries; a group is read once for all.
 
     (G, W, R) words of signs and (N, W) of second bits, (N,) flags of the rows to look at or none for all, (Q, W)
-    signs, (Q, 3, W) weights and (Q,) limits in; (Q, room) rows, ascending, their sums, and those of both bits, as
-    `look_closer` gives them, and (Q,) how many there are out. Returns whether there was room for all.
+    signs, (Q, 3, W) weights and (Q,) limits in; (Q, room) rows, ascending, their sums of both bits, as `look_closer`
+    gives them, and (Q,) how many there are out. Returns whether there was room for all.
     """
-    its_sums = np.empty(GROUP, np.uint64)
+    sums = np.empty(GROUP, np.uint64)
     found[:] = 0
+    at_once = len(signs) >= _MANY
     for group in range(groups.shape[0]):
         start = group * GROUP
         size = min(GROUP, len(finer) - start)
         full = _ALL if size == GROUP else (_1 << np.uint64(size)) - _1
         later = min(group + _AHEAD, len(groups) - 1)
+        if at_once:
+            for later_row in range(later * GROUP, min((later + 1) * GROUP, len(finer))):
+                _fetch(finer, later_row)
         for query in range(len(signs)):
             number = found[query]
             if number + size > rows.shape[1]:
                 return False
-            left = full & _add_up(groups, group, later, signs[query], weights[query], limits[query], its_sums)
+            left = full & _add_up(groups, group, later, signs[query], weights[query], limits[query], sums)
             while left:
                 i = _lowest_bit(left)
                 left &= left - _1
                 row = start + np.int64(i)
                 if len(allowed) == 0 or allowed[row]:
-                    rows[query, number], sums[query, number] = row, its_sums[i]
+                    rows[query, number], closer[query, number] = row, sums[i]
+                    if at_once:
+                        closer[query, number] = 2 * sums[i] + _weigh(finer, row, signs[query], weights[query])
                     number += 1
             found[query] = number
-    for query in range(len(signs)):  # here, where several rows that lie anywhere are waited for at once
+    for query in range(0 if at_once else len(signs)):  # here several rows that lie anywhere are waited for at once
         those = slice(0, found[query])
-        look_closer(sums[query, those], finer, rows[query, those], signs[query], weights[query], closer[query, those])
+        look_closer(closer[query, those], finer, rows[query, those], signs[query], weights[query], closer[query, those])
     return True
 
 
 @_compile()
-def smallest(rows: Any, sums: Any, closer: Any, first: int, second: int) -> int:
-    """Keep the rows with the `first` smallest sums and, of these, with the `second` smallest closer ones.
+def smallest(rows: Any, closer: Any, count: int) -> int:
+    """Keep the `count` of (n,) rows with the smallest sums, and all that equal the last one.
 
-    All that equal the last one stay, too. The kept ones of (n,) rows come first, in their order; returns how many.
+    They come first, in their order; returns how many.
     """
-    left = _keep(rows, sums, closer, sums, len(rows), first)
-    return int(_keep(rows, sums, closer, closer, left, second))
+    if len(rows) <= count:
+        return len(rows)
+    counts = np.zeros(closer.max() + 1, np.int64)
+    for value in closer:
+        counts[value] += 1
+    largest, left = _where_reached(counts, count), 0
+    for i in range(len(rows)):
+        if closer[i] <= largest:
+            rows[left] = rows[i]
+            left += 1
+    return left
 
 
 @_compile(fastmath=True)
@@ -296,17 +348,6 @@ def _product(halves: Any, row: int, query: Any) -> Any:
 
 
 @_compile()
-def _weigh(words: Any, row: int, signs: Any, weights: Any) -> Any:
-    total = np.uint64(0)
-    for word in range(len(signs)):
-        differ = words[row, word] ^ signs[word]
-        total += _count_ones(differ & weights[0, word])
-        total += _count_ones(differ & weights[1, word]) << _1
-        total += _count_ones(differ & weights[2, word]) << _2
-    return total
-
-
-@_compile()
 def _where_reached(counts: Any, count: int) -> int:
     """Return the first place where the counts up to it reach `count`, or the last one."""
     reached = 0
@@ -315,19 +356,3 @@ def _where_reached(counts: Any, count: int) -> int:
         if reached >= count:
             return place
     return len(counts) - 1
-
-
-@_compile()
-def _keep(rows: Any, sums: Any, closer: Any, values: Any, number: int, count: int) -> int:
-    """Move the rows with the `count` smallest of `values`, one of the other two, to the front."""
-    if number <= count:
-        return number
-    counts = np.zeros(values[:number].max() + 1, np.int64)
-    for i in range(number):
-        counts[values[i]] += 1
-    largest, left = _where_reached(counts, count), 0
-    for i in range(number):
-        if values[i] <= largest:
-            rows[left], sums[left], closer[left] = rows[i], sums[i], closer[i]
-            left += 1
-    return left
