@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from conftest import FolderHandler, serve
 
 from lamplit.errors import UsageError
-from lamplit.files import cache_folder, download, replacing, replacing_parts, write_text
+from lamplit.files import _machine, cache_folder, download, replacing, replacing_parts, write_text
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -125,6 +126,35 @@ def test_replacing_a_folder(tmp_path: Path) -> None:
         partial.mkdir()
         (partial / "new").touch()
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    """Containers that share a folder often have one number for their processes."""
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"  # which was written first, and finished last
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("machine", "process", "days", "is_left"),
+    [
+        (None, 999_999_999, 0, True),
+        (None, os.getpid(), 9, False),
+        ("ffff", 999_999_999, 0, False),
+        ("ffff", 1, 2, True),
+    ],
+)
+def test_what_killed_processes_left(
+    tmp_path: Path, machine: str | None, process: int, days: float, is_left: bool
+) -> None:
+    left = tmp_path / f".a.{machine or _machine()}.{process}.00.partial"
+    left.mkdir()
+    (left / "half").touch()
+    os.utime(left, (time.time() - 86_400 * days,) * 2)
+    write_text(tmp_path / "a", "whole")
+    assert left.exists() == (not is_left)
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/report.json", "gs://bucket/run/config.json"])

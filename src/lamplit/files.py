@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -17,6 +21,7 @@ from lamplit.errors import UsageError
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9]+:$")  # a drive of Windows has one letter
 TIMEOUT = 60.0  # seconds without a byte
+_LEFT_ALONE = 86_400  # seconds, after which nobody writes any more to what lies there
 
 
 def cache_folder() -> Path:
@@ -127,7 +132,7 @@ def download(url: str, file: Path) -> None:
 
 def give_permissions(file: Path) -> None:
     """Give a file the permissions that new files of this user have, whatever library wrote it."""
-    probe = file.with_name(f".{file.name}.{os.getpid()}.mode")
+    probe = _draft_of(file, "mode")
     probe.touch()
     shutil.copymode(probe, file)
     probe.unlink()
@@ -143,9 +148,35 @@ def _beside(target: Path) -> Path:
         raise UsageError(f"{target} is an address, and this is written on the disk of this machine; give a path")
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        if not psutil.pid_exists(int(left.suffixes[-2][1:])):
+        if _is_left(left):
             _remove(left)
-    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+    return _draft_of(target, "partial")
+
+
+def _draft_of(target: Path, kind: str) -> Path:
+    """Return a path beside `target` that no other process takes, on whatever machine it runs."""
+    return target.with_name(f".{target.name}.{_machine()}.{os.getpid()}.{os.urandom(4).hex()}.{kind}")
+
+
+def _is_left(draft: Path) -> bool:
+    """Tell whether nobody writes to a draft any more: its process has ended, or it is of yesterday."""
+    *_, machine, process, _, _ = draft.name.rsplit(".", 4)
+    if machine == _machine() and process.isdigit():
+        return not psutil.pid_exists(int(process))
+    try:
+        return time.time() - draft.stat().st_mtime > _LEFT_ALONE
+    except FileNotFoundError:  # it was finished meanwhile
+        return False
+
+
+@cache
+def _machine() -> str:
+    """Name what numbers of processes belong to: this machine, or a container on it."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        space = 0
+    return blake2b(f"{platform.node()} {space}".encode(), digest_size=4).hexdigest()
 
 
 def _remove(path: Path) -> None:

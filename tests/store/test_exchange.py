@@ -27,6 +27,7 @@ from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.vectors import foreign_tables as columns_of
 from lamplit.data.vectors import foreign_vectors as vectors_of
 from lamplit.errors import ImageError, PairsError, StoreError, TowerError, UsageError
+from lamplit.files import _machine
 from lamplit.inspection import describe
 from lamplit.store import exchange
 from lamplit.store.exchange import ImportReport, export_vectors, import_vectors
@@ -491,8 +492,9 @@ def test_folder_with_something_in_it(tmp_path: Path, store: Store) -> None:
 
 
 def test_interrupted_export_leaves_no_folder(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".clip.999999999.partial" / "img_emb").mkdir(parents=True)  # as a killed one leaves it
-    (tmp_path / ".clip.999999999.partial" / "img_emb" / "img_emb_7.npy").touch()
+    left = tmp_path / f".clip.{_machine()}.999999999.00.partial" / "img_emb"  # as a killed one leaves it
+    left.mkdir(parents=True)
+    (left / "img_emb_7.npy").touch()
     with monkeypatch.context() as patch:
         patch.setattr(store, "take", _pull_the_plug)
         with pytest.raises(StoreError, match="pulled out"):

@@ -66,7 +66,11 @@ def test_second_run_reads_the_start_and_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 1}, {"head": "linear"}, {"loss": "sigmoid"}, {"val_fraction": 0.3}, {"text_column": "german"}],
+    "changes",
+    [
+        {"seed": 1}, {"head": "linear"}, {"loss": "sigmoid"}, {"val_fraction": 0.3}, {"text_column": "german"},
+        {"context_length": 3},
+    ],
     ids=str,
 )  # fmt: skip
 def test_another_start_is_fitted_anew(
@@ -109,6 +113,50 @@ def test_random_numbers_go_on_as_after_the_fit(words_path: Path) -> None:
     expected = torch.rand(3, 2)
     assert torch.equal(tensor, expected)
     assert torch.equal(after, torch.rand(4))
+
+
+def test_fit_is_made_once_and_its_errors_are_its_own(
+    words_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(words_path, tmp_path / "words.lance")
+    (tmp_path / "words.lance" / "_search").touch()  # a file where the folder would be: the next one is taken
+    monkeypatch.setenv("LAMPLIT_CACHE", str(tmp_path / "cache"))
+    store, tensor, calls = Store(tmp_path / "words.lance"), torch.zeros(3), []
+
+    def fit() -> dict[str, float]:
+        calls.append(1)
+        tensor.add_(1)
+        return {}
+
+    def fail() -> dict[str, float]:
+        calls.append(1)
+        raise ConnectionResetError("the store is far away")
+
+    fit_or_read(store, start_key("a"), [tensor], fit, keeps=True)
+    assert tensor.tolist() == [1, 1, 1]
+    assert len(list((tmp_path / "cache" / "search").rglob("tensor0.npy"))) == len(calls) == 1
+    with pytest.raises(ConnectionResetError):
+        fit_or_read(store, start_key("b"), [tensor], fail, keeps=True)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["tensor0", "random_state", "metrics", "digest"])
+def test_damaged_start_is_fitted_anew(name: str, words_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(words_path, tmp_path / "words.lance")
+    store, key = Store(tmp_path / "words.lance"), start_key("a")
+    tensor = torch.zeros(100)
+    for turn, expected in enumerate((0.0, 1.0, 1.0)):  # fitted, fitted anew since it is damaged, and read
+
+        def fit(turn: float = turn) -> dict[str, float]:
+            tensor.fill_(turn)
+            return {"recall": turn}
+
+        assert fit_or_read(store, key, [tensor], fit, keeps=True) == {"recall": expected}
+        assert tensor.tolist() == [expected] * 100
+        if turn == 0:
+            [file] = (tmp_path / "words.lance" / "_search").rglob(f"{name}.npy")
+            content = file.read_bytes()
+            file.write_bytes(content[:-4] + bytes(byte ^ 1 for byte in content[-4:]))
 
 
 def test_key_depends_on_all() -> None:

@@ -179,7 +179,9 @@ class Run:
     def _fit_start(self, progress: bool) -> dict[str, float]:
         """Fit the head, and return held-out recall; the other processes wait for this one."""
         measure = partial(self._measure, self.held_out, Ranks())
-        return self.head_fit.start(self.held_out, measure, goes_on=self._goes_on, progress=progress)
+        return self.head_fit.start(
+            self.held_out, measure, mode=self.settings.mode_used, goes_on=self._goes_on, progress=progress
+        )
 
     @property
     def _goes_on(self) -> bool:

@@ -91,7 +91,7 @@ def tokenize_captions(
     """
     kind: Any = np.uint16 if len(tower.tokenizer) <= 1 << 16 else np.uint32
     begin = f"tokens-{captions.key}-"
-    name = f"{begin}{_identity(tower)}-{tower.context_length}"
+    name = f"{begin}{tokenizer_digest(tower)}-{tower.context_length}"
 
     def of_part(part: CaptionPart) -> dict[str, NDArray[Any]]:
         def make(draft: Draft) -> None:
@@ -132,7 +132,7 @@ def _begins(flats: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     return np.cumsum([0, *map(len, flats[:-1])])
 
 
-def _identity(tower: TextTower) -> str:
+def tokenizer_digest(tower: TextTower) -> str:
     """Digest what a tokenizer saves."""
     digest = blake2b(json.dumps(tower.tokenizer.describe(), sort_keys=True).encode(), digest_size=8)
     with TemporaryDirectory() as folder:

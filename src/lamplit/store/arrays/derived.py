@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SMALL = 50_000  # images; up to here the product of all rows takes 10 ms on one core, and no file is derived
 FOLDER = "_search"
 RECALL = "recall"
+Arrays = dict[str, NDArray[Any]]  # by name
 
 
 def search_folders(store: Store) -> list[Path]:
@@ -112,7 +113,7 @@ class Draft:
         if self.folder is not None:
             (self.folder / f"{name}.npy").unlink()
 
-    def finish(self) -> dict[str, NDArray[Any]]:
+    def finish(self) -> Arrays:
         """Return all arrays, and close their files."""
         for name, (file, kind, begin) in self._files.items():
             with file:
@@ -125,11 +126,20 @@ class Draft:
 
 
 def find_derived(
-    store: Store, kind: str, names: Sequence[str], part: Part | None = None
-) -> dict[str, NDArray[Any]] | None:
-    """Open arrays that were derived from a store, or a part of it, as it is now; None if they were not made."""
+    store: Store,
+    kind: str,
+    names: Sequence[str],
+    part: Part | None = None,
+    *,
+    is_whole: Callable[[Arrays], bool] = bool,
+) -> Arrays | None:
+    """Open arrays that were derived from a store, or a part of it, as it is now; None if they were not made.
+
+    Arrays that are not `is_whole` count as not made.
+    """
     for folder in search_folders(store):
-        if (found := _read_arrays(folder / search_name(store if part is None else part, kind), names)) is not None:
+        found = _read_arrays(folder / search_name(store if part is None else part, kind), names)
+        if found is not None and is_whole(found):
             return found
     return None
 
@@ -143,7 +153,8 @@ def derive(
     part: Part | None = None,
     instead_of: str | None = None,
     keeps: bool = False,
-) -> dict[str, NDArray[Any]]:
+    is_whole: Callable[[Arrays], bool] = bool,
+) -> Arrays:
     """Open arrays that are derived from a store; make them first if they are not there.
 
     Args:
@@ -154,13 +165,14 @@ def derive(
         part: the part of the store that they are derived from; None for all of it.
         instead_of: how the kinds of arrays begin that are not needed any more once these are made.
         keeps: write files for few rows, too: they take long to make.
+        is_whole: tells whether arrays that are there may be taken; others are made anew.
 
     Returns:
         The arrays by name: memory-mapped, or in memory if there are few rows or no file can be written.
     """
     rows = store if part is None else part
     if keeps or not is_small(len(rows)) or is_remote(store.path):  # from there, they took a while
-        if (found := find_derived(store, kind, names, part)) is not None:
+        if (found := find_derived(store, kind, names, part, is_whole=is_whole)) is not None:
             return found
         for folder in search_folders(store):
             target = folder / search_name(rows, kind)
@@ -203,7 +215,7 @@ def open_array(file: Path) -> NDArray[Any]:
     return mapped
 
 
-def _read_arrays(folder: Path, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+def _read_arrays(folder: Path, names: Sequence[str]) -> Arrays | None:
     try:
         return {name: open_array(folder / f"{name}.npy") for name in names}
     except (OSError, ValueError, EOFError):  # not made yet, or damaged

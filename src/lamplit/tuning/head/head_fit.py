@@ -23,8 +23,7 @@ from lamplit.tuning.head.scale_fit import fit_scale_apart
 from lamplit.tuning.ranks import Ranks
 from lamplit.tuning.settings import MANY_PAIRS
 from lamplit.tuning.split import Links
-
-_SAMPLE = 64  # texts that tell one tokenizer from another
+from lamplit.tuning.tokens import tokenizer_digest
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,20 @@ class HeadFit:
         return self.model.text_tower
 
     def start(
-        self, held_out: Links, measure: Callable[[], dict[str, float]], *, goes_on: bool, progress: bool = False
+        self,
+        held_out: Links,
+        measure: Callable[[], dict[str, float]],
+        *,
+        mode: str,
+        goes_on: bool,
+        progress: bool = False,
     ) -> dict[str, float]:
         """Fit the head and the logit scale, and measure the model; read both where a run has begun like this before.
 
         Args:
             held_out: the pairs that are measured.
             measure: gives metrics of the fitted model.
+            mode: of the run: an image tower that trains is measured by what it says itself.
             goes_on: steps will follow.
             progress: show bars on stderr.
 
@@ -78,7 +84,7 @@ class HeadFit:
             return measure()
 
         keeps = len(self.train) >= MANY_PAIRS  # of fewer, a fit takes seconds
-        return fit_or_read(self.texts.captions.store, self._key(held_out), changed, fit, keeps=keeps)
+        return fit_or_read(self.texts.captions.store, self._key(held_out, mode), changed, fit, keeps=keeps)
 
     def again(self, ranks: Ranks, *, goes_on: bool) -> None:
         """Fit a head that does not train to what the encoder says now; all processes get what the first one fitted."""
@@ -109,12 +115,14 @@ class HeadFit:
         if self.left_out is not None and anchors is not None:
             self.left_out.take(used, anchors)
 
-    def _key(self, held_out: Links) -> str:
+    def _key(self, held_out: Links, mode: str) -> str:
         """Digest all that the start depends on."""
         model, tower, class_head = self.model, self._tower, self.class_head
-        texts = [tower.tokenize(self.texts[:_SAMPLE]), [] if class_head is None else class_head.texts]
-        words = json.dumps([*texts, self.left_out is not None])
+        reading = [tokenizer_digest(tower), tower.context_length, tower.pooling]
+        names = [] if class_head is None else class_head.texts
+        words = json.dumps([*reading, names, mode, self.left_out is not None])
         numbers = [links for part in (self.train, held_out) for links in (part.image_index, part.text_index)]
+        numbers += [] if self.zimg.center is None else [self.zimg.center]
         numbers += [] if class_head is None else [class_head.vectors]
         numbers += [] if tower.carried is None else vars(tower.carried).values()
         numbers += [model.log_scale, *([] if model.logit_bias is None else [model.logit_bias])]

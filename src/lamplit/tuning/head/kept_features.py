@@ -12,8 +12,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lamplit._version import __version__
@@ -23,6 +23,7 @@ from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.sides import token_features
 
 MOST_KEPT = 8  # files, of some MB each; the oldest go
+_NAME, _DIGEST = "features", "blake2b"
 
 
 def features_file(tower: TextTower, tokens: Sequence[list[int]]) -> Path:
@@ -40,13 +41,26 @@ def read_or_encode(tower: TextTower, tokens: Sequence[list[int]], *, progress: b
         progress: show a bar on stderr.
     """
     file = features_file(tower, tokens)
-    with suppress(OSError, SafetensorError):  # there is none, or it is damaged
-        return load_file(file)["features"].to(tower.device)
+    if (kept := _read(file)) is not None:
+        return kept.to(tower.device)
     features = token_features(tower, tokens, progress=progress)
     with suppress(OSError):  # a full disk, a cache that belongs to somebody else: the next run computes them again
         with replacing(file) as partial:
-            save_file({"features": features.cpu()}, partial)
-        kept = sorted(file.parent.glob("*.safetensors"), key=lambda each: each.stat().st_mtime)
-        for old in kept[:-MOST_KEPT]:
+            save_file({_NAME: features.cpu()}, partial, {_DIGEST: _digest(features)})
+        files = sorted(file.parent.glob("*.safetensors"), key=lambda each: each.stat().st_mtime)
+        for old in files[:-MOST_KEPT]:
             old.unlink(missing_ok=True)
     return features
+
+
+def _read(file: Path) -> Tensor | None:
+    """Read features; None if there are none, or they are not what was written."""
+    with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
+        features: Tensor = opened.get_tensor(_NAME)
+        if (opened.metadata() or {}).get(_DIGEST) == _digest(features):
+            return features
+    return None
+
+
+def _digest(features: Tensor) -> str:
+    return blake2b(features.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()

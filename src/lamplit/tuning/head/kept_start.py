@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lamplit._version import __version__
-from lamplit.store.arrays.derived import Draft, derive
+from lamplit.store.arrays.derived import Arrays, Draft, derive, find_derived
 from lamplit.store.lance_store import Store
 
-_STATE, _METRICS = "random_state", "metrics"
+_STATE, _METRICS, _DIGEST = "random_state", "metrics", "digest"
 
 
 def start_key(*parts: str | Tensor) -> str:
@@ -50,20 +51,41 @@ def fit_or_read(
     Returns:
         The metrics.
     """
-    names = [f"tensor{number}" for number in range(len(tensors))]
+    names, kind = [*(f"tensor{number}" for number in range(len(tensors))), _STATE, _METRICS, _DIGEST], f"start-{key}"
+    found = find_derived(store, kind, names, is_whole=_is_whole)
+    if found is None:
+        values = _fitted(names, tensors, fit)  # here, once, whichever folder can be written to
 
-    def make(draft: Draft) -> None:
-        metrics = fit()
-        values: dict[str, Any] = {_METRICS: np.frombuffer(json.dumps(metrics).encode(), np.uint8)}
-        values[_STATE] = torch.get_rng_state().numpy()
-        values |= {name: tensor.detach().cpu().reshape(-1).numpy() for name, tensor in zip(names, tensors, strict=True)}
-        for name, value in values.items():
-            draft.create(name, value.shape, value.dtype)[:] = value
+        def write(draft: Draft) -> None:
+            for name, value in values.items():
+                draft.create(name, value.shape, value.dtype)[:] = value
 
-    found = derive(store, f"start-{key}", [*names, _STATE, _METRICS], make, instead_of="start-", keeps=keeps)
+        found = derive(store, kind, names, write, instead_of="start-", keeps=keeps, is_whole=_is_whole)
     with torch.no_grad():
-        for name, tensor in zip(names, tensors, strict=True):
+        for name, tensor in zip(names, tensors, strict=False):
             tensor.copy_(torch.from_numpy(found[name]).reshape(tensor.shape))
     torch.set_rng_state(torch.from_numpy(np.array(found[_STATE])))
     metrics: dict[str, float] = json.loads(found[_METRICS].tobytes())
     return metrics
+
+
+def _fitted(names: Sequence[str], tensors: Sequence[Tensor], fit: Callable[[], dict[str, float]]) -> Arrays:
+    """Fit, and return what is kept of it: the tensors, the random numbers, the metrics and a digest of these."""
+    metrics = json.dumps(fit()).encode()
+    values = {name: tensor.detach().cpu().reshape(-1).numpy() for name, tensor in zip(names, tensors, strict=False)}
+    values |= {_STATE: torch.get_rng_state().numpy(), _METRICS: np.frombuffer(metrics, np.uint8)}
+    return values | {_DIGEST: _digest(values)}
+
+
+def _is_whole(found: Arrays) -> bool:
+    """Tell whether the arrays are those that were written."""
+    return bool(np.array_equal(found[_DIGEST], _digest(found)))
+
+
+def _digest(values: Arrays) -> NDArray[Any]:
+    digest = blake2b(digest_size=16)
+    for name in sorted(values.keys() - {_DIGEST}):
+        value = values[name]
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return np.frombuffer(digest.digest(), np.uint8)
