@@ -14,6 +14,7 @@ from lamplit.planning import timings
 from lamplit.planning.plan_report import Plan, Stage
 from lamplit.planning.planner import plan
 from lamplit.towers.images.image_tower import ImageTower
+from lamplit.towers.texts.text_tower import TextTower
 from lamplit.tuning.settings import TuneSettings
 
 HEADER = 64 * 1024  # of a safetensors file, at most
@@ -60,6 +61,19 @@ def test_more_steps_take_longer(image_folder: Path, image_tower: ImageTower, tex
     few, many = tuning(steps=1), tuning(steps=1000)
     assert many.parts["steps"] > few.parts["steps"] > 0  # each is timed by itself, on a machine with other work
     assert few.parts["closed form"] > 0
+
+
+def test_a_locked_encoder_reads_each_text_once(
+    image_folder: Path, image_tower: ImageTower, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    forward = TextTower.forward
+    monkeypatch.setattr(TextTower, "forward", lambda tower, tokens: read.append(len(tokens)) or forward(tower, tokens))
+    for mode in ("LL", "LU"):
+        read.clear()
+        settings = TuneSettings(f"hf:{text_folder}", mode=mode, head="linear", batch_size=16, steps=100)
+        found = plan(image_folder / "pairs.csv", settings, image_tower=image_tower).tune
+        assert (found.parts["texts"] > 0) == (not read) == (mode == "LL")
 
 
 def test_backend_is_that_of_so_many_images(

@@ -58,6 +58,24 @@ def test_a_deleted_row_changes_the_part_that_it_was_in() -> None:
     assert len(after[1]) == FULL - 1
 
 
+def test_what_a_newer_store_needs_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that opened a store before it grew derives for itself, and deletes nothing of others."""
+    monkeypatch.setattr(derived, "SMALL", 2)
+    older = write_store(tmp_path / "some.lance", torch.eye(5), [["a"]] * 5)
+    newer = Store(older.path)
+    newer.append([Row("later", "p", "later", ["b"], torch.ones(5) / 5**0.5)])
+
+    def kept() -> set[str]:
+        return {each.name.split("-")[0] for each in (tmp_path / "some.lance" / "_search").iterdir()}
+
+    for store in (newer, older):
+        read_vectors(store)
+    of_newer = {part.digest for part in newer.parts}
+    assert kept() == of_newer | {part.digest for part in older.parts}
+    derived.remove_stale_files(tmp_path / "some.lance" / "_search", newer)
+    assert kept() == of_newer
+
+
 @pytest.fixture
 def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store of which two fragments are full, and ids that do not ascend."""

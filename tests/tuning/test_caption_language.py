@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from text_families import xlm_unigram
 
 import lamplit
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.tuning.caption_language import MULTILINGUAL, advise, find_language
+from lamplit.tuning.caption_language import MULTILINGUAL, SAMPLE, advise, find_language, sample
 
 GREEK = ["Ένας βάτραχος.", "Μια γάτα και ένας σκύλος.", "Το καπέλο.", "Ένα πλοίο στη θάλασσα.", "Ο ήλιος."] * 4
 UNKNOWN = [  # captions of the stamps in eight languages
@@ -53,6 +54,16 @@ def test_language_is_found(image_folder: Path) -> None:
     assert find_language(drawn(image_folder, "german")) == "de"
     assert find_language(GREEK) == "el"
     assert find_language(UNKNOWN) == "und"
+    german, english = drawn(image_folder, "german") * 9, drawn(image_folder, "caption") * 9
+    assert find_language(english[:500] + german[:499]) == find_language(german[:499] + english[:500]) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 499, 500, 501, 999, 1000, 1234])
+def test_sample_lies_at_even_distances(size: int) -> None:
+    found = [int(text) for text in sample([str(number) for number in range(size)])]
+    assert min(size, SAMPLE) / 2 <= len(found) <= SAMPLE
+    assert len({after - before for before, after in pairwise(found)}) <= 1
+    assert size - (found or [0])[-1] <= 3
 
 
 def test_what_says_too_little_is_no_language(image_folder: Path) -> None:

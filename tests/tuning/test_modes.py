@@ -243,6 +243,11 @@ def test_unreadable_images_are_skipped_and_listed(
         report = tune(store, tmp_path / "run", made("UU"))
     assert report.skipped == {str(broken): "not an image"}
     assert f"1 images could not be read and were left out ({broken}: not an image)" in caplog.text
+    stopped = tmp_path / "stopped"
+    with interrupted_at(stopped / "log.jsonl", 20):  # by then every image was asked for
+        tune(store, stopped, made("UU", steps=40, num_evals=40))
+    shutil.copy(image_folder / broken.relative_to(tmp_path / "images"), broken)
+    assert tune(store, stopped, made("UU", steps=40, num_evals=40)).skipped == report.skipped
     for path in store.column("path"):
         Path(path).write_bytes(b"nor these")
     with pytest.raises(TuneError, match="none of 12 held-out images could be read"):

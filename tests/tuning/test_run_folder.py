@@ -55,12 +55,23 @@ def test_younger_settings_have_their_defaults(tmp_path: Path) -> None:
         ('{"format": 5}', r"has format 5; this lamplit reads up to 4: upgrade it"),
         ('{"format": 1, "magic": 3}', r"has unknown settings magic; tune again with another --out"),
         ('{"format": ', r"is not JSON .*; give another --out"),
+        ("[]", r"holds no settings of a run; give another --out"),
+        ('{"format": "4"}', r"holds no settings of a run; give another --out"),
     ],
 )
 def test_unreadable_settings_are_explained(content: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(UsageError, match=expected):
         read_settings(tmp_path / "settings.json")
+
+
+@pytest.mark.parametrize("content", ['{"out": ', "[]", '{"out": "a"}', '{"magic": 3}'])
+def test_unreadable_report_is_explained(content: str, store: Store, tmp_path: Path) -> None:
+    assert claim(tmp_path, store, SETTINGS) is None
+    (tmp_path / "checkpoints").mkdir()  # it has begun
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(UsageError, match=r"report\.json is damaged, or a newer lamplit wrote it .*; delete it"):
+        claim(tmp_path, store, SETTINGS)
 
 
 def test_repr_of_a_report() -> None:

@@ -51,6 +51,8 @@ def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
         ("seed", None, "seed is None; expected a whole number"),
         ("image_head", 1, "image_head is 1, an int; expected True or False"),
         ("text_tower", None, "text_tower is None; expected a text"),
+        ("epochs", float("inf"), "epochs is inf; expected a finite number"),
+        ("weight_decay", float("nan"), "weight_decay is nan; expected a finite number"),
     ],
 )
 def test_wrong_types_are_refused(name: str, value: Any, message: str) -> None:

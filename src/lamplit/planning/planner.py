@@ -148,6 +148,7 @@ def _plan_tuning(
     parts = {
         "opening": opening,
         "tokens": tokenizing / len(tokens) * captions,
+        "texts": 0.0 if settings.text_trains else a_text * captions,  # of a locked encoder, once
         "closed form": 0.0,
         "steps": steps * time_step(tower, tokens, held_tokens, batch, settings, device) / processes,
         "evaluations": evaluations * time_evaluation(census, settings, image_tower.width, a_text / processes),

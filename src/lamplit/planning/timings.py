@@ -28,9 +28,10 @@ from lamplit.tuning.building import autocast_of
 from lamplit.tuning.head.closed_form import ClosedForm
 from lamplit.tuning.head.known_names import SHARE
 from lamplit.tuning.head.scale_fit import MOST_REST
-from lamplit.tuning.large_batch import SparseEmbeddings, backward_in_chunks, cut_texts
+from lamplit.tuning.large_batch import Part, SparseEmbeddings, backward_in_chunks, cut_texts
 from lamplit.tuning.optimizers import build_optimizer
 from lamplit.tuning.settings import TuneSettings
+from lamplit.tuning.sides import token_features
 from lamplit.tuning.split import MAX_HELD_OUT
 
 SECONDS = 4.0  # that the pass takes for each thing it measures, about
@@ -103,20 +104,28 @@ def time_step(
         keep_freed_memory()  # as a run does
     scale, autocast = torch.tensor(10.0, device=device), autocast_of(settings, device)
 
+    texts = [tokens[i % len(tokens)] for i in range(measured)] + held[: round(SHARE * measured)]
+    features = torch.empty(0) if settings.text_trains else token_features(tower, texts)
+
     def encode(tokens: list[list[int]]) -> Tensor:
         with autocast():
             encoded: Tensor = tower(tokens)
         return encoded
+
+    def read() -> Part:
+        """Do what the run does: read texts, or what a locked encoder has said of them."""
+        if settings.text_trains:
+            return cut_texts(encode, texts)
+        return Part(tower.head, [features], torch.arange(len(texts)))
 
     def vectors(size: int) -> Tensor:
         return F.normalize(torch.randn(size, tower.head.out_features, device=device), dim=-1)
 
     def step() -> None:
         optimizer.zero_grad()
-        texts = [tokens[i % len(tokens)] for i in range(measured)] + held[: round(SHARE * measured)]
         with embeddings:
             loss = backward_in_chunks(
-                [vectors(measured), cut_texts(encode, texts)],
+                [vectors(measured), read()],
                 lambda zimg, ztxt: softmax_loss(zimg, ztxt[:measured], scale),
                 device=device,
             )

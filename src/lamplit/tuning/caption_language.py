@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +22,11 @@ _NO_LANGUAGE = "zxx"  # numbers, file names
 _UNKNOWN = "und"  # several languages, or one that the detector does not know
 
 
+def sample(captions: Sequence[str]) -> list[str]:
+    """Take at most `SAMPLE` captions at even distances, from the first to nearly the last."""
+    return list(captions[:: max(1, math.ceil(len(captions) / SAMPLE))])
+
+
 def find_language(captions: Sequence[str]) -> str | None:
     """Find the language of captions that are not English.
 
@@ -31,17 +37,16 @@ def find_language(captions: Sequence[str]) -> str | None:
         Its code by ISO 639, which is `und` for several languages or an unknown one; None if they are English, in part
         or all, in no language, or too few to tell.
     """
-    step = max(1, len(captions) // SAMPLE)
-    sample = [text.lower() for text in captions[::step]][:SAMPLE]  # names in capitals look like German
-    together = "\n".join(sample)
+    lower = [text.lower() for text in sample(captions)]  # names in capitals look like German
+    together = "\n".join(lower)
     if sum(map(str.isalpha, together)) < _LEAST_LETTERS:
         return None
     identifier = _identifier()
     language: str = identifier.classify(together)[0]
     if language in ("en", _NO_LANGUAGE):
         return None
-    alone = Counter(identifier.classify(text)[0] for text in sample)
-    if alone["en"] > _MOST_ENGLISH * len(sample):
+    alone = Counter(identifier.classify(text)[0] for text in lower)
+    if alone["en"] > _MOST_ENGLISH * len(lower):
         return None
     return language if language == alone.most_common(1)[0][0] else _UNKNOWN
 

@@ -8,18 +8,12 @@ import numpy as np
 
 from lamplit.towers.texts.more_tokens import unknown_share
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.tuning.caption_language import MULTILINGUAL, SAMPLE
+from lamplit.tuning.caption_language import MULTILINGUAL, sample
 from lamplit.tuning.tokens import Tokens
 
 MOST_UNKNOWN = (
     0.1  # of all tokens; MiniLM has at most 0.06 of them in languages of its own script, 0.19 and more in others
 )
-
-
-def sample(captions: Sequence[str]) -> list[str]:
-    """Take captions at even distances."""
-    step = max(1, len(captions) // SAMPLE)
-    return list(captions[::step])[:SAMPLE]
 
 
 def advise_pieces(captions: Sequence[str], tower: TextTower) -> str | None:

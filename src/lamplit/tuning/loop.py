@@ -56,6 +56,7 @@ class RunState:
     start: dict[str, float] = field(default_factory=dict)  # metrics before the first step
     in_windows: bool = False  # the order of the pairs, see Batches
     mean_loss: float | None = None  # moving average
+    skipped: dict[str, str] = field(default_factory=dict)  # see ImageSide
 
 
 @dataclass
@@ -101,8 +102,11 @@ class Run:
     def go(self, *, memory_budget: int | None, workers: int, progress: bool, log_to: Sequence[str] = ()) -> TuneReport:
         """Take all steps that are left; return the report."""
         checkpoint, seconds = self.out / "checkpoints" / "last.safetensors", 0.0
-        if self.ranks.first(checkpoint.is_file):
+        has_begun = self.ranks.first(checkpoint.is_file)
+        if has_begun:
             self.state = RunState(**load_checkpoint(checkpoint, self.kept, self.optimizer))
+        self.image_side.skipped = self.state.skipped  # one record, which checkpoints hold
+        if has_begun:
             if self._goes_on:
                 self.head_fit.recover()
             seconds = self.ranks.first(lambda: cut_log(self.out / "log.jsonl", self.state.step))
@@ -292,7 +296,7 @@ class Run:
                 "after the last step. With few pairs the closed form is often the best there is; more pairs would help",
                 state.best, state.last_metrics["mean_recall"],
             )  # fmt: skip
-        report.skipped = self.image_side.skipped = self.ranks.merge(self.image_side.skipped)
+        report.skipped = self.ranks.merge(self.image_side.skipped)
         if report.skipped:
             logger.warning("%s", self.image_side.skipped_note())
         return self.ranks.first(partial(self._write_report, report))

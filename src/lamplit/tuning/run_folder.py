@@ -47,7 +47,7 @@ def claim(out: Path, store: Store, settings: TuneSettings, *, progress: bool = F
         _require_settings(out, before, content)
         _require_content(out, before, content, store.path)
         if (out / "report.json").is_file():
-            return TuneReport(**json.loads((out / "report.json").read_text(encoding="utf-8")))
+            return _read_report(out / "report.json")
         if before["format"] < FORMAT:
             raise UsageError(f"{out} holds a run {_OLD}; it cannot go on. Give another --out, or delete the folder")
     elif has_begun:
@@ -55,6 +55,16 @@ def claim(out: Path, store: Store, settings: TuneSettings, *, progress: bool = F
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(content, indent=2) + "\n")
     return None
+
+
+def _read_report(file: Path) -> TuneReport:
+    try:
+        return TuneReport(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # not JSON, not an object, or with other fields
+        raise UsageError(
+            f"{file} is damaged, or a newer lamplit wrote it ({error}); delete it, and the report is made again from "
+            "the last checkpoint"
+        ) from error
 
 
 def _require_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -107,12 +117,15 @@ def read_settings(file: Path) -> dict[str, Any]:
         UsageError: the file is damaged, or a newer lamplit wrote it.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values: Any = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{file} is not JSON ({error}); give another --out, or delete the folder") from error
+    if not isinstance(values, dict) or not isinstance(values.get("format", FORMAT), int):
+        raise UsageError(f"{file} holds no settings of a run; give another --out, or delete the folder")
     if values.get("format", FORMAT) > FORMAT:
         raise UsageError(f"{file} has format {values['format']}; this lamplit reads up to {FORMAT}: upgrade it")
-    named = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
+    given: dict[str, Any] = values
+    named = {_OLD_NAMES.get(name, name): value for name, value in given.items()}
     known = TuneSettings.__dataclass_fields__.keys() | _STORE | {"format"}
     unknown = named.keys() - known
     if unknown:

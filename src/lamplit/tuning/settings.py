@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -207,6 +208,8 @@ class TuneSettings:
                 continue
             value = getattr(self, name)
             taken = (int, float) if kind is float else kind
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{name} is {value}; expected a finite number")
             if (value is None and others) or (
                 isinstance(value, taken) and (kind is bool or not isinstance(value, bool))
             ):

@@ -61,7 +61,7 @@ class ImageSide(ABC):
             (b, D) unit vectors or what gives them, and (b,) indices into `rows` of the images that could be read.
 
         Raises:
-            TuneError: fewer than two images could be read.
+            TuneError: fewer than two images could be read, or fewer than there are processes.
         """
 
     @abstractmethod
@@ -167,12 +167,13 @@ class EncodedImages(ImageSide):
         """Read the images of the next step, and return them to encode; as vectors if the tower does not train yet."""
         assert self._crops is not None
         images, good, reasons = next(self._crops)
-        self.skipped |= reasons
         is_good, ranks = torch.zeros(len(rows), dtype=torch.bool), self.ranks
         is_good[torch.tensor(good, dtype=torch.long) * ranks.size + ranks.rank] = True
         kept = torch.nonzero(ranks.agree(is_good)).flatten()
-        if len(kept) < 2:
-            raise TuneError(f"fewer than two images of step {step + 1} could be read. {self.skipped_note()}")
+        if len(kept) < len(rows):  # which all processes know
+            self.skipped |= ranks.merge(reasons)
+        if len(kept) < (least := max(2, ranks.size)):  # every process takes a pair
+            raise TuneError(f"fewer than {least} images of step {step + 1} could be read. {self.skipped_note()}")
         height, width = self.tower.preprocessing.image_size
         if not good:  # all processes take part in what follows; this one's vector is left out
             images = torch.zeros(1, 3, height, width, dtype=torch.uint8)

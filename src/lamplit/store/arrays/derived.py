@@ -196,7 +196,12 @@ def derive(
 
 
 def remove_stale_files(folder: Path, store: Store) -> None:
-    """Delete what was derived from rows that a store has no more. Open memory maps stay valid (POSIX)."""
+    """Delete what was derived from rows that a store has no more. Open memory maps stay valid (POSIX).
+
+    Nothing is deleted if the store has changed since it was opened: others may have derived what it needs now.
+    """
+    if Store(store.path).version_digest != store.version_digest:
+        return
     current = (".", store.version_digest, *(part.digest for part in store.parts))
     for other in folder.iterdir():
         if other.is_dir() and not other.name.startswith(current):
