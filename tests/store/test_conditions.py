@@ -29,6 +29,7 @@ COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
     "real": (pa.float64(), [0.0, 0.5, -2.25, 7.0, 1e300, float("inf")]),
     "half": (pa.float32(), [0.0, 0.5, -2.25, 7.0]),
     "word": (pa.string(), ["", "a", "B", "it's", 'say "a"', "100%", "ä", "猫", "a\nb"]),
+    "cell": (pa.string(), ["", "0", "7", "-2.25", "7.0", "300", "1e300", "it's", "true", "false", "TRUE", "7 cm"]),
     "Größe in cm": (pa.int16(), [0, 1, 7]),
     "kept": (pa.bool_(), [True, False]),
     "day": (pa.date32(), DAYS),
@@ -113,6 +114,40 @@ def of_texts(draw: Any) -> Condition:
 
 
 @st.composite
+def of_cells(draw: Any) -> Condition:
+    """Of text that is compared with what it is not, as all cells of a CSV file are text."""
+    value, written, negation = draw(numbers), draw(st.sampled_from(sorted(OPERATORS))), draw(negations)
+
+    def read(test: Callable[[float], bool]) -> Test:
+        def is_met(row: Row) -> bool | None:
+            try:
+                return test(float(row["cell"]))
+            except (TypeError, ValueError):  # nothing, or no number
+                return None
+
+        return is_met
+
+    def flag(row: Row) -> bool | None:
+        return {"true": True, "false": False}.get((row["cell"] or "").lower())
+
+    drawn: Condition = draw(
+        st.sampled_from(
+            [
+                (f"cell {written} {number(value)}", read(lambda cell: OPERATORS[written](cell, float(value)))),
+                (f"{number(value)} {written} cell", read(lambda cell: OPERATORS[written](float(value), cell))),
+                (f"cell {negation}in ({number(value)}, 7)", read(lambda cell: turned(negation, cell in (value, 7)))),
+                (f"cell {negation}between 1 and 300", read(lambda cell: turned(negation, 1 <= cell <= 300))),
+                ("cell", flag),
+                ("cell = true", flag),
+                ("cell is false", lambda row: flag(row) is False),
+                ("cell is not true", lambda row: flag(row) is not True),
+            ]
+        )
+    )
+    return drawn
+
+
+@st.composite
 def of_others(draw: Any) -> Condition:
     """Of dates, booleans, lists, missing values and two columns."""
     word, value, day, negation = draw(words), draw(numbers), draw(st.sampled_from(DAYS)), draw(negations)
@@ -162,7 +197,7 @@ def combined(parts: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition
     return st.tuples(parts, parts, st.sampled_from(["and", "or"])).map(join) | parts.map(negate)
 
 
-conditions = st.recursive(of_numbers() | of_texts() | of_others(), combined, max_leaves=6)
+conditions = st.recursive(of_numbers() | of_texts() | of_cells() | of_others(), combined, max_leaves=6)
 tables = st.lists(
     st.fixed_dictionaries({column: st.none() | st.sampled_from(cells) for column, (_, cells) in COLUMNS.items()}),
     min_size=1,
@@ -321,10 +356,11 @@ def test_meaning(table: Any, condition: str, holds: bool | None) -> None:
         ("vector is null", "'vector', which is not there"),
         ("_rowid = 1", "'_rowid', which is not there"),
         ("`odd`name = 1", "is not there|expected"),
-        ("word", "expected a comparison"),
+        ("real", "expected a comparison"),
         ("1 = 1", "one side must be a column"),
         ("true", "expected a comparison"),
-        ("word = 3", "word, which holds text, cannot be used: it cannot be compared with 3"),
+        ("kept = 3", "kept, which holds boolean, cannot be used: it cannot be compared with 3"),
+        ("word in (3, 'a')", "word, which holds text, cannot be used: it cannot be compared with 3"),
         ("whole = '3'", "whole, which holds number, cannot be used: it cannot be compared with '3'"),
         ("whole = word", "it cannot be compared with word, which holds text"),
         ("whole like '3'", "LIKE compares a column of text"),

@@ -77,6 +77,10 @@ def search(
     least = _lowest_score(min_score, image)
     if paths + null + as_json > 1:
         raise UsageError("--json, --paths and -0 are three ways to print; give one")
+    if sheet is not None:
+        from lamplit.retrieval.picture_files import picture_format
+
+        picture_format(sheet)  # before anything is searched
     reader = as_reader(model, texts=query is not None, images=image is not None, device=device)
     searcher = lamplit.Searcher(reader, store, exact=exact, progress=True)
     has_thumbnails = not (as_json or paths or null) and draws_thumbnails(thumbnails)
@@ -121,7 +125,7 @@ def locate(
         several = " ".join([words, *context.args])
         raise UsageError(f'put the words in quotes: lamplit locate MODEL IMAGE "{several}"')
     if out is not None:
-        from lamplit.retrieval.locating import picture_format
+        from lamplit.retrieval.picture_files import picture_format
 
         picture_format(out)  # before the model is opened
     found = lamplit.locate(model, image, words, device=device)

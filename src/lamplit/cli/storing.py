@@ -226,6 +226,10 @@ def duplicates(
     In Python: lamplit.find_duplicates.
     """
     options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    if sheet is not None:
+        from lamplit.retrieval.picture_files import picture_format
+
+        picture_format(sheet)  # before anything is compared
     groups = lamplit.find_duplicates(store, progress=True, **options)
     if sheet is not None:
         from lamplit.retrieval.contact_sheet import duplicates_sheet

@@ -15,10 +15,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from lamplit.data.inputs import ImageInput, decode_nth, list_images
 from lamplit.errors import TowerError, UsageError, kind_of
-from lamplit.files import replacing
 from lamplit.model import LiT, as_model
 from lamplit.retrieval.heat_picture import Window, draw_heat
 from lamplit.retrieval.model_reader import ModelReader
+from lamplit.retrieval.picture_files import save_picture
 from lamplit.retrieval.queries import encode_words, require_unit
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.images.places import Places
@@ -26,7 +26,6 @@ from lamplit.towers.lock import evaluating
 from lamplit.unit_vectors import as_array
 
 SIDE = 1024  # pixels of the picture that is kept, at most
-_ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,21 +77,7 @@ class HeatMap:
         Example:
             >>> lamplit.locate("runs/stamps", "farm.jpg", "a horse").save("where.png")
         """
-        kind = picture_format(out)
-        with replacing(Path(out)) as partial:
-            self.draw().save(partial, kind)
-
-
-def picture_format(out: str | Path) -> str:
-    """Return the format of an image file that is to be written.
-
-    Raises:
-        UsageError: its name has another ending than .png, .jpg or .webp.
-    """
-    kind = _ENDINGS.get(Path(out).suffix.lower())
-    if kind is None:
-        raise UsageError(f"{out} cannot be written as a picture; expected a name that ends in .png, .jpg or .webp")
-    return kind
+        save_picture(self.draw(), out)
 
 
 def locate(

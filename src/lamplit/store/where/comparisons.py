@@ -50,6 +50,16 @@ class Column:
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         return "list" if is_list else str(kind)
 
+    def read_as(self, value: object) -> Column:
+        """Read a column of text as what it is compared with, a number or a boolean: cells of CSV files are text.
+
+        A text that is neither is as if it was not there.
+        """
+        if self.kind != "text" or not isinstance(value, Decimal | bool):
+            return self
+        name, kind = ("BOOLEAN", pa.bool_()) if isinstance(value, bool) else ("DOUBLE", pa.float64())
+        return Column(self.name, f"TRY_CAST({self.sql} AS {name})", kind)
+
 
 @dataclass(frozen=True)
 class Literal:
@@ -69,6 +79,7 @@ def compared(column: Column, operator: str, other: Column | Literal) -> str:
         if column.kind != other.kind or column.kind not in _COMPARABLE:
             refuse(column, f"it cannot be compared with {other.name}, which holds {other.kind}")
         return f"{column.sql} {operator} {other.sql}"
+    column = column.read_as(other.value)
     if pa.types.is_integer(column.type) and isinstance(other.value, Decimal):
         return _with_whole(column, operator, other.value)
     return f"{column.sql} {operator} {_value(column, other)}"
@@ -76,6 +87,8 @@ def compared(column: Column, operator: str, other: Column | Literal) -> str:
 
 def one_of(column: Column, values: Sequence[Literal], *, negated: bool) -> str:
     """Ask whether a column has one of some values, or none of them."""
+    if len({type(each.value) for each in values}) == 1:
+        column = column.read_as(values[0].value)
     if pa.types.is_integer(column.type):  # a number that no such column holds is equal to none
         values = [each for each in values if _fits(each.value, column.type)]
     sql = f"{column.sql} IN ({', '.join(_value(column, each) for each in values)})" if values else _never(column)

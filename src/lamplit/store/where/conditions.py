@@ -9,7 +9,7 @@ function, no arithmetic, no comment. Keywords may be of either case.
                | column [NOT] IN "(" literal { "," literal } ")" | column [NOT] BETWEEN literal AND literal
                | column [NOT] (LIKE | ILIKE) text | column IS [NOT] (NULL | TRUE | FALSE)
                | literal [NOT] IN column            for a column of lists, such as texts
-               | column                             for a column of booleans
+               | column                             for a column of booleans, or of text that says true or false
     operand    = column | literal              column = name { "." name }, for a field of a structure
     literal    = text | [sign] number | TRUE | FALSE | DATE text | TIMESTAMP text
     name       = letters, digits and underscores, or anything between two backticks
@@ -111,10 +111,11 @@ class _Parser:
         left = self._operand()
         if self._takes("IS"):
             column, negation = self._column(left), "NOT " if self._takes("NOT") else ""
-            for word in ("NULL", "TRUE", "FALSE"):
-                if (word == "NULL" or column.kind == "boolean") and self._takes(word):
-                    return _turned(f"{column.sql} IS {negation}{word}", negated)
-            self._fail("expected NULL" + (", TRUE or FALSE" if column.kind == "boolean" else ""))
+            flag = column.read_as(True)
+            for word, asked in (("NULL", column), ("TRUE", flag), ("FALSE", flag)):
+                if (word == "NULL" or flag.kind == "boolean") and self._takes(word):
+                    return _turned(f"{asked.sql} IS {negation}{word}", negated)
+            self._fail("expected NULL" + (", TRUE or FALSE" if flag.kind == "boolean" else ""))
         is_negated = self._takes("NOT")
         sql = self._ranged(left, negated != is_negated)
         if sql is not None:
@@ -125,8 +126,8 @@ class _Parser:
         if self._token.kind == "mark" and _SAME.get(operator, operator) in _FLIPPED:
             self.next += 1
             return _turned(self._compared(left, _SAME.get(operator, operator), self._operand()), negated)
-        if isinstance(left, Column) and left.kind == "boolean":
-            return _turned(left.sql, negated)
+        if isinstance(left, Column) and left.read_as(True).kind == "boolean":
+            return _turned(left.read_as(True).sql, negated)
         self._fail("expected a comparison, such as = or LIKE")
 
     def _ranged(self, left: Column | Literal, negated: bool) -> str | None:
