@@ -102,6 +102,17 @@ def process(*arguments: object, **environment: str) -> subprocess.CompletedProce
 # --- Help and errors
 
 
+def test_home_is_expanded_behind_an_option(lamplit: Lamplit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Shells expand `~` at the beginning of a word alone, so `--out=~/x` comes as it was typed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "vectors.npy", np.eye(3, dtype=np.float32))
+    done = lamplit("import", "vectors.npy", "--image-tower", "mine", "--out=~/a.lance")
+    assert done.code == 0, done.err
+    assert len(Store(tmp_path / "a.lance")) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"vectors.npy", "a.lance"}
+
+
 def test_python_m_lamplit_is_the_command(lamplit: Lamplit) -> None:
     done = process("--version")
     assert done.returncode == 0, done.stderr

@@ -500,6 +500,40 @@ def test_an_image_that_takes_the_place_of_another_is_said(
     assert f"such as {other / files[0].name} of {files[0]};" in note
 
 
+def test_values_of_another_content_are_said(folder: Path, out: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    """A column that the source does not name keeps what was said of the image before."""
+    files = named(folder)
+    table = folder / "table.jsonl"
+    rows = [{"image": file.name, "text": "a", "by": "Ann", "year": None} for file in files[:2]]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embed_with(image_tower, table, out)
+    shutil.copy(files[2], files[0])
+    table.write_text("".join(json.dumps({"image": file.name, "text": "a"}) + "\n" for file in files[:2]))
+    [note] = embed_with(image_tower, table, out).notes
+    assert note.startswith("values that were stored for other contents of the same images, and stay: 1 of by;")
+    assert Store(out).column("by") == ["Ann", "Ann"]
+    shutil.copy(files[3], files[0])
+    table.write_text("".join(json.dumps({"image": file.name, "text": "a", "by": None}) + "\n" for file in files[:2]))
+    assert embed_with(image_tower, table, out).notes == []
+    assert Store(out).column("by") == [None, None]
+
+
+def test_out_that_holds_something_else_is_refused(folder: Path, image_tower: ImageTower, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out, reason in (
+        (tmp_path / "file", "is a file, and a store is a folder"),
+        (folder, "holds no store, but other"),
+    ):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(UsageError, match=reason):
+            embed_with(image_tower, folder, out)
+        assert sorted(folder.rglob("*")) == before
+    (tmp_path / "stopped.lance" / "data").mkdir(parents=True)  # as a first commit that was killed leaves it
+    (tmp_path / "stopped.lance" / ".DS_Store").touch()
+    embed_with(image_tower, folder, tmp_path / "stopped.lance")
+    embed_with(image_tower, folder, tmp_path / "stopped.lance")
+
+
 def test_nothing_is_pruned_where_no_image_can_be_used(folder: Path, out: Path, image_tower: ImageTower) -> None:
     embed_with(image_tower, folder, out)
     for file in named(folder):

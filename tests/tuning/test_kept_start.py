@@ -90,7 +90,7 @@ def test_small_store_keeps_the_start_of_many_pairs(
     shutil.copytree(words_path, store)
     tune(store, tmp_path / "few", made(text_folder, steps=0))
     assert not starts_of(store)
-    monkeypatch.setattr(head_fit, "MANY_PAIRS", 100)
+    monkeypatch.setattr(head_fit, "KEPT_PAIRS", 100)
     first = tune(store, tmp_path / "many", made(text_folder, steps=0))
     assert len(starts_of(store)) == 1
     monkeypatch.setattr(head_fit, "fit_scale_apart", None)

@@ -74,6 +74,14 @@ def test_unreadable_report_is_explained(content: str, store: Store, tmp_path: Pa
         claim(tmp_path, store, SETTINGS)
 
 
+def test_a_store_or_a_file_is_no_folder_for_a_run(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a store, and a run is a folder of its own; give another --out"):
+        claim(Path(store.path), store, SETTINGS)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"is a file, and a run is a folder of its own"):
+        claim(tmp_path / "file", store, SETTINGS)
+
+
 def test_repr_of_a_report() -> None:
     report = TuneReport("run", "LU", "timm:a", "demo:minilm", 8, 2, 2, {}, 0, best_step=3, steps=5)
     assert repr(report) == "<TuneReport run: LU, demo:minilm reads timm:a, 5 steps>"

@@ -5,6 +5,7 @@ Shapes: N images, E width of the joint space.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -95,7 +96,9 @@ class CollectionMap:
         if projection.explained is None or len(self._store) < FEWEST:
             return None
         install = "" if find_spec("umap") else "pip install 'lamplit[map]', then "
-        return f"For a map on which likely neighbours lie together, type: {install}lamplit map {self._name}"
+        return (
+            f"For a map on which likely neighbours lie together, type: {install}lamplit map {shlex.quote(self._name)}"
+        )
 
     @property
     def _name(self) -> str:

@@ -75,13 +75,19 @@ app.command()(training.push)
 app.command()(storing.info)
 
 
+def _at_home(argument: str) -> str:
+    """Expand `--option=~/path`: shells expand a `~` at the beginning of a word alone."""
+    option, _, value = argument.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value[:2] == "~/" else argument
+
+
 def main() -> None:
     """Run the command line; every error that lamplit raises on purpose becomes one line."""
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what no terminal and no pipe takes
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    options = [_at_home(argument) for argument in arguments[:end] if argument != "--debug"]
     debug = len(options) < end
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

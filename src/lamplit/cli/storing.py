@@ -74,7 +74,10 @@ def embed(
         bool, typer.Option("--mean-center", help="Subtract the mean vector of the store from every vector.")
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Delete rows whose files are gone from the source's folder.")
+        bool,
+        typer.Option(
+            "--prune", help="Delete rows that the source does not name and whose files are gone from its folder."
+        ),
     ] = False,
     backend: Annotated[
         str, typer.Option(help="What runs the image tower: torch, compile, onnx (CPU), or auto, which measures.")

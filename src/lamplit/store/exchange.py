@@ -6,6 +6,7 @@ Both use the layout of clip-retrieval, which autofaiss and embedding-reader read
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,6 +145,7 @@ def import_vectors(
             "the tower that made the vectors needs a name, such as --image-tower timm:vit_base_patch16_224"
         )
     _refuse_store(source)
+    out = os.path.expanduser(out)
     require_writable(out)
     vectors = read_vectors(
         source, pairs=pairs, vector_column=vector_column, image_column=image_column, text_column=text_column

@@ -79,7 +79,7 @@ def tune(
     require_logs(log_to)
     require_local(out, "a run")
     store = as_store(store)
-    out = Path(out)
+    out = Path(out).expanduser()
     with join_ranks() as ranks:
         done = ranks.first(lambda: claim(out, store, settings, progress=progress))
         if done is not None:

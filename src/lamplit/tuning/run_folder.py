@@ -28,8 +28,12 @@ def claim(out: Path, store: Store, settings: TuneSettings, *, progress: bool = F
     The store is known by what is in it, not by where it lies: it may be moved, copied and compacted.
 
     Raises:
-        UsageError: the folder holds a run on other pairs, with other settings or of another lamplit, or another model.
+        UsageError: the folder holds a store, another model, or a run on other pairs, with other settings or of another
+            lamplit.
     """
+    if out.exists() and (not out.is_dir() or Store.exists(out)):
+        kind = "a store" if out.is_dir() else "a file"
+        raise UsageError(f"{out} is {kind}, and a run is a folder of its own; give another --out, such as runs/first")
     content = {
         "format": FORMAT,
         "store": store.path if "://" in store.path else str(Path(store.path).resolve()),

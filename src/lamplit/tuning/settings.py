@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError, kind_of
 
-MANY_PAIRS = 4_000  # at 3,000 pairs a run whose texts are left out gains nothing, and at 4,100 a little
+MANY_PAIRS = 1_500  # at 560 pairs a run whose texts are left out loses, and at 1,800 it gains a little
 MANY_WITH_HEAD = 10_000  # where the head trains: at 8,200 pairs a large rate loses, and at 28,000 it gains much
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
@@ -44,7 +44,7 @@ class TuneSettings:
         optimizer: Optimizer: adamw, or adafactor as the paper uses it for large towers.
         lr: Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's),
             1e-4 with LoRA, 1e-5 for a pre-trained text tower with a linear head; with a kernel head 2e-5, and 3e-4
-            from 4,000 pairs on (10,000 if the head itself trains).
+            from 1,500 pairs on (10,000 if the head itself trains).
         weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
             learning rate of 1e-3 is 0.1 here.
         batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
@@ -75,7 +75,7 @@ class TuneSettings:
         closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
         head: Text head: linear as in the paper, or kernel, which reads a text by its likeness to up to 20,000 texts of
             the pairs and the image tower's classifier. By default kernel for a pre-trained text tower that starts in
-            closed form, else linear. Some exports can hold a linear one alone. From 4,000 pairs with at most 20,000
+            closed form, else linear. Some exports can hold a linear one alone. From 1,500 pairs with at most 20,000
             texts on, a kernel head does not train where the text tower alone does: it is fitted again at each
             evaluation, and each text of a batch is read as if it had been left out of the fit.
         num_evals: How often held-out recall is measured, and a checkpoint written, in the run. By default 10, and 2

@@ -7,6 +7,7 @@ that the model's images have.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ def embed_texts(
         1200
     """
     started = time.monotonic()
+    out = os.path.expanduser(out)
     require_writable(out)
     teacher = as_model(model, device=device, towers="text")
     _require_teacher(teacher)

@@ -69,7 +69,7 @@ def find_image_column(source: str, rows: list[Cells], wanted: str | None, *, opt
     hint = " (web addresses: download them first, for example with img2dataset)"
     raise PairsError(
         f"{source} has no column named {', '.join(IMAGE_COLUMNS)}; it has {listed(rows)}"
-        f"{hint if _first(('url', 'image_url'), rows) else ''}; name it with --image-column NAME"
+        f"{hint if _first(('url', 'image_url'), rows) else ''}; name it with --image-column NAME of lamplit embed"
     )
 
 

@@ -27,6 +27,7 @@ from lamplit.store.embed.store_writer import StoreWriter
 from lamplit.store.embed.unit_embedding import HowToEmbed, UnitEmbedder, embed_shard, nothing_embedded
 from lamplit.store.embed_report import EmbedReport, list_skipped
 from lamplit.store.lance_store import Store
+from lamplit.store.published_stores import require_writable
 from lamplit.towers.borrowing import borrowed
 from lamplit.towers.devices import pick_device
 from lamplit.towers.images.image_tower import ImageTower, open_image_tower
@@ -109,8 +110,8 @@ def embed(
         PairsError: the source cannot be read.
         TowerError: the tower cannot be opened, or the backend cannot run it.
         StoreError: the store belongs to another tower, or no image could be embedded.
-        UsageError: there is no such pooling, shard or cluster, the tower is open already, the backend does not run on
-            the device, or the source cannot be divided.
+        UsageError: `out` is something else than a store, there is no such pooling, shard or cluster, the tower is open
+            already, the backend does not run on the device, or the source cannot be divided.
         MissingExtraError: Ray is not installed, or what reaches object storage is not.
 
     Example:
@@ -125,6 +126,8 @@ def embed(
         raise UsageError(
             f"image_tower is {kind_of(image_tower)}, a whole model; save it, and give image_tower='model:FOLDER'"
         )
+    out = os.path.expanduser(out)
+    require_writable(out)  # before a tower is opened
     _require_units(shard, cluster, unit_rows, prune=prune)
     if cluster is not None:
         if not (isinstance(source, str | Path) and isinstance(image_tower, str)):

@@ -73,6 +73,7 @@ class StoreWriter:
         self._named: dict[str, None] = {}  # the columns that the source has named so far
         self._num_replaced = 0  # images that took the place of others
         self._first_replaced: tuple[str, str] | None = None  # paths of the first of these, before and after
+        self._of_others: Counter[str] = Counter()  # values of other contents, by columns that the source does not name
         self._contents = Contents()
         self._last_commit = time.monotonic()
         require_writable(out)
@@ -151,7 +152,7 @@ class StoreWriter:
         return (0, len(missing)) if prune else (len(missing), 0)
 
     def commit(self) -> None:
-        """Commit all that was taken; a note tells of images that took the place of others."""
+        """Commit all that was taken; notes tell of images that took the place of others."""
         self._commit()
         self._compare()
         self._commit_kept()
@@ -160,6 +161,12 @@ class StoreWriter:
             self.notes.append(
                 f"images that took the place of others of the same id, whose files are still there: "
                 f"{self._num_replaced:,}, such as {new} of {old}; {_TO_HAVE_BOTH}"
+            )
+        if self._of_others:
+            found = ", ".join(f"{count:,} of {name}" for name, count in self._of_others.items())
+            self.notes.append(
+                f"values that were stored for other contents of the same images, and stay: {found}; the source does "
+                "not name these columns. With them in the source, empty cells too, they are written anew"
             )
 
     def _open(self, *, prepares: bool = True) -> None:
@@ -221,6 +228,12 @@ class StoreWriter:
             assert self.store is not None
             stored = self.before.read([row.id for row in rows])
             changed = [self._filled(row, old) for row, old in zip(rows, stored, strict=True) if old]
+            for row, old in zip(rows, stored, strict=True):
+                if old and old.hash != row.hash:
+                    named = self._named.keys() | row.metadata.keys()
+                    self._of_others.update(
+                        name for name, value in old.metadata.items() if value is not None and name not in named
+                    )
             self.updated += len(changed)
             self._append([row for row, old in zip(rows, stored, strict=True) if old is None])
             self.store.replace(changed)

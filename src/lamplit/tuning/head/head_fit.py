@@ -21,9 +21,10 @@ from lamplit.tuning.head.known_names import KnownNames
 from lamplit.tuning.head.left_out import LeftOut
 from lamplit.tuning.head.scale_fit import fit_scale_apart
 from lamplit.tuning.ranks import Ranks
-from lamplit.tuning.settings import MANY_PAIRS
 from lamplit.tuning.split import Links
 from lamplit.tuning.tokens import tokenizer_digest
+
+KEPT_PAIRS = 4_000  # of fewer, a fit takes seconds
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class HeadFit:
             self._fit(is_start=True, goes_on=goes_on, progress=progress)
             return measure()
 
-        keeps = len(self.train) >= MANY_PAIRS  # of fewer, a fit takes seconds
+        keeps = len(self.train) >= KEPT_PAIRS
         return fit_or_read(self.texts.captions.store, self._key(held_out, mode), changed, fit, keeps=keeps)
 
     def again(self, ranks: Ranks, *, goes_on: bool) -> None:
