@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import write_store
 
 import lamplit
 from lamplit.cli import tables
@@ -27,6 +29,13 @@ def test_store(store: Store) -> None:
     assert Path(path).is_file()
     assert text in {texts[0] for texts in store.texts()}
     assert len(others) == 2
+
+
+def test_long_captions_are_cut(tmp_path: Path) -> None:
+    write_store(tmp_path / "long.lance", torch.eye(2), [["very long " * 800], ["a\nb"]])
+    [first, second] = describe(tmp_path / "long.lance")["some pairs"].split("\n")
+    assert len(first) < 300
+    assert second.endswith(": a b")
 
 
 def test_model(model_path: Path, store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lamplit.data.split_record import PARTS, SplitRecord
@@ -19,6 +20,7 @@ from lamplit.towers.model_folder import saved_folder
 from lamplit.towers.published.big_vision import Published
 
 _LOOKED_AT = 50  # rows of a store, for a few that have texts
+_SHOWN = 200  # characters of a text
 
 
 def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         num_texts += count_texts(batch["texts"])
         if not shown:
             some = batch.slice(0, _LOOKED_AT).to_pylist()
-            shown = [f"{row['path']}: {row['texts'][0]}" for row in some if row["texts"]]
+            shown = [f"{row['path']}: {shorten(row['texts'][0], _SHOWN)}" for row in some if row["texts"]]
     return {
         "store": store.path,
         "images": len(store),

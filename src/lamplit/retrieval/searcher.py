@@ -138,6 +138,8 @@ class Searcher:
         _require_query(query, k, offset)
         if min_score == "auto" and image is not None:
             raise UsageError("the automatic lowest score is for words; for an image give a number, or none")
+        if not (min_score in (None, "auto") or isinstance(min_score, int | float)):
+            raise UsageError(f"min_score is {min_score!r:.50}; expected a number, 'auto' or None")
         vector = self.encode(query, image)
         least = self.min_score(vector) if min_score == "auto" else min_score
         hits = self.nearest(vector, k, offset=offset, where=where)
