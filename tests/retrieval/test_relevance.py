@@ -210,5 +210,5 @@ def test_search_with_a_lowest_score(model_path: Path, store_path: Path, image_fo
     assert searcher.search("A red ring.", k=60, min_score="auto") == [hit for hit in hits if hit.score >= least]
     with pytest.raises(UsageError, match="is for words"):
         searcher.search(image=next(image_folder.glob("*.png")), min_score="auto")
-    with pytest.raises(UsageError, match="min_score is '0.3'; expected a number, 'auto' or None"):
+    with pytest.raises(UsageError, match=r"min_score is '0.3'; expected a number, 'auto' or None"):
         searcher.search("A red ring.", min_score="0.3")  # type: ignore[arg-type]
