@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError, kind_of
 
-MANY_PAIRS = 1_500  # at 560 pairs a run whose texts are left out loses, and at 1,800 it gains a little
+MANY_PAIRS = 1_500  # at 560 pairs a run whose texts are left out loses, and at 1,900 it gains a little
 MANY_WITH_HEAD = 10_000  # where the head trains: at 8,200 pairs a large rate loses, and at 28,000 it gains much
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
