@@ -132,7 +132,7 @@ def download(url: str, file: Path) -> None:
 
 def give_permissions(file: Path) -> None:
     """Give a file the permissions that new files of this user have, whatever library wrote it."""
-    probe = _draft_of(file, "mode")
+    probe = file.with_name(f".{os.urandom(8).hex()}.mode")  # short, for the file may be a draft with a long name
     probe.touch()
     shutil.copymode(probe, file)
     probe.unlink()
@@ -150,12 +150,12 @@ def _beside(target: Path) -> Path:
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         if _is_left(left):
             _remove(left)
-    return _draft_of(target, "partial")
+    return _draft_of(target)
 
 
-def _draft_of(target: Path, kind: str) -> Path:
+def _draft_of(target: Path) -> Path:
     """Return a path beside `target` that no other process takes, on whatever machine it runs."""
-    return target.with_name(f".{target.name}.{_machine()}.{os.getpid()}.{os.urandom(4).hex()}.{kind}")
+    return target.with_name(f".{target.name}.{_machine()}.{os.getpid()}.{os.urandom(4).hex()}.partial")
 
 
 def _is_left(draft: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from lamplit.data.split_record import PARTS, SplitRecord
@@ -128,7 +127,7 @@ def _describe_store(store: Store) -> dict[str, Any]:
         num_texts += count_texts(batch["texts"])
         if not shown:
             some = batch.slice(0, _LOOKED_AT).to_pylist()
-            shown = [f"{row['path']}: {shorten(row['texts'][0], _SHOWN)}" for row in some if row["texts"]]
+            shown = [f"{row['path']}: {_cut(row['texts'][0])}" for row in some if row["texts"]]
     return {
         "store": store.path,
         "images": len(store),
@@ -145,6 +144,11 @@ def _describe_store(store: Store) -> dict[str, Any]:
         "metadata columns": ", ".join(store.metadata_columns) or "none",
         "some pairs": "\n".join(shown[:3]),
     }
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _tuned_on(record: SplitRecord | None) -> dict[str, str]:

@@ -212,3 +212,6 @@ def test_search_with_a_lowest_score(model_path: Path, store_path: Path, image_fo
         searcher.search(image=next(image_folder.glob("*.png")), min_score="auto")
     with pytest.raises(UsageError, match=r"min_score is '0.3'; expected a number, 'auto' or None"):
         searcher.search("A red ring.", min_score="0.3")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="min_score is nan; expected a number"):
+        searcher.search("A red ring.", min_score=float("nan"))
+    assert searcher.search("A red ring.", min_score=np.float32(-1)) == searcher.search("A red ring.")

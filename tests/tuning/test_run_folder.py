@@ -77,6 +77,9 @@ def test_unreadable_report_is_explained(content: str, store: Store, tmp_path: Pa
 def test_a_store_or_a_file_is_no_folder_for_a_run(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is a store, and a run is a folder of its own; give another --out"):
         claim(Path(store.path), store, SETTINGS)
+    (tmp_path / "settings.json").write_text('{"theirs": 1}')
+    with pytest.raises(UsageError, match=r"has unknown settings theirs"):
+        claim(tmp_path, store, SETTINGS)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"is a file, and a run is a folder of its own"):
         claim(tmp_path / "file", store, SETTINGS)

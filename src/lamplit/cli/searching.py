@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -150,10 +152,10 @@ def _lowest_score(asked: str | None, image: Path | None) -> float | Literal["aut
         if image is not None:
             raise UsageError("--min-score auto is for words; for an image give a number, such as --min-score 0.3")
         return "auto"
-    try:
-        return float(asked)
-    except ValueError:
-        raise UsageError(f"--min-score is {asked!r}; expected auto, or a number such as 0.3") from None
+    with suppress(ValueError):
+        if not math.isnan(score := float(asked)):
+            return score
+    raise UsageError(f"--min-score is {asked!r}; expected auto, or a number such as 0.3")
 
 
 def _relevant(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,7 +139,8 @@ class Searcher:
         _require_query(query, k, offset)
         if min_score == "auto" and image is not None:
             raise UsageError("the automatic lowest score is for words; for an image give a number, or none")
-        if not (min_score in (None, "auto") or isinstance(min_score, int | float)):
+        given: Any = min_score  # of numpy, perhaps
+        if given not in (None, "auto") and not (isinstance(given, Real) and not math.isnan(given)):
             raise UsageError(f"min_score is {min_score!r:.50}; expected a number, 'auto' or None")
         vector = self.encode(query, image)
         least = self.min_score(vector) if min_score == "auto" else min_score

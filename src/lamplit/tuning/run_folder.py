@@ -46,8 +46,8 @@ def claim(out: Path, store: Store, settings: TuneSettings, *, progress: bool = F
     file = out / "settings.json"
     # A run whose towers could not be opened has left its settings alone.
     has_begun = (out / "config.json").is_file() or (out / "checkpoints").is_dir()
-    if file.is_file() and has_begun:
-        before = read_settings(file)
+    before = read_settings(file) if file.is_file() else None  # other programs have files of this name, too
+    if before is not None and has_begun:
         _require_settings(out, before, content)
         _require_content(out, before, content, store.path)
         if (out / "report.json").is_file():

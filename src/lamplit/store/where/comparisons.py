@@ -23,6 +23,7 @@ _NUMBERS = {
     "UInt": pa.types.is_unsigned_integer,
     "Float": pa.types.is_floating,
 }
+_MOST_WHOLE = 2**53  # from here on doubles leave out whole numbers
 MAX_DIGITS = 38  # of a number that a column of decimals is compared with
 _COMPARABLE = ("text", "number", "boolean", "date")
 
@@ -57,8 +58,12 @@ class Column:
         """
         if self.kind != "text" or not isinstance(value, Decimal | bool):
             return self
-        name, kind = ("BOOLEAN", pa.bool_()) if isinstance(value, bool) else ("DOUBLE", pa.float64())
-        return Column(self.name, f"TRY_CAST({self.sql} AS {name})", kind)
+        if isinstance(value, bool):
+            return Column(self.name, f"TRY_CAST({self.sql} AS BOOLEAN)", pa.bool_())
+        if abs(value) >= _MOST_WHOLE:
+            refuse(self, f"a number of so many digits is not told from its neighbours; put it in quotes: '{value:f}'")
+        number = f"NULLIF(TRY_CAST({self.sql} AS DOUBLE), CAST('NaN' AS DOUBLE))"  # which would be larger than any
+        return Column(self.name, number, pa.float64())
 
 
 @dataclass(frozen=True)
