@@ -29,7 +29,10 @@ COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
     "real": (pa.float64(), [0.0, 0.5, -2.25, 7.0, 1e300, float("inf")]),
     "half": (pa.float32(), [0.0, 0.5, -2.25, 7.0]),
     "word": (pa.string(), ["", "a", "B", "it's", 'say "a"', "100%", "ä", "猫", "a\nb"]),
-    "cell": (pa.string(), ["", "0", "7", "-2.25", "7.0", "300", "1e300", "nan", "true", "false", "TRUE", "Yes", "7 cm"]),
+    "cell": (
+        pa.string(),
+        ["", "0", "7", "-2.25", "7.0", "300", "1e300", "nan", "true", "false", "TRUE", "Yes", "7 cm"],
+    ),
     "Größe in cm": (pa.int16(), [0, 1, 7]),
     "kept": (pa.bool_(), [True, False]),
     "day": (pa.date32(), DAYS),

@@ -46,7 +46,7 @@ def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     [
         ("epochs", "2", "epochs is '2', a str; expected a number or None"),
         ("lr", "1e-3", "lr is '1e-3', a str; expected a number or None"),
-        ("batch_size", 64.0, "batch_size is 64.0, a float; expected a whole number"),
+        ("batch_size", 64.0, "batch_size is 64.0, a float; expected a whole number or None"),
         ("steps", True, "steps is True, a bool; expected a whole number or None"),
         ("seed", None, "seed is None; expected a whole number"),
         ("image_head", 1, "image_head is 1, an int; expected True or False"),
@@ -106,8 +106,9 @@ def test_mode_and_learning_rate_follow_the_text_tower(text: str, mode: Any, pret
     assert settings.has_kernel_head is pretrained
     assert settings.for_pairs(100).lr == (2e-5 if pretrained else 1e-3)
     assert settings.for_pairs(100).epochs == (4 if pretrained else 20)
-    given = TuneSettings(text, mode=mode, lr=0.25, epochs=3, num_evals=2)
+    given = TuneSettings(text, mode=mode, lr=0.25, epochs=3, batch_size=8, num_evals=2)
     assert given.for_pairs(100) == given
+    assert settings.for_pairs(100).batch_size == 1024
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,9 @@ def test_rate_and_epochs_follow_the_head_and_the_pairs(
 def test_runs_that_leave_texts_out_have_defaults_of_their_own(changes: dict[str, Any], lr: float) -> None:
     chosen = TuneSettings("demo:minilm", **changes).for_pairs(4_000, leaves_out=True)
     assert (chosen.lr, chosen.epochs, chosen.num_evals) == (lr, 2, 2)
-    given = TuneSettings("demo:minilm", lr=1e-3, epochs=1, num_evals=2)
+    sizes = [TuneSettings("demo:minilm").for_pairs(pairs, leaves_out=True).batch_size for pairs in (500, 4_000, 10_000)]
+    assert sizes == [64, 500, 1024]
+    given = TuneSettings("demo:minilm", lr=1e-3, epochs=1, batch_size=8, num_evals=2)
     assert given.for_pairs(4_000, leaves_out=True) == given
 
 

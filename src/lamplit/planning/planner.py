@@ -137,6 +137,7 @@ def _plan_tuning(
     is_left_out = leaves_out(settings, tower, training, captions)
     settings = settings.for_pairs(training, leaves_out=is_left_out)
     assert settings.num_evals is not None
+    assert settings.batch_size is not None
     batch, steps = min(settings.batch_size, training), settings.count_steps(training)
     checkpoints = math.ceil(steps / max(1, math.ceil(steps / settings.num_evals)))
     evaluations = checkpoints + (1 if settings.val_fraction else 0)

@@ -29,9 +29,10 @@ class Batches:
 
     def __init__(self, pairs: Links, settings: TuneSettings) -> None:
         self.pairs, self.settings = pairs, settings
-        self.batch_size = min(settings.batch_size, len(pairs))
         chosen = settings.for_pairs(len(pairs))
         assert chosen.num_evals is not None
+        assert chosen.batch_size is not None
+        self.batch_size = min(chosen.batch_size, len(pairs))
         self.total_steps = chosen.count_steps(len(pairs))
         self.eval_every = max(1, math.ceil(self.total_steps / chosen.num_evals))
         self.in_windows = False

@@ -173,12 +173,12 @@ def build_run(
 def _fill_in(settings: TuneSettings, pairs: int, *, is_left_out: bool) -> TuneSettings:
     """Choose what the user left open, and say so."""
     chosen = settings.for_pairs(pairs, leaves_out=is_left_out)
-    if chosen.steps is None and (settings.lr is None or settings.epochs is None):
+    if chosen.steps is None and None in (settings.lr, settings.epochs, settings.batch_size):
         head = "kernel" if settings.has_kernel_head else "linear"
         how = ", which is fitted again at each evaluation" if is_left_out else ""
         logger.info(
-            "%g epochs at a learning rate of %g, for %d pairs and a %s head%s",
-            chosen.epochs, chosen.lr, pairs, head, how,
+            "%g epochs in batches of %d at a learning rate of %g, for %d pairs and a %s head%s",
+            chosen.epochs, chosen.batch_size, chosen.lr, pairs, head, how,
         )  # fmt: skip
     return chosen
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from lamplit.errors import UsageError, kind_of
 
-MANY_PAIRS = 1_500  # at 560 pairs a run whose texts are left out loses, and at 1,900 it gains a little
+MANY_PAIRS = 500  # with 280 pairs a run whose texts are left out loses, and with 560 most gain
+FEWEST_PAIRS, MOST_PAIRS = 64, 1024  # of a batch that is not given
 MANY_WITH_HEAD = 10_000  # where the head trains: at 8,200 pairs a large rate loses, and at 28,000 it gains much
 MAX_SEED = 2**63  # torch takes 64 bits with a sign
 _FOLDER = files("lamplit") / "tuning" / "paper"
@@ -44,10 +45,12 @@ class TuneSettings:
         optimizer: Optimizer: adamw, or adafactor as the paper uses it for large towers.
         lr: Peak learning rate of all parameters outside the image tower. By default 1e-3 from scratch (the paper's),
             1e-4 with LoRA, 1e-5 for a pre-trained text tower with a linear head; with a kernel head 2e-5, and 3e-4
-            from 1,500 pairs on (10,000 if the head itself trains).
+            from 500 pairs on (10,000 if the head itself trains).
         weight_decay: Weight decay in torch's sense: it is multiplied by the learning rate. The paper's 1e-4 at a
             learning rate of 1e-3 is 0.1 here.
-        batch_size: Pairs in one loss. Larger is better (section 5.5 of the paper), and memory does not limit it.
+        batch_size: Pairs in one loss. With many pairs larger is better (section 5.5 of the paper), and memory does not
+            limit it; with few, more steps are. By default 1,024; where the head is fitted again an eighth of the
+            training pairs, from 64 to 1,024.
         epochs: Passes over the training pairs, rounded to whole steps: epochs times pairs divided by the batch size, at
             least 1. Every pass has each pair once, and a batch may begin in one pass and end in the next. By default
             20; with a kernel head 4, and from 10,000 pairs on 5; 2 where the head is fitted again.
@@ -75,7 +78,7 @@ class TuneSettings:
         closed_form: Initialise the text head in closed form, from the image tower's classifier and the training pairs.
         head: Text head: linear as in the paper, or kernel, which reads a text by its likeness to up to 20,000 texts of
             the pairs and the image tower's classifier. By default kernel for a pre-trained text tower that starts in
-            closed form, else linear. Some exports can hold a linear one alone. From 1,500 pairs with at most 20,000
+            closed form, else linear. Some exports can hold a linear one alone. From 500 pairs with at most 20,000
             texts on, a kernel head does not train where the text tower alone does: it is fitted again at each
             evaluation, and each text of a batch is read as if it had been left out of the fit.
         num_evals: How often held-out recall is measured, and a checkpoint written, in the run. By default 10, and 2
@@ -101,7 +104,7 @@ class TuneSettings:
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     lr: float | None = None
     weight_decay: float = 0.1
-    batch_size: int = 1024
+    batch_size: int | None = None
     epochs: float | None = None
     steps: int | None = None
     warmup_ratio: float = 0.1
@@ -147,7 +150,10 @@ class TuneSettings:
         """Validate the settings."""
         self._check_types()
         ranges = {
-            "batch_size": (self.batch_size >= 2, "at least 2: a contrastive loss compares pairs"),
+            "batch_size": (
+                self.batch_size is None or self.batch_size >= 2,
+                "at least 2: a contrastive loss compares pairs",
+            ),
             "epochs": (self.epochs is None or self.epochs > 0, "more than 0"),
             "steps": (self.steps is None or self.steps >= 0, "at least 0"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "between 0 and 1"),
@@ -243,7 +249,7 @@ class TuneSettings:
         return self.head == "kernel" or (self.head == "auto" and self.starts_in_closed_form and self.pretrained_text)
 
     def for_pairs(self, pairs: int, *, leaves_out: bool = False) -> Self:
-        """Return these settings with what was left open: `lr`, `epochs` and `num_evals`.
+        """Return these settings with what was left open: `lr`, `epochs`, `batch_size` and `num_evals`.
 
         Args:
             pairs: number of training pairs.
@@ -258,6 +264,7 @@ class TuneSettings:
             lr = 1e-5 if not self.has_kernel_head else 3e-4 if has_many else 2e-5
         epochs = 20.0 if not self.has_kernel_head else 2.0 if leaves_out else 5.0 if has_many else 4.0
         chosen: dict[str, Any] = {"lr": lr, "epochs": epochs, "num_evals": 2 if leaves_out else 10}
+        chosen["batch_size"] = min(MOST_PAIRS, max(FEWEST_PAIRS, pairs // 8)) if leaves_out else MOST_PAIRS
         return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
 
     def count_steps(self, pairs: int) -> int:
@@ -265,6 +272,7 @@ class TuneSettings:
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None, "chosen by for_pairs"
+        assert self.batch_size is not None, "chosen by for_pairs"
         return max(1, round(self.epochs * pairs / min(self.batch_size, pairs)))
 
     @property
