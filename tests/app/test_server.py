@@ -209,7 +209,7 @@ def test_pages_follow_each_other_and_the_condition_holds(client: TestClient) -> 
 
 
 @pytest.mark.parametrize(
-    "where", ["colour = 'red'", "shape = ", "shape", "; drop table", "shape = 'a' or", "'", "1", "shape + 1 = 2", "((("]
+    "where", ["colour = 'red'", "shape = ", "texts", "; drop table", "shape = 'a' or", "'", "1", "shape + 1 = 2", "((("]
 )
 def test_condition_that_cannot_be_read_is_a_sentence(client: TestClient, where: str) -> None:
     answer = client.post("/search", json={"query": "ring", "where": where})

@@ -89,7 +89,7 @@ def test_typed_options_win_in_tune(recipe: Path, monkeypatch: pytest.MonkeyPatch
     arguments = ["tune", "a.lance", "--out", "run", "--recipe", str(recipe), "--batch-size", "1024", "--no-image-head"]
     with pytest.raises(StoppedError):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert found == [TuneSettings("demo:minilm", steps=7)]  # 1024 is the default, but it was typed
+    assert found == [TuneSettings("demo:minilm", steps=7, batch_size=1024)]
 
 
 def test_typed_options_win_in_compare(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,17 +37,13 @@ def require_writable(path: str | Path) -> None:
 def _require_own_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, and a store is a folder; give another --out")
-    # A first commit that was stopped leaves files of a table, but no table.
+    # A first commit that is under way, or was stopped, has files in `data` under any name, and no table yet.
     names = os.listdir(path) if path.is_dir() else []
-    others = [name for name in names if not name.startswith(("_", ".")) and not _is_data_of_table(path / name)]
+    others = [name for name in names if name != "data" and not name.startswith(("_", "."))]
     if others and open_table(path) is None:
         raise UsageError(
             f"{path} holds no store, but other files ({sorted(others)[0]}); give another --out, so that they do not mix"
         )
-
-
-def _is_data_of_table(folder: Path) -> bool:
-    return folder.name == "data" and folder.is_dir() and all(name.endswith(".lance") for name in os.listdir(folder))
 
 
 def fetch(path: str | Path) -> str | Path:
