@@ -16,11 +16,15 @@ from rich.progress import (
 )
 
 Advance = Callable[[int, str], None]
+_MOMENT = 1.0  # seconds
 
 
 @contextmanager
 def progress_bar(name: str, total: int | None, *, shown: bool) -> Iterator[Advance]:
-    """Open a bar. Call what it yields with how much more is done, and a short note to show behind the bar."""
+    """Open a bar. Call what it yields with how much more is done, and a short note to show behind the bar.
+
+    What took no more than a moment leaves no bar behind: a command of many short stages says what matters.
+    """
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(bar_width=24),
@@ -36,3 +40,4 @@ def progress_bar(name: str, total: int | None, *, shown: bool) -> Iterator[Advan
             progress.update(task, advance=done, note=note)
 
         yield advance
+        progress.live.transient = (progress.tasks[task].elapsed or 0) < _MOMENT
