@@ -92,8 +92,7 @@ def test_no_cycle_inside_a_folder(folder: str) -> None:
         done |= ready
 
 
-# Its folders of images and texts open whole models of other libraries, which are made of both.
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("", ".", "towers")])
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("", ".")])
 def test_no_cycle_among_what_stands_side_by_side(folder: str) -> None:
     inside = {module for module in MODULES if module.startswith(f"{folder}.")}
 

@@ -14,7 +14,8 @@ import torch
 
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.towers.images.pooling import pool_features
-from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_timm
+from lamplit.towers.images.timm_models import DEMO_TOWERS, open_timm
+from lamplit.towers.timm_sources import build_timm
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -33,8 +33,8 @@ from lamplit.towers.lock import Locked
 from lamplit.towers.published import big_vision as published_module
 from lamplit.towers.published.big_vision import NAMES
 from lamplit.towers.texts.text_tower import TextTower, open_text_tower
-from lamplit.towers.texts.tokenizers import SentencePiece
-from lamplit.towers.texts.wordpiece import WordPiece
+from lamplit.towers.tokens.tokenizers import SentencePiece
+from lamplit.towers.tokens.wordpiece import WordPiece
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 MODELS = ["tiny-bert", "tiny-bert-head", "tiny-text"]

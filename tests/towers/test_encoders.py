@@ -20,7 +20,7 @@ import lamplit
 from lamplit.errors import TowerError
 from lamplit.towers.texts.lora import add_lora
 from lamplit.towers.texts.text_tower import open_text_tower
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lamplit.errors import TowerError, UsageError
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary, train_sentencepiece
-from lamplit.towers.texts.tokenizers import SentencePiece
-from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
+from lamplit.towers.tokens.tokenizers import SentencePiece
+from lamplit.towers.tokens.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 
 CAPTIONS = [
     "A small red circle.",

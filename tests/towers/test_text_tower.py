@@ -21,7 +21,7 @@ from lamplit.errors import TowerError, UsageError
 from lamplit.towers.texts import text_tower as text_module
 from lamplit.towers.texts.length_groups import length_groups
 from lamplit.towers.texts.text_tower import TextTower, build_text_tower, open_text_tower
-from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
+from lamplit.towers.tokens.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 
 TEXTS = [
     "A small red circle.",

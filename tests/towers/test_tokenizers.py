@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.errors import TowerError
-from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import train_sentencepiece
-from lamplit.towers.texts.tokenizers import SentencePiece, read_vocabulary
-from lamplit.towers.texts.wordpiece import WordPiece
+from lamplit.towers.tokens.saved_tokenizers import load_tokenizer
+from lamplit.towers.tokens.tokenizers import SentencePiece, read_vocabulary
+from lamplit.towers.tokens.wordpiece import WordPiece
 
 CAPTIONS = ["A small red circle.", "A large green square, and a cross.", "小さな赤い円。", "маленький красный круг"]
 

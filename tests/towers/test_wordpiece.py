@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplit.errors import TowerError
-from lamplit.towers.texts.saved_tokenizers import load_tokenizer
-from lamplit.towers.texts.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
+from lamplit.towers.tokens.saved_tokenizers import load_tokenizer
+from lamplit.towers.tokens.wordpiece import CLASS, PAD, UNKNOWN, WordPiece, split_words
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,-[]中д"
 PIECES = ["cat", "cats", "##ch", "##ing", "catch", "##at", "sch", "##sch", "##schi", "ff", "##ff", "##fahrt", "strasse"]

@@ -14,7 +14,7 @@ from lamplit.towers.images.backbone import ClassHead
 from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.scratch import Encoded
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer
 from lamplit.tuning.head import closed_form
 from lamplit.tuning.head.closed_form import ClosedForm, count_anchors, fit_head
 

@@ -25,7 +25,7 @@ from lamplit.store.embed.backends import TOLERANCE
 from lamplit.towers.loading import quiet_logging
 from lamplit.towers.onnx_files import import_onnxruntime, onnx_errors, open_onnx, write_onnx
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer
 
 FORMAT = 1
 # An int8 file must be at most this fraction of the float32 one (convolutions stay float32) to be worth its loss.

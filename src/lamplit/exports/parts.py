@@ -19,7 +19,7 @@ from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.loading import READ_ERRORS
 from lamplit.towers.texts.kernel_head import KernelHead
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer
 
 
 def find_image_tower(model: LiT) -> ImageTower:

@@ -20,8 +20,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lamplit.errors import TowerError, UsageError
-from lamplit.towers.images.timm_models import build_timm
 from lamplit.towers.loading import key_difference, load_strictly, read_weights
+from lamplit.towers.timm_sources import build_timm
 
 SIDE = 224  # pixels; what the authors' code prepares images to
 _HEAD_WIDTH = 64  # of every published backbone but DINOv3's largest, and of the text tower

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lamplit.errors import TowerError, UsageError, first_line, require
 from lamplit.towers.loading import READ_ERRORS, quiet_logging, quiet_transformers
-from lamplit.towers.texts.open_clip_tokenizers import EXTRA
+from lamplit.towers.tokens.open_clip_tokenizers import EXTRA
 
 
 class OpenClipModel(NamedTuple):

@@ -27,13 +27,14 @@ from lamplit.towers.images.backbone import Backbone, ClassHead
 from lamplit.towers.images.open_clip_vision import open_vision, take_vision
 from lamplit.towers.images.places import Places, find_places
 from lamplit.towers.images.pooling import find_pools, pool_features, require_pool
-from lamplit.towers.images.timm_models import DEMO_TOWERS, build_timm, open_demo, open_timm
+from lamplit.towers.images.timm_models import DEMO_TOWERS, open_demo, open_timm
 from lamplit.towers.images.transformers_models import build_transformers, open_transformers
 from lamplit.towers.loading import load_whole
 from lamplit.towers.lock import weights_digest
 from lamplit.towers.model_folder import read_config, saved_folder
 from lamplit.towers.open_clip_models import OpenClipModel, build_vision
 from lamplit.towers.published.big_vision import Published, build_backbone
+from lamplit.towers.timm_sources import build_timm
 from lamplit.towers.whole_models import name_in_sentence_transformers
 
 

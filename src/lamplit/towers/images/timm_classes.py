@@ -16,7 +16,7 @@ from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
 from lamplit.towers.images.backbone import ClassHead, class_texts
-from lamplit.towers.images.timm_sources import TimmSource
+from lamplit.towers.timm_sources import TimmSource
 
 logger = logging.getLogger(__name__)
 _NO_WORDS = re.compile(r"(n\d{8}|LABEL_\d+|[\d\W_]*)")  # WordNet's ids, placeholders, numbers

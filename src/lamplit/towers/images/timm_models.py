@@ -20,8 +20,8 @@ from lamplit.errors import MissingExtraError, TowerError, first_line
 from lamplit.towers.images.backbone import MAX_DIFFERENCE, Backbone, smooth_image
 from lamplit.towers.images.checkpoints import FoundBackbone, find_backbone
 from lamplit.towers.images.timm_classes import find_class_head
-from lamplit.towers.images.timm_sources import TimmSource, find_source, reaching_hub, source_beside
 from lamplit.towers.loading import READ_ERRORS, load_strictly, read_checkpoint, read_weights
+from lamplit.towers.timm_sources import TimmSource, build_source, find_source, reaching_hub, source_beside
 
 logger = logging.getLogger(__name__)
 DEMO_TOWERS = {f"efficientnet-lite{n}": f"tf_efficientnet_lite{n}" for n in range(3)}
@@ -53,7 +53,7 @@ def open_timm(name: str, weights: str | Path | None, preprocessing: Preprocessin
     if weights is None and source.pretrained_cfg is None:
         return _backbone(_fetch(spec, name), source, preprocessing)
     if weights == "random":
-        return _backbone(_create(spec, source), source, preprocessing, trained=False)
+        return _backbone(build_source(spec, source), source, preprocessing, trained=False)
     file = None if weights is None and source.hub_id else Path(weights or source.find_weights())
     if file is not None and source.pretrained_cfg is None and (beside := source_beside(name, file)):
         logger.info("%s is built as the config.json beside %s says", spec, file.name)
@@ -89,18 +89,6 @@ def open_demo(name: str) -> Backbone:
     return _backbone(model, TimmSource(DEMO_TOWERS[name]))
 
 
-def build_timm(name: str, args: dict[str, Any] | None = None) -> nn.Module:
-    """Build timm's model `name` without its classifier, with random weights.
-
-    Raises:
-        TowerError: timm does not build that.
-    """
-    model: Any = _create(f"timm:{name}", TimmSource(name, args or {}))
-    model.reset_classifier(0)
-    built: nn.Module = model
-    return built
-
-
 def _fetch(spec: str, name: str) -> Any:
     try:
         return timm.create_model(name, pretrained=True)
@@ -111,19 +99,12 @@ def _fetch(spec: str, name: str) -> Any:
         ) from error
 
 
-def _create(spec: str, source: TimmSource, **options: Any) -> Any:
-    try:
-        return source.create(**options)
-    except (*READ_ERRORS, AssertionError) as error:  # what timm raises on arguments that it does not take
-        raise TowerError(f"{spec} could not be built with {source.args}: {first_line(error)}") from error
-
-
 def _load(
     spec: str, source: TimmSource, weights: Path | None, checkpoint: Any, preprocessing: Preprocessing | None
 ) -> Backbone:
     """Build the model and load what a checkpoint holds of it, every tensor or none."""
     file = str(weights or source.hub_id)
-    model = _create(spec, source)
+    model = build_source(spec, source)
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_classifier(model))}
     found = find_backbone(file, checkpoint, own)
     if "base_encoder." in found.prefix:
@@ -134,7 +115,7 @@ def _load(
     if _is_gated(own, state):
         logger.info("%s: the layers between are gated; built with SwiGLUPacked and SiLU, as Virchow and UNI2 are", spec)
         source = replace(source, args=source.args | _GATED)
-        model = _create(spec, source)
+        model = build_source(spec, source)
     if not _fits(model, state):
         state = _as_timm_reads(spec, source, model, state)
     load_strictly(model, state, spec)

@@ -22,7 +22,7 @@ from lamplit.files import cache_folder, download
 from lamplit.towers.loading import load_strictly
 from lamplit.towers.published.layout import Plan, canonical_names, read_layout
 from lamplit.towers.published.npz import ArrayFile
-from lamplit.towers.texts.tokenizers import Tokenizer, read_vocabulary
+from lamplit.towers.tokens.tokenizers import Tokenizer, read_vocabulary
 
 # The suffix of each one's vocabulary
 NAMES = {"B16B": ".txt", "B16B_2": ".txt", "L16L": ".txt", "L16S": ".model", "L16Ti": ".model"}

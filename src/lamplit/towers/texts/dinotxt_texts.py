@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lamplit.towers.dinotxt_models import DinoTxt
 from lamplit.towers.texts.layered_head import copy_linear
-from lamplit.towers.texts.open_clip_tokenizers import OpenClipPairs
 from lamplit.towers.texts.text_tower import TextTower
+from lamplit.towers.tokens.open_clip_tokenizers import OpenClipPairs
 
 
 def take_dinotxt_text(spec: str, opened: DinoTxt) -> TextTower:

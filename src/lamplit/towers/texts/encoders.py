@@ -30,7 +30,7 @@ from lamplit.towers.loading import (
     read_model_json,
     require_whole,
 )
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer, holds_words
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer, holds_words
 from lamplit.towers.whole_models import build_part
 
 Pooling = Literal["cls", "mean", "last"]

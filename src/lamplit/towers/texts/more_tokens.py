@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lamplit.errors import UsageError
 from lamplit.towers.loading import quiet_transformers
-from lamplit.towers.texts.static_tokenizer import StaticTokenizer
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer, Tokenizer
+from lamplit.towers.tokens.static_tokenizer import StaticTokenizer
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer, Tokenizer
 
 MOST_PIECES = 8192  # as many as a vocabulary from scratch has
 _AT_ONCE = 10_000

@@ -13,9 +13,9 @@ from lamplit.towers.loading import load_strictly, plain_config
 from lamplit.towers.open_clip_models import OpenClipModel, build_text, text_config
 from lamplit.towers.texts.encoders import Pooling, build_encoder, unread_part
 from lamplit.towers.texts.layered_head import LayeredHead, copy_linear, layer_up
-from lamplit.towers.texts.open_clip_tokenizers import OpenClipPairs, OpenClipTokenizer
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.towers.texts.tokenizers import Side, Tokenizer
+from lamplit.towers.tokens.open_clip_tokenizers import OpenClipPairs, OpenClipTokenizer
+from lamplit.towers.tokens.tokenizers import Side, Tokenizer
 from lamplit.towers.whole_models import is_near
 
 _PROBES = ["a b c", "an owl in the snow,  1985 &amp; later"]

@@ -18,8 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lamplit.errors import UsageError, first_line, require
-from lamplit.towers.texts.tokenizers import SentencePiece, read_vocabulary
-from lamplit.towers.texts.wordpiece import WordPiece
+from lamplit.towers.tokens.tokenizers import SentencePiece, read_vocabulary
+from lamplit.towers.tokens.wordpiece import WordPiece
 
 # name: (width, num_layers, num_heads, mlp_width), the ViT sizes Ti, S, B, L, H and g of the paper
 SIZES = {

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lamplit.errors import TowerError
 from lamplit.towers.loading import opening, read_checkpoint, read_model_json
-from lamplit.towers.texts.static_tokenizer import StaticTokenizer
+from lamplit.towers.tokens.static_tokenizer import StaticTokenizer
 
 MOST_TOKENS = 1_000_000  # of a text; nothing in such a tower ends before
 

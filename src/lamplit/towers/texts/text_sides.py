@@ -18,7 +18,7 @@ from lamplit.towers.loading import load_strictly, opening, plain_config
 from lamplit.towers.texts.encoders import Pooling, build_encoder, longest_text, open_tokenizer, try_out, unread_part
 from lamplit.towers.texts.layered_head import LayeredHead, copy_linear, layer_up
 from lamplit.towers.texts.text_tower import TextTower
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer
 from lamplit.towers.whole_models import features_of, is_near, open_whole
 
 _PROBES = ("a b c", "an owl in the snow, 1985")

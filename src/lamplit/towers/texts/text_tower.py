@@ -25,12 +25,12 @@ from lamplit.towers.texts.kernel_head import KernelHead, KnownTexts
 from lamplit.towers.texts.layered_head import LayeredHead
 from lamplit.towers.texts.length_groups import OTHER_PASS_COST, PASS_COST, length_groups, padded_tokens
 from lamplit.towers.texts.lora import add_lora, merge_lora
-from lamplit.towers.texts.saved_tokenizers import load_tokenizer
 from lamplit.towers.texts.scratch import SIZES, ScratchEncoder, open_vocabulary
 from lamplit.towers.texts.shared_rows import MOST_TOKENS as MOST_SHARING
 from lamplit.towers.texts.shared_rows import SharedRows, Sight, find_sight, row_inputs, share_rows
 from lamplit.towers.texts.static_texts import MOST_TOKENS, OpenedStatic, StaticEncoder, find_static, open_static
-from lamplit.towers.texts.tokenizers import Tokenizer, TruncationLog
+from lamplit.towers.tokens.saved_tokenizers import load_tokenizer
+from lamplit.towers.tokens.tokenizers import Tokenizer, TruncationLog
 
 
 class TextTower(nn.Module):

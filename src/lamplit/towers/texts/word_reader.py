@@ -21,8 +21,8 @@ from lamplit.errors import LamplitError, TowerError
 from lamplit.towers.identity import TowerIdentity
 from lamplit.towers.model_folder import IMAGE_HEAD, TEXT_GRAPH, TEXT_TOWER, TOKENIZER, read_config
 from lamplit.towers.onnx_files import open_onnx
-from lamplit.towers.texts.saved_tokenizers import load_tokenizer
-from lamplit.towers.texts.tokenizers import Side, TruncationLog, fill_rows
+from lamplit.towers.tokens.saved_tokenizers import load_tokenizer
+from lamplit.towers.tokens.tokenizers import Side, TruncationLog, fill_rows
 from lamplit.unit_vectors import normalize
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -10,7 +10,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer as Backend
 
 from lamplit.errors import TowerError
-from lamplit.towers.texts.tokenizers import are_cut
+from lamplit.towers.tokens.tokenizers import are_cut
 
 _FILE = "tokenizer.json"
 

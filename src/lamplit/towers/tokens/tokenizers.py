@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lamplit.errors import TowerError, first_line, require
-from lamplit.towers.texts.wordpiece import WordPiece
+from lamplit.towers.tokens.wordpiece import WordPiece
 
 if TYPE_CHECKING:  # it takes seconds to import, and a search does not need it
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lamplit.errors import require
-from lamplit.towers.texts.tokenizers import PretrainedTokenizer, Side, are_cut, fill_rows
+from lamplit.towers.tokens.tokenizers import PretrainedTokenizer, Side, are_cut, fill_rows
 
 EXTRA = "export"  # the extra of lamplit that brings open_clip
 

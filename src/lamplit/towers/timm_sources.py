@@ -12,6 +12,7 @@ from typing import Any
 import timm
 from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
+from torch import nn
 
 from lamplit.data.json_text import parse_json
 from lamplit.errors import TowerError, UsageError, first_line
@@ -71,6 +72,30 @@ def create_timm(name: str, args: dict[str, Any], **options: Any) -> Any:
     given = {key: value for key, value in args.items() if key not in _NOT_OF_THE_MODEL}
     layers = {key: getattr(timm.layers, value) for key, value in given.items() if key == "mlp_layer"}
     return timm.create_model(name, **(given | layers | options))
+
+
+def build_timm(name: str, args: dict[str, Any] | None = None) -> nn.Module:
+    """Build timm's model `name` without its classifier, with random weights.
+
+    Raises:
+        TowerError: timm does not build that.
+    """
+    model: Any = build_source(f"timm:{name}", TimmSource(name, args or {}))
+    model.reset_classifier(0)
+    built: nn.Module = model
+    return built
+
+
+def build_source(spec: str, source: TimmSource, **options: Any) -> Any:
+    """Build the model of a source, with random weights unless `options` say more.
+
+    Raises:
+        TowerError: timm does not build that.
+    """
+    try:
+        return source.create(**options)
+    except (*READ_ERRORS, AssertionError) as error:  # what timm raises on arguments that it does not take
+        raise TowerError(f"{spec} could not be built with {source.args}: {first_line(error)}") from error
 
 
 def find_source(name: str) -> TimmSource:

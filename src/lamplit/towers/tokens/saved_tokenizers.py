@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lamplit.towers.texts.open_clip_tokenizers import OpenClipPairs, OpenClipTokenizer
-from lamplit.towers.texts.static_tokenizer import StaticTokenizer
-from lamplit.towers.texts.tokenizers import SENTENCEPIECE_FILE, PretrainedTokenizer, SentencePiece, Tokenizer
-from lamplit.towers.texts.wordpiece import VOCABULARY_FILE, WordPiece
+from lamplit.towers.tokens.open_clip_tokenizers import OpenClipPairs, OpenClipTokenizer
+from lamplit.towers.tokens.static_tokenizer import StaticTokenizer
+from lamplit.towers.tokens.tokenizers import SENTENCEPIECE_FILE, PretrainedTokenizer, SentencePiece, Tokenizer
+from lamplit.towers.tokens.wordpiece import VOCABULARY_FILE, WordPiece
 
 
 def load_tokenizer(description: dict[str, Any], folder: Path) -> Tokenizer:

@@ -1,0 +1,1 @@
+"""Tokenizers: from texts to ids, by the vocabularies of all text towers."""
