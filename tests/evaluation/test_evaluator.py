@@ -152,7 +152,8 @@ def made(path: Path, store: Store, changes: dict[int, dict[str, Any]], rows: Seq
     kept = [Row(names[i], f"{i}.png", hashes[i], texts[i], vectors[i], {}) for i in rows]
     kept = [replace(row, **changes.get(i, {})) for row, i in zip(kept, rows, strict=True)]
     kept += [Row(f"new {i}", "", f"new hash {i}", [f"new caption {i}"], vectors[i], {}) for i in range(new)]
-    return Store.create(path, store.tower, kept, backend="torch")
+    columns = sorted({name for row in kept for name in row.metadata})
+    return Store.create(path, store.tower, kept, backend="torch", metadata_columns=columns)
 
 
 def test_record_knows_pairs_wherever_they_are(model_path: Path, store: Store, tmp_path: Path) -> None:
@@ -190,14 +191,42 @@ def test_pairs_that_share_no_image_are_measured_whole(model_path: Path, store: S
     assert found.protocol["notes"] == ["48 of 60 captions were tuned on, with other images"]
 
 
+def test_classes_are_told_apart_on_images_that_were_not_tuned_on(
+    model_path: Path, store: Store, tmp_path: Path
+) -> None:
+    """Those of the captions that are measured, and images that the run never saw."""
+    model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.2, test_fraction=0.1)
+    parts = split_store(store, "texts", 0.2, 0, 0.1)
+
+    def measured(split: str) -> Result:
+        return evaluate(model, store, split=split, label_column="shape")[1]  # type: ignore[arg-type]
+
+    for split, rows in (("test", parts.test), ("held_out", parts.held_out)):
+        found = measured(split)
+        assert (found.split, found.images) == (split, len(rows))
+        kept = rows.image_index.tolist()
+        classes = sorted(set(store.column("shape")))
+        entries = class_vectors(model, classes)
+        answers = (store.vectors()[kept] @ entries.T).argmax(1).tolist()
+        right = [classes[answer] == store.column("shape")[row] for answer, row in zip(answers, kept, strict=True)]
+        assert found.metrics["accuracy@1"].value == pytest.approx(sum(right) / len(right))
+    assert measured("auto").images == measured("test").images
+    everything = measured("all")
+    assert (everything.images, everything.protocol["split"]) == (60, "all 60 images, column shape")
+    assert everything.protocol["notes"] == ["42 of 60 images were tuned on"]
+
+
 def test_pairs_that_were_all_tuned_on(
     model_path: Path, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tuned_on(store, model_path, tmp_path / "run", val_fraction=0.0)
     with pytest.raises(UsageError, match=r"was tuned on all captions of .* --split all"):
         evaluate(model, store)
-    [found] = evaluate(model, store, label_column="shape")
-    assert found.task == "zero-shot classification"
+    with pytest.raises(UsageError, match=r"was tuned on all captions of .* --split all"):
+        evaluate(model, store, label_column="shape")
+    labelled = {0: {"hash": "an image without a caption", "texts": [], "metadata": {"shape": "ring"}}}
+    [found] = evaluate(model, made(tmp_path / "one.lance", store, labelled, range(60)), label_column="shape")
+    assert (found.task, found.images) == ("zero-shot classification", 1)
     assert "was tuned on all captions of" in caplog.text
     [found] = evaluate(model, made(tmp_path / "grown.lance", store, {}, range(60), new=30))
     assert (found.split, found.captions) == ("unseen", 30)

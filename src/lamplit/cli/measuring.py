@@ -59,7 +59,7 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="Captions to measure: held_out (those the model's run kept back to choose its best checkpoint "
+            help="Captions to measure, and with --label-column their images: held_out (those the model's run kept back to choose its best checkpoint "
             "by), test (those it kept for the end), all, or auto: what the model was not tuned on."
         ),
     ] = "auto",
@@ -70,7 +70,7 @@ def evaluate(
 ) -> None:
     """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
 
-    Of pairs that the model was tuned on, only the captions held out of tuning are measured; see --split.
+    Of pairs that the model was tuned on, only the captions held out of tuning and their images are measured; see --split.
 
     In Python: lamplit.evaluate; of --benchmark: lamplit.run_benchmarks.
     """

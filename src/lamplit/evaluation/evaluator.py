@@ -59,8 +59,9 @@ def evaluate(
         split: which captions retrieval is measured on. `held_out`: those that the run which made the model held out
             to choose its best checkpoint by; `test`: those that it kept for the end; `all`: every caption; `auto`: if
             the model was tuned on pairs of the source, its test's captions, else its held-out ones, else those that
-            it was not tuned on; and all if it was tuned on other pairs. The model knows pairs by their content, so the
-            source may have been moved, copied, grown or pruned. The results say which it was.
+            it was not tuned on; and all if it was tuned on other pairs. Classification is measured on the images of
+            these captions and on images that the run never saw. The model knows pairs by their content, so the source
+            may have been moved, copied, grown or pruned. The results say which it was.
         text_column: column with the texts, for retrieval; by default the one that was tuned on, or else `texts`.
         label_column: column with the class names, for zero-shot classification; or with their places in
             `class_names`, from 0.
@@ -131,9 +132,11 @@ class _Asked:
                 choice = self.chosen.find_in(model, store, self.text_column)
             lost = choice.split == "unseen" and not len(choice.links) and any(store.texts(self.text_column))
             results = measured.retrieve(choice, self.text_column)
-            if self.label_column is not None:
+            if self.label_column is not None and len(choice.rows):
                 results.append(
-                    measured.classify(self.label_column, self.class_names, self.templates, thumbnails=self.thumbnails)
+                    measured.classify(
+                        choice, self.label_column, self.class_names, self.templates, thumbnails=self.thumbnails
+                    )
                 )
             if lost and results:
                 logger.warning("%s", no_captions_left(model, store))
@@ -182,13 +185,14 @@ class _StoreEvaluation:
 
     def classify(
         self,
+        choice: Choice,
         label_column: str,
         class_names: Sequence[str] | ClassList | None,
         templates: Sequence[str],
         *,
         thumbnails: bool,
     ) -> Result:
-        """Measure zero-shot classification on the images that have a label."""
+        """Measure zero-shot classification on those of the chosen images that have a label."""
         column = [None if label is None else as_text(label) for label in self.store.column(label_column)]
         distinct = sorted({label for label in column if label})
         if not distinct:
@@ -198,12 +202,18 @@ class _StoreEvaluation:
         if class_names is None and all(label.isdecimal() for label in distinct):
             notes = [f"the classes are called by numbers ({distinct[0]}), which no model reads; give their names"]
         subject = self._subject(
-            label_column, words=f"column {label_column}", templates=list(classes.templates), notes=[*self.said, *notes]
+            label_column, split=choice.split, words=f"{self._images(choice)}, column {label_column}",
+            templates=list(classes.templates), notes=[*self.said, *choice.notes, *notes],
         )  # fmt: skip
         if unknown := [label for label in distinct if label not in number]:
             raise StoreError(f"column {label_column!r} has classes that were not given: {', '.join(unknown[:10])}")
-        labelled = [(row, (number[label],)) for row, label in enumerate(column) if label]
-        rows, labels = [row for row, _ in labelled], [label for _, label in labelled]
+        rows = [row for row in choice.rows.tolist() if column[row]]
+        if not rows:
+            raise StoreError(
+                f"column {label_column!r} of {self.source} has no class for any of the {len(choice.rows):,} images "
+                "that the model was not tuned on; measure all of them: --split all (in Python: split='all')"
+            )
+        labels = [(number[label],) for row in rows if (label := column[row])]
         entries = classes.vectors.to(self.model.device)
         answers = scoring.answer(self.zimg[rows], entries, labels, logit_multiplier=classes.logit_multiplier)
         paths = self.store.column("path")
@@ -219,6 +229,12 @@ class _StoreEvaluation:
     def zimg(self) -> Tensor:
         """Vectors of the store's images in the joint space, (N, D)."""
         return self.model.read_store(self.store)
+
+    def _images(self, choice: Choice) -> str:
+        total = len(self.store)
+        if len(choice.rows) == total:
+            return f"all {total:,} images"
+        return f"{len(choice.rows):,} of {total:,} images, none of which was tuned on"
 
     def _subject(self, column: str, *, words: str, split: str = "", **protocol: Any) -> Subject:
         preprocessing = self.store.tower.preprocessing

@@ -1,9 +1,9 @@
-"""Which captions of some pairs a model may be measured on, by what it keeps of what it was tuned on."""
+"""Which pairs and images a model may be measured on, by what it keeps of what it was tuned on."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -25,16 +25,18 @@ _CHOSEN = "the run chose its best checkpoint by these captions, so the figures a
 
 @dataclass(frozen=True)
 class Choice:
-    """The pairs to be measured.
+    """What is to be measured.
 
     Attributes:
         links: the pairs; rows of one content are one image. None are left if all of them were tuned on.
+        rows: the images whose classes are told apart: those of the pairs, and those that no run has seen, ascending.
         split: held_out, test, unseen (neither held out nor tuned on) or all.
         words: the same for readers, with numbers.
         notes: what else a reader must know, a sentence each.
     """
 
     links: Links
+    rows: NDArray[np.int64]
     split: str
     words: str
     notes: list[str] = field(default_factory=list)
@@ -53,9 +55,10 @@ def choose(model: LiT, store: Store, split: Split, text_column: str) -> Choice:
         UsageError: held-out captions are asked for, and there are none.
     """
     texts, contents, record = store.texts(text_column), content_hashes(store), model.tuned_on
-    everything = link(range(len(texts)), texts, contents)
+    everything = Choice(link(range(len(texts)), texts, contents), np.arange(len(texts)), "all", "all captions")
     if split == "all":
-        return Choice(everything, "all", "all captions")
+        tuned_on = 0 if record is None else int(is_in(contents, record.contents("train")).sum())
+        return replace(everything, notes=[f"{tuned_on:,} of {len(texts):,} images were tuned on"] if tuned_on else [])
     if record is None:
         return _choose_without_record(model, split, everything)
     seen_rows = is_in(contents, record.contents("train"))
@@ -66,16 +69,18 @@ def choose(model: LiT, store: Store, split: Split, text_column: str) -> Choice:
         rows = is_in(contents, record.contents(part)) & ~seen_rows
         links = _link_untuned(rows, texts, contents, record)
         if len(links):
-            words = f"{_PARTS[part]} ({_numbers(links, everything, record)})"
-            return Choice(links, part, words, [_CHOSEN] if part == "held_out" else [])
+            words = f"{_PARTS[part]} ({_numbers(links, everything.links, record)})"
+            [other] = set(_MEASURED) - {part}
+            unseen = np.flatnonzero(~seen_rows & ~is_in(contents, record.contents(other)))
+            return Choice(links, unseen, part, words, [_CHOSEN] if part == "held_out" else [])
     if split != "auto":
         raise UsageError(
             f"{model.name} was tuned on pairs of {store.path}, and none of the others were kept for {split!r}; measure "
             "all of them: --split all (in Python: split='all')"
         )
     links = _link_untuned(~seen_rows, texts, contents, record)
-    words = f"captions that the model was not tuned on ({_numbers(links, everything, record)})"
-    return Choice(links, "unseen", words)
+    words = f"captions that the model was not tuned on ({_numbers(links, everything.links, record)})"
+    return Choice(links, np.flatnonzero(~seen_rows), "unseen", words)
 
 
 @dataclass(frozen=True)
@@ -84,19 +89,22 @@ class ChosenPairs:
 
     Attributes:
         choice: the pairs, as rows of the store that they were chosen in.
-        contents: hashes of the images' contents.
+        contents: hashes of the contents of the pairs' images.
         captions: hashes of the captions.
+        row_contents: hashes of the contents of the images whose classes are told apart.
     """
 
     choice: Choice
     contents: NDArray[np.uint64]
     captions: NDArray[np.uint64]
+    row_contents: NDArray[np.uint64]
 
     @classmethod
     def of(cls, choice: Choice, store: Store) -> ChosenPairs:
         """Remember what was chosen in a store."""
-        contents = np.unique(content_hashes(store)[choice.links.image_index.numpy()])
-        return cls(choice, contents, np.unique(hash_captions(choice.links.texts)))
+        contents = content_hashes(store)
+        of_pairs, captions = contents[choice.links.image_index.numpy()], hash_captions(choice.links.texts)
+        return cls(choice, np.unique(of_pairs), np.unique(captions), np.unique(contents[choice.rows]))
 
     def find_in(self, model: LiT, store: Store, text_column: str) -> Choice:
         """Choose the same pairs in a store that another tower embedded, or in the same store.
@@ -111,7 +119,7 @@ class ChosenPairs:
         links = link(rows, kept, contents[rows])
         known = 0 if model.tuned_on is None else int(is_in(self.captions, model.tuned_on.captions("train")).sum())
         notes = [f"{model.name} was tuned on {known:,} of the {len(self.captions):,} captions"] if known else []
-        return Choice(links, self.choice.split, self.choice.words, notes)
+        return replace(self.choice, links=links, rows=np.flatnonzero(is_in(contents, self.row_contents)), notes=notes)
 
     def _holds(self, texts: list[str]) -> NDArray[np.bool_]:
         return is_in(hash_captions(texts), self.captions)
@@ -120,7 +128,7 @@ class ChosenPairs:
 def no_captions_left(model: LiT, store: Store) -> str:
     """Say that a model was tuned on all captions of a store."""
     return (
-        f"{model.name} was tuned on all captions of {store.path}, so recall there says nothing of others; give other "
+        f"{model.name} was tuned on all captions of {store.path}, so what is measured there says nothing of others; give other "
         "pairs, or measure these all the same: --split all (in Python: split='all')"
     )
 
@@ -136,34 +144,34 @@ def _numbers(links: Links, everything: Links, record: SplitRecord) -> str:
     return ", ".join(parts)
 
 
-def _choose_without_record(model: LiT, split: Split, everything: Links) -> Choice:
+def _choose_without_record(model: LiT, split: Split, everything: Choice) -> Choice:
     if split != "auto":
         raise UsageError(
             f"nothing is known of what {model.name} was tuned on, so no captions are known to be held out; measure all "
             "of them: --split all (in Python: split='all')"
         )
     if model.run_folder is None:
-        return Choice(everything, "all", "all captions")
+        return everything
     note = (
         f"{model.name} was tuned by an earlier lamplit, which did not keep what it was tuned on: if that was these "
         "pairs, most of the captions are not new to it"
     )
     logger.warning("%s", note)
-    return Choice(everything, "all", "all captions", [note])
+    return replace(everything, notes=[note])
 
 
-def _choose_of_others(model: LiT, store: Store, split: Split, everything: Links, record: SplitRecord) -> Choice:
+def _choose_of_others(model: LiT, store: Store, split: Split, everything: Choice, record: SplitRecord) -> Choice:
     """Choose among pairs none of whose images the model was tuned on."""
     if split != "auto":
         raise UsageError(
             f"{model.name} was not tuned on {store.path}: it shares no image with what it was tuned on, so no captions "
             "of it are held out; measure all of them: --split all (in Python: split='all')"
         )
-    known = int(is_in(hash_captions(everything.texts), record.captions("train")).sum())
+    captions = everything.links.texts
+    known = int(is_in(hash_captions(captions), record.captions("train")).sum())
     if not known:
-        return Choice(everything, "all", "all captions")
-    note = f"{known:,} of {len(everything.texts):,} captions were tuned on, with other images"
-    return Choice(everything, "all", "all captions", [note])
+        return everything
+    return replace(everything, notes=[f"{known:,} of {len(captions):,} captions were tuned on, with other images"])
 
 
 def _link_untuned(
