@@ -96,21 +96,31 @@ class Result:
         return f"<Result {subject}: {self.main_metric}{interval}>"
 
     @property
+    def subject(self) -> str:
+        """What was measured: data set, column and split."""
+        return " | ".join((self.dataset, self.column, self.split))
+
+    @property
+    def way(self) -> str:
+        """How it was measured, in 8 digits: preprocessing, prompts, class names and all else but notes."""
+        asked = [self.main_metric, self.classes]
+        protocol = {name: value for name, value in self.protocol.items() if name != "notes"}
+        return _digest([asked, protocol])
+
+    @property
     def file_name(self) -> str:
         """Name of the result's file: `imagenet-v2.en.zero-shot.MODEL-1a2b3c4d.5e6f7a8b.json`.
 
         The digits after the model's name are the first of its fingerprint; the others cover what was measured and how.
         So only a second run of the same measurement of the same model has the same name.
         """
-        asked = [self.source, self.dataset, self.split, self.column, self.task, self.main_metric, self.classes]
-        protocol = {name: value for name, value in self.protocol.items() if name != "notes"}
-        digest = hashlib.blake2b(json.dumps([asked, protocol], sort_keys=True, default=str).encode(), digest_size=4)
-        model = "-".join(filter(None, (self.model["name"], self.model.get("fingerprint", "")[:8])))
+        fingerprint = self.model.get("fingerprint", "")
+        digest = _digest([self.source, self.subject, self.task, self.way, fingerprint])
+        model = "-".join(filter(None, (_part(self.model["name"]), fingerprint[:8])))
         name = Path(self.dataset).name
         known = _letters(name) in (_letters(self.benchmark), _letters(f"{self.benchmark}.lance"))
         parts = [self.benchmark, "" if known else name, self.column, self.split, self.language, self.task.split()[0]]
-        parts = [re.sub(r"[^\w-]+", "_", part)[:60] for part in (*parts, model, digest.hexdigest()) if part]
-        return ".".join(parts) + ".json"
+        return ".".join([*(_part(part) for part in parts if part), model, digest]) + ".json"
 
     def write(self, folder: str | Path) -> Path:
         """Write the result into `folder`, and return its file."""
@@ -165,6 +175,15 @@ def _upgrade(values: dict[str, Any]) -> None:
 def _rename(values: dict[str, Any], old: str, new: str) -> None:
     if old in values:
         values[new] = values.pop(old)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+
+
+def _part(text: str) -> str:
+    """Make a part of a file's name: letters, digits, hyphens; short, since systems count its bytes."""
+    return re.sub(r"[^\w-]+", "_", text).encode()[:40].decode(errors="ignore")
 
 
 def _letters(name: str) -> str:

@@ -36,6 +36,8 @@ class Figure:
     source: str = ""
     leaderboard: str = ""  # Zero-Shot Transfer Image Classification | ImageNet V2 | Accuracy (Private)
     language: str = "en"
+    subject: str = ""  # `Result.subject` of a result in another folder; published figures are of whole benchmarks
+    way: str = ""  # `Result.way` of the same
 
     def is_of(self, model: str) -> bool:
         """Whether it is a figure of the model that a result calls `model`."""
@@ -61,7 +63,7 @@ def read_figures(file: str | Path | None = None) -> list[Figure]:
         rows = list(csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{file} cannot be read as a CSV file of figures: {error}") from error
-    known = [column.name for column in fields(Figure)]
+    known = [column.name for column in fields(Figure) if column.name not in ("subject", "way")]
     needed = {column.name for column in fields(Figure) if column.default is MISSING}
     if not rows or not needed <= set(rows[0]):
         raise UsageError(f"{file} has no figures; expected a CSV file with the columns {', '.join(known)}")
@@ -76,7 +78,7 @@ def figures_of(results: Sequence[Result], source: str) -> list[Figure]:
     return [
         Figure(
             result.benchmark, result.task, metric, measure.value, result.model["name"],
-            source=source, language=result.language,
+            source=source, language=result.language, subject=result.subject, way=result.way,
         )
         for result in results
         for metric, measure in result.metrics.items()

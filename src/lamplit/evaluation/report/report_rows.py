@@ -33,6 +33,7 @@ class ReportRow:
     same_model: bool = False  # the reference is a figure of this very model
     difference: float | None = None  # how far the value is above the reference
     variant: str = ""  # see `Result`
+    subject: str = ""  # see `Result`
     verdict: str = ""  # the 95 % interval has the reference `inside`, or is wholly `above` or `below` it
 
     @property
@@ -123,19 +124,27 @@ def _title(dataset: str, language: str, variant: str) -> str:
 
 
 def beside(row: ReportRow, figures: Sequence[Figure]) -> list[Figure]:
-    """All figures that a row can be read beside; those of supervised models too, as in the paper's Table 1."""
+    """All figures that a row can be read beside; those of supervised models too, as in the paper's Table 1.
+
+    Those of another folder's results are of the same data set, column and split.
+    """
     tasks = (row.task, SUPERVISED) if row.task == TASKS[0] else (row.task,)
     wanted = (row.benchmark, row.metric, row.language)
-    return [f for f in figures if (f.benchmark, f.metric, f.language) == wanted and f.task in tasks]
+    return [
+        f
+        for f in figures
+        if (f.benchmark, f.metric, f.language) == wanted and f.task in tasks and f.subject in ("", row.subject)
+    ]
 
 
 def _row(result: Result, metric: str, figures: Sequence[Figure]) -> ReportRow:
     measure, model = result.metrics[metric], result.model["name"]
     row = ReportRow(
         result.task, result.benchmark, result.dataset, result.language, metric, metric == result.main_metric, model,
-        measure.value, measure.low, measure.high, result.images, variant=result.variant,
+        measure.value, measure.low, measure.high, result.images, variant=result.variant, subject=result.subject,
     )  # fmt: skip
     candidates = [figure for figure in beside(row, figures) if figure.task == row.task]
+    candidates.sort(key=lambda figure: figure.way != result.way)  # one that was measured alike comes first
     own = [figure for figure in candidates if figure.is_of(model)]
     if not candidates:
         return row

@@ -61,7 +61,9 @@ def open_timm(name: str, weights: str | Path | None, preprocessing: Preprocessin
     if file is None:
         assert source.hub_id is not None
         with reaching_hub(source.hub_id):
-            checkpoint = load_state_dict_from_hf(source.hub_id)
+            checkpoint = load_state_dict_from_hf(
+                source.hub_id, weights_only=True
+            )  # older releases of timm unpickle all
     else:
         checkpoint = read_checkpoint(file)
     return _load(spec, source, file, checkpoint, preprocessing)
