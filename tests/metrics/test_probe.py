@@ -118,6 +118,39 @@ def test_errors():
         ridge_accuracy(vectors, labels, vectors, labels[:1])
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor on another device: it can be taken to the CPU, and nothing else, as with labels that are there."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device="meta")
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
+        options = options or {}
+        if operation is torch.ops.aten._to_copy.default and options.get("device") == torch.device("cpu"):
+            return operation(arguments[0].inner, **options)
+        raise TypeError(f"{operation} of a tensor on another device")
+
+
+def test_vectors_on_another_device():
+    (train, labels), (test, truth) = (map(torch.tensor, data(20, 5, 3, seed)) for seed in (0, 1))
+    train, test = train.float(), test.float()
+    expected = ridge_accuracy(train, labels, test, truth)
+    for elsewhere in (
+        ridge_accuracy(Elsewhere(train), labels, Elsewhere(test), truth),
+        ridge_accuracy(Elsewhere(train), Elsewhere(labels), Elsewhere(test), Elsewhere(truth)),
+    ):
+        assert elsewhere.device.type == "cpu"
+        assert torch.equal(elsewhere, expected)
+    probe = fit(train, labels)
+    assert torch.equal(fit(Elsewhere(train), labels).weight, probe.weight)
+    assert torch.equal(probe.scores(Elsewhere(test)), probe.scores(test))
+
+
 def test_what_is_not_a_number_is_wrong():
     right = ridge_accuracy(
         torch.eye(2), torch.tensor([0, 1]), torch.tensor([[math.nan, 0], [0, 1]]), torch.tensor([0, 1])

@@ -2,7 +2,8 @@
 
 As in table 3 of the paper, by the settings of big_vision's `fewshot_lsr` (those of the paper's time are not known).
 Features are whitened by the mean and deviation of the training vectors and get a constant of 100 for the offset, so
-large that the penalty hardly touches it; targets are +1 for the right class and -1 for the others.
+large that the penalty hardly touches it; targets are +1 for the right class and -1 for the others. All of it is done
+on the CPU, wherever the vectors are: it needs float64, which Apple's MPS lacks, and labels are on the CPU.
 
 Shapes: N images, D width, C classes.
 """
@@ -60,7 +61,7 @@ class Probe:
     weight: Tensor  # weights of the whitened features and the constant, (D + 1, C)
 
     def scores(self, vectors: Tensor) -> Tensor:
-        """Score every class: (N, D) vectors in, (N, C) float64 out."""
+        """Score every class: (N, D) vectors in, (N, C) float64 on the CPU out."""
         return _features(vectors, self.mean, self.std) @ self.weight
 
 
@@ -68,7 +69,7 @@ def fit(vectors: Tensor, labels: Tensor, l2: float = 1024.0) -> Probe:
     """Fit a probe by ridge regression in float64, in the primal or the dual, whichever is smaller.
 
     Args:
-        vectors: vectors of the training images, (N, D).
+        vectors: vectors of the training images, (N, D), on any device.
         labels: the class of each, (N,), from 0 to the highest.
         l2: strength of the penalty.
 
@@ -79,7 +80,7 @@ def fit(vectors: Tensor, labels: Tensor, l2: float = 1024.0) -> Probe:
         raise UsageError(f"there are {len(vectors)} training vectors and {len(labels)} labels; expected one each")
     if not l2 > 0:
         raise UsageError(f"l2 is {l2}; the penalty must be positive")
-    vectors = vectors.double()
+    vectors, labels = vectors.cpu().double(), labels.cpu()
     mean, std = vectors.mean(0), vectors.std(0, correction=0) + 1e-5
     x = _features(vectors, mean, std)
     y = 2 * F.one_hot(labels.long()).to(x) - 1
@@ -91,7 +92,7 @@ def fit(vectors: Tensor, labels: Tensor, l2: float = 1024.0) -> Probe:
 
 
 def _features(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return F.pad((vectors.double() - mean) / std, (0, 1), value=BIAS)
+    return F.pad((vectors.cpu().double() - mean) / std, (0, 1), value=BIAS)
 
 
 def ridge_accuracy(
@@ -100,18 +101,19 @@ def ridge_accuracy(
     """Fit a probe and return which test images it classifies right; a tie counts as wrong.
 
     Args:
-        train_vectors: (N, D).
+        train_vectors: (N, D), on any device.
         train_labels: the class of each, (N,).
-        test_vectors: (M, D).
+        test_vectors: (M, D), on any device.
         test_labels: the right class of each, (M,).
         l2: strength of the penalty.
 
     Returns:
-        1 or 0 for each test image, (M,) float64; the mean is the accuracy.
+        1 or 0 for each test image, (M,) float64 on the CPU; the mean is the accuracy.
 
     Raises:
         UsageError: if the numbers of vectors and labels differ, or a test image's class has no training image.
     """
+    test_vectors, train_labels, test_labels = test_vectors.cpu(), train_labels.cpu(), test_labels.cpu()
     probe = fit(train_vectors, train_labels, l2)
     if len(test_vectors) != len(test_labels):
         raise UsageError(f"there are {len(test_vectors)} test vectors and {len(test_labels)} labels; expected one each")
