@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,42 @@ def test_clustered_median_equals_plain_bootstrap(monkeypatch: pytest.MonkeyPatch
     assert (found.low, found.high) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=1)
     monkeypatch.setattr("lamplit.metrics.bootstrap._DRAWS_AT_ONCE", 1)
     assert measure_clustered_median(ranks, owners, 60) == found, "how many are drawn at once changes nothing"
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    generator = np.random.default_rng(0)
+    ranks, right = generator.integers(1, 90, 200), generator.random(200) < 0.4
+    counts = generator.integers(1, 5, (200, 2))
+
+    def figures():
+        values, draws = resample_ratios(counts - 1, counts)
+        medians = [measure(ranks, statistic="median"), measure_clustered_median(ranks, np.arange(200), 200)]
+        return [*medians, measure(right), measure_class_mean(right, ranks), values.tolist(), draws.tolist()]
+
+    at_once = figures()
+    for cells in (1, 7777):
+        monkeypatch.setattr("lamplit.metrics.bootstrap._DRAWS_AT_ONCE", cells)
+        assert figures() == at_once
+
+
+@pytest.mark.parametrize("kind", ["median", "clustered median", "ratios", "class mean"])
+def test_memory_does_not_grow_with_images(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """As many ranks as images, which is what a model without knowledge gives: 1,000 resamples of them are 24 MB."""
+    monkeypatch.setattr("lamplit.metrics.bootstrap._DRAWS_AT_ONCE", 2**16)
+    ranks = np.arange(3000)
+    tracemalloc.start()
+    match kind:
+        case "median":
+            measure(ranks, statistic="median")
+        case "clustered median":
+            measure_clustered_median(ranks, ranks, 3000)
+        case "ratios":
+            resample_ratios(ranks[:, None], ranks[:, None])
+        case "class mean":
+            measure_class_mean(ranks < 500, ranks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6
 
 
 def test_class_mean_stays_a_share():

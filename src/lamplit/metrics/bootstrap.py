@@ -2,12 +2,14 @@
 
 Images are drawn again, as the data set drew them. All captions of an image are drawn with it (a cluster bootstrap),
 since they are not independent; the mean over classes draws again within each class, since the classes are given.
+Resamples are drawn and summed up a block at a time; what is drawn does not depend on the size of the blocks.
 
 Shapes: N clusters (images), Q queries, C classes, F figures, U distinct rows, R resamples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -37,10 +39,9 @@ def measure(values: ArrayLike, *, statistic: Literal["mean", "median"] = "mean",
         0.75
     """
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
-    total = counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, RESAMPLES)
     summarize = _means if statistic == "mean" else _medians
-    return interval(float(summarize(distinct, counts[None])[0]), summarize(distinct, drawn))
+    draws = np.concatenate([summarize(distinct, drawn) for drawn in _draw_again(counts, seed)])
+    return interval(float(summarize(distinct, counts[None])[0]), draws)
 
 
 def interval(value: float, draws: Floats) -> Measure:
@@ -62,9 +63,8 @@ def resample_ratios(sums: ArrayLike, counts: ArrayLike, *, seed: int = 0) -> tup
     """
     rows = np.concatenate([np.asarray(sums, np.float64), np.asarray(counts, np.float64)], axis=1)
     distinct, times = np.unique(rows, axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(times.sum(), times / times.sum(), RESAMPLES)
-    values, draws = (_ratios(weights @ distinct) for weights in (times[None], drawn))
-    return values[0], draws
+    draws = np.concatenate([_ratios(drawn @ distinct) for drawn in _draw_again(times, seed)])
+    return _ratios(times[None] @ distinct)[0], draws
 
 
 def measure_clustered_median(values: ArrayLike, clusters: ArrayLike, num_clusters: int, *, seed: int = 0) -> Measure:
@@ -82,14 +82,11 @@ def measure_clustered_median(values: ArrayLike, clusters: ArrayLike, num_cluster
     value = _medians(distinct, np.bincount(index, minlength=len(distinct))[None])[0]
     generator = np.random.default_rng(seed)
     parts: list[Floats] = []
-    left, at_once = RESAMPLES, max(1, _DRAWS_AT_ONCE // (len(owners) + num_clusters))
-    while left:
-        size = min(left, at_once)
+    for size in _blocks(len(owners) + num_clusters):
         drawn = generator.integers(0, num_clusters, (size, num_clusters)) + num_clusters * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * num_clusters).reshape(size, num_clusters)
         reached = weights[:, owners].cumsum(1)[:, ends]
         parts.append(_medians(distinct, np.diff(reached, axis=1, prepend=0)))
-        left -= size
     return interval(float(value), np.concatenate(parts))
 
 
@@ -103,8 +100,25 @@ def measure_class_mean(right: ArrayLike, labels: ArrayLike, *, seed: int = 0) ->
     """
     _, index, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     accuracies = np.bincount(index, np.asarray(right, np.float64), minlength=len(counts)) / counts
-    drawn = np.random.default_rng(seed).binomial(counts, accuracies, (RESAMPLES, len(counts)))
-    return interval(float(accuracies.mean()), (drawn / counts).mean(1))
+    generator = np.random.default_rng(seed)
+    parts = [
+        (generator.binomial(counts, accuracies, (size, len(counts))) / counts).mean(1) for size in _blocks(len(counts))
+    ]
+    return interval(float(accuracies.mean()), np.concatenate(parts))
+
+
+def _blocks(cells: int) -> Iterator[int]:
+    """Cut all resamples, of so many cells each, into blocks, and yield the number in each."""
+    at_once = max(1, _DRAWS_AT_ONCE // max(1, cells))
+    for done in range(0, RESAMPLES, at_once):
+        yield min(at_once, RESAMPLES - done)
+
+
+def _draw_again(counts: Integers, seed: int) -> Iterator[Integers]:
+    """Yield how often each value is drawn, (R, U) in blocks of rows, if it is there `counts` times, (U,)."""
+    generator, total = np.random.default_rng(seed), counts.sum()
+    for size in _blocks(len(counts)):
+        yield generator.multinomial(total, counts / total, size)
 
 
 def _ratios(totals: Floats) -> Floats:
