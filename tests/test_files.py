@@ -119,6 +119,19 @@ def test_replacing_parts(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "kept", "last"]
 
 
+def test_parts_that_do_not_belong_to_the_new_ones(tmp_path: Path) -> None:
+    for name in ("last", "old", "kept"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with pytest.raises(FileNotFoundError), replacing_parts(tmp_path, "last", ["old", "folder"]):
+        (tmp_path / "nowhere").read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "kept", "last", "old"]
+    with replacing_parts(tmp_path, "last", ["old", "folder", "never there"]) as partial:
+        (partial / "last").touch()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["kept", "last"]
+
+
 def test_replacing_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from lamplit.data.decoding.images import decode_image
 from lamplit.data.decoding.preprocessing import Preprocessing
+from lamplit.data.split_record import SplitRecord
 from lamplit.errors import ImageError, TowerError, UsageError
 from lamplit.model import FORMAT, LiT, as_model, load, merge_lora
 from lamplit.towers.identity import TowerIdentity
@@ -487,6 +489,52 @@ def test_a_model_that_is_saved_over_another_is_never_a_mixture(
             load(copy)
     else:
         assert torch.equal(load(copy, towers="text").encode_texts("a ring"), model.encode_texts("a ring"))
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_a_model_over_one_of_another_tower_leaves_nothing_of_it(
+    has_text: bool, image_tower: ImageTower, text_folder: Path, tmp_path: Path
+) -> None:
+    whole = make_model(image_tower, text_folder, image_head=nn.Linear(64, 64))
+    whole.tuned_on = SplitRecord.make("texts", {}, {})
+    whole.save(tmp_path / "over")
+    other = replace(image_tower.identity(), fingerprint="f" * 32)
+    model = LiT(make_model(image_tower, text_folder).text_tower if has_text else None, other)
+    for folder in ("over", "new"):
+        model.save(tmp_path / folder)
+    over, new = ({file.name for file in (tmp_path / folder).iterdir()} for folder in ("over", "new"))
+    assert over == new
+    assert load(tmp_path / "over", towers="text").tuned_on is None
+    if has_text:
+        assert load(tmp_path / "over").image_tower is None
+
+
+def test_a_text_tower_over_a_whole_model_of_its_image_tower_leaves_that(copy: Path, image_file: Path) -> None:
+    load(copy, towers="text").save(copy)
+    assert load(copy).encode_images([image_file]).shape == (1, 64)
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_model_over_one_of_another_tower_is_never_a_mixture(
+    renames: int, copy: Path, image_tower: ImageTower, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(image_tower.identity(), fingerprint="f" * 32)
+    left, rename = renames, Path.replace
+
+    def until_killed(self: Path, target: Path) -> Path:
+        nonlocal left
+        assert not (copy / "config.json").exists()
+        assert not (copy / "image_tower.safetensors").exists()
+        if left == 0:
+            raise OSError("killed")
+        left -= 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", until_killed)
+    with pytest.raises(OSError, match="killed"):
+        LiT(make_model(image_tower, text_folder).text_tower, other).save(copy)
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        load(copy)
 
 
 def test_save_refuses_what_could_not_be_loaded(image_tower: ImageTower, text_folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
@@ -55,12 +55,17 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_parts(folder: Path, last: str) -> Iterator[Path]:
+def replacing_parts(folder: Path, last: str, remove: Sequence[str] = ()) -> Iterator[Path]:
     """Write several files or folders of a folder, of which `last` says that they belong together.
 
     Yields an empty folder to write them to. When the block ends, each takes its place in `folder`: `last` is removed
     first and comes back last. So a process that is killed meanwhile leaves no `last`, and never a mixture of old and
     new under it. When the block fails, `folder` stays as it was.
+
+    Args:
+        folder: the folder; it may be new.
+        last: the file that says that they belong together.
+        remove: names of files and folders that do not belong to the new ones; they go while `last` is away.
 
     Example:
         >>> with replacing_parts(Path("model"), "config.json") as partial:
@@ -73,6 +78,8 @@ def replacing_parts(folder: Path, last: str) -> Iterator[Path]:
         yield partial
         _settle(partial)
         (folder / last).unlink(missing_ok=True)
+        for name in remove:
+            _remove(folder / name)
         for part in sorted(partial.iterdir(), key=lambda part: part.name == last):
             target = folder / part.name
             if part.is_dir() and target.is_dir():

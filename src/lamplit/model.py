@@ -108,6 +108,7 @@ class LiT(TwoTowers):
         """Write the model into `folder`; the model stays as it is. If anything fails, so does the folder.
 
         A tower that the model is open without is not written, nor one that was given to a model of imported vectors.
+        What is there of a model of the same image tower stays; what is there of another's is removed.
 
         Raises:
             TowerError: the image tower is not the one that the model reads: what was saved could not be loaded.
@@ -124,7 +125,7 @@ class LiT(TwoTowers):
             "text_tower": None,
             "logit_bias": None if self.logit_bias is None else float(self.logit_bias.detach()),
         }
-        with replacing_parts(folder, CONFIG) as partial:
+        with replacing_parts(folder, CONFIG, self._not_its_own(folder, has_image_tower=tower is not None)) as partial:
             if self.text_tower is not None:
                 config["text_tower"] = self.text_tower.describe()
                 self.text_tower.save_tokenizer(partial / TOKENIZER)
@@ -136,9 +137,16 @@ class LiT(TwoTowers):
             if self.tuned_on is not None:
                 self.tuned_on.write(partial / SPLIT)
             (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if self.tuned_on is None:
-            (folder / SPLIT).unlink(missing_ok=True)  # of the model that was here before
-        (folder / TEXT_GRAPH).unlink(missing_ok=True)  # made from the weights that were here before
+
+    def _not_its_own(self, folder: Path, *, has_image_tower: bool) -> list[str]:
+        """Name what a model that was saved in a folder before must not leave under this one."""
+        names = [TEXT_GRAPH]  # made from the weights that were there before
+        names += [SPLIT] if self.tuned_on is None else []
+        names += [IMAGE_HEAD] if self.image_head is None else []
+        if not _reads_tower(folder, self.identity):
+            names += [] if has_image_tower else [IMAGE_TOWER]
+            names += [TEXT_TOWER, TOKENIZER] if self.text_tower is None else []
+        return names
 
     def _identity_saved_in(self, folder: Path) -> TowerIdentity:
         """Return the identity of the image tower as the saved model has it."""
@@ -159,6 +167,15 @@ class LiT(TwoTowers):
                 "save that"
             )
         return self.identity
+
+
+def _reads_tower(folder: Path, identity: TowerIdentity) -> bool:
+    """Tell whether a model that reads this image tower is saved in a folder."""
+    try:
+        found: TowerIdentity = read_config(folder)["image_tower"]
+    except UsageError:  # none, or one that nobody can read
+        return False
+    return found.fingerprint == identity.fingerprint
 
 
 class _TextPart(nn.Module):
