@@ -75,6 +75,18 @@ def test_model_without_a_text_tower(model_path: Path, tmp_path: Path) -> None:
     assert found["files"] == "image_tower.safetensors"
 
 
+def test_model_whose_config_has_what_is_needed_alone(model_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_path, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("center", "image_head", "logit_bias"):
+        del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert describe(folder) == describe(model_path) | {"model": str(folder)}
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="damaged: format is missing"):
+        describe(folder)
+
+
 def test_neither(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
         with pytest.raises(UsageError, match=r"is neither a model .* nor a store"):

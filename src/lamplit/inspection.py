@@ -15,7 +15,7 @@ from lamplit.store.arrays.derived import is_exact, measured_recall
 from lamplit.store.lance_store import Store
 from lamplit.store.table.store_metadata import OF_TEXTS
 from lamplit.towers.identity import TowerIdentity
-from lamplit.towers.model_folder import saved_folder
+from lamplit.towers.model_folder import read_config, saved_folder
 from lamplit.towers.published.big_vision import Published
 
 _LOOKED_AT = 50  # rows of a store, for a few that have texts
@@ -35,7 +35,7 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
         Names and values, in the order in which `lamplit info` prints them.
 
     Raises:
-        UsageError: there is neither a model nor a store.
+        UsageError: there is neither a model nor a store, or a model's config.json is damaged.
         TowerError: the model of another library cannot be read.
 
     Example:
@@ -59,19 +59,20 @@ def describe(path: str | Path | LiT | Store) -> dict[str, Any]:
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    image, text = config["image_tower"], config["text_tower"]
+    config = read_config(folder)
+    image: TowerIdentity = config["image_tower"]
+    text = config["text_tower"]
     report = folder / "report.json"
     found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     recall, test = found.get("best", {}), found.get("test", {})
     return {
         "model": str(folder),
-        "image tower": image["spec"],
-        **_fingerprint(TowerIdentity.from_dict(image)),
+        "image tower": image.spec,
+        **_fingerprint(image),
         "text tower": text["spec"] if text else "none",
         "text head": _text_head(text.get("anchors"), text.get("layers")) if text else "none",
-        "width": image["width"],
-        "pooling": _pooling(image["config"].get("pool")),
+        "width": image.width,
+        "pooling": _pooling(image.pool),
         "context length": text["context_length"] if text else "none",
         "centred": config["center"] is not None,
         "files": ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))),

@@ -105,6 +105,19 @@ def test_own_card_and_a_model_without_a_run(model_path: Path, tmp_path: Path) ->
     assert any("your own" in note for note in report.notes)
 
 
+def test_a_model_whose_config_has_what_is_needed_alone(model_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_path, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("center", "image_head", "logit_bias"):
+        del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    push(folder, "ann/drawings", out=tmp_path / "out")
+    push(model_path, "ann/drawings", out=tmp_path / "second")
+    cards = [(tmp_path / out / "README.md").read_text(encoding="utf-8") for out in ("out", "second")]
+    assert cards[0] == cards[1]
+    assert "| centred | no |" in cards[0]
+
+
 def test_a_store_is_written_without_paths_and_keeps_its_vectors(
     store_path: Path, image_folder: Path, model_path: Path, tmp_path: Path
 ) -> None:

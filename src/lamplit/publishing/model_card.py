@@ -15,6 +15,7 @@ from lamplit.data.split_record import SplitRecord
 from lamplit.metrics.results import Measure, Result
 from lamplit.model import IMAGE_TOWER
 from lamplit.publishing.private_paths import last_part
+from lamplit.towers.model_folder import read_config
 from lamplit.tuning.run_folder import read_settings
 from lamplit.tuning.settings import TuneSettings
 from lamplit.tuning.tune_report import TuneReport
@@ -41,7 +42,7 @@ def model_card(folder: Path, repository: str, results: Sequence[Result] = (), li
         results: what `lamplit evaluate` measured of this model.
         license: the hub's word for it, such as `apache-2.0`; None leaves it out.
     """
-    config, found = _read(folder / "config.json"), _read(folder / "report.json")
+    config, found = read_config(folder), _read(folder / "report.json")
     report = TuneReport(**found) if found else None
     settings = read_settings(folder / "settings.json") if report else {}
     counts = {} if report is None else _counts(folder, report)
@@ -88,12 +89,12 @@ def _read(file: Path) -> dict[str, Any]:
 def _towers(config: Json, report: TuneReport | None) -> str:
     image, text = config["image_tower"], config["text_tower"]
     rows = [
-        ["image tower", f"`{image['spec']}`"],
+        ["image tower", f"`{image.spec}`"],
         ["text tower", f"`{text['spec']}`" if text else "none"],
-        ["width of the vectors", config["image_head"] or image["width"]],
+        ["width of the vectors", config["image_head"] or image.width],
         ["centred", "yes" if config["center"] else "no"],
         ["longest text", f"{text['context_length']} tokens" if text else "none"],
-        ["fingerprint of the image tower", f"`{image['fingerprint']}`"],
+        ["fingerprint of the image tower", f"`{image.fingerprint}`"],
     ]
     lines = ["## Towers\n", table(["", ""], rows)]
     if report is None:
@@ -216,7 +217,7 @@ def _loading(repository: str, config: Json, *, has_images: bool) -> str:
 def _base_models(config: Json) -> list[str]:
     """Return the names on the hub of the towers that the model was made of."""
     text = config["text_tower"] or {"spec": ""}
-    specs = [config["image_tower"]["spec"], text["spec"]]
+    specs = [config["image_tower"].spec, text["spec"]]
     names = [spec.removeprefix("hf:") for spec in specs if spec.startswith("hf:")]
     return list(dict.fromkeys(name for name in names if name.count("/") == 1))
 

@@ -167,7 +167,7 @@ def _public(name: str, described: dict[str, Any]) -> dict[str, Any]:
     """Return a description without paths; what the fingerprint of the image tower covers stays as it is."""
     public: dict[str, Any] = reduce_paths(described)
     if name == CONFIG:
-        for part in ("config", "preprocessing"):
+        for part in described["image_tower"].keys() & {"config", "preprocessing"}:
             public["image_tower"][part] = described["image_tower"][part]
     elif name == "settings.json":
         public["store"] = last_part(described["store"])
