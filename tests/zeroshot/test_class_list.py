@@ -95,6 +95,7 @@ def test_unknown_labels_are_named() -> None:
         {"thresholds": [0.1, 0.1 + 2**-54, 1 / 3]},
         {"thresholds": [0.1, -0.2, 0.3], "logit_bias": -1 / 3, "logit_multiplier": 1e4 / 7},
         {"names": ["Größe", "<b>", '"'], "templates": ["ein {}", "{}"]},
+        {"names": ["ü" * 1000, "b", "c"], "templates": ["{}" + "x" * 998], "image_tower": "model:/" + "x" * 4000},
     ],
 )
 def test_round_trip_to_the_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -180,6 +181,22 @@ def test_large_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**28 + 1)
     with pytest.raises(UsageError, match="it has more than 256 MB"):
         ClassList.load(tmp_path / "classes.json")
+
+
+def test_what_load_would_refuse_is_not_made(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lamplit.load(model_path)
+    with pytest.raises(
+        UsageError, match=r"the class 'cat very very .*' ?\.\.\. has 1,253 letters; expected at most 1,000"
+    ):
+        lamplit.make_classes(model, ["cat" + " very" * 250, "dog"])
+    with pytest.raises(UsageError, match=r"the template 'a \{\}x.* has 1,003 letters"):
+        lamplit.make_classes(model, ["cat", "dog"], templates=["a {}" + "x" * 999])
+    with pytest.raises(UsageError, match=r"the class 'yyy.* has 1,001 letters"):
+        corner_list(names=["a", "b", "y" * 1001])
+    monkeypatch.setattr("lamplit.zeroshot.class_list._MAX_BYTES", 100)
+    with pytest.raises(UsageError, match="the list of 3 classes has 0 MB; expected at most 0: make several"):
+        corner_list().save(tmp_path / "classes.json")
+    assert not (tmp_path / "classes.json").exists()
 
 
 def test_file_of_format_1(model_path: Path) -> None:

@@ -29,6 +29,7 @@ SEPARATOR = ";"  # between the labels of one image, in a multi-label list
 _KIND = "lamplit classes"
 _MAX_BYTES = 2**28  # 256 MB: 20,000 classes of width 2,048
 _MAX_NAME_LENGTH = 1000
+_MAX_TOWER_LENGTH = 10_000  # of the name of a tower, which may be a path
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,8 +40,8 @@ class ClassList:
     In a multi-label list (`logit_bias` is a number) it is every class whose threshold is reached.
 
     Attributes:
-        names: the names of the C classes.
-        templates: the prompts that were averaged into the vectors.
+        names: the names of the C classes, each of at most 1,000 letters.
+        templates: the prompts that were averaged into the vectors, each of at most 1,000 letters.
         vectors: (C, D) float32 unit vectors on the CPU.
         logit_multiplier: what cosines are multiplied by before they become probabilities.
         space: fingerprint of the joint space, as `model.space`.
@@ -49,6 +50,9 @@ class ClassList:
         thresholds: lowest cosine of an answer of each class, (C,); the same one unless multi-label; None for none.
         logit_bias: offset of the logits of a multi-label list; None for classes that exclude each other.
         report: what the labelled sample said; not saved.
+
+    Raises:
+        UsageError: a name or a template is too long.
 
     Example:
         >>> classes = lamplit.make_classes("runs/stamps", ["bird", "fish"])
@@ -65,6 +69,9 @@ class ClassList:
     thresholds: list[float] | None = None
     logit_bias: float | None = None
     report: CalibrationReport | None = None
+
+    def __post_init__(self) -> None:
+        require_short(self.names, self.templates)
 
     def __repr__(self) -> str:
         shown = f"{listed(self.names, 3)}; {'multi-label' if self.multi_label else 'one per image'}"
@@ -164,7 +171,11 @@ class ClassList:
         return [part.strip() for part in parts if part.strip()]
 
     def save(self, file: str | Path) -> None:
-        """Write the list, without its report, whole or not at all; what `load` reads is the same to the bit."""
+        """Write the list, without its report, whole or not at all; what `load` reads is the same to the bit.
+
+        Raises:
+            UsageError: the file would have more than 256 MB, which `load` refuses.
+        """
         values = {
             "kind": _KIND,
             "format": FORMAT,
@@ -180,7 +191,13 @@ class ClassList:
             "width": self.vectors.shape[1],
             "vectors": b64encode(self.vectors.numpy().astype("<f4").tobytes()).decode(),  # float32, little-endian
         }
-        write_text(Path(file), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        if (size := len(text.encode())) > _MAX_BYTES:
+            raise UsageError(
+                f"the list of {len(self.names):,} classes has {size >> 20:,} MB; expected at most {_MAX_BYTES >> 20}: "
+                "make several lists"
+            )
+        write_text(Path(file), text)
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -202,6 +219,20 @@ class ClassList:
             raise UsageError(
                 f"{file} cannot be read as a class list, which lamplit classes writes: {error or type(error).__name__}"
             ) from error
+
+
+def require_short(names: Sequence[str], templates: Sequence[str]) -> None:
+    """Check that names and templates are no longer than a file of classes may hold.
+
+    Raises:
+        UsageError: one is; the message shows how it begins.
+    """
+    for kind, texts in (("class", names), ("template", templates)):
+        for text in texts:
+            if len(text) > _MAX_NAME_LENGTH:
+                raise UsageError(
+                    f"the {kind} {text[:40]!r}... has {len(text):,} letters; expected at most {_MAX_NAME_LENGTH:,}"
+                )
 
 
 def index_labels(names: Sequence[str], labels: Collection[str]) -> tuple[dict[str, int], list[str]]:
@@ -248,7 +279,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     scale = _number(values["logit_scale"], "logit_scale")
     if scale <= 0:
         raise ValueError(f"logit_scale {scale}")
-    origin = {key: _text(values[key], key) for key in ("space", "image_tower", "text_tower")}
+    origin = {key: _text(values[key], key, _MAX_TOWER_LENGTH) for key in ("space", "image_tower", "text_tower")}
     return {
         "names": names, "templates": templates, "vectors": vectors, "logit_multiplier": scale, "thresholds": thresholds,
         "logit_bias": None if bias is None else _number(bias, "logit_bias"), **origin,
@@ -261,9 +292,9 @@ def _texts(values: dict[str, Any], key: str) -> list[str]:
     return [_text(value, key) for value in values[key]]
 
 
-def _text(value: object, key: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME_LENGTH:
-        raise ValueError(f"{key} has something other than texts of 1 to {_MAX_NAME_LENGTH} letters")
+def _text(value: object, key: str, most: int = _MAX_NAME_LENGTH) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise ValueError(f"{key} has something other than texts of 1 to {most} letters")
     return value
 
 

@@ -20,7 +20,7 @@ from lamplit.data.skipped import Skipped
 from lamplit.errors import ImageError, UsageError
 from lamplit.model import LiT, as_model
 from lamplit.progress import progress_bar
-from lamplit.zeroshot.class_list import ClassList
+from lamplit.zeroshot.class_list import ClassList, require_short
 from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES, fill
 
@@ -121,10 +121,12 @@ def class_list(model: LiT, class_names: Sequence[str], templates: str | Sequence
     """Make a list of classes as the model has them: no thresholds, its own logit multiplier, one class an image.
 
     Raises:
-        UsageError: no classes, no templates, the same class twice, or a template without `{}`.
+        UsageError: no classes, no templates, the same class twice, a template without `{}`, or one of more than 1,000
+            letters.
         TowerError: the model was loaded without its text tower.
     """
     names, prompts = _list_names(class_names), list_texts(as_templates(templates))[0]
+    require_short(names, prompts)  # before anything is encoded
     vectors = class_vectors(model, names, prompts).cpu()
     return ClassList(
         names,
