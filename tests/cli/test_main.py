@@ -202,6 +202,25 @@ def test_evaluate_with_classes_but_no_labels(lamplit: Lamplit, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["store", "--resize-mode", "squash"], "--resize-mode is for benchmarks, and there is none: give --benchmark "),
+        (["store", "--few-shot", "3", "--canonical"], "--canonical and --few-shot are for benchmarks"),
+        (["store", "--workers", "0"], "--workers is for benchmarks"),
+        (["--benchmark", "folder=x", "--split", "auto"], "--split is for own data, and there is none: give a store "),
+        (["--benchmark", "folder=x", "--text-column", "a", "--label-column", "b"], "--text-column and --label-column "),
+        (["--benchmark", "folder=x", "--classes-file", "none"], "--classes-file is for own data"),
+        (["--split", "all"], "nothing to evaluate on"),
+        (["store", "--benchmark", "folder", "--few-shot", "3", "--split", "all"], "'folder' is not NAME=PATH"),
+    ],
+)
+def test_evaluate_refuses_options_that_change_nothing(lamplit: Lamplit, arguments: list[str], message: str) -> None:
+    code, out, err = lamplit("evaluate", "model", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (
             ["tune", "none.lance", "--text-tower", "demo:minilm", "--out", "x"],
             "error: no store at none.lance; make one",

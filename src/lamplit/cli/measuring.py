@@ -20,8 +20,12 @@ from lamplit.cli.terminal import (
 )
 from lamplit.errors import UsageError
 
+_OF_OWN_DATA = ("split", "text_column", "label_column", "classes_file")
+_OF_BENCHMARKS = ("resize_mode", "canonical", "few_shot", "workers")
+
 
 def evaluate(
+    context: typer.Context,
     model: ModelName,
     source: Annotated[str | None, typer.Argument(help="Store, folder or file of pairs.")] = None,
     beside: Annotated[
@@ -59,24 +63,35 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="Captions to measure, and with --label-column their images: held_out (those the model's run kept back to choose its best checkpoint "
-            "by), test (those it kept for the end), all, or auto: what the model was not tuned on."
+            help="Captions to measure, and with --label-column their images: held_out (those the model's run kept "
+            "back to choose its best checkpoint by), test (those it kept for the end), all, or auto: what the model "
+            "was not tuned on."
         ),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for one JSON file per result; see lamplit report.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode ahead of the tower.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode images of benchmarks ahead of the tower.")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure recall both ways and zero-shot accuracy, on pairs of your own or on the paper's benchmarks.
 
-    Of pairs that the model was tuned on, only the captions held out of tuning and their images are measured; see --split.
+    Of pairs that the model was tuned on, only the captions held out of tuning and their images are measured; see
+    --split.
 
     In Python: lamplit.evaluate; of --benchmark: lamplit.run_benchmarks.
     """
-    if classes_file is not None and label_column is None and source is not None:
+    if source is None and not benchmark:
+        raise UsageError("nothing to evaluate on; give a store or pairs, or --benchmark NAME=PATH for a benchmark")
+    if source is None:
+        _refuse(context, _OF_OWN_DATA, "own data, and there is none: give a store or pairs behind the model")
+    if not benchmark:
+        _refuse(context, _OF_BENCHMARKS, "benchmarks, and there is none: give --benchmark NAME=PATH")
+    if classes_file is not None and label_column is None:
         raise UsageError("--classes-file needs --label-column, the column with the class of each image")
     prompts = _templates(templates)
+    named = [_assigned(each) for each in benchmark or ()]
     results = []
     if source is not None:
         options: dict[str, Any] = {"templates": prompts} if prompts else {}
@@ -85,15 +100,13 @@ def evaluate(
             class_names=chosen_classes(None, classes_file) if classes_file else None,
             out=out, device=device, progress=True, **options,
         )  # fmt: skip
-    if benchmark:
+    if named:
         for measured in (model, *(beside or ())):
             results += lamplit.run_benchmarks(
-                measured, [_assigned(each) for each in benchmark], resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
+                measured, named, resize_mode=resize_mode, templates=prompts,  # type: ignore[arg-type]
                 canonical=canonical, few_shot=few_shot, out=out, device=device,
                 workers=default_workers() if workers is None else workers, progress=True,
             )  # fmt: skip
-    if not results:
-        raise UsageError("nothing to evaluate on; give a store or pairs, or --benchmark NAME=PATH for a benchmark")
     show(results, tables.results, as_json)
 
 
@@ -113,6 +126,15 @@ def report(
     """
     written = lamplit.write_report(results, against=None if against == "none" else against, out=out)
     show(written, tables.results_report, as_json)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], belongs_to: str) -> None:
+    """Refuse options that were typed but would change nothing."""
+    typed = [name for name in names if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if typed:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in typed)
+        verb, them = ("is", "it") if len(typed) == 1 else ("are", "them")
+        raise UsageError(f"{options} {verb} for {belongs_to}, or leave {them} out")
 
 
 def _assigned(by_equals: str) -> tuple[str, str]:
