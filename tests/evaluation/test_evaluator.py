@@ -457,6 +457,15 @@ def test_written_results_are_read_again_with_images_of_what_was_confused(
     assert all(not c["examples"] for c in evaluate(model, store, label_column="shape")[1].confusions)
 
 
+def test_results_of_a_model_are_written_before_the_next_is_opened(
+    model_path: Path, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no folder no-such-model"):
+        evaluate(model_path, store, beside=["no-such-model"], label_column="shape", out=tmp_path / "out")
+    written = read_results(tmp_path / "out")
+    assert {result.task for result in written} == {"image-text retrieval", "zero-shot classification"}
+
+
 def test_results_stay_beside_each_other(
     model: LiT, model_path: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

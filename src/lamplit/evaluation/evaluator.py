@@ -68,7 +68,8 @@ def evaluate(
         class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
             default all that the label column has.
         templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`.
-        out: folder for one JSON file per result, with small images of what was confused.
+        out: folder for one JSON file per result, written as soon as a model is measured, with small images of what
+            was confused.
         device: torch device of a model that is not open yet; by default the accelerator, if there is one.
         progress: show a bar on stderr while embedding.
 
@@ -97,10 +98,11 @@ def evaluate(
     results: list[Result] = []
     for each in (model, *beside):
         opened_model = as_model(each, device=device, towers="text" if is_store else "both")
-        results += asked.measure(opened_model, source, progress=progress)
-    if out is not None:
-        for result in results:
-            result.write(out)
+        found = asked.measure(opened_model, source, progress=progress)
+        if out is not None:
+            for result in found:
+                result.write(out)
+        results += found
     return results
 
 
