@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from lamplit.data.json_text import parse_json
 
 MAX_BODY = 32 * 2**20  # bytes of one request; counted while it comes in
 MAX_IMAGES = 16  # in one request
@@ -54,7 +55,7 @@ class _Page(_Request):
     @field_validator("area", mode="before")
     @classmethod
     def _of_form(cls, area: object) -> object:
-        return json.loads(area) if isinstance(area, str) else area
+        return parse_json(area) if isinstance(area, str) else area
 
     @field_validator("where")
     @classmethod
