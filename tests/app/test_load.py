@@ -188,6 +188,46 @@ def test_tower_that_breaks_keeps_nobody_waiting(model: LiT) -> None:
         asyncio.run(encoder.encode(io.BytesIO(png())))
 
 
+def test_one_that_is_cancelled_takes_nobody_with_it(model: LiT) -> None:
+    """While the tower is at work on a first image, others wait; some go before their pass and some during it."""
+    encoder, passes = encoding.ImageEncoder(model), []
+    backend = encoder._open_backend()
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def step_by_step(pixels: torch.Tensor) -> torch.Tensor:
+        passes.append(len(pixels))
+        begun.release()
+        go_on.acquire()
+        return backend(pixels)
+
+    encoder._backend = step_by_step
+    sent = [png(color) for color in ("red", "green", "blue", "white")]
+
+    async def ask() -> list[torch.Tensor | BaseException]:
+        asked = [asyncio.create_task(encoder.encode(io.BytesIO(sent[0])))]
+        await asyncio.to_thread(begun.acquire)
+        asked += [asyncio.create_task(encoder.encode(io.BytesIO(image))) for image in sent[1:]]
+        while len(encoder._waiting) < 3:
+            await asyncio.sleep(0.01)
+        asked[1].cancel()
+        await asyncio.sleep(0)
+        go_on.release()
+        await asyncio.to_thread(begun.acquire)
+        asked[2].cancel()
+        await asyncio.sleep(0)
+        go_on.release()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, before, during, last = asyncio.run(ask())
+    assert passes == [1, 2]
+    assert isinstance(before, asyncio.CancelledError)
+    assert isinstance(during, asyncio.CancelledError)
+    expected = model.encode_images([sent[0], sent[3]]).cpu()
+    for found, vector in ((first, expected[0]), (last, expected[1])):
+        assert isinstance(found, torch.Tensor), found
+        torch.testing.assert_close(found, vector, atol=1e-4, rtol=0)
+
+
 def test_json_of_all_clients_is_bounded(model: LiT, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "ALL_JSON", 100)
     client = TestClient(make_app(model, store), base_url="http://127.0.0.1")

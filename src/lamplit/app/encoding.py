@@ -128,10 +128,15 @@ class ImageEncoder:
         return None if pixels * scans > most else resize(decode_image(data, max_pixels=MAX_PIXELS))
 
     def _encode_waiting(self) -> None:
-        """Embed all images that wait now, in one pass; if another pass took them, there is nothing to do."""
+        """Embed all images that wait now, in one pass; if another pass took them, there is nothing to do.
+
+        An image whose client has gone is left out; one whose client goes later is embedded for nobody.
+        """
         taken: list[tuple[Tensor, Future[Tensor]]] = []
         while self._waiting and len(taken) < _TOGETHER:
-            taken.append(self._waiting.popleft())
+            pixels, done = self._waiting.popleft()
+            if done.set_running_or_notify_cancel():
+                taken.append((pixels, done))
         if not taken:
             return
         try:
