@@ -74,6 +74,24 @@ def test_changed_store_is_shown_and_no_request_fails(model: LiT, copied: Path, m
     assert failed == []
 
 
+def test_store_is_followed_after_a_copy_that_had_no_data_yet(
+    model: LiT, copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live, "CHECK_SECONDS", 0.05)
+    with TestClient(make_app(model, Store(copied)), base_url="http://localhost") as client:
+        images = client.get("/health").json()["images"]
+        other = copied.parent / "copy.lance"
+        shutil.copytree(copied, other)
+        Store(other).delete(Store(other).column("id")[:1])
+        shutil.rmtree(copied)
+        shutil.copytree(other, copied, ignore=shutil.ignore_patterns("data"))
+        (copied / "data").mkdir()
+        wait_for(lambda: "cannot be opened again" in caplog.text)
+        assert client.get("/health").json()["images"] == images
+        shutil.copytree(other / "data", copied / "data", dirs_exist_ok=True)
+        wait_for(lambda: client.get("/health").json()["images"] == images - 1)
+
+
 def test_store_that_cannot_be_opened_again_stays_as_it_was(
     model: LiT, copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

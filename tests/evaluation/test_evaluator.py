@@ -368,6 +368,38 @@ def test_images_without_a_label_do_not_count(model: LiT, tmp_path: Path) -> None
     assert (retrieval.captions, retrieval.images) == (1, 1)
 
 
+def test_labels_are_read_as_make_classes_reads_them(model: LiT, tmp_path: Path) -> None:
+    """Without what stands around them; and `none` is an image of none of the classes."""
+    labels = ["ring ", "none", " cross", "ring"]
+    store = made_up_store(tmp_path / "a.lance", model, [[]] * 4, labels)
+    [found] = evaluate(model, store, label_column="kind")
+    assert {row["name"]: row["images"] for row in found.per_class} == {"ring": 2, "cross": 1}
+    assert found.protocol["class_names"] == "cross, ring"
+    assert found.protocol["notes"] == ["images that are labelled 'none' (1), of none of the classes, do not count"]
+    [named] = evaluate(model, store, label_column="kind", class_names=["ring", "none", "cross"])
+    assert named.images == 4
+    with pytest.raises(UsageError, match="no classes"):
+        evaluate(model, store, label_column="kind", class_names=[])
+
+
+def test_class_list_that_does_not_fit_is_refused(model: LiT, store: Store) -> None:
+    names = ["ring", "circle", "cross", "triangle", "square"]
+    classes = class_list(model, names, ["{}"])
+    with pytest.raises(UsageError, match="has templates of its own"):
+        evaluate(model, store, label_column="shape", class_names=classes, templates="clip-80")
+    with pytest.raises(UsageError, match="do not exclude each other"):
+        evaluate(
+            model, store, label_column="shape", class_names=replace(classes, logit_bias=-10.0, thresholds=[0.5] * 5)
+        )
+
+
+def test_results_of_other_class_names_have_files_of_their_own(model: LiT, store: Store) -> None:
+    shapes = ["ring", "circle", "cross", "triangle", "square"]
+    others = [shapes, [*shapes, "dog"], [*shapes, "cat"], ["cat", *shapes]]
+    names = {evaluate(model, store, label_column="shape", class_names=given)[-1].file_name for given in others}
+    assert len(names) == len(others)
+
+
 def test_labels_that_are_numbers_are_places_in_the_list(model: LiT, tmp_path: Path) -> None:
     def measured(path: str, labels: list[str | None], **options: Any) -> Result:
         store = made_up_store(tmp_path / path, model, [[]] * 4, labels)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplit.evaluation.report.figures import Figure
+from lamplit.evaluation.report.figures import Figure, figures_of
 from lamplit.evaluation.report.report_rows import VTAB_NATURAL, beside, compare, with_means
 from lamplit.metrics.results import Measure, Result
 
@@ -65,6 +65,25 @@ def test_what_is_not_compared(changes: dict[str, str]) -> None:
     assert (row.verdict, row.difference, row.distance) == ("", None, "")
     assert row.in_summary, "the main metric is shown with nothing beside it"
     assert len(beside(row, [figure(0.5, **changes)])) == ("supervised" in changes.get("task", ""))
+
+
+def test_results_of_another_folder_are_of_the_same_measurement() -> None:
+    """The same data set, column and split; and of several ways the same, if it is there."""
+    earlier = [
+        result(value=0.1, column="animal", dataset="/data/own.lance"),
+        result(value=0.2, column="size", dataset="/data/own.lance", protocol={"templates": "clip-7"}),
+        result(value=0.3, column="size", dataset="/data/own.lance", protocol={"templates": "clip-80"}),
+        result(value=0.4, column="size", split="held_out", dataset="/data/own.lance"),
+        result(value=0.5, column="size", dataset="/data/other.lance"),
+    ]
+    figures = figures_of(earlier, "old")
+    for again in earlier:
+        [row] = compare([again], figures)
+        assert row.difference == pytest.approx(0)
+    [row] = compare([result(column="colour", dataset="/data/own.lance")], figures)
+    assert row.reference is None
+    [row] = compare([result(column="size", dataset="/data/own.lance", protocol={"templates": "name"})], figures)
+    assert row.reference is figures[1]
 
 
 def test_order_is_that_of_the_figures_then_of_names() -> None:

@@ -33,7 +33,7 @@ FORMAT_1 = Path(__file__).parent / "format1"  # as lamplit wrote them before "pi
 def test_roundtrip_json(tmp_path: Path):
     written = result(per_class=[{"name": "<b>", "images": 3, "accuracy": 0.1}], recall_curve={"a": [0.1, 0.2]})
     file = written.write(tmp_path / "new")
-    assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.6684c9fc.json"
+    assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.37e3cd22.json"
     assert read_results(tmp_path / "new") == [written]
 
 
@@ -49,6 +49,19 @@ OTHERS = [
     {"protocol": {"templates": ["{}"], "notes": []}},
     {"protocol": {"templates": "clip-80", "resize_mode": "crop", "notes": []}},
     {"main_metric": "10-shot_accuracy"},
+    {"protocol": {"templates": "clip-80", "class_names": "cat, dog", "notes": []}},
+    {
+        "model": {
+            "name": "efficientnet-lite0-minilm-rate3e-4-batch4096-warmup500-decay1e-4-seed0",
+            "fingerprint": "3" * 32,
+        }
+    },
+    {
+        "model": {
+            "name": "efficientnet-lite0-minilm-rate3e-4-batch4096-warmup500-decay1e-4-seed1",
+            "fingerprint": "4" * 32,
+        }
+    },
 ]
 
 
@@ -57,6 +70,19 @@ def test_results_do_not_overwrite_each_other(tmp_path: Path):
     assert len(names) == len(OTHERS) == len(read_results(tmp_path))
     again = result(seconds=3.0, time="2026-01-01", protocol={"templates": "clip-80", "notes": ["late"]})
     assert again.file_name == result().file_name, "the same measurement of the same model, made again"
+
+
+def test_names_of_other_scripts_make_a_file_name_that_systems_take(tmp_path: Path):
+    name = "日本の古い切手と絵葉書の全コレクション二千二十六年版" * 3
+    written = result(
+        benchmark=name,
+        dataset=f"/{name}2",
+        column=name,
+        split="held_out",
+        model={"name": name, "fingerprint": "5" * 32},
+    ).write(tmp_path)
+    assert len(written.name.encode()) <= 255
+    assert len(read_results(tmp_path)) == 1
 
 
 def test_repr():

@@ -141,6 +141,25 @@ def test_a_store_is_written_without_paths_and_keeps_its_vectors(
     assert hit.id == hit.path
 
 
+def test_paths_in_lists_and_structs_lose_their_folder_too(
+    image_folder: Path, image_tower: ImageTower, tmp_path: Path
+) -> None:
+    lines = [
+        {
+            "image": str(image_folder / file.name), "text": f"A drawing in {image_folder}/.",
+            "also": [str(image_folder / "other.png"), None], "info": {"src": str(image_folder / "source.svg")},
+        }
+        for file in sorted(image_folder.glob("*.png"))[:3]
+    ]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lamplit.embed(tmp_path / "pairs.jsonl", tmp_path / "a.lance", image_tower=image_tower, backend="torch")
+    push(tmp_path / "a.lance", "ann/drawings", out=tmp_path / "out")
+    pushed = Store(f"hf:{tmp_path / 'out'}")
+    assert pushed.column("also") == [["other.png", None]] * 3
+    assert pushed.column("info") == [{"src": "source.svg"}] * 3
+    assert pushed.texts() == [[line["text"]] for line in lines], "captions are the user's own words"
+
+
 def test_ids_that_are_paths_lose_their_common_folder(
     image_folder: Path, image_tower: ImageTower, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from lamplit.app.encoding import LATER, pool_of, run
 from lamplit.app.kept_answers import KeptAnswers
 from lamplit.app.service import Service
@@ -92,7 +94,8 @@ class Live:
                 return None
             service = before.of(store)
             found = Opened(service, self._describe(service))
-        except (StoreError, OSError) as error:  # it is gone, of another tower, or being moved; what is open stays open
+        # It is gone, of another tower, or being moved or copied; what is open stays open.
+        except (StoreError, OSError, pa.ArrowException) as error:
             if str(error) != self._told:
                 logger.warning("the store has changed and cannot be opened again: %s", error)
             self._told = str(error)

@@ -153,7 +153,8 @@ class Service:
     def measure_relevance(self) -> None:
         """Measure what score is an answer to words, or read what was measured before; until then `least` knows none."""
         if self.model.text_tower is not None and len(self.store):
-            self._searcher.min_score(self._searcher.encode("an image"))
+            # Any vector will do; there is no word that every text tower knows.
+            self._searcher.min_score(np.eye(1, self.model.width, dtype=np.float32)[0])
             self._is_measured = True
 
     def least(self, query: str) -> float | None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,12 +25,13 @@ from lamplit.model import LiT, as_model
 from lamplit.store.embed.embedding import open_source
 from lamplit.store.lance_store import Store
 from lamplit.store.table.column_types import as_text
-from lamplit.zeroshot.class_list import ClassList, index_labels
+from lamplit.zeroshot.class_list import NONE_LABEL, ClassList, index_labels
 from lamplit.zeroshot.classifier import class_list
 from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
 logger = logging.getLogger(__name__)
+_LISTED = 10  # class names that a result says
 
 
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | ClassList | None = None,
-    templates: str | Sequence[str] = DEFAULT_TEMPLATES,
+    templates: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     progress: bool = False,
@@ -67,7 +69,8 @@ def evaluate(
             `class_names`, from 0.
         class_names: the classes to choose from, or a list of `make_classes` (its prompts and its temperature); by
             default all that the label column has.
-        templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`.
+        templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`;
+            a list of `make_classes` has its own.
         out: folder for one JSON file per result, written as soon as a model is measured, with small images of what
             was confused.
         device: torch device of a model that is not open yet; by default the accelerator, if there is one.
@@ -90,9 +93,16 @@ def evaluate(
     """
     if split not in get_args(Split):
         raise UsageError(f"there is no split {split!r}; expected one of: {', '.join(get_args(Split))}")
-    prompts = as_templates(templates)
+    prompts = as_templates(DEFAULT_TEMPLATES if templates is None else templates)
     if class_names is not None and label_column is None:
         raise UsageError("class_names needs label_column=..., the column with the class of each image")
+    if isinstance(class_names, ClassList) and templates is not None:
+        raise UsageError("a class list has templates of its own; make another one for other templates")
+    if isinstance(class_names, ClassList) and class_names.multi_label:
+        raise UsageError(
+            "evaluate takes images of one class each, and these classes do not exclude each other; "
+            "make_classes measures such a list on its sample"
+        )
     is_store = isinstance(source, Store) or Store.exists(source)
     asked = _Asked(split, text_column, label_column, class_names, prompts, thumbnails=out is not None)
     results: list[Result] = []
@@ -195,17 +205,24 @@ class _StoreEvaluation:
         thumbnails: bool,
     ) -> Result:
         """Measure zero-shot classification on those of the chosen images that have a label."""
-        column = [None if label is None else as_text(label) for label in self.store.column(label_column)]
+        column = [None if label is None else as_text(label).strip() for label in self.store.column(label_column)]
+        of_none = 0 if class_names is not None and NONE_LABEL in _names(class_names) else column.count(NONE_LABEL)
+        if of_none:
+            column = [None if label == NONE_LABEL else label for label in column]
         distinct = sorted({label for label in column if label})
         if not distinct:
             raise StoreError(f"column {label_column!r} of {self.source} is empty")
-        classes = _as_class_list(self.model, class_names or distinct, templates)
+        classes = _as_class_list(self.model, distinct if class_names is None else class_names, templates)
         number, notes = index_labels(classes.names, distinct)
         if class_names is None and all(label.isdecimal() for label in distinct):
             notes = [f"the classes are called by numbers ({distinct[0]}), which no model reads; give their names"]
+        if of_none:
+            notes.append(f"images that are labelled {NONE_LABEL!r} ({of_none:,}), of none of the classes, do not count")
         subject = self._subject(
             label_column, split=choice.split, words=f"{self._images(choice)}, column {label_column}",
-            templates=list(classes.templates), notes=[*self.said, *choice.notes, *notes],
+            class_names=_in_words(classes.names), templates=list(classes.templates),
+            logit_multiplier=classes.logit_multiplier if classes is class_names else None,
+            notes=[*self.said, *choice.notes, *notes],
         )  # fmt: skip
         if unknown := [label for label in distinct if label not in number]:
             raise StoreError(f"column {label_column!r} has classes that were not given: {', '.join(unknown[:10])}")
@@ -247,6 +264,18 @@ class _StoreEvaluation:
             {"preprocessing": prepared, "split": words, **protocol},
             source=str(where) if where.exists() else self.source, split=split, column=column, skipped=self.skipped,
         )  # fmt: skip
+
+
+def _names(classes: Sequence[str] | ClassList) -> Sequence[str]:
+    return classes.names if isinstance(classes, ClassList) else classes
+
+
+def _in_words(names: Sequence[str]) -> str:
+    """List some names; many end in digits that tell them from others."""
+    if len(names) <= _LISTED:
+        return ", ".join(names)
+    digits = blake2b("\n".join(names).encode(), digest_size=4).hexdigest()
+    return f"{', '.join(names[:_LISTED])} and {len(names) - _LISTED:,} more ({digits})"
 
 
 def _as_class_list(model: LiT, classes: Sequence[str] | ClassList, templates: Sequence[str]) -> ClassList:

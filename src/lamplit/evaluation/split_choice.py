@@ -128,8 +128,8 @@ class ChosenPairs:
 def no_captions_left(model: LiT, store: Store) -> str:
     """Say that a model was tuned on all captions of a store."""
     return (
-        f"{model.name} was tuned on all captions of {store.path}, so what is measured there says nothing of others; give other "
-        "pairs, or measure these all the same: --split all (in Python: split='all')"
+        f"{model.name} was tuned on all captions of {store.path}, so what is measured there says nothing of others; "
+        "give other pairs, or measure these all the same: --split all (in Python: split='all')"
     )
 
 

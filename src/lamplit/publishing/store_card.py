@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +38,9 @@ def write_public_store(store: Store, folder: Path) -> int:
 
     def public() -> Iterator[pa.RecordBatch]:
         for batch in store.batches(*schema.names):
-            columns = {name: _without(batch[name], private) for name in schema.names}
+            columns = {
+                name: batch[name] if name == "texts" else _without(batch[name], private) for name in schema.names
+            }
             columns["path"] = columns["id"]
             texts[0] += count_texts(batch["texts"])
             yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
@@ -98,8 +101,22 @@ def _private_prefixes(store: Store) -> list[str]:
 
 
 def _without(column: pa.Array, prefixes: list[str]) -> pa.Array:
-    if not pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        for prefix in prefixes:
+            column = pc.replace_substring(column, prefix, "")
         return column
-    for prefix in prefixes:
-        column = pc.replace_substring(column, prefix, "")
-    return column
+    if not re.search(r"\bstring|large_string", str(column.type)):
+        return column
+    return pa.array([_cell_without(cell, prefixes) for cell in column.to_pylist()], column.type)
+
+
+def _cell_without(cell: Any, prefixes: list[str]) -> Any:
+    """Do the same in a list or a struct, at any depth."""
+    if isinstance(cell, str):
+        for prefix in prefixes:
+            cell = cell.replace(prefix, "")
+    elif isinstance(cell, (list, tuple)):
+        return type(cell)(_cell_without(each, prefixes) for each in cell)
+    elif isinstance(cell, dict):
+        return {name: _cell_without(each, prefixes) for name, each in cell.items()}
+    return cell
