@@ -1,11 +1,11 @@
 """Does the paper's claim hold here? Lock modes on small data: recall and zero-shot accuracy on held-out captions.
 
-    python benchmarks/science.py [--folder runs/science] [--turns SEEDS] [--quick] [--plot science.png] [--json FILE]
+    python benchmarks/science.py [--folder runs/science] [--turns SEEDS] [--done] [--plot science.png] [--json FILE]
 
 Three data sets x three image towers (two of ImageNet, one of random weights) x the paper's lock modes x three seeds.
 Every run sees the same number of pairs, with the paper's own start: a new linear head, no closed form. A fifth of the
 captions is held out, by another seed for each turn. Classification tells the categories of the held-out images apart.
-Hours on two cores; `--folder` keeps what is done, and the next call goes on.
+Hours on two cores; `--folder` keeps what is done, and the next call goes on. `--done` runs nothing, and shows that.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--folder", type=Path, default=Path("runs/science"), help="stores, runs and figures")
     options.add_argument("--plot", type=Path, help="draw accuracy and recall here")
+    options.add_argument("--done", action="store_true", help="show what is done, and run nothing")
     options = options.parse_args()
     options.turns = options.turns or (1 if options.quick else 3)
     science = Science(filled(options).folder, options.quick)
     grid = [*itertools.product(*([("stamps",), TOWERS[:1], ("LU", "Lu")] if options.quick else [DATA, TOWERS, MODES]))]
-    for data, tower in dict.fromkeys(choice[:2] for choice in grid):
+    if options.done:
+        grid = [cell for cell in grid if all(science.file(*cell, seed).is_file() for seed in range(options.turns))]
+    for data, tower in dict.fromkeys(choice[:2] for choice in grid if not options.done):
         science.store(data, tower)  # so that what is not installed is missed before hours have gone by
     cells = [
         {"data": data, "image_tower": tower, "mode": mode, "figures": science.cell(data, tower, mode, options.turns)}
@@ -76,12 +79,16 @@ class Science:
 
     def figures(self, data: str, tower: str, mode: str, seed: int) -> dict[str, float]:
         """Tune and measure one model, or read what was measured."""
-        name = f"{data}-{tower.rpartition(':')[2]}-{mode}-{seed}"
-        file = self.folder / f"{name}.json"
+        file = self.file(data, tower, mode, seed)
         if not file.is_file():
-            file.write_text(json.dumps(self.measured(data, tower, mode, seed, self.folder / "runs" / name)) + "\n")
+            run = self.folder / "runs" / file.stem
+            file.write_text(json.dumps(self.measured(data, tower, mode, seed, run)) + "\n")
         found: dict[str, float] = json.loads(file.read_text())
         return found
+
+    def file(self, data: str, tower: str, mode: str, seed: int) -> Path:
+        """Return the file of one model's measures."""
+        return self.folder / f"{data}-{tower.rpartition(':')[2]}-{mode}-{seed}.json"
 
     def measured(self, data: str, tower: str, mode: str, seed: int, run: Path) -> dict[str, float]:
         store = self.store(data, tower)
@@ -121,10 +128,12 @@ def show(cells: list[dict[str, Any]], seeds: int) -> None:
         for mode, values in modes.items():
             table.add_row(f"paper, {where}", "", mode, *(f"{value:.3f}" for value in values))
     console.print(table)
-    first = cells[0]["figures"]
-    console.print(
-        f"chance: 1 of {first['classes'][0]:.0f} classes, 1 of {first['captions'][0]:.0f} captions (first data)"
-    )
+    for data, cell in {cell["data"]: cell["figures"] for cell in cells}.items():
+        classes, captions = cell["classes"][0], cell["captions"][0]
+        console.print(
+            f"{data}: {captions:.0f} held-out captions, chance {1 / captions:.3f}; {classes:.0f} classes, chance "
+            f"{1 / classes:.3f}; a share of so many has a standard error of at most {(0.25 / captions) ** 0.5:.3f}"
+        )
 
 
 def spread(values: list[float]) -> str:
@@ -154,7 +163,14 @@ def draw(cells: list[dict[str, Any]], image: Path) -> None:
                 )
             for where, modes in PAPER.items():
                 values = [modes[mode][MEASURES.index(measure)] for mode in modes]
-                axis.plot(list(modes), values, marker="x", linestyle=":", color="grey", label=f"paper, {where}")
+                axis.plot(
+                    list(modes),
+                    values,
+                    marker="x" if where == "table 2" else "+",
+                    linestyle="",
+                    color="grey",
+                    label=f"paper, {where}",
+                )
             axis.set_title(f"{name}: {measure}", fontsize=9)
             axis.set_ylim(0, 1)
             axis.grid(alpha=0.3)
