@@ -124,6 +124,16 @@ def test_image_that_cannot_be_used_is_counted_and_told(
         assert "ring/bad.png" in Path(told[0].rpartition(" ")[2]).read_text()
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_image_that_cannot_be_used_may_have_a_line_separator_in_its_name(
+    model: LiT, by_class: Path, separator: str, tmp_path: Path
+) -> None:
+    (by_class / "ring" / f"bad{separator}one.png").write_bytes(b"no image")
+    for _ in range(2):  # embedded, and from the cache
+        [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+        assert (found.images, found.skipped) == (60, 1)
+
+
 def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: Path) -> None:
     own = ["A Photo of a {}!"]
     [found] = run_benchmarks(

@@ -138,6 +138,7 @@ def _skipped_file(store: Store) -> Path:
 
 def _skipped_ids(store: Store) -> set[str]:
     file = _skipped_file(store)
-    return (
-        {json.loads(line)["id"] for line in file.read_text(encoding="utf-8").splitlines()} if file.is_file() else set()
-    )
+    if not file.is_file():
+        return set()
+    with file.open(encoding="utf-8") as lines:  # not splitlines: a name may hold a rarer separator
+        return {json.loads(line)["id"] for line in lines}
