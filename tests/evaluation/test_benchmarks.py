@@ -162,11 +162,9 @@ def encoded_texts(cache: Path) -> set[str]:
 
 @pytest.mark.parametrize(("canonical", "expected"), [(True, "a photo of a bigring"), (False, "A Photo of a Big-Ring!")])
 def test_canonical_names(model: LiT, by_class: Path, tmp_path: Path, canonical: bool, expected: str) -> None:
-    for folder in sorted(by_class.iterdir())[1:]:
-        shutil.rmtree(folder)
     (by_class / "circle").rename(by_class / "Big-Ring")
     run_benchmarks(model, {"folder": by_class}, templates=["A Photo of a {}!"], canonical=canonical, cache=tmp_path)
-    assert encoded_texts(tmp_path) == {expected}
+    assert expected in encoded_texts(tmp_path)
 
 
 def test_crop_of_a_task(model: LiT, by_class: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

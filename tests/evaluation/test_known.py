@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,15 +58,49 @@ def test_classes_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
     assert task.training is None
 
 
-@pytest.mark.parametrize("held_out", ["test", "val"])
-def test_splits_of_a_folder_are_not_classes(held_out: str, tmp_path: Path) -> None:
-    write(tmp_path, f"{held_out}/cat/1.png", f"{held_out}/dog/2.png", "train/cat/3.png", "train/dog/4.png")
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("train", "test"), ("train", "val"), ("train", "valid"), ("training_set", "test_set"), ("Train", "Validation"),
+     ("train", "dev"), ("train2017", "val2017")],
+)  # fmt: skip
+def test_splits_of_a_folder_are_not_classes(train: str, held_out: str, tmp_path: Path) -> None:
+    write(tmp_path, f"{held_out}/cat/1.png", f"{held_out}/dog/2.png", f"{train}/cat/3.png", f"{train}/dog/4.png")
+    (tmp_path / "labels").mkdir()
     task = only(tmp_path)
     assert task.class_names == [("cat",), ("dog",)]
     assert task.split == f"{held_out}, 2 images"
     assert task.training is not None
     assert dict(task.training().labels) == {"cat/3.png": (0,), "dog/4.png": (1,)}
-    assert task.training().images.root == tmp_path / "train"
+    assert task.training().images.root == tmp_path / train
+
+
+def test_test_is_measured_where_several_splits_are_held_out(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{split}/{name}/1.png" for split in ("dev", "test", "valid") for name in ("cat", "dog")))
+    assert only(tmp_path).split == "test, 2 images"
+    shutil.rmtree(tmp_path / "test")
+    write(tmp_path, "test/without-classes.png")
+    assert only(tmp_path).split == "dev, 2 images"
+
+
+def test_images_to_train_on_alone_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat/1.png", "train/dog/1.png")
+    with pytest.raises(PairsError, match=r"has images to train on alone \(train\); put those to measure on into test"):
+        only(tmp_path)
+    assert only(tmp_path / "train").class_names == [("cat",), ("dog",)]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    task = only(write(tmp_path, "bus/1.png", "train/1.png", "train/steam/2.png"))
+    assert (task.class_names, task.training) == ([("bus",), ("train",)], None)
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "images/cat/1.png", "images/dog/1.png")
+    with pytest.raises(PairsError, match=r"one folder alone \(images\), .* every answer is right; type"):
+        only(tmp_path)
+    shutil.rmtree(tmp_path / "images/dog")
+    with pytest.raises(PairsError, match=r"one folder alone \(cat\), .* every answer is right; expect"):
+        only(tmp_path / "images")
 
 
 def test_wordnet_ids_are_called_by_their_names(tmp_path: Path) -> None:
@@ -94,14 +129,14 @@ def test_numbers_are_named_by_a_list_or_noted(tmp_path: Path) -> None:
 
 
 def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
-    write(tmp_path / "own", "cat/1.png")
+    write(tmp_path / "own", "cat/1.png", "dog/1.png")
     write(tmp_path / "elsewhere", "more/2.png")
     (tmp_path / "own/cat/linked").symlink_to(tmp_path / "elsewhere")
-    assert list(only(tmp_path / "own").test.labels) == ["cat/1.png", "cat/linked/more/2.png"]
+    assert list(only(tmp_path / "own").test.labels) == ["cat/1.png", "cat/linked/more/2.png", "dog/1.png"]
 
 
 def test_a_folder_without_classes_or_with_an_empty_one(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match=r"has no folders; expected for folder: a folder of images for each class"):
+    with pytest.raises(PairsError, match=r"has no folders; expected for folder: a folder of images for each of two"):
         read_tasks("folder", tmp_path)
     write(tmp_path, "cat/1.png")
     (tmp_path / "dog").mkdir()

@@ -48,6 +48,16 @@ def test_classes_prompts_and_labels(exported: Path) -> None:
     assert dict(task.training().labels) == {"s0000000": (0,), "s0000001": (1,)}
 
 
+def test_other_names_of_splits(exported: Path) -> None:
+    (exported / "test").rename(exported / "valid")
+    (exported / "train").rename(exported / "training")
+    [task] = read_tasks("folder", exported)
+    assert isinstance(task, Classification)
+    assert task.split == "valid, 3 images"
+    assert task.training is not None
+    assert len(task.training().labels) == 2
+
+
 def test_captions(tmp_path: Path) -> None:
     write(tmp_path / "test/0.tar", {"s0000000.jpg": "A", "s0000000.txt": "one\ntwo"})
     (tmp_path / "dataset_type.txt").write_text("retrieval\n")
@@ -59,6 +69,10 @@ def test_captions(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(exported: Path) -> None:
     (exported / "classnames.txt").write_text("tree frog\n")
     with pytest.raises(PairsError, match=r"has '1' for the class of image s0000000; expected .* from 0 to 0"):
+        read_tasks("folder", exported)
+    for file in exported.glob("*/*.tar"):
+        write(file, {"s0000000.cls": "0", "s0000000.webp": "A"})
+    with pytest.raises(PairsError, match="has one class alone, and among one class every answer is right"):
         read_tasks("folder", exported)
     (exported / "classnames.txt").unlink()
     with pytest.raises(PairsError, match=r"has no classnames\.txt"):

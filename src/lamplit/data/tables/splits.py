@@ -33,6 +33,19 @@ def split_of(file: PurePath) -> str | None:
     return None
 
 
+def split_named(name: str) -> str | None:
+    """Return the split that a whole name is, `train`, `validation` or `test`; None if it is the name of anything else.
+
+    Example:
+        >>> split_named("Training_Set"), split_named("val2017"), split_named("test tubes")
+        ('train', 'validation', None)
+    """
+    for split, words in _WORDS.items():
+        if re.fullmatch(rf"({'|'.join(words)})([ _-]?(set|split|data|images))?[ _-]?\d*", name.casefold()):
+            return split
+    return None
+
+
 def choose_split(name: str, sizes: Mapping[str, int], wanted: str | None) -> tuple[set[str] | None, str]:
     """Choose one of several splits: the wanted one, else `train`.
 

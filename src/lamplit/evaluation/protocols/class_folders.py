@@ -9,33 +9,40 @@ from pathlib import Path
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import wordnet_name
-from lamplit.evaluation.protocols.shards import read_shards, split_of_shards
+from lamplit.evaluation.protocols.shards import read_shards
+from lamplit.evaluation.protocols.split_folders import find_splits, has_tars
 from lamplit.evaluation.protocols.tasks import Task
 
 
 def read_folder(root: Path) -> list[Task]:
     """Read images in a folder by class; `fire_truck` is called "fire truck", and class 2 comes before class 10.
 
-    Where `root` has `train` and `test` (or `val`), or one of these alone, the classes are in these, and the few-shot
-    probe trains on `train`. WordNet ids are called by their names, and numbers by the lines of `classnames.txt`.
+    Where `root` has splits (`train` and `test`, or as `find_splits` knows them), the classes are in these, and the
+    few-shot probe trains on `train`. WordNet ids are called by their names, and numbers by the lines of
+    `classnames.txt`.
+
+    Raises:
+        PairsError: there are fewer than two classes, one has no images, or all images are to train on.
     """
-    if split_of_shards(root):
-        return read_shards(root)
-    held_out = next((name for name in ("test", "val") if (root / name).is_dir()), "")
-    is_split = bool(held_out) and (
-        (root / "train").is_dir() or (folders(root) == [held_out] and bool(folders(root / held_out)))
-    )
-    folder = root / held_out if is_split else root
+    splits = find_splits(root)
+    if splits.held_out and has_tars(root / splits.held_out):
+        return read_shards(root, splits)
+    folder = root / splits.held_out
     found = sorted(folders(folder), key=_natural)
     if not found:
         raise PairsError(f"{folder} has no folders")
+    if len(found) == 1:
+        inside = folder / found[0]
+        mend = f"; type folder={inside} if the classes are in it" if folders(inside) else ""
+        raise PairsError(f"{folder} has one folder alone ({found[0]}), and among one class every answer is right{mend}")
     classes = {name: label for label, name in enumerate(found)}
-    test = by_folder(f"folder-{held_out}" if is_split else "folder", folder, classes)
+    test = by_folder(f"folder-{splits.held_out}" if splits.held_out else "folder", folder, classes)
     names, notes = _names(found, root / "classnames.txt")
     task = zero_shot(
         "folder", root.name, test, [(name,) for name in names], notes=notes,
-        split=held_out if is_split else "all", size=0, templates="big_vision-8",
-        training=partial(by_folder, "folder-train", root / "train", classes) if (root / "train").is_dir() else None,
+        split=splits.held_out or "all", size=0, templates="big_vision-8",
+        training=partial(by_folder, f"folder-{splits.training}", root / splits.training, classes)
+        if splits.training else None,
     )  # fmt: skip
     return [task]
 

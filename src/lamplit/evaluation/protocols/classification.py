@@ -42,9 +42,11 @@ def zero_shot(
         more: further fields of `Classification`.
 
     Raises:
-        PairsError: a class has no image, or an image no class.
+        PairsError: a class has no image, or an image no class, or there is one class alone.
     """
     of_entry = more.get("entry_class") or range(len(names))
+    if len({*of_entry}) == 1:
+        raise PairsError(f"{test.images.root} has one class alone, and among one class every answer is right")
     counted = {label for labels in test.labels.values() for label in labels}
     without = [f"{label} ({names[entry][0]})" for entry, label in enumerate(of_entry) if label not in counted]
     if without and every_class:

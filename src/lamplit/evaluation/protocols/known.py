@@ -72,8 +72,8 @@ BENCHMARKS: dict[str, tuple[Reader, str]] = {
     "xtd": (captions.read_xtd, "the 1,000 images, test_image_names.txt and test_1kcaptions_en.txt and so on"),
     "folder": (
         read_folder,
-        "a folder of images for each class; or train/ and test/ (or val/) with such folders; or test/0.tar and so on "
-        "with classnames.txt, as CLIP_benchmark exports them",
+        "a folder of images for each of two classes or more; or train/ and test/ (or val/, valid/, dev/) with such "
+        "folders; or test/0.tar and so on with classnames.txt, as CLIP_benchmark exports them",
     ),
 }
 

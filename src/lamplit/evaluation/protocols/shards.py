@@ -11,15 +11,11 @@ from lamplit.data.sources import read_pairs
 from lamplit.data.tables.columns import strip
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import zero_shot
+from lamplit.evaluation.protocols.split_folders import SplitFolders, has_tars
 from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Retrieval, Task
 
 
-def split_of_shards(root: Path) -> str:
-    """Return the split to measure, `test` or `val`, if its folder holds tars; else ""."""
-    return next((name for name in ("test", "val") if any((root / name).glob("*.tar"))), "")
-
-
-def read_shards(root: Path) -> list[Task]:
+def read_shards(root: Path, splits: SplitFolders) -> list[Task]:
     """Read `test/0.tar` and so on: images with their class's number in `.cls`, or with captions in `.txt`.
 
     The classes are the lines of `classnames.txt`, the prompts those of `zeroshot_classification_templates.txt`, with
@@ -28,7 +24,7 @@ def read_shards(root: Path) -> list[Task]:
     Raises:
         PairsError: a list is missing or does not fit, the labels are not numbers, or an image has several.
     """
-    split = split_of_shards(root)
+    split = splits.held_out
     kind = "\n".join(_lines(root / "dataset_type.txt")).lower()
     pairs = read_pairs(root / split)
     if kind == "multilabel":
@@ -46,12 +42,12 @@ def read_shards(root: Path) -> list[Task]:
     templates = [line.replace("{c}", "{}") for line in _lines(root / "zeroshot_classification_templates.txt")]
     if wrong := [line for line in templates if "{}" not in line]:
         raise PairsError(f"zeroshot_classification_templates.txt in {root} has a line without {{c}}: {wrong[0]!r}")
-    has_training = any((root / "train").glob("*.tar"))
+    has_training = bool(splits.training) and has_tars(root / splits.training)
     task = zero_shot(
         "folder", root.name, _labelled(root, split, len(names)), [(name,) for name in names],
         split=split, size=0, templates="clip_benchmark-own" if templates else "big_vision-8",
         template_texts=templates or None,
-        training=partial(_labelled, root, "train", len(names)) if has_training else None,
+        training=partial(_labelled, root, splits.training, len(names)) if has_training else None,
     )  # fmt: skip
     return [task]
 
