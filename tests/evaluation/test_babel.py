@@ -47,7 +47,7 @@ def test_babel(tmp_path, validation):
     assert german.test.images is validation.images is breton.test.images
     assert german.template_texts == ["ein Foto von  {} .", "{}"]
     assert german.split == "validation, 3 images of 3 classes"
-    assert german.notes == ("1 of the 3 names are another class's too, and do not tell the two apart",)
+    assert german.notes == ("1 of the 3 names is another class's too (Goldfisch), and does not tell the two apart",)
     assert breton.test.labels == {"n00000999/4.JPEG": (0,)}
     assert (breton.language, breton.template_texts) == ("br", ["{}"])
     assert breton.notes == ("there are no prompts in this language: the names alone",)

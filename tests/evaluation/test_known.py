@@ -128,6 +128,15 @@ def test_numbers_are_named_by_a_list_or_noted(tmp_path: Path) -> None:
         only(tmp_path)
 
 
+def test_folders_of_one_name_are_noted(tmp_path: Path) -> None:
+    write(tmp_path, "fire_truck/1.png", "fire truck/1.png", "owl/1.png")
+    note = "1 of the 3 names is another class's too (fire truck), and does not tell the two apart"
+    assert only(tmp_path).notes == (note,)
+    write(tmp_path, "n11939491/1.png", "daisy/1.png")
+    note = "2 of the 5 names are another class's too (daisy, fire truck), and do not tell the two apart"
+    assert only(tmp_path).notes == (note,)
+
+
 def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
     write(tmp_path / "own", "cat/1.png", "dog/1.png")
     write(tmp_path / "elsewhere", "more/2.png")

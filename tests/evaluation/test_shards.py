@@ -67,6 +67,8 @@ def test_captions(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(exported: Path) -> None:
+    (exported / "classnames.txt").write_text("owl\nowl\n")
+    assert read_tasks("folder", exported)[0].notes
     (exported / "classnames.txt").write_text("tree frog\n")
     with pytest.raises(PairsError, match=r"has '1' for the class of image s0000000; expected .* from 0 to 0"):
         read_tasks("folder", exported)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lamplit.errors import PairsError
+from lamplit.evaluation.protocols.classification import note_shared_names
 from lamplit.evaluation.protocols.listings import expecting, list_of, read_json
 from lamplit.evaluation.protocols.tasks import Classification, Labelled, Task
 
@@ -134,8 +135,6 @@ def _task(
     }
     if not labels:
         raise PairsError(f"no image of {validation.images.root} has a class of {title} in language {language}")
-    if twice := len(names) - len(set(names)):
-        notes = (*notes, f"{twice} of the {len(names):,} names are another class's too, and do not tell the two apart")
     return Classification(
         benchmark,
         title,
@@ -145,5 +144,5 @@ def _task(
         f"validation, {len(labels):,} images of {len(names):,} classes",
         language=language,
         template_texts=templates,
-        notes=notes,
+        notes=(*notes, *note_shared_names(names)),
     )

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.classification import by_folder, folders, zero_shot
+from lamplit.evaluation.protocols.classification import by_folder, folders, note_shared_names, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import wordnet_name
 from lamplit.evaluation.protocols.shards import read_shards
 from lamplit.evaluation.protocols.split_folders import find_splits, has_tars
@@ -39,7 +39,7 @@ def read_folder(root: Path) -> list[Task]:
     test = by_folder(f"folder-{splits.held_out}" if splits.held_out else "folder", folder, classes)
     names, notes = _names(found, root / "classnames.txt")
     task = zero_shot(
-        "folder", root.name, test, [(name,) for name in names], notes=notes,
+        "folder", root.name, test, [(name,) for name in names], notes=(*notes, *note_shared_names(names)),
         split=splits.held_out or "all", size=0, templates="big_vision-8",
         training=partial(by_folder, f"folder-{splits.training}", root / splits.training, classes)
         if splits.training else None,

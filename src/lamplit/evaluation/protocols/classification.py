@@ -7,6 +7,7 @@ images of every class is a sample, and its task says so.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,18 @@ def zero_shot(
     if size and num != size:
         notes.append(f"{num:,} images of the {size:,} that the data set has")
     return Classification(benchmark, title, test, names, split=f"{split}, {num:,} images", notes=tuple(notes), **more)
+
+
+def note_shared_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return a note if classes share a name: the first of them is the answer for the images of all."""
+    counts = Counter(names)
+    if not (twice := len(names) - len(counts)):
+        return ()
+    shared = listed(name for name, count in counts.items() if count > 1)
+    are, do = ("is", "does") if twice == 1 else ("are", "do")
+    return (
+        f"{twice} of the {len(names):,} names {are} another class's too ({shared}), and {do} not tell the two apart",
+    )
 
 
 def by_folder(

@@ -10,7 +10,7 @@ from lamplit.data.pairs import Pairs
 from lamplit.data.sources import read_pairs
 from lamplit.data.tables.columns import strip
 from lamplit.errors import PairsError
-from lamplit.evaluation.protocols.classification import zero_shot
+from lamplit.evaluation.protocols.classification import note_shared_names, zero_shot
 from lamplit.evaluation.protocols.split_folders import SplitFolders, has_tars
 from lamplit.evaluation.protocols.tasks import ImageSet, Labelled, Retrieval, Task
 
@@ -46,7 +46,7 @@ def read_shards(root: Path, splits: SplitFolders) -> list[Task]:
     task = zero_shot(
         "folder", root.name, _labelled(root, split, len(names)), [(name,) for name in names],
         split=split, size=0, templates="clip_benchmark-own" if templates else "big_vision-8",
-        template_texts=templates or None,
+        template_texts=templates or None, notes=note_shared_names(names),
         training=partial(_labelled, root, splits.training, len(names)) if has_training else None,
     )  # fmt: skip
     return [task]
