@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_image_that_cannot_be_used_may_have_a_line_separator_in_its_name(
     for _ in range(2):  # embedded, and from the cache
         [found] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
         assert (found.images, found.skipped) == (60, 1)
+
+
+def test_names_that_are_not_utf8(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    [expected] = run_benchmarks(model, {"folder": by_class}, cache=tmp_path / "before")
+    root = by_class.rename(os.fsdecode(os.fsencode(by_class.parent) + b"/form\xe9"))
+    for number, file in enumerate(sorted((root / "ring").iterdir())):
+        file.rename(os.fsdecode(os.fsencode(file.parent) + b"/caf\xe9%d.png" % number))
+    (root / "square").rename(os.fsdecode(os.fsencode(root) + b"/squar\xe9"))
+    for _ in range(2):  # embedded, and from the cache
+        [found] = run_benchmarks(model, {"folder": root}, cache=tmp_path, out=tmp_path / "out")
+        assert (found.images, found.skipped) == (60, 0)
+    assert found.dataset == "form\\xe9"
+    assert [row["name"] for row in found.per_class] == ["circle", "cross", "ring", "squar\\xe9", "triangle"]
+    assert found.per_class[2]["images"] == expected.per_class[2]["images"]
+    assert read_results(tmp_path / "out")[0].metrics == found.metrics
 
 
 def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: Path) -> None:

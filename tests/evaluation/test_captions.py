@@ -243,3 +243,13 @@ def test_a_file_that_is_not_text(tmp_path):
     put(tmp_path, *(f"images/{name}" for name in NAMES))
     with pytest.raises(PairsError, match=r"test_1kcaptions_en\.txt cannot be read"):
         read_xtd(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_as_a_store_has_them(tmp_path):
+    name, id_ = "caf\udce9.jpg", "flickr30k-images/caf\\xe9.jpg"
+    images = [{"filename": name, "split": "test", "sentences": [{"raw": "half \ud83d"}]}]
+    write(tmp_path / "dataset_flickr30k.json", {"images": images})
+    put(tmp_path, f"flickr30k-images/{name}")
+    [task] = read_flickr30k(tmp_path)
+    assert (task.captions, task.images.ids) == ({id_: ("half �",)}, [id_])
+    assert [(pair.id, pair.image) for pair in task.images.pairs] == [(id_, tmp_path / f"flickr30k-images/{name}")]

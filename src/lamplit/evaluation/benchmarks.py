@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lamplit.data.decoding.preprocessing import Preprocessing
+from lamplit.data.valid_text import valid_id
 from lamplit.errors import UsageError
 from lamplit.evaluation.benchmark_images import BenchmarkImages, ImageVectors, find_images, some_images
 from lamplit.evaluation.model_metadata import model_metadata
@@ -231,7 +232,7 @@ class _Run:
         }
         return Subject(
             self.metadata, task.benchmark, task.title, task.language, {**words, **(protocol or {})},
-            source=str(images.root), skipped=skipped, started=started,
+            source=valid_id(str(images.root)), skipped=skipped, started=started,
         )  # fmt: skip
 
 

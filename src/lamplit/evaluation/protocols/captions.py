@@ -12,6 +12,7 @@ from typing import Any
 
 from lamplit.data.json_text import parse_json
 from lamplit.data.tables.columns import strip
+from lamplit.data.valid_text import valid_id, valid_text
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.listings import expecting, list_of, listed_images, read_json, root_folder
 from lamplit.evaluation.protocols.tasks import ImageSet, Retrieval, Task
@@ -198,7 +199,7 @@ def _retrieval(
     notes: tuple[str, ...] = (),
 ) -> Retrieval:
     """Make a task of the images that have captions; a note says if their numbers are not those that were published."""
-    kept = {path: texts for path, raw in captions.items() if (texts := strip(raw))}
+    kept = {valid_id(path): texts for path, raw in captions.items() if (texts := strip(map(valid_text, raw)))}
     counts = (len(kept), sum(map(len, kept.values())))
     if not kept:
         raise PairsError(f"{title} has no captions in its split ({split}) of language {language}")

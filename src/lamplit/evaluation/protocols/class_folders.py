@@ -6,6 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from lamplit.data.valid_text import valid_id
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import by_folder, folders, note_shared_names, zero_shot
 from lamplit.evaluation.protocols.imagenet_labels import wordnet_name
@@ -39,7 +40,7 @@ def read_folder(root: Path) -> list[Task]:
     test = by_folder(f"folder-{splits.held_out}" if splits.held_out else "folder", folder, classes)
     names, notes = _names(found, root / "classnames.txt")
     task = zero_shot(
-        "folder", root.name, test, [(name,) for name in names], notes=(*notes, *note_shared_names(names)),
+        "folder", valid_id(root.name), test, [(name,) for name in names], notes=(*notes, *note_shared_names(names)),
         split=splits.held_out or "all", size=0, templates="big_vision-8",
         training=partial(by_folder, f"folder-{splits.training}", root / splits.training, classes)
         if splits.training else None,
@@ -60,7 +61,7 @@ def _names(found: list[str], list_of_names: Path) -> tuple[list[str], tuple[str,
     of_ids = {name: wordnet_name(name) for name in found if re.fullmatch(r"n\d{8}", name)}
     unknown = [name for name, known in of_ids.items() if known is None]
     notes = (f"{unknown[0]} is a WordNet id whose name is not known",) if unknown else ()
-    return [of_ids.get(name) or name.replace("_", " ") for name in found], notes
+    return [of_ids.get(name) or valid_id(name).replace("_", " ") for name in found], notes
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

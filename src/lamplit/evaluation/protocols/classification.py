@@ -14,6 +14,7 @@ from typing import Any
 
 from lamplit.data.pairs import Pair, Pairs
 from lamplit.data.places.image_files import walk
+from lamplit.data.valid_text import valid_id
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.tasks import Classification, ImageSet, Labelled
 from lamplit.zeroshot.names import listed
@@ -105,11 +106,11 @@ def by_folder(
 
 
 def from_files(key: str, root: Path, labels: Mapping[str, tuple[int, ...]], *, border: int = 0) -> Labelled:
-    """Make labelled images of files: `labels` of each by its path below `root`, which is its id."""
-    ids = list(labels)
+    """Make labelled images of files: `labels` of each by its path below `root`, which is its id as a store has it."""
+    names, ids = list(labels), list(map(valid_id, labels))
     # An image is a path only when it is its turn: ImageNet has 1.28 million to train on.
-    pairs = Pairs(str(root), len(ids), None, (), lambda: (Pair(name, root / name, (), {}) for name in ids))
-    return Labelled(ImageSet(key, root, pairs, ids, border), labels)
+    pairs = Pairs(str(root), len(names), None, (), lambda: (Pair(name, root / name, (), {}) for name in names))
+    return Labelled(ImageSet(key, root, pairs, ids, border), dict(zip(ids, labels.values(), strict=True)))
 
 
 def folders(root: Path) -> list[str]:

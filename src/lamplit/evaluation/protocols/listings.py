@@ -9,6 +9,7 @@ from typing import Any
 
 from lamplit.data.json_text import parse_json
 from lamplit.data.pairs import Pair, Pairs
+from lamplit.data.valid_text import valid_id
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.tasks import ImageSet
 
@@ -64,19 +65,19 @@ def list_of(value: Any, kind: type) -> list[Any]:
 
 
 def listed_images(key: str, root: Path, paths: Iterable[str]) -> ImageSet:
-    """Make the images of a task from the paths that a data set lists, relative to its root; each is its own id.
+    """Make the images of a task from the paths that a data set lists, relative to its root: an id as a store has it.
 
     Raises:
         PairsError: there are none, some are missing, or a path leads out of the root.
     """
-    ids = list(paths)
-    for path in ids:
+    names = list(paths)
+    for path in names:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise PairsError(f"the list of {key} names the image {path}, which leads out of {root}")
-    missing = [path for path in ids if not (root / path).is_file()]
-    if missing or not ids:
-        what = f"{len(missing):,} of the {len(ids):,} images of {key} are" if ids else f"every image of {key} is"
+    missing = [path for path in names if not (root / path).is_file()]
+    if missing or not names:
+        what = f"{len(missing):,} of the {len(names):,} images of {key} are" if names else f"every image of {key} is"
         first = f", first {missing[0]}" if missing else ""
         raise PairsError(f"{what} missing under {root}{first}; unpack the images there")
-    pairs = Pairs(str(root), len(ids), None, (), lambda: (Pair(path, root / path, (), {}) for path in ids))
-    return ImageSet(key, root, pairs, ids)
+    pairs = Pairs(str(root), len(names), None, (), lambda: (Pair(path, root / path, (), {}) for path in names))
+    return ImageSet(key, root, pairs, list(map(valid_id, names)))

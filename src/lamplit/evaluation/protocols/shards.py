@@ -9,6 +9,7 @@ from pathlib import Path
 from lamplit.data.pairs import Pairs
 from lamplit.data.sources import read_pairs
 from lamplit.data.tables.columns import strip
+from lamplit.data.valid_text import valid_id
 from lamplit.errors import PairsError
 from lamplit.evaluation.protocols.classification import note_shared_names, zero_shot
 from lamplit.evaluation.protocols.split_folders import SplitFolders, has_tars
@@ -35,7 +36,7 @@ def read_shards(root: Path, splits: SplitFolders) -> list[Task]:
         if not all(captions.values()):
             raise PairsError(f"{root / split} has no captions; expected a .txt for each image")
         images = ImageSet(f"folder-{split}", root / split, pairs, list(captions))
-        return [Retrieval("folder", root.name, images, captions, f"{split}, {len(captions):,} images")]
+        return [Retrieval("folder", valid_id(root.name), images, captions, f"{split}, {len(captions):,} images")]
     names = _lines(root / "classnames.txt")
     if not names:
         raise PairsError(f"{root} has no classnames.txt; expected a line for each class, in the order of its numbers")
@@ -44,7 +45,7 @@ def read_shards(root: Path, splits: SplitFolders) -> list[Task]:
         raise PairsError(f"zeroshot_classification_templates.txt in {root} has a line without {{c}}: {wrong[0]!r}")
     has_training = bool(splits.training) and has_tars(root / splits.training)
     task = zero_shot(
-        "folder", root.name, _labelled(root, split, len(names)), [(name,) for name in names],
+        "folder", valid_id(root.name), _labelled(root, split, len(names)), [(name,) for name in names],
         split=split, size=0, templates="clip_benchmark-own" if templates else "big_vision-8",
         template_texts=templates or None, notes=note_shared_names(names),
         training=partial(_labelled, root, splits.training, len(names)) if has_training else None,
