@@ -33,7 +33,7 @@ from lamplit.store.lance_store import Store
 from lamplit.towers.images.image_tower import ImageTower
 from lamplit.towers.lock import Locked
 from lamplit.zeroshot.names import templates
-from lamplit.zeroshot.prompts import canonicalize
+from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES, canonicalize
 
 
 @pytest.fixture
@@ -167,6 +167,13 @@ def test_templates_and_canonical_prompts(model: LiT, by_class: Path, tmp_path: P
     }
     [named] = run_benchmarks(model, {"folder": by_class}, templates="clip-7", resize_mode="own", cache=tmp_path)
     assert (named.protocol["templates"], named.protocol["prompts_per_name"]) == ("clip-7", 7)
+    assert "prompts" not in named.protocol
+    [default] = run_benchmarks(model, {"folder": by_class}, templates="lamplit", resize_mode="own", cache=tmp_path)
+    assert (default.protocol["templates"], default.protocol["prompts_per_name"]) == ("lamplit", len(DEFAULT_TEMPLATES))
+    [one] = run_benchmarks(
+        model, {"folder": by_class}, templates=own[0], canonical=True, resize_mode="own", cache=tmp_path
+    )
+    assert (one.protocol, one.metrics) == (found.protocol, found.metrics)
     assert len(list((tmp_path / "stores").iterdir())) == 1
 
 
@@ -283,6 +290,15 @@ def test_what_cannot_be(model: LiT, model_path: Path, by_class: Path, tmp_path: 
         run_benchmarks(model, {"folder": by_class}, resize_mode="stretch", cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no benchmark is called 'imagnet'"):
         run_benchmarks(model, {"imagnet": by_class}, cache=tmp_path)
+    for given, said in (
+        ("clip-81", r"there are no templates 'clip-81'; expected prompts with {}, or one of: lamplit, "),
+        ([], "no templates to put the classes into"),
+        (["a photo"], "template 'a photo' has no place for the class name"),
+        ([3], "text 0 is 3, an int; expected a str"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            run_benchmarks(model, {"folder": by_class}, templates=given, cache=tmp_path)  # type: ignore[arg-type]
+    assert not (tmp_path / "stores").exists(), "refused before anything is embedded"
     text_only = lamplit.load(model_path, towers="text")
     with pytest.raises(StoreError, match="the model has no image tower"):
         run_benchmarks(text_only, {"folder": by_class}, cache=tmp_path)

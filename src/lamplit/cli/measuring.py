@@ -94,7 +94,7 @@ def evaluate(
     named = [_assigned(each) for each in benchmark or ()]
     results = []
     if source is not None:
-        options: dict[str, Any] = {"templates": prompts} if prompts else {}
+        options: dict[str, Any] = {"templates": prompts} if prompts is not None else {}
         results += lamplit.evaluate(
             model, source, beside=beside or (), split=split, text_column=text_column, label_column=label_column,  # type: ignore[arg-type]
             class_names=chosen_classes(None, classes_file) if classes_file else None,
@@ -145,7 +145,7 @@ def _assigned(by_equals: str) -> tuple[str, str]:
 
 
 def _templates(name: str | None) -> str | list[str] | None:
-    """The name of a template set as it is, or the prompts of a file."""
-    from lamplit.zeroshot.names import template_sets
+    """The name of a template set as it is, and a prompt too, or the prompts of a file."""
+    from lamplit.zeroshot.names import known_template_sets
 
-    return name if name is None or name in template_sets() else read_lines(Path(name))
+    return name if name is None or "{}" in name or name in known_template_sets() else read_lines(Path(name))

@@ -27,8 +27,9 @@ from lamplit.metrics.probe import SEEDS, draw, ridge_accuracy
 from lamplit.metrics.results import Result
 from lamplit.model import LiT, as_model
 from lamplit.zeroshot.classifier import average_prompts
+from lamplit.zeroshot.names import as_templates
 from lamplit.zeroshot.names import templates as template_set
-from lamplit.zeroshot.prompts import canonicalize
+from lamplit.zeroshot.prompts import canonicalize, fill
 
 ResizeMode = Literal["squash", "crop", "own"]
 _CROP = 0.875  # big_vision's central crop; a task of classification may have another
@@ -62,7 +63,8 @@ def run_benchmarks(
         resize_mode: how images are brought to the tower's size: `squash`, plainly resized whatever their aspect ratio
             (the paper's public models); `crop`, a short side of size / 0.875 and the centre (its private ones; / 0.75
             for ImageNet-A); `own`, as the tower's library does.
-        templates: name of a set or prompts with `{}`, instead of each benchmark's own.
+        templates: prompts with `{}` for the class name, or one of them, or the name of a set such as `clip-80`, instead
+            of each benchmark's own.
         canonical: lower-case prompts without punctuation, as big_vision's evaluator does; not for models of cased text.
         few_shot: also fit a linear probe on so many training images of each class, if a data set has any: the mean of
             three draws. The probe is fitted in closed form to whitened vectors (table 3 of the paper).
@@ -76,7 +78,8 @@ def run_benchmarks(
         The results of every benchmark, in order: of each task zero-shot classification or retrieval, then the probe.
 
     Raises:
-        UsageError: no such benchmark or template set, or a data set that is not laid out as expected.
+        UsageError: no such benchmark or template set, or a template without `{}`.
+        PairsError: a data set is not laid out as expected.
         StoreError: none of a data set's images can be used.
         TowerError: images must be embedded, and the image tower cannot be opened.
 
@@ -85,6 +88,8 @@ def run_benchmarks(
     """
     if resize_mode not in get_args(ResizeMode):
         raise UsageError(f"there is no resize mode {resize_mode!r}; type one of {', '.join(get_args(ResizeMode))}")
+    prompts = None if templates is None else as_templates(templates)
+    fill("", prompts or ())  # refused before a long run
     named = list(benchmarks.items()) if isinstance(benchmarks, Mapping) else list(benchmarks)
     opened = as_model(model, device=device, towers="text")
     folder = Path(cache or cache_folder())
@@ -96,7 +101,8 @@ def run_benchmarks(
         texts=texts,
         metadata=model_metadata(opened, texts.fingerprint),
         resize_mode=resize_mode,
-        templates=templates,
+        template_set=templates if isinstance(templates, str) and templates not in (prompts or ()) else None,
+        prompts=prompts,
         canonical=canonical,
         few_shot=few_shot,
         thumbnails=out is not None,
@@ -119,7 +125,8 @@ class _Run:
     texts: TextVectors
     metadata: Mapping[str, str]
     resize_mode: ResizeMode
-    templates: str | Sequence[str] | None
+    template_set: str | None  # its name; None if prompts of one's own are given, or none
+    prompts: Sequence[str] | None  # instead of each benchmark's own
     canonical: bool
     few_shot: int | None
     thumbnails: bool
@@ -146,13 +153,13 @@ class _Run:
             entry_class=task.entry_class,
             logit_multiplier=float(self.model.logit_multiplier.detach()),
         )
-        named = task.templates if self.templates is None else self.templates
+        named = task.templates if self.prompts is None else self.template_set
         protocol = {
-            "templates": named if isinstance(named, str) else "own",
+            "templates": named or "own",
             "prompts_per_name": len(prompts),
             "canonicalized": self.canonical,
         }
-        if not isinstance(named, str):
+        if named is None:
             protocol["prompts"] = prompts
         subject = self._subject(task, task.test.images, len(task.test.labels) - len(usable), started, protocol)
 
@@ -203,10 +210,7 @@ class _Run:
         return average_prompts(self.texts.encode, names, prompts)
 
     def _prompts(self, task: Classification) -> list[str]:
-        if self.templates is not None:
-            prompts = template_set(self.templates) if isinstance(self.templates, str) else list(self.templates)
-        else:
-            prompts = list(task.template_texts or template_set(task.templates))
+        prompts = list(self.prompts or task.template_texts or template_set(task.templates))
         return [canonicalize(prompt) for prompt in prompts] if self.canonical else prompts
 
     def _preprocessing(self, task: Task, images: ImageSet) -> Preprocessing:

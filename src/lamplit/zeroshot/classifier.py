@@ -125,7 +125,7 @@ def class_list(model: LiT, class_names: Sequence[str], templates: str | Sequence
             letters.
         TowerError: the model was loaded without its text tower.
     """
-    names, prompts = _list_names(class_names), list_texts(as_templates(templates))[0]
+    names, prompts = _list_names(class_names), as_templates(templates)
     require_short(names, prompts)  # before anything is encoded
     vectors = class_vectors(model, names, prompts).cpu()
     return ClassList(

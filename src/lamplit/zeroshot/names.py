@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from lamplit.data.inputs import list_texts
 from lamplit.errors import UsageError
 from lamplit.zeroshot.prompts import DEFAULT_TEMPLATES
 
@@ -51,12 +52,15 @@ def as_templates(
         others: further words that the caller could have given, for the message.
 
     Raises:
-        UsageError: there is no such set.
+        UsageError: there is no such set, or nothing is given, or something else than texts.
     """
     if given is None:
         return list(DEFAULT_TEMPLATES)
     if not isinstance(given, str):
-        return list(given)
+        prompts, _ = list_texts(given)
+        if not prompts:
+            raise UsageError("no templates to put the classes into; give one a line, such as: a photo of a {}.")
+        return prompts
     if "{}" in given:
         return [given]
     sets = known_template_sets() if sets is None else sets
