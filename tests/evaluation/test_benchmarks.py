@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,28 @@ def test_image_that_cannot_be_used_is_counted_and_told(
         assert len(told) == 1
         assert told[0].startswith("shapes: 1 images could not be used; reasons in ")
         assert "ring/bad.png" in Path(told[0].rpartition(" ")[2]).read_text()
+
+
+def test_none_of_the_images_can_be_used(model: LiT, by_class: Path, image_folder: Path, tmp_path: Path) -> None:
+    """The store still has those that were there before."""
+    root = coco(tmp_path / "coco", image_folder)
+    run_benchmarks(model, [("folder", by_class), ("coco", root)], cache=tmp_path)
+    for file in list(by_class.glob("*/*")):
+        file.unlink()
+        file.with_name(f"new-{file.name}").write_bytes(b"no image")
+    said = "shapes: none of its 60 images could be used; reasons in (.*)"
+    with pytest.raises(StoreError, match=said) as caught:
+        run_benchmarks(model, {"folder": by_class}, cache=tmp_path)
+    found = re.search(said, str(caught.value))
+    assert found is not None
+    assert len(Path(found[1]).read_text().splitlines()) == 60
+    listed = (root / "dataset_coco.json").read_text()
+    for file in list((root / "val2014").iterdir()):
+        file.with_name(f"new-{file.name}").write_bytes(b"no image")
+        listed = listed.replace(file.name, f"new-{file.name}")
+    (root / "dataset_coco.json").write_text(listed)
+    with pytest.raises(StoreError, match="MS-COCO: none of its 6 images could be used; reasons in "):
+        run_benchmarks(model, {"coco": root}, cache=tmp_path)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,10 +31,18 @@ class ImageVectors:
 
     rows: Mapping[str, int]  # by id; an image that cannot be used has none
     zimg: Tensor  # (N, D) unit vectors
+    reasons: Path  # the file that says why images cannot be used; there is none if all can
 
-    def usable(self, ids: Iterable[str]) -> list[str]:
-        """Keep the ids of images that have a vector."""
-        return [id_ for id_ in ids if id_ in self.rows]
+    def usable(self, ids: Collection[str], title: str) -> list[str]:
+        """Keep the ids of images that have a vector.
+
+        Raises:
+            StoreError: none has; the message says of which `title`.
+        """
+        found = [id_ for id_ in ids if id_ in self.rows]
+        if not found:
+            raise StoreError(f"{title}: none of its {len(ids):,} images could be used; reasons in {self.reasons}")
+        return found
 
     def of(self, ids: Sequence[str]) -> Tensor:
         """Return the vectors of some images, (number of ids, D)."""
@@ -67,7 +75,7 @@ class BenchmarkImages:
         store, skipped = self._store(images, preprocessing)
         if self._last is None or self._last[0] != store.path:
             rows = {id_: row for row, id_ in enumerate(store.column("id"))}
-            self._last = store.path, ImageVectors(rows, self._project(store))
+            self._last = store.path, ImageVectors(rows, self._project(store), _skipped_file(store))
         if skipped:
             logger.warning("%s: %d images could not be used; reasons in %s", title, len(skipped), _skipped_file(store))
         return self._last[1]

@@ -143,7 +143,7 @@ class _Run:
     def _classify(self, task: Classification) -> Result:
         started = time.monotonic()
         vectors = self._vectors(task, task.test.images)
-        usable = vectors.usable(task.test.labels)
+        usable = vectors.usable(task.test.labels, task.title)
         labels = [tuple(task.test.labels[id_]) for id_ in usable]
         prompts = self._prompts(task)
         answers = scoring.answer(
@@ -173,7 +173,7 @@ class _Run:
     def _retrieve(self, task: Retrieval) -> Result:
         started = time.monotonic()
         vectors = self._vectors(task, task.images)
-        usable = vectors.usable(task.captions)
+        usable = vectors.usable(task.captions, task.title)
         texts = [text for id_ in usable for text in task.captions[id_]]
         counts = torch.tensor([len(task.captions[id_]) for id_ in usable])
         links = torch.arange(len(usable)).repeat_interleave(counts), torch.arange(len(texts))
@@ -185,7 +185,7 @@ class _Run:
         started = time.monotonic()
         examples = self._draw_examples(task, training(), shots)
         vectors = self._vectors(task, task.test.images)
-        usable = vectors.usable(task.test.labels)
+        usable = vectors.usable(task.test.labels, task.title)
         zimg, labels = vectors.of(usable), torch.tensor([task.test.labels[id_][0] for id_ in usable])
         right = torch.stack([ridge_accuracy(*drawn, zimg, labels) for drawn in examples]).mean(0)
         words = f"ridge regression on {shots} training images a class, mean of {len(SEEDS)} draws, unit vectors"
