@@ -374,13 +374,18 @@ def test_retrieval_by_hand(model: LiT, image_folder: Path, tmp_path: Path) -> No
     assert recalls_by_hand(model, root) == pytest.approx({name: found.metrics[name].value for name in RECALLS})
 
 
-def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: Path, tmp_path: Path) -> None:
-    root = tmp_path / "split"
+def in_splits(by_class: Path, root: Path) -> Path:
+    """A third of the images of each class in `test`, the others in `train`."""
     for folder in by_class.iterdir():
         for number, file in enumerate(sorted(folder.iterdir())):
             target = root / ("test" if number % 3 == 0 else "train") / folder.name / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
+    return root
+
+
+def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    root = in_splits(by_class, tmp_path / "split")
     zero_shot, probe = run_benchmarks(model, {"folder": root}, few_shot=2, resize_mode="own", cache=tmp_path)
     assert (zero_shot.task, probe.task) == ("zero-shot classification", "few-shot classification")
     assert (zero_shot.images, probe.images, probe.main_metric) == (20, 20, "2-shot_accuracy")
@@ -398,3 +403,21 @@ def test_few_shot_probe_embeds_what_is_drawn_and_no_more(model: LiT, by_class: P
     assert again[1].metrics == probe.metrics
     with pytest.raises(UsageError, match=r"class 0 has 8 examples and 9 are to be drawn"):
         run_benchmarks(model, {"folder": root}, few_shot=9, cache=tmp_path)
+
+
+def test_training_images_that_cannot_be_used_are_told(model: LiT, by_class: Path, tmp_path: Path) -> None:
+    root = in_splits(by_class, tmp_path / "split")
+    rings = sorted((root / "train/ring").iterdir())
+    for file in rings[:2]:
+        file.write_bytes(b"no image")
+    _, probe = run_benchmarks(model, {"folder": root}, few_shot=8, resize_mode="own", cache=tmp_path)
+    assert (probe.images, probe.skipped) == (20, 0)
+    assert probe.protocol["probe"].startswith("ridge regression on 6 to 8 training images a class, ")
+    assert probe.protocol["notes"] == [
+        "2 of the 40 training images that were drawn could not be used, and were left out"
+    ]
+    for file in rings:
+        file.write_bytes(b"no image")
+    said = r"split: none of the 8 training images that were drawn of class 'ring' could be used; reasons in "
+    with pytest.raises(StoreError, match=said):
+        run_benchmarks(model, {"folder": root}, few_shot=8, resize_mode="own", cache=tmp_path / "afresh")

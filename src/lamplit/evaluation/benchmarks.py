@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lamplit.data.decoding.preprocessing import Preprocessing
 from lamplit.data.valid_text import valid_id
-from lamplit.errors import UsageError
+from lamplit.errors import StoreError, UsageError
 from lamplit.evaluation.benchmark_images import BenchmarkImages, ImageVectors, find_images, some_images
 from lamplit.evaluation.model_metadata import model_metadata
 from lamplit.evaluation.protocols.known import read_tasks
@@ -80,7 +80,7 @@ def run_benchmarks(
     Raises:
         UsageError: no such benchmark or template set, or a template without `{}`.
         PairsError: a data set is not laid out as expected.
-        StoreError: none of a data set's images can be used.
+        StoreError: none of a data set's images can be used, or none of a class's training images.
         TowerError: images must be embedded, and the image tower cannot be opened.
 
     Example:
@@ -114,6 +114,15 @@ def run_benchmarks(
         if out is not None:
             result.write(out)
     return results
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Training images of a few-shot probe."""
+
+    draws: Sequence[tuple[Tensor, Tensor]]  # vectors and labels of each
+    fewest: int  # images of the class that has the fewest in a draw
+    notes: Sequence[str]  # what could not be used
 
 
 @dataclass
@@ -187,21 +196,39 @@ class _Run:
         vectors = self._vectors(task, task.test.images)
         usable = vectors.usable(task.test.labels, task.title)
         zimg, labels = vectors.of(usable), torch.tensor([task.test.labels[id_][0] for id_ in usable])
-        right = torch.stack([ridge_accuracy(*drawn, zimg, labels) for drawn in examples]).mean(0)
-        words = f"ridge regression on {shots} training images a class, mean of {len(SEEDS)} draws, unit vectors"
+        right = torch.stack([ridge_accuracy(*drawn, zimg, labels) for drawn in examples.draws]).mean(0)
+        of_class = f"{shots}" if examples.fewest == shots else f"{examples.fewest} to {shots}"
+        words = f"ridge regression on {of_class} training images a class, mean of {len(SEEDS)} draws, unit vectors"
         skipped = len(task.test.labels) - len(usable)
-        subject = self._subject(task, task.test.images, skipped, started, {"probe": words})
+        protocol = {"probe": words, "notes": [*task.notes, *examples.notes]}
+        subject = self._subject(task, task.test.images, skipped, started, protocol)
         return probe_result(subject, right, shots, len(_class_names(task)))
 
-    def _draw_examples(self, task: Classification, training: Labelled, shots: int) -> list[tuple[Tensor, Tensor]]:
-        """Return vectors and labels of each draw; only images that are drawn are embedded."""
+    def _draw_examples(self, task: Classification, training: Labelled, shots: int) -> _Examples:
+        """Draw training images, and embed no others; those that cannot be used are missing in their draws.
+
+        Raises:
+            StoreError: a class has none in a draw.
+        """
         ids = list(training.labels)
         truth = torch.tensor([training.labels[id_][0] for id_ in ids])
         draws = [draw(truth, shots, seed) for seed in SEEDS]
         chosen = torch.unique(torch.cat(draws)).tolist()
         vectors = self._vectors(task, some_images(training.images, [ids[row] for row in chosen]))
         rows = [[row for row in drawn.tolist() if ids[row] in vectors.rows] for drawn in draws]
-        return [(vectors.of([ids[row] for row in some]), truth[some]) for some in rows]
+        counts = torch.stack([torch.bincount(truth[some], minlength=int(truth.max()) + 1) for some in rows])
+        if (fewest := int(counts.min())) == 0:
+            name = _class_names(task)[int(counts.amin(0).argmin())]
+            raise StoreError(
+                f"{task.title}: none of the {shots} training images that were drawn of class {name!r} could be used; "
+                f"reasons in {vectors.reasons}; replace these images, or ask for more shots"
+            )
+        missing = sum(ids[row] not in vectors.rows for row in chosen)
+        note = (
+            f"{missing:,} of the {len(chosen):,} training images that were drawn could not be used, and were left out"
+        )
+        draws = [(vectors.of([ids[row] for row in some]), truth[some]) for some in rows]
+        return _Examples(draws, fewest, [note] if missing else [])
 
     def _class_entries(self, task: Classification, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors of the task's entries, (E, D)."""
