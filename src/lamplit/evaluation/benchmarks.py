@@ -227,8 +227,8 @@ class _Run:
         note = (
             f"{missing:,} of the {len(chosen):,} training images that were drawn could not be used, and were left out"
         )
-        draws = [(vectors.of([ids[row] for row in some]), truth[some]) for some in rows]
-        return _Examples(draws, fewest, [note] if missing else [])
+        examples = [(vectors.of([ids[row] for row in some]), truth[some]) for some in rows]
+        return _Examples(examples, fewest, [note] if missing else [])
 
     def _class_entries(self, task: Classification, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors of the task's entries, (E, D)."""
