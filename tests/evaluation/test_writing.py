@@ -267,7 +267,7 @@ def test_same_results_make_the_same_bytes(folder: Path, report: Report, tmp_path
 
 def test_against_another_folder_a_file_and_nothing(folder: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
-    write(old, "stamps", "Stamps", "my_model", 0.4)
+    write(old, "stamps", f"Stamps {PIPES}", "my_model", 0.4)
     report = write_report(folder, against=old, out=tmp_path / "a")
     [row] = [row for row in report.rows if row.benchmark == "stamps" and row.metric == "accuracy@1"]
     assert (row.distance, row.verdict, row.same_model) == ("+10.0", "above", True)

@@ -33,7 +33,7 @@ FORMAT_1 = Path(__file__).parent / "format1"  # as lamplit wrote them before "pi
 def test_roundtrip_json(tmp_path: Path):
     written = result(per_class=[{"name": "<b>", "images": 3, "accuracy": 0.1}], recall_curve={"a": [0.1, 0.2]})
     file = written.write(tmp_path / "new")
-    assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.37e3cd22.json"
+    assert file.name == "imagenet-v2.en.zero-shot.runs_my_model.29d920d6.json"
     assert read_results(tmp_path / "new") == [written]
 
 

@@ -97,8 +97,8 @@ class Result:
 
     @property
     def subject(self) -> str:
-        """What was measured: data set, column and split."""
-        return " | ".join((self.dataset, self.column, self.split))
+        """What was measured, wherever it lies: data set, column and split."""
+        return " | ".join((Path(self.dataset).name, self.column, self.split))
 
     @property
     def way(self) -> str:
@@ -115,7 +115,7 @@ class Result:
         So only a second run of the same measurement of the same model has the same name.
         """
         fingerprint = self.model.get("fingerprint", "")
-        digest = _digest([self.source, self.subject, self.task, self.way, fingerprint])
+        digest = _digest([self.source, self.dataset, self.column, self.split, self.task, self.way, fingerprint])
         model = "-".join(filter(None, (_part(self.model["name"]), fingerprint[:8])))
         name = Path(self.dataset).name
         known = _letters(name) in (_letters(self.benchmark), _letters(f"{self.benchmark}.lance"))
