@@ -221,7 +221,7 @@ class _Run:
             name = _class_names(task)[int(counts.amin(0).argmin())]
             raise StoreError(
                 f"{task.title}: none of the {shots} training images that were drawn of class {name!r} could be used; "
-                f"reasons in {vectors.reasons}; replace these images, or ask for more shots"
+                f"reasons in {vectors.reasons}; take these images away, or ask for more shots"
             )
         missing = sum(ids[row] not in vectors.rows for row in chosen)
         note = (
