@@ -44,7 +44,12 @@ def test_csv_rows(tmp_path: Path, content: str, rows: list[dict[str, str]]) -> N
     [
         ("a.csv", "a,b\n1,2,3\n4,5\n", ["4"], "a.csv, line 2: expected 2 cells, as in the header, and found 3"),
         ("a.csv", 'a,b\n1,2\n3,"4\n5,6\n', ["1"], "a.csv, line 3: a quote in the row that begins here is never closed"),
-        ("a.csv", "a,b\n1,2\n" + "x" * 200_000 + ",1\n", ["1"], "a.csv, line 3: this is not a row (field larger than"),
+        (
+            "a.csv",
+            "a,b\n1,2\n" + "x" * (2**24 + 1) + ",1\n",
+            ["1"],
+            "a.csv, line 3: this is not a row (field larger than",
+        ),
         ("a.jsonl", '{"a": "1"}\n{"a\n{"a": "2"}', ["1", "2"], "a.jsonl, line 2: this is not JSON (Invalid control"),
         ("a.jsonl", '["a"]\n{"a": "2"}', ["2"], "a.jsonl, line 1: this is a list; expected an object"),
         ("a.jsonl", "[" * 100_000 + '\n{"a": "2"}', ["2"], "a.jsonl, line 1: this is not JSON ("),
@@ -62,6 +67,19 @@ def test_rows_that_cannot_be_read_are_listed_once(
     [problem] = bad.problems
     assert f"{problem.id}: {problem.reason}".startswith(listed)
     assert problem.path == str(file)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_long_cell_costs_nothing(tmp_path: Path, name: str) -> None:
+    """Python's reader ends at 131,072 characters, and with it would end the file."""
+    comma = "," if name == "a.csv" else "\t"
+    long = "x" * 200_000
+    file = write(
+        tmp_path / name, "\n".join(comma.join(cells) for cells in (("a", "b"), (long, "1"), (f'"{long}"', "2")))
+    )
+    bad = BadRows(file)
+    assert [row["a"] for row in open_table(file, bad=bad).rows()] == [long, long]
+    assert bad.problems == []
 
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:

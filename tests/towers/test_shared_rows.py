@@ -88,6 +88,8 @@ def test_sight_is_found_and_the_modes_stay(attention: str) -> None:
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     assert find_sight(model, 80, 60, 0) == "all"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert find_sight(model, 80, 60, 0) == "all", "whenever it is asked, it is the same"
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -31,7 +31,7 @@ def contact_sheet(found: Mapping[str, Sequence[Hit]], out: str | Path) -> None:
         out: the image file to write; its ending decides the format.
 
     Raises:
-        UsageError: the hits have no queries, or `out` ends in something else than .png, .jpg or .webp.
+        UsageError: the hits are not by their query, or `out` ends in something else than .png, .jpg or .webp.
 
     Example:
         >>> searcher = lamplit.Searcher("runs/stamps", "stamps.lance")

@@ -20,6 +20,7 @@ _USUAL = {".csv": ",", ".tsv": "\t"}
 # A quote that opens a cell of tabs or bars and is not closed within so many lines is a plain character.
 _MAX_CELL_LINES = 100
 _UNNAMED = "Unnamed: "
+_MAX_CELL = 2**24  # characters; Python's own limit is 131,072, which a long caption exceeds
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class DelimitedFile:
             yield from lines
             has_ended = True
 
+        csv.field_size_limit(_MAX_CELL)  # of the process
         lines = until_end(islice(opened, self.start, None))
         reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.skips_space)
         start = self.start + 1
@@ -179,6 +181,7 @@ class DelimitedFile:
                 used.append(each)
                 yield each
 
+        csv.field_size_limit(_MAX_CELL)
         reader = csv.reader(taken(), delimiter=self.delimiter, skipinitialspace=self.skips_space, strict=True)
         try:
             cells = next(reader)

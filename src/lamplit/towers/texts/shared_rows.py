@@ -131,6 +131,9 @@ def row_inputs(
 def find_sight(encoder: nn.Module, longest: int, vocabulary: int, pad_id: int) -> Sight | None:
     """Try whether an encoder reads texts that share a row as it reads them alone; None if it does not.
 
+    It reads in the precision of its weights, also inside `autocast`: what is found must not depend on when it is asked,
+    or a run that goes on would group its texts otherwise than one that was never stopped.
+
     Args:
         encoder: takes `input_ids`, `attention_mask` and `position_ids`, if it can do this at all.
         longest: text that it reads, in tokens.
@@ -146,12 +149,13 @@ def find_sight(encoder: nn.Module, longest: int, vocabulary: int, pad_id: int) -
     rows = SharedRows([[1, 0, 2]], sum(map(len, texts)))
     encoder.eval()
     try:
-        alone = [encoder(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0] for ids in texts]
-        true = torch.cat([alone[place] for place in rows.texts[0]])
-        for sight in ("all", "before"):
-            given = row_inputs(texts, rows, encoder, sight=sight, pad_id=pad_id)
-            if _is_close(given.read(encoder), true):
-                return sight
+        with torch.autocast(device.type, enabled=False):
+            alone = [encoder(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0] for ids in texts]
+            true = torch.cat([alone[place] for place in rows.texts[0]])
+            for sight in ("all", "before"):
+                given = row_inputs(texts, rows, encoder, sight=sight, pad_id=pad_id)
+                if _is_close(given.read(encoder), true):
+                    return sight
     except (*READ_ERRORS, NotImplementedError):  # it takes no such mask, or no positions
         return None
     finally:
