@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import open_clip
 import pytest
+import timm
 import torch
 from conftest import wordpiece_tokenizer
 from PIL import Image
@@ -110,6 +111,10 @@ def open_text(kind: str, pooling: str | None, width: int, folder: Path) -> TextT
 
 
 def open_image(name: str, folder: Path) -> ImageTower:
+    if name == "saved":  # without a head, and of a size of its own
+        made = timm.create_model("test_vit", num_classes=0, img_size=96)
+        timm.models.save_for_hf(made, folder / "image", model_args={"num_classes": 0, "img_size": 96})
+        return open_image_tower(f"timm:local-dir:{folder / 'image'}")
     if not name.startswith("hf"):
         return open_image_tower(f"timm:{name}", weights="random")
     ViTModel(ViTConfig(**VIT), add_pooling_layer=name == "hf with pooler").save_pretrained(folder / "image")
@@ -145,6 +150,7 @@ def largest(found: Tensor, expected: Tensor) -> float:
     ("text", "image", "pooling"),
     [
         ("bert", "test_vit", None),
+        ("bert", "saved", None),
         ("xlm-roberta", "hf", None),
         pytest.param("bert", "hf with pooler", None, marks=pytest.mark.slow),
         pytest.param("roberta", "test_efficientnet", None, marks=pytest.mark.slow),
@@ -332,6 +338,7 @@ def test_open_clip_after_a_move(tmp_path: Path) -> None:
         ("t5", "test_vit", None, "bert, roberta and xlm-roberta, and .* is t5"),
         ("bert", "test_vit", "last", "reads the last token"),
         ("bert", "hf", None, "open_clip opens image towers of timm"),
+        ("bert", "saved", None, "open_clip builds timm's models by their names alone, and .* has img_size of its own"),
     ],
 )
 def test_towers_that_open_clip_cannot_hold(

@@ -85,6 +85,11 @@ def write(model: LiT, folder: Path, sample: Sample) -> ExportReport:
 def _model_config(model: LiT, image: ImageTower, text: TextTower, folder: Path) -> dict[str, Any]:
     if image.config["library"] != "timm":
         raise TowerError(f"open_clip opens image towers of timm, and {image.spec} is none; use --to onnx")
+    if own := sorted((image.config.get("args") or {}).keys() - {"num_classes", "global_pool"}):
+        raise TowerError(
+            f"open_clip builds timm's models by their names alone, and {image.spec} has {' and '.join(own)} of its "
+            "own; use --to onnx"
+        )
     if image.pool is not None:
         raise TowerError(f"open_clip pools as timm does, and {image.spec} was opened with {image.pool}; use --to onnx")
     height, width = image.preprocessing.image_size

@@ -91,9 +91,11 @@ def _vision_config(tower: ImageTower) -> dict[str, Any]:
         raise TowerError(f"{NAME} leaves out the projection of CLIP that {tower.spec} ends with; use --to onnx")
     if tower.config["library"] == "timm":
         nameless: dict[str, Any] = {"num_classes": 0, "label_names": []}
+        # transformers gives num_classes itself.
+        args = {name: value for name, value in (tower.config.get("args") or {}).items() if name != "num_classes"}
         return {
             "model_type": "timm_wrapper", "architecture": tower.config["name"], "hidden_size": tower.width, **nameless,
-            "model_args": tower.config.get("args"),
+            "model_args": args or None,
         }  # fmt: skip
     if tower.config["library"] != "transformers":
         raise TowerError(
