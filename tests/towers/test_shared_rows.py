@@ -80,6 +80,14 @@ def test_what_fills_a_row_is_seen_by_no_text() -> None:
     assert torch.equal(one, other)
 
 
+def test_sight_is_the_same_whenever_it_is_asked() -> None:
+    """A run that goes on asks in the middle of a step in bfloat16, where an encoder of this width is less exact."""
+    model = encoder(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert find_sight(model, 80, 60, 0) == "all"
+    assert find_sight(model, 80, 60, 0) == "all"
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_sight_is_found_and_the_modes_stay(attention: str) -> None:
     model = encoder(attn_implementation=attention)
@@ -88,8 +96,6 @@ def test_sight_is_found_and_the_modes_stay(attention: str) -> None:
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     assert find_sight(model, 80, 60, 0) == "all"
-    with torch.autocast("cpu", torch.bfloat16):
-        assert find_sight(model, 80, 60, 0) == "all", "whenever it is asked, it is the same"
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
